@@ -1,0 +1,125 @@
+"""From what Hydra composed to checked settings: which keys exist, and which values are allowed."""
+
+import difflib
+import math
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from vld.errors import UserError
+from vld.settings import Config
+
+ConfigStore.instance().store(name="schema", node=Config)
+
+
+def typed_config(composed: DictConfig) -> Config:
+    """Turn what Hydra composed into a valid `Config`, or raise a `UserError` with a line for everything wrong."""
+    unknown = [_unknown_key(key) for key in _keys_beyond(composed, Config)]
+    if unknown:
+        raise UserError("\n".join(unknown))
+    settings = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    missing = sorted(str(key) for key in OmegaConf.missing_keys(settings))
+    if missing:
+        raise UserError("\n".join(f"{key}: a value is needed, say {key}=…" for key in missing))
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), settings))
+    assert isinstance(config, Config)
+    problems = list(_problems(config))
+    if problems:
+        raise UserError("\n".join(problems))
+    return config
+
+
+def option_names(schema: type = Config, prefix: str = "") -> list[str]:
+    """Every option's dotted name, depth first."""
+    names: list[str] = []
+    for entry in fields(schema):
+        if isinstance(entry.type, type) and is_dataclass(entry.type):
+            names += option_names(entry.type, f"{prefix}{entry.name}.")
+        else:
+            names.append(prefix + entry.name)
+    return names
+
+
+def _unknown_key(key: str) -> str:
+    near = difflib.get_close_matches(key, option_names(), n=1)
+    return f"{key}: no such option{f', did you mean {near[0]}?' if near else ''} (--help lists them)"
+
+
+def _keys_beyond(composed: DictConfig, schema: type, prefix: str = "") -> Iterator[str]:
+    """Keys that `+key=value` added: Hydra lets them through, and nothing would ever read them."""
+    known = {entry.name: entry.type for entry in fields(schema)}
+    for key in composed:
+        if key == "hydra":
+            continue
+        if key not in known:
+            yield f"{prefix}{key!s}"
+            continue
+        kind = known[str(key)]
+        if isinstance(kind, type) and is_dataclass(kind):
+            yield from _keys_beyond(composed[key], kind, f"{prefix}{key}.")
+
+
+def _problems(config: Config) -> Iterator[str]:
+    def number(name: str, value: float, allowed: str, good: bool) -> Iterator[str]:
+        if not (math.isfinite(value) and good):
+            yield f"{name}={value}: must be {allowed}"
+
+    def choice(name: str, value: str, allowed: tuple[str, ...]) -> Iterator[str]:
+        if value not in allowed:
+            yield f"{name}={value}: must be one of {', '.join(allowed)}"
+
+    def whole(name: str, value: int, least: int) -> Iterator[str]:
+        yield from number(name, value, f"a whole number of at least {least}", value >= least)
+
+    def positive(name: str, value: float) -> Iterator[str]:
+        yield from number(name, value, "a number above 0", value > 0)
+
+    yield from whole("dataset.store_size", config.dataset.store_size, 8)
+    for option, value in (("dataset.name", config.dataset.name), ("dataset.folder", config.dataset.folder)):
+        if not value.strip() or value in (".", ".."):
+            yield f"{option}={value}: must be the name of a folder"
+    if "/" in config.dataset.name:
+        yield f"dataset.name={config.dataset.name}: must not contain '/'"
+
+    yield from choice("backbone.library", config.backbone.library, ("torchvision", "timm"))
+    yield from positive("backbone.feature_scale", config.backbone.feature_scale)
+    for option, triple in (("backbone.mean", config.backbone.mean), ("backbone.std", config.backbone.std)):
+        if (
+            len(triple) != 3
+            or not all(math.isfinite(v) for v in triple)
+            or (option.endswith("std") and min(triple) <= 0)
+        ):
+            yield f"{option}={triple}: must be three numbers{' above 0' if option.endswith('std') else ''}"
+
+    yield from choice("method", config.method.name, ("erm",))
+    yield from choice("optim", config.optim.name, ("sgd", "adam"))
+    yield from positive("optim.lr", config.optim.lr)
+    yield from number("optim.weight_decay", config.optim.weight_decay, "at least 0", config.optim.weight_decay >= 0)
+    yield from number("optim.momentum", config.optim.momentum, "in [0, 1)", 0 <= config.optim.momentum < 1)
+    yield from whole("optim.steps", config.optim.steps, 1)
+    milestones = config.optim.milestones
+    if any(step < 1 for step in milestones) or sorted(set(milestones)) != milestones:
+        yield f"optim.milestones={milestones}: must be increasing numbers of steps, each at least 1"
+    yield from number("optim.gamma", config.optim.gamma, "in (0, 1]", 0 < config.optim.gamma <= 1)
+    yield from positive("optim.last_layer_lr_factor", config.optim.last_layer_lr_factor)
+
+    yield from whole("image_size", config.image_size, 8)
+    yield from number("dropout", config.dropout, "in [0, 1)", 0 <= config.dropout < 1)
+    yield from whole("batch_size", config.batch_size, 1)
+    yield from whole("eval_every", config.eval_every, 1)
+    for option in ("seed", "split_seed", "head_seed"):
+        value = getattr(config, option)
+        yield from number(option, value, "a whole number from 0 to 2^31 - 1", 0 <= value < 2**31)
+    if config.device not in ("auto", "cpu", "cuda") and not config.device.removeprefix("cuda:").isdigit():
+        yield f"device={config.device}: must be auto, cpu, cuda or cuda:<index>"
+    yield from choice("precision", config.precision, ("auto", "fp32", "bf16"))
+    yield from choice("wandb.mode", config.wandb.mode, ("disabled",))
+    yield from _test_domain_problems(config.test_domain)
+
+
+def _test_domain_problems(test_domain: object) -> Iterator[str]:
+    entries = test_domain if isinstance(test_domain, list) else [test_domain]
+    if not entries or not all(isinstance(e, str | int) and not isinstance(e, bool) and e != "" for e in entries):
+        yield f"test_domain={test_domain}: must be all, a domain's name or index, or a list of those"

@@ -1,0 +1,181 @@
+"""The study's training transform, on whole batches: every image has its own random parameters.
+
+RandomResizedCrop(scale 0.7-1.0, ratio 3/4-4/3), horizontal flip 0.5, ColorJitter(0.3, 0.3, 0.3, 0.3),
+RandomGrayscale(0.1), as DomainBed composes them. Parameters are drawn with torchvision's distributions from a NumPy
+generator; applying them is deterministic and equals torchvision's functions on float images.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+CROP_SCALE = (0.7, 1.0)
+CROP_RATIO = (3 / 4, 4 / 3)
+CROP_ATTEMPTS = 10
+FLIP_PROBABILITY = 0.5
+JITTER = 0.3
+GRAYSCALE_PROBABILITY = 0.1
+
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+
+
+@dataclass(frozen=True)
+class AugmentParameters:
+    """What is done to each of B images.
+
+    crops: int64 [B, 4], (top, left, height, width) in pixels of the original image.
+    flips, grays: bool [B].
+    order: int64 [B, 4], the order of the four colour operations (BRIGHTNESS, CONTRAST, SATURATION, HUE).
+    factors: float32 [B, 4], their strengths, indexed by operation.
+    """
+
+    crops: Tensor
+    flips: Tensor
+    order: Tensor
+    factors: Tensor
+    grays: Tensor
+
+    def to(self, device: torch.device) -> "AugmentParameters":
+        return AugmentParameters(
+            *(t.to(device, non_blocking=True) for t in (self.crops, self.flips, self.order, self.factors, self.grays))
+        )
+
+
+def draw_parameters(original_sizes: NDArray[np.int64], random: np.random.Generator) -> AugmentParameters:
+    """Draw the parameters of B images with (height, width) in `original_sizes`, int64 [B, 2]."""
+    n = len(original_sizes)
+    crops = _draw_crops(original_sizes, random)
+    flips = random.random(n) < FLIP_PROBABILITY
+    order = random.random((n, 4)).argsort(axis=1)
+    factors = random.uniform(1 - JITTER, 1 + JITTER, (n, 4))
+    factors[:, HUE] -= 1  # hue shifts by a fraction of the circle, around 0
+    grays = random.random(n) < GRAYSCALE_PROBABILITY
+    return AugmentParameters(
+        crops=torch.from_numpy(crops),
+        flips=torch.from_numpy(flips),
+        order=torch.from_numpy(order),
+        factors=torch.from_numpy(factors.astype(np.float32)),
+        grays=torch.from_numpy(grays),
+    )
+
+
+def _draw_crops(sizes: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.int64]:
+    """torchvision's RandomResizedCrop: the first of ten random boxes that fits, else the largest centred one."""
+    n = len(sizes)
+    image_height, image_width = sizes[:, :1], sizes[:, 1:]
+    area = image_height * image_width * random.uniform(*CROP_SCALE, (n, CROP_ATTEMPTS))
+    ratio = np.exp(random.uniform(np.log(CROP_RATIO[0]), np.log(CROP_RATIO[1]), (n, CROP_ATTEMPTS)))
+    width = np.rint(np.sqrt(area * ratio)).astype(np.int64)
+    height = np.rint(np.sqrt(area / ratio)).astype(np.int64)
+    position = random.random((n, 2))
+
+    fits = (width > 0) & (width <= image_width) & (height > 0) & (height <= image_height)
+    first = np.argmax(fits, axis=1)[:, None]
+    fitting = np.concatenate([np.take_along_axis(height, first, 1), np.take_along_axis(width, first, 1)], axis=1)
+    corner = np.floor(position * (sizes - fitting + 1)).astype(np.int64)
+
+    largest = _largest_box(sizes)
+    centred = (sizes - largest) // 2
+    return np.where(
+        fits.any(axis=1)[:, None], np.concatenate([corner, fitting], 1), np.concatenate([centred, largest], 1)
+    )
+
+
+def _largest_box(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(height, width) of the largest box whose ratio is in range, for each image."""
+    height, width = sizes[:, 0], sizes[:, 1]
+    ratio = width / height
+    return np.stack(
+        [
+            np.where(ratio < CROP_RATIO[0], np.rint(width / CROP_RATIO[0]), height),
+            np.where(ratio > CROP_RATIO[1], np.rint(height * CROP_RATIO[1]), width),
+        ],
+        axis=1,
+    ).astype(np.int64)
+
+
+def augment(
+    pixels: Tensor, stored_sizes: Tensor, original_sizes: Tensor, parameters: AugmentParameters, image_size: int
+) -> Tensor:
+    """Apply `parameters` to stored images, uint8 [B, H, W, 3]; return float32 [B, 3, image_size, image_size] in [0, 1]."""
+    images = resized_crop(pixels, stored_sizes, original_sizes, parameters, image_size)
+    images = jitter_colors(images, parameters.order, parameters.factors)
+    return torch.where(parameters.grays[:, None, None, None], luminance(images), images)
+
+
+def resized_crop(
+    pixels: Tensor, stored_sizes: Tensor, original_sizes: Tensor, parameters: AugmentParameters, image_size: int
+) -> Tensor:
+    """Crop, flip and resize (bilinear, antialiased) with one pair of matrix products a batch.
+
+    Boxes are in pixels of the original image; where the stored image is smaller they are scaled along.
+    """
+    batch, height, width, _ = pixels.shape
+    scale = (stored_sizes / original_sizes).float()
+    start, length = parameters.crops[:, :2] * scale, parameters.crops[:, 2:] * scale
+    rows = resize_weights(start[:, 0], length[:, 0], image_size, height)
+    columns = resize_weights(start[:, 1], length[:, 1], image_size, width)
+    columns = torch.where(parameters.flips[:, None, None], columns.flip(1), columns)
+
+    images = torch.bmm(rows, pixels.view(batch, height, width * 3).float() / 255)
+    images = images.view(batch, image_size, width, 3).permute(0, 2, 1, 3).reshape(batch, width, image_size * 3)
+    images = torch.bmm(columns, images).view(batch, image_size, image_size, 3)  # [B, x, y, channel]
+    return images.permute(0, 3, 2, 1).contiguous()
+
+
+def resize_weights(start: Tensor, length: Tensor, size_out: int, size_in: int) -> Tensor:
+    """The matrices [B, size_out, size_in] that resize the box [start, start + length) of each of B lines of pixels.
+
+    A triangle filter as wide as an output pixel (at least one input pixel), of the pixels in the box only: what
+    `torch.nn.functional.interpolate(mode="bilinear", antialias=True)` does to the cropped line.
+    """
+    start, length = start[:, None, None], length[:, None, None]
+    scale = length / size_out
+    centre = start + (torch.arange(size_out, device=start.device)[:, None] + 0.5) * scale
+    pixel = torch.arange(size_in, device=start.device)
+    weights = (1 - (pixel + 0.5 - centre).abs() / scale.clamp(min=1)).clamp(min=0)
+    weights = weights * ((pixel + 1 > start) & (pixel < start + length))
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def jitter_colors(images: Tensor, order: Tensor, factors: Tensor) -> Tensor:
+    """torchvision's ColorJitter on float images [B, 3, h, w]: brightness, contrast, saturation and hue, in each image's order."""
+    for position in range(4):
+        operation = order[:, position]
+        factor = factors.gather(1, operation[:, None])[:, :, None, None]
+        kind = operation[:, None, None, None]
+        # Three of the four are blends of the image with black, its mean luminance, or its luminance.
+        gray = luminance(images)
+        other = torch.where(kind == CONTRAST, gray.mean(dim=(1, 2, 3), keepdim=True), gray)
+        other = torch.where(kind == BRIGHTNESS, 0.0, other)
+        blended = (factor * images + (1 - factor) * other).clamp(0, 1)
+        hue = (operation == HUE).nonzero()[:, 0]
+        blended[hue] = shift_hue(images[hue], factor[hue])
+        images = blended
+    return images
+
+
+def luminance(images: Tensor) -> Tensor:
+    """[B, 3, h, w] to [B, 1, h, w], with torchvision's weights (ITU-R 601-2)."""
+    red, green, blue = images.unbind(1)
+    return (0.2989 * red + 0.587 * green + 0.114 * blue).unsqueeze(1)
+
+
+def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
+    """Turn the hue of images [B, 3, h, w] in [0, 1] by `shift` [B, 1, 1, 1] of a full circle (RGB to HSV and back)."""
+    value = images.amax(1, keepdim=True)
+    chroma = value - images.amin(1, keepdim=True)
+    red, green, blue = images[:, :1], images[:, 1:2], images[:, 2:]
+    safe = torch.where(chroma == 0, 1.0, chroma)
+    sector = torch.where(
+        value == red,
+        (green - blue) / safe,
+        torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+    )
+    # Channel c of the turned colour is value - chroma * clamp(min(k, 4 - k), 0, 1), k = (offset_c + sector) mod 6.
+    offset = torch.tensor([5.0, 3.0, 1.0], device=images.device)[None, :, None, None]
+    k = (offset + sector + 6 * shift) % 6
+    return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)

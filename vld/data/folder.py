@@ -1,0 +1,89 @@
+"""The images of a dataset folder `<root>/<domain>/<class>/*`, in ImageFolder's order, checked before anything is read."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+
+from vld.errors import UserError
+
+# With fewer images the 20 % held-out part of a domain would be empty.
+FEWEST_IMAGES = 5
+
+
+@dataclass(frozen=True)
+class DomainFiles:
+    """One domain: its image files and their class indices, both in ImageFolder's order."""
+
+    name: str
+    files: tuple[Path, ...]
+    labels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class DatasetFiles:
+    """A dataset's domains in sorted order; class index = position in `classes` in every domain."""
+
+    name: str
+    root: Path
+    classes: tuple[str, ...]
+    domains: tuple[DomainFiles, ...]
+
+    @property
+    def domain_names(self) -> tuple[str, ...]:
+        return tuple(domain.name for domain in self.domains)
+
+
+def list_dataset(name: str, root: Path) -> DatasetFiles:
+    """List a dataset folder. Raises `UserError` where it is not one: missing, one domain, unequal or empty classes."""
+    if not root.is_dir():
+        raise UserError(
+            f"dataset={name}: no folder {root}; it must hold <domain>/<class>/<images>"
+            f" (data_dir={root.parent} is where datasets are looked for)"
+        )
+    names = _subfolders(root)
+    if len(names) < 2:
+        raise UserError(
+            f"dataset={name}: {root} has {len(names)} domain folder(s); at least 2 are needed to leave one out"
+        )
+    class_lists = {domain: _subfolders(root / domain) for domain in names}
+    for domain, found in class_lists.items():
+        if not found:
+            raise UserError(f"dataset={name}: domain {domain} has no class folders in {root / domain}")
+    _check_equal_classes(name, class_lists)
+    classes = class_lists[names[0]]
+    if len(classes) < 2:
+        raise UserError(f"dataset={name}: {root} has one class only ({classes[0]}); at least 2 are needed")
+    domains = tuple(_list_domain(name, root / domain, classes) for domain in names)
+    return DatasetFiles(name, root, tuple(classes), domains)
+
+
+def _subfolders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _check_equal_classes(name: str, class_lists: dict[str, list[str]]) -> None:
+    everything = sorted(set().union(*class_lists.values()))
+    gaps = [
+        f"{domain} lacks {', '.join(missing)}"
+        for domain, found in class_lists.items()
+        if (missing := sorted(set(everything) - set(found)))
+    ]
+    if gaps:
+        raise UserError(f"dataset={name}: every domain must have the same classes, but {'; '.join(gaps)}")
+
+
+def _list_domain(name: str, folder: Path, classes: list[str]) -> DomainFiles:
+    samples = make_dataset(
+        str(folder), {label: i for i, label in enumerate(classes)}, extensions=IMG_EXTENSIONS, allow_empty=True
+    )
+    if not samples:
+        raise UserError(f"dataset={name}: domain {folder.name} has no images in {folder} ({', '.join(IMG_EXTENSIONS)})")
+    empty = [label for i, label in enumerate(classes) if i not in {target for _, target in samples}]
+    if empty:
+        raise UserError(f"dataset={name}: domain {folder.name} has no images of {', '.join(empty)}")
+    if len(samples) < FEWEST_IMAGES:
+        raise UserError(
+            f"dataset={name}: domain {folder.name} has {len(samples)} images; at least {FEWEST_IMAGES} are needed"
+        )
+    return DomainFiles(folder.name, tuple(Path(path) for path, _ in samples), tuple(target for _, target in samples))

@@ -1,0 +1,156 @@
+"""Accuracies in and out of distribution, and the choice of the evaluation step that stands for a run."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from vld.data.images import Dataset
+from vld.data.split import split_indices
+from vld.model import Classifier, Prediction
+
+IN, OUT = "in", "out"
+SELECTIONS = ("iid", "last", "oracle_step")
+
+# More images at once do not make evaluation faster on either device, and take memory.
+IMAGES_AT_ONCE = {"cpu": 64, "cuda": 512}
+
+
+@dataclass(frozen=True)
+class EvaluationPart:
+    """A contiguous range of the evaluation images: one part (IN or OUT) of one domain."""
+
+    domain: str
+    part: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """All images of the test domain and the held-out part of the training domains, in a fixed order.
+
+    images: uint8 [n, s, s, 3]; labels: int64 [n]; parts cover them in order.
+    """
+
+    test_domain: str
+    images: Tensor
+    labels: Tensor
+    parts: tuple[EvaluationPart, ...]
+
+
+def evaluation_set(dataset: Dataset, test_domain: str, split_seed: int, device: torch.device) -> EvaluationSet:
+    """The images on which a run that leaves `test_domain` out is evaluated, on `device`."""
+    images, labels, parts = [], [], []
+    start = 0
+    for index, domain in enumerate(dataset.domains):
+        in_indices, out_indices = split_indices(len(domain.labels), index, split_seed)
+        wanted = [(OUT, out_indices)] if domain.name != test_domain else [(IN, in_indices), (OUT, out_indices)]
+        for part, indices in wanted:
+            chosen = torch.from_numpy(indices)
+            images.append(domain.evaluation[chosen])
+            labels.append(domain.labels[chosen])
+            parts.append(EvaluationPart(domain.name, part, start, start + len(chosen)))
+            start += len(chosen)
+    return EvaluationSet(test_domain, torch.cat(images).to(device), torch.cat(labels).to(device), tuple(parts))
+
+
+@torch.inference_mode()
+def predict(model: Classifier, evaluation: EvaluationSet) -> Prediction:
+    """Logits of every evaluation image. Draws no random numbers and leaves the model's mode as it was."""
+    was_training = model.training
+    model.eval()
+    predictions = [
+        model.predict(chunk.permute(0, 3, 1, 2).float() / 255)
+        for chunk in torch.split(evaluation.images, IMAGES_AT_ONCE[evaluation.images.device.type])
+    ]
+    model.train(was_training)
+    return Prediction(
+        torch.cat([prediction.logits for prediction in predictions]),
+        torch.cat([prediction.squared_norms for prediction in predictions]),
+    )
+
+
+@dataclass(frozen=True)
+class Count:
+    """Correct images among so many."""
+
+    correct: int
+    images: int
+
+    def __add__(self, other: "Count") -> "Count":
+        return Count(self.correct + other.correct, self.images + other.images)
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.images
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Correct images per domain and part, and the accuracies that the study derives from them."""
+
+    test_domain: str
+    counts: dict[tuple[str, str], Count]
+
+    @property
+    def iid(self) -> Fraction:
+        """Unweighted mean, over the training domains, of the accuracy on their *out* part: exact, so that ties are ties."""
+        held_out = [count for (domain, _), count in self.counts.items() if domain != self.test_domain]
+        return sum((Fraction(count.correct, count.images) for count in held_out), Fraction()) / len(held_out)
+
+    @property
+    def iid_acc(self) -> float:
+        return float(self.iid)
+
+    @property
+    def ood_acc(self) -> float:
+        """Accuracy on the whole of the left-out domain, the headline."""
+        return (self.counts[self.test_domain, IN] + self.counts[self.test_domain, OUT]).accuracy
+
+    @property
+    def ood_in_acc(self) -> float:
+        return self.counts[self.test_domain, IN].accuracy
+
+    @property
+    def ood_out_acc(self) -> float:
+        return self.counts[self.test_domain, OUT].accuracy
+
+    @property
+    def domain_acc(self) -> dict[str, dict[str, float | None]]:
+        """Per domain: its *in* and *out* accuracy; *in* of a training domain is None, since it is not evaluated."""
+        table: dict[str, dict[str, float | None]] = {}
+        for (domain, part), count in self.counts.items():
+            table.setdefault(domain, {IN: None, OUT: None})[part] = count.accuracy
+        return table
+
+
+def score(logits: Tensor, evaluation: EvaluationSet) -> Scores:
+    """Count the correct images of each domain and part; one transfer from the device."""
+    correct = (logits.argmax(1) == evaluation.labels).long()
+    counts = torch.stack([correct[part.start : part.stop].sum() for part in evaluation.parts]).tolist()
+    return Scores(
+        evaluation.test_domain,
+        {
+            (part.domain, part.part): Count(hits, part.stop - part.start)
+            for part, hits in zip(evaluation.parts, counts, strict=True)
+        },
+    )
+
+
+def select(scores: Sequence[tuple[int, Scores]], selection: str) -> int:
+    """The evaluation step that stands for a run, of its (step, scores) in order. Of equal steps, the earliest.
+
+    iid: best i.i.d. accuracy (the headline); last: the final step; oracle_step: best accuracy on the *out* part of the
+    left-out domain (its honest number is `ood_in_acc`).
+    """
+    if selection == "last":
+        return scores[-1][0]
+    keys: dict[str, Callable[[Scores], Fraction]] = {
+        "iid": lambda s: s.iid,
+        "oracle_step": lambda s: Fraction(s.counts[s.test_domain, OUT].correct),
+    }
+    best = keys[selection]
+    return max(scores, key=lambda entry: (best(entry[1]), -entry[0]))[0]

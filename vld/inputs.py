@@ -1,0 +1,82 @@
+"""Everything a command needs from outside, checked before anything slow starts."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vld.data.folder import DatasetFiles, list_dataset
+from vld.data.glyphs import draw_glyphs
+from vld.device import resolve_device, resolve_precision
+from vld.errors import UserError
+from vld.model import Classifier, build_classifier, load_backbone_weights
+from vld.settings import Config
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a command needs and what it can be refused for, before anything slow starts."""
+
+    device: torch.device
+    precision: str
+    files: DatasetFiles
+    test_domains: tuple[str, ...]
+    weights: dict[str, Tensor] | None
+
+
+def check_inputs(config: Config) -> Inputs:
+    """Raises `UserError` for a missing device, an unusable output folder, a bad dataset, test domain or weights file."""
+    device = resolve_device(config.device)
+    precision = resolve_precision(config.precision, device)
+    check_output_dir(Path(config.output_dir))
+    root = Path(config.data_dir) / config.dataset.folder
+    if config.dataset.name == "glyphs" and not root.exists():
+        draw_glyphs(root)
+    files = list_dataset(config.dataset.name, root)
+    test_domains = resolve_test_domains(config.test_domain, files.domain_names)
+    weights = load_backbone_weights(config.backbone)
+    initial_classifier(config, weights, precision, len(files.classes))
+    return Inputs(device, precision, files, test_domains, weights)
+
+
+def resolve_test_domains(wanted: Any, domains: tuple[str, ...]) -> tuple[str, ...]:
+    """The names that `test_domain` stands for: all, a name, an index in sorted order, or a list of those."""
+    if wanted == "all":
+        return domains
+    chosen = []
+    for entry in wanted if isinstance(wanted, list) else [wanted]:
+        if entry in domains:
+            chosen.append(entry)
+        elif str(entry).isdigit() and int(entry) < len(domains):
+            chosen.append(domains[int(entry)])
+        else:
+            allowed = ", ".join(f"{name} ({i})" for i, name in enumerate(domains))
+            raise UserError(f"test_domain={entry}: must be all or one of {allowed}")
+    return tuple(dict.fromkeys(chosen))
+
+
+def initial_classifier(config: Config, weights: dict[str, Tensor] | None, precision: str, classes: int) -> Classifier:
+    """The network of a run at step 0. Raises `UserError` where the weights do not fit it."""
+    return build_classifier(
+        config.backbone,
+        weights,
+        classes=classes,
+        dropout=config.dropout,
+        head_seed=config.head_seed,
+        seed=config.seed,
+        autocast=precision == "bf16",
+    )
+
+
+def check_output_dir(path: Path) -> None:
+    """Raises `UserError` unless `path` is, or can become, a folder that can be written to. Makes nothing."""
+    existing = path
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise UserError(f"output_dir={path}: {existing} is a file; say a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"output_dir={path}: {existing} cannot be written to")

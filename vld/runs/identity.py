@@ -1,0 +1,73 @@
+"""What makes two runs the same run: a hash of everything that changes their numbers, and of nothing else."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from vld import PROTOCOL_VERSION
+from vld.settings import Config
+
+RANDOM_WEIGHTS = "random"
+
+# Settings that leave a run's numbers as they are. Those of a weights file and a dataset folder are replaced by the content.
+NOT_IDENTITY = frozenset(
+    {
+        "dataset.folder",
+        "backbone.published",
+        "backbone.weights",
+        "method.name",
+        "data_dir",
+        "output_dir",
+        "test_domain",
+        "device",
+        "precision",
+        "deterministic",
+        "wandb.mode",
+    }
+)
+
+
+def flat_settings(config: Config) -> dict[str, Any]:
+    """All settings under their dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in dataclasses.asdict(config).items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{key}": inner for key, inner in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def run_identity(
+    config: Config, test_domain: str, *, dataset_fingerprint: str, weights_fingerprint: str, precision: str
+) -> dict[str, Any]:
+    """Everything that a run's numbers depend on."""
+    settings = {name: value for name, value in flat_settings(config).items() if name not in NOT_IDENTITY}
+    return settings | {
+        "protocol_version": PROTOCOL_VERSION,
+        "test_domain": test_domain,
+        "dataset.fingerprint": dataset_fingerprint,
+        "backbone.weights_fingerprint": weights_fingerprint,
+        "precision": precision,
+    }
+
+
+def run_id(identity: Mapping[str, Any]) -> str:
+    canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def weights_fingerprint(weights: Mapping[str, Tensor] | None) -> str:
+    """A hash of the tensors, whatever file they were in."""
+    if weights is None:
+        return RANDOM_WEIGHTS
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].contiguous()
+        digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+        digest.update(tensor.flatten().view(-1).numpy().tobytes())
+    return digest.hexdigest()

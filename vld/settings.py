@@ -1,0 +1,88 @@
+"""Every setting of a command: its type, default and meaning. Plain data; `vld.config` fills and checks it."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+# omegaconf's marker of a value that must be given, spelt out so that settings need no library.
+MISSING = "???"
+
+
+@dataclass
+class DatasetConfig:
+    name: str = MISSING
+    """What the dataset is called in run directories and tables."""
+    folder: str = MISSING
+    """Its folder below data_dir, with one sub-folder per domain, each with one per class."""
+    store_size: int = 256
+    """Decoded training images are at most this many pixels high and wide (never upsampled)."""
+
+
+@dataclass
+class BackboneConfig:
+    name: str = MISSING
+    """What the backbone is called in tables."""
+    library: str = "torchvision"
+    """Where its code is: torchvision or timm."""
+    architecture: str = MISSING
+    """Its name in that library."""
+    published: str | None = None
+    """Its published weights: a torchvision weights name, or the package that ships them."""
+    weights: str | None = None
+    """null: the published ones; a path: that state_dict file; none: random initial values, nothing frozen."""
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    feature_scale: float = 1.0
+    """Multiplies the representation before dropout; below 1 where features are too large for 90 % dropout."""
+
+
+@dataclass
+class MethodConfig:
+    name: str = MISSING
+    """Which method's accuracies the table puts forward."""
+
+
+@dataclass
+class OptimConfig:
+    name: str = "sgd"
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    momentum: float = 0.9
+    """SGD's momentum; Adam's beta 1."""
+    steps: int = 10_000
+    milestones: list[int] = field(default_factory=lambda: [5_000])
+    """The learning rate is multiplied by gamma after each of these numbers of steps."""
+    gamma: float = 0.1
+    last_layer_lr_factor: float = 1.0
+    """The last layer learns at this multiple of lr (Figure 6 of the paper: 10)."""
+
+
+@dataclass
+class WandbConfig:
+    mode: str = "disabled"
+
+
+@dataclass
+class Config:
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    data_dir: str = "data"
+    output_dir: str = "outputs"
+    test_domain: Any = "all"
+    """all, a domain's name, its index in sorted order, or a list of those."""
+    image_size: int = 224
+    dropout: float = 0.9
+    """Probability that a unit of the penultimate representation is dropped in training."""
+    batch_size: int = 32
+    """Images from each training domain in one step."""
+    eval_every: int = 300
+    seed: int = 0
+    """Batches, augmentation, dropout masks, and a backbone without pre-trained weights."""
+    split_seed: int = 0
+    head_seed: int = 0
+    """The last layer's initial values: equal for all runs that a soup may average."""
+    device: str = "auto"
+    precision: str = "auto"
+    deterministic: bool = False
+    wandb: WandbConfig = field(default_factory=WandbConfig)
