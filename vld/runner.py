@@ -4,14 +4,11 @@ import datetime
 import platform
 import traceback
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import PIL
-import timm
 import torch
-import torchvision
 
 import vld
 from vld.data.batches import TrainingBatches
@@ -159,9 +156,5 @@ def training_batches(config: Config, dataset: Dataset, test_domain: str, device:
 
 
 def software_versions() -> dict[str, str]:
-    modules = {"torch": torch, "torchvision": torchvision, "timm": timm, "numpy": np, "pillow": PIL}
-    return {
-        "vld": vld.__version__,
-        "python": platform.python_version(),
-        **{name: str(module.__version__) for name, module in modules.items()},
-    }
+    libraries = ("torch", "torchvision", "timm", "numpy", "pillow")
+    return {"vld": vld.__version__, "python": platform.python_version()} | {name: version(name) for name in libraries}

@@ -92,7 +92,8 @@ class Terminal:
 
     def results_table(self, title: str, rows: list[dict[str, Any]]) -> None:
         """A line per test domain and, with several, their average. rows: test_domain, iid_acc, ood_acc, step, collapse."""
-        table = Table(title=title, title_justify="left")
+        self.say(title)
+        table = Table()
         for heading in ("test domain", "i.i.d. %", "o.o.d. %", "step"):
             table.add_column(heading, justify="left" if heading == "test domain" else "right")
         for row in rows:
@@ -107,7 +108,8 @@ class Terminal:
     def sweep_table(self, title: str, results: pd.DataFrame, varied: list[str]) -> None:
         """A line per setting that the sweep varied: averages over test domains, then each domain's o.o.d. accuracy."""
         domains = sorted(results["test_domain"].unique())
-        table = Table(title=title, title_justify="left")
+        self.say(title)
+        table = Table()
         for name in varied:
             table.add_column(name)
         for heading in ("i.i.d. %", "o.o.d. %", *(domains if len(domains) > 1 else ())):

@@ -72,7 +72,7 @@ def _draw_crops(sizes: NDArray[np.int64], random: np.random.Generator) -> NDArra
     height = np.rint(np.sqrt(area / ratio)).astype(np.int64)
     position = random.random((n, 2))
 
-    fits = (width > 0) & (width <= image_width) & (height > 0) & (height <= image_height)
+    fits: NDArray[np.bool_] = (width > 0) & (width <= image_width) & (height > 0) & (height <= image_height)
     first = np.argmax(fits, axis=1)[:, None]
     fitting = np.concatenate([np.take_along_axis(height, first, 1), np.take_along_axis(width, first, 1)], axis=1)
     corner = np.floor(position * (sizes - fitting + 1)).astype(np.int64)
@@ -80,7 +80,7 @@ def _draw_crops(sizes: NDArray[np.int64], random: np.random.Generator) -> NDArra
     largest = _largest_box(sizes)
     centred = (sizes - largest) // 2
     return np.where(
-        fits.any(axis=1)[:, None], np.concatenate([corner, fitting], 1), np.concatenate([centred, largest], 1)
+        np.any(fits, axis=1, keepdims=True), np.concatenate([corner, fitting], 1), np.concatenate([centred, largest], 1)
     )
 
 

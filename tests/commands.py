@@ -1,0 +1,21 @@
+"""Running the real commands from tests."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def train(*options: str, cwd: Path = REPOSITORY, timeout: float = 300) -> "subprocess.CompletedProcess[str]":
+    """`python scripts/train.py` with these options, on one thread."""
+    return subprocess.run(
+        [sys.executable, str(REPOSITORY / "scripts/train.py"), *options],
+        cwd=cwd,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )

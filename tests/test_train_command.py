@@ -1,0 +1,394 @@
+"""The command end to end, on small real runs: what it prints, writes and exits with."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from commands import REPOSITORY, train
+from PIL import Image
+from safetensors.torch import load_file
+
+from vld.data.folder import list_dataset
+from vld.data.images import decode_dataset
+from vld.evaluation import evaluation_set, predict, score
+from vld.runs import load_model, load_results
+
+SMALL = (
+    "dataset=folder",
+    "dataset.name=shapes",
+    "backbone=resnet18",
+    "backbone.weights=none",
+    "image_size=16",
+    "batch_size=2",
+    "optim.steps=4",
+    "eval_every=2",
+    "dropout=0.5",
+)
+COLORS = {"circle": "red", "square": "blue"}
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data_dir with a dataset of three domains (grey, lilac, green backgrounds), two classes, six images each."""
+    data_dir = tmp_path_factory.mktemp("data")
+    for d, domain in enumerate(("alpha", "beta", "gamma")):
+        for name, color in COLORS.items():
+            folder = data_dir / "shapes" / domain / name
+            folder.mkdir(parents=True)
+            for i in range(6):
+                image = Image.new("RGB", (20 + i, 20), (100 * d, 60, 20 * i))
+                image.paste(color, (4, 4, 12 + i % 3, 12))
+                image.save(folder / f"{i}.png")
+    return data_dir
+
+
+@pytest.fixture(scope="module")
+def finished(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The output_dir and the terminal output of one command that leaves each domain out."""
+    output_dir = tmp_path_factory.mktemp("outputs")
+    done = train(*SMALL, f"data_dir={shapes}", f"output_dir={output_dir}")
+    assert done.returncode == 0, done.stderr
+    return output_dir, done.stdout
+
+
+def metrics(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_command_leaves_each_domain_out_and_shows_a_table(finished: tuple[Path, str]) -> None:
+    output_dir, shown = finished
+    assert sorted(path.name for path in (output_dir / "runs/shapes").iterdir()) == ["alpha", "beta", "gamma"]
+    assert re.search(r"shapes, resnet18 at 16 px, dropout 0.5, sgd lr 0.001, 4 steps of 2 x 2 images, seed 0", shown)
+    for domain in ("alpha", "beta", "gamma"):
+        assert re.search(rf"^{domain}  step 4/4  loss \d", shown, re.M)
+        assert re.search(rf"│ {domain}( \(collapsed\))? +│ +[\d.]+ │ +[\d.]+ │ +\d │", shown)
+    assert re.search(r"│ average +│ +[\d.]+ │ +[\d.]+ │", shown)
+
+
+def test_run_directory_has_what_the_contract_says(finished: tuple[Path, str]) -> None:
+    [run_dir] = (finished[0] / "runs/shapes/beta").iterdir()
+    rows = metrics(run_dir)
+    assert [row["step"] for row in rows if row["method"] == "erm"] == [0, 2, 4]
+    contract = [
+        "step",
+        "method",
+        "iid_acc",
+        "ood_acc",
+        "ood_in_acc",
+        "ood_out_acc",
+        "domain_acc",
+        "train_loss",
+        "lr",
+        "seconds",
+    ]
+    assert set(contract) <= set(rows[0])
+    assert rows[0]["train_loss"] is None
+    assert set(rows[0]["domain_acc"]) == {"alpha", "beta", "gamma"}
+    assert rows[0]["domain_acc"]["alpha"]["in"] is None
+    result = json.loads((run_dir / "result.json").read_text())
+    assert {(row["method"], row["selection"]) for row in result["results"]} >= {
+        ("erm", "iid"),
+        ("erm", "last"),
+        ("erm", "oracle_step"),
+    }
+    assert result["run_id"] == run_dir.name
+    assert set(result["software"]) >= {"vld", "python", "torch", "torchvision", "timm", "numpy", "pillow"}
+    assert result["threads"] == 1
+    assert result["images_per_second"] > 0
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    assert config["identity"]["dropout"] == 0.5
+    assert config["identity"]["test_domain"] == "beta"
+    assert config["other"]["output_dir"] == str(finished[0])
+    assert not (run_dir / "failure.json").exists()
+    assert list(run_dir.rglob(".*")) == []
+
+
+def test_selected_rows_agree_with_the_metrics(finished: tuple[Path, str]) -> None:
+    for run_dir in (finished[0] / "runs/shapes").glob("*/*"):
+        rows = [row for row in metrics(run_dir) if row["method"] == "erm"]
+        chosen = {
+            row["selection"]: row
+            for row in json.loads((run_dir / "result.json").read_text())["results"]
+            if row["method"] == "erm"
+        }
+        best = max(row["iid_acc"] for row in rows)
+        assert chosen["iid"]["step"] == next(row["step"] for row in rows if row["iid_acc"] == best)
+        assert chosen["last"]["step"] == 4
+        by_step = {row["step"]: row for row in rows}
+        for row in chosen.values():
+            assert row["ood_acc"] == by_step[row["step"]]["ood_acc"]
+
+
+def test_load_results_has_the_contract_s_columns(finished: tuple[Path, str]) -> None:
+    table = load_results(finished[0])
+    columns = (
+        "run_id dataset test_domain backbone dropout lr weight_decay last_layer_lr_factor seed split_seed steps"
+        " method selection step iid_acc ood_acc ood_in_acc ood_out_acc members"
+    )
+    assert " ".join(table.columns) == columns
+    erm = table[(table.method == "erm") & (table.selection == "last")]
+    assert sorted(erm.test_domain) == ["alpha", "beta", "gamma"]
+    assert set(erm.dropout) == {0.5}
+    assert table.members.isna().all()
+
+
+def test_load_results_leaves_out_unfinished_and_names_damaged_runs(
+    finished: tuple[Path, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(finished[0], tmp_path / "copy")
+    runs = sorted((tmp_path / "copy/runs/shapes").glob("*/*"))
+    (runs[0] / "result.json").unlink()
+    (runs[1] / "result.json").write_text('{"run_id": ')
+    table = load_results(tmp_path / "copy")
+    assert isinstance(table, pd.DataFrame)
+    assert set(table.run_id) == {runs[2].name}
+    assert str(runs[1] / "result.json") in caplog.text
+    assert str(runs[0]) not in caplog.text
+
+
+def test_load_model_reproduces_the_stored_accuracies_and_logits(finished: tuple[Path, str], shapes: Path) -> None:
+    [run_dir] = (finished[0] / "runs/shapes/gamma").iterdir()
+    model = load_model(run_dir)
+    assert not model.training
+    dataset = decode_dataset(list_dataset("shapes", shapes / "shapes"), 16, 256, lambda *_: None)
+    images = evaluation_set(dataset, "gamma", 0, torch.device("cpu"))
+    logits = predict(model, images).logits
+    last = [row for row in metrics(run_dir) if row["method"] == "erm"][-1]
+    assert score(logits, images).iid_acc == last["iid_acc"]
+    assert score(logits, images).ood_acc == last["ood_acc"]
+    stored = load_file(run_dir / "erm-last-logits.safetensors")["logits"]
+    assert stored.dtype == torch.float16
+    torch.testing.assert_close(logits.half(), stored, rtol=1e-2, atol=1e-2)
+
+
+def test_same_command_twice_gives_the_same_bytes(shapes: Path, finished: tuple[Path, str], tmp_path: Path) -> None:
+    again = train(*SMALL, f"data_dir={shapes}", f"output_dir={tmp_path}", "test_domain=beta")
+    assert again.returncode == 0, again.stderr
+    [first] = (finished[0] / "runs/shapes/beta").iterdir()
+    [second] = (tmp_path / "runs/shapes/beta").iterdir()
+    assert second.name == first.name
+
+    def without_times(run_dir: Path) -> list[str]:
+        return re.sub(r'"seconds": [\d.]+', "", (run_dir / "metrics.jsonl").read_text()).splitlines()
+
+    assert without_times(first) == without_times(second)
+    for weights in ("erm-last", "erm-last-logits"):
+        a, b = (load_file(run_dir / f"{weights}.safetensors") for run_dir in (first, second))
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_finished_run_is_shown_and_not_trained_again(finished: tuple[Path, str], shapes: Path) -> None:
+    results = sorted((finished[0] / "runs").rglob("result.json"))
+    before = [path.stat().st_mtime_ns for path in results]
+    again = train(*SMALL, f"data_dir={shapes}", f"output_dir={finished[0]}", "device=cpu")
+    assert again.returncode == 0
+    assert again.stdout.count("finished before") == 3
+    assert "average" in again.stdout
+    assert [path.stat().st_mtime_ns for path in results] == before
+
+
+def test_a_sweep_ends_with_one_table(shapes: Path, tmp_path: Path) -> None:
+    sweep = train(*SMALL, "dropout=0,0.9", "test_domain=alpha,1", f"data_dir={shapes}", f"output_dir={tmp_path}", "-m")
+    assert sweep.returncode == 0, sweep.stderr
+    assert len(list((tmp_path / "runs").rglob("result.json"))) == 4
+    last_table = sweep.stdout[sweep.stdout.rindex("┏") :]
+    assert re.search(r"dropout ┃ i.i.d. % ┃ o.o.d. % ┃ alpha ┃ +beta", last_table)
+    assert re.search(r"│ 0.0 +│", last_table)
+    assert re.search(r"│ 0.9 +│", last_table)
+
+
+def test_a_failed_run_is_recorded_and_the_others_go_on(shapes: Path, tmp_path: Path) -> None:
+    sweep = train(*SMALL, "test_domain=0", "optim.lr=1e-3,1e30", f"data_dir={shapes}", f"output_dir={tmp_path}", "-m")
+    assert sweep.returncode == 1
+    assert len(list((tmp_path / "runs").rglob("result.json"))) == 1
+    [failure_file] = (tmp_path / "runs").rglob("failure.json")
+    failure = json.loads(failure_file.read_text())
+    assert "the training loss became" in failure["what"]
+    assert "step" in failure["what"]
+    assert "TrainingFailed" in failure["where"]
+    assert str(failure_file.parent) in sweep.stdout
+    single = train(*SMALL, "test_domain=0", "optim.lr=1e30", f"data_dir={shapes}", f"output_dir={tmp_path}")
+    assert single.returncode == 1
+    assert "Traceback" not in single.stdout + single.stderr
+
+
+BAD_SETTINGS = {
+    "dataset=nothing": "dataset=nothing: must be one of .*pacs",
+    "backbone=nothing": "backbone=nothing: must be one of .*resnet50",
+    "method=nothing": "method=nothing: must be one of .*erm",
+    "optim=nothing": "optim=nothing: must be one of adam, sgd",
+    "hydra/launcher=nothing": "launcher=nothing",
+    "dropuot=0.5": "dropuot: no such option, did you mean dropout",
+    "+dropuot=0.5": "dropuot: no such option, did you mean dropout",
+    "+optim.speed=1": "optim.speed: no such option",
+    "dropout=-0.1": r"dropout=-0.1: must be in \[0, 1\)",
+    "dropout=1": r"dropout=1.0: must be in \[0, 1\)",
+    "dropout=much": "dropout=much: .*Float",
+    "dropout=nan": "dropout=nan: must be in",
+    "optim.steps=0": "optim.steps=0: must be a whole number of at least 1",
+    "optim.steps=1.5": "optim.steps=1.5: .*Integer",
+    "optim.lr=0": "optim.lr=0.0: must be a number above 0",
+    "optim.lr=inf": "optim.lr=inf: must be a number above 0",
+    "optim.weight_decay=-1": "optim.weight_decay=-1.0: must be at least 0",
+    "optim.momentum=1": r"optim.momentum=1.0: must be in \[0, 1\)",
+    "optim.gamma=0": r"optim.gamma=0.0: must be in \(0, 1\]",
+    "optim.milestones=[5,3]": "optim.milestones=.*increasing",
+    "optim.milestones=[0]": "optim.milestones=.*at least 1",
+    "optim.last_layer_lr_factor=0": "optim.last_layer_lr_factor=0.0: must be a number above 0",
+    "batch_size=0": "batch_size=0: must be a whole number of at least 1",
+    "batch_size=-2": "batch_size=-2: must be a whole number of at least 1",
+    "eval_every=0": "eval_every=0: must be",
+    "image_size=4": "image_size=4: must be a whole number of at least 8",
+    "seed=-1": "seed=-1: must be a whole number from 0",
+    "backbone.feature_scale=0": "backbone.feature_scale=0.0: must be a number above 0",
+    "backbone.std=[1,1]": "backbone.std=.*three numbers above 0",
+    "backbone.architecture=resnet51": "backbone.architecture=resnet51: torchvision has no such classifier",
+    "backbone.weights=/no/such/file": "backbone.weights=/no/such/file: no such file",
+    "device=cuda:99": r"device=cuda:99: \d+ CUDA device",
+    "device=tpu": "device=tpu: must be",
+    "precision=fp8": "precision=fp8: must be one of auto, fp32, bf16",
+    "test_domain=delta": r"test_domain=delta: must be all or one of alpha \(0\), beta \(1\), gamma \(2\)",
+    "test_domain=3": "test_domain=3: must be",
+    "test_domain=[alpha,delta]": "test_domain=delta: must be",
+    "test_domain=[]": "test_domain=.*must be",
+    "wandb.mode=sometimes": "wandb.mode=sometimes: must be",
+    "data_dir=/no/such/folder": "no folder /no/such/folder/shapes",
+    "dataset.name=": "dataset.name",
+    "dropout=0.1,0.2": "add -m",
+    "dropout": "dropout",
+}
+
+
+@pytest.mark.parametrize("option", BAD_SETTINGS)
+def test_bad_settings_are_one_line_and_exit_code_2(option: str, shapes: Path, tmp_path: Path) -> None:
+    refused = train(*SMALL, f"data_dir={shapes}", f"output_dir={tmp_path / 'outputs'}", option)
+    assert refused.returncode == 2
+    assert re.search(BAD_SETTINGS[option], refused.stderr), refused.stderr
+    assert len(refused.stderr.splitlines()) == 1, refused.stderr
+    assert refused.stdout == ""
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_everything_wrong_in_any_job_of_a_sweep_is_said_before_the_first_one_starts(
+    shapes: Path, tmp_path: Path
+) -> None:
+    refused = train(
+        *SMALL, "-m", f"data_dir={shapes}", f"output_dir={tmp_path / 'outputs'}", "dropout=0,1,2", "optim.lr=1e-3,0"
+    )
+    assert refused.returncode == 2
+    assert sorted(line.split(":")[0] for line in refused.stderr.splitlines()) == [
+        "dropout=1.0",
+        "dropout=2.0",
+        "optim.lr=0.0",
+    ]
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_several_wrong_settings_are_all_named(shapes: Path, tmp_path: Path) -> None:
+    refused = train(*SMALL, f"data_dir={shapes}", f"output_dir={tmp_path}", "dropout=2", "optim.lr=-1", "seed=-5")
+    assert refused.returncode == 2
+    assert {line.split("=")[0] for line in refused.stderr.splitlines()} == {"dropout", "optim.lr", "seed"}
+
+
+def broken_copy(shapes: Path, tmp_path: Path) -> Path:
+    shutil.copytree(shapes, tmp_path / "data")
+    return tmp_path / "data/shapes"
+
+
+def refused_dataset(tmp_path: Path) -> str:
+    refused = train(*SMALL, f"data_dir={tmp_path / 'data'}", f"output_dir={tmp_path / 'outputs'}")
+    assert refused.returncode == 2, refused.stdout
+    assert len(refused.stderr.splitlines()) == 1, refused.stderr
+    assert not list((tmp_path / "outputs").rglob("*.json*"))
+    return refused.stderr
+
+
+def test_class_lists_that_differ_are_refused(shapes: Path, tmp_path: Path) -> None:
+    shutil.rmtree(broken_copy(shapes, tmp_path) / "beta/circle")
+    assert "beta lacks circle" in refused_dataset(tmp_path)
+
+
+def test_a_dataset_of_one_domain_is_refused(shapes: Path, tmp_path: Path) -> None:
+    root = broken_copy(shapes, tmp_path)
+    for domain in ("alpha", "gamma"):
+        shutil.rmtree(root / domain)
+    assert "1 domain" in refused_dataset(tmp_path)
+
+
+def test_a_domain_without_images_is_refused(shapes: Path, tmp_path: Path) -> None:
+    for path in (broken_copy(shapes, tmp_path) / "gamma").rglob("*.png"):
+        path.unlink()
+    assert "domain gamma has no images" in refused_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", None])
+def test_a_damaged_image_is_named(shapes: Path, tmp_path: Path, content: bytes | None) -> None:
+    path = broken_copy(shapes, tmp_path) / "beta/circle/2.png"
+    path.write_bytes(path.read_bytes()[:-30] if content is None else content)
+    assert f"unreadable image {path}" in refused_dataset(tmp_path)
+
+
+def test_weights_that_do_not_fit_are_refused(shapes: Path, tmp_path: Path) -> None:
+    torch.save({"conv1.weight": torch.zeros(3, 3)}, tmp_path / "weights.pth")
+    refused = train(
+        *SMALL,
+        f"data_dir={shapes}",
+        f"output_dir={tmp_path / 'outputs'}",
+        f"backbone.weights={tmp_path / 'weights.pth'}",
+    )
+    assert refused.returncode == 2
+    assert "does not fit resnet18" in refused.stderr
+    assert "conv1.weight" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_an_output_folder_that_is_a_file_is_refused(shapes: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    for output_dir in (tmp_path / "file", tmp_path / "file/below"):
+        refused = train(*SMALL, f"data_dir={shapes}", f"output_dir={output_dir}")
+        assert refused.returncode == 2
+        assert "output_dir=" in refused.stderr
+        assert len(refused.stderr.splitlines()) == 1
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_an_output_folder_that_cannot_be_written_to_is_refused(shapes: Path) -> None:
+    refused = train(*SMALL, f"data_dir={shapes}", "output_dir=/proc/outputs")  # where root cannot write either
+    assert refused.returncode == 2
+    assert "/proc" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_help_names_every_option() -> None:
+    from vld.config import option_names
+
+    shown = train("--help")
+    assert shown.returncode == 0
+    told = shown.stdout[: shown.stdout.index("== All options as composed ==")]
+    for name in option_names():
+        leaf = name.split(".")[-1]
+        assert re.search(rf"\b{leaf}\b", shown.stdout), name
+    for name in ("dataset", "backbone", "dropout", "test_domain", "optim.lr", "output_dir", "seed"):
+        assert f"{name}=" in told
+
+
+def test_cfg_and_info_defaults_work() -> None:
+    composed = train("--cfg", "job", "backbone=resnet18")
+    assert composed.returncode == 0
+    assert yaml.safe_load(composed.stdout)["backbone"]["architecture"] == "resnet18"
+    defaults = train("--info", "defaults")
+    assert defaults.returncode == 0
+    assert "dataset/pacs" in defaults.stdout
+
+
+def test_every_preset_composes() -> None:
+    for path in sorted((REPOSITORY / "conf").glob("*/*.yaml")):
+        extra = ["dataset.name=mine"] if path.stem == "folder" else []
+        composed = train("--cfg", "job", f"{path.parent.name}={path.stem}", *extra)
+        assert composed.returncode == 0, composed.stderr
+        assert yaml.safe_load(composed.stdout)[path.parent.name]
