@@ -157,7 +157,7 @@ def test_load_model_reproduces_the_stored_accuracies_and_logits(finished: tuple[
     assert not model.training
     dataset = decode_dataset(list_dataset("shapes", shapes / "shapes"), 16, 256, lambda *_: None)
     images = evaluation_set(dataset, "gamma", 0, torch.device("cpu"))
-    logits = predict(model, images).logits
+    logits = predict([model], images)[0].logits
     last = [row for row in metrics(run_dir) if row["method"] == "erm"][-1]
     assert score(logits, images).iid_acc == last["iid_acc"]
     assert score(logits, images).ood_acc == last["ood_acc"]

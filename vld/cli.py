@@ -32,6 +32,8 @@ FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
 OUTCOMES_FILE = "outcomes.json"
 """What a job's runs came to, in Hydra's job directory: for the table of the whole sweep."""
 
+SELECTION_NOTE = "each method at its own step of best i.i.d. accuracy (selection iid)"
+
 
 def train() -> None:
     """The command `vld-train` and `scripts/train.py`."""
@@ -120,9 +122,10 @@ def show_results(outcomes: "list[Outcome]", method: str, terminal: "Terminal") -
         row | {"test_domain": outcome.test_domain, "collapse": result["health"]["collapse"]}
         for outcome, result in finished
         for row in result["results"]
-        if row["method"] == method and row["selection"] == "iid"
+        if row["selection"] == "iid"
     ]
     if rows:
-        terminal.results_table(f"{method}, selection iid (the step of best i.i.d. accuracy)", rows)
+        terminal.say(SELECTION_NOTE)
+        terminal.results_table(rows, method)
         for outcome, _ in finished:
             terminal.say(f"{outcome.test_domain}: {outcome.directory}")

@@ -9,7 +9,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from vld.errors import UserError
-from vld.settings import Config
+from vld.settings import KEEPABLE, METHODS, Config
 
 ConfigStore.instance().store(name="schema", node=Config)
 
@@ -92,7 +92,7 @@ def _problems(config: Config) -> Iterator[str]:
         ):
             yield f"{option}={triple}: must be three numbers{' above 0' if option.endswith('std') else ''}"
 
-    yield from choice("method", config.method.name, ("erm",))
+    yield from choice("method", config.method.name, METHODS)
     yield from choice("optim", config.optim.name, ("sgd", "adam"))
     yield from positive("optim.lr", config.optim.lr)
     yield from number("optim.weight_decay", config.optim.weight_decay, "at least 0", config.optim.weight_decay >= 0)
@@ -108,6 +108,12 @@ def _problems(config: Config) -> Iterator[str]:
     yield from number("dropout", config.dropout, "in [0, 1)", 0 <= config.dropout < 1)
     yield from whole("batch_size", config.batch_size, 1)
     yield from whole("eval_every", config.eval_every, 1)
+    yield from whole("averaging.start", config.averaging.start, 1)
+    yield from whole("averaging.interval", config.averaging.interval, 1)
+    yield from whole("ensemble.start", config.ensemble.start, 1)
+    yield from whole("ensemble.every", config.ensemble.every, 1)
+    for name in config.keep:
+        yield from choice("keep", name, KEEPABLE)
     for option in ("seed", "split_seed", "head_seed"):
         value = getattr(config, option)
         yield from number(option, value, "a whole number from 0 to 2^31 - 1", 0 <= value < 2**31)

@@ -12,7 +12,6 @@ from vld.data.split import split_indices
 from vld.model import Classifier, Prediction
 
 IN, OUT = "in", "out"
-SELECTIONS = ("iid", "last", "oracle_step")
 
 # More images at once do not make evaluation faster on either device, and take memory.
 IMAGES_AT_ONCE = {"cpu": 64, "cuda": 512}
@@ -58,19 +57,25 @@ def evaluation_set(dataset: Dataset, test_domain: str, split_seed: int, device: 
 
 
 @torch.inference_mode()
-def predict(model: Classifier, evaluation: EvaluationSet) -> Prediction:
-    """Logits of every evaluation image. Draws no random numbers and leaves the model's mode as it was."""
-    was_training = model.training
-    model.eval()
-    predictions = [
-        model.predict(chunk.permute(0, 3, 1, 2).float() / 255)
-        for chunk in torch.split(evaluation.images, IMAGES_AT_ONCE[evaluation.images.device.type])
+def predict(models: Sequence[Classifier], evaluation: EvaluationSet) -> list[Prediction]:
+    """What each model says of every evaluation image, in one pass over the images.
+
+    Draws no random numbers and leaves the models' modes as they were.
+    """
+    modes = [model.training for model in models]
+    parts: list[list[Prediction]] = [[] for _ in models]
+    for model in models:
+        model.eval()
+    for chunk in torch.split(evaluation.images, IMAGES_AT_ONCE[evaluation.images.device.type]):
+        images = chunk.permute(0, 3, 1, 2).float() / 255
+        for model, predictions in zip(models, parts, strict=True):
+            predictions.append(model.predict(images))
+    for model, mode in zip(models, modes, strict=True):
+        model.train(mode)
+    return [
+        Prediction(torch.cat([p.logits for p in predictions]), torch.cat([p.squared_norms for p in predictions]))
+        for predictions in parts
     ]
-    model.train(was_training)
-    return Prediction(
-        torch.cat([prediction.logits for prediction in predictions]),
-        torch.cat([prediction.squared_norms for prediction in predictions]),
-    )
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from vld.data.folder import DatasetFiles, list_dataset
 from vld.data.glyphs import draw_glyphs
+from vld.data.split import split_indices
 from vld.device import resolve_device, resolve_precision
 from vld.errors import UserError
 from vld.model import Classifier, build_classifier, load_backbone_weights
+from vld.runs.keep import bytes_per_run, check_disk
 from vld.settings import Config
 
 
@@ -25,21 +27,37 @@ class Inputs:
     files: DatasetFiles
     test_domains: tuple[str, ...]
     weights: dict[str, Tensor] | None
+    disk_bytes: int
+    """What all runs of the command together keep, at most."""
 
 
 def check_inputs(config: Config) -> Inputs:
-    """Raises `UserError` for a missing device, an unusable output folder, a bad dataset, test domain or weights file."""
+    """Raises `UserError` for a missing device, an unusable output folder, too little disk, bad data or weights."""
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
-    check_output_dir(Path(config.output_dir))
+    existing_folder = check_output_dir(Path(config.output_dir))
     root = Path(config.data_dir) / config.dataset.folder
     if config.dataset.name == "glyphs" and not root.exists():
         draw_glyphs(root)
     files = list_dataset(config.dataset.name, root)
     test_domains = resolve_test_domains(config.test_domain, files.domain_names)
     weights = load_backbone_weights(config.backbone)
-    initial_classifier(config, weights, precision, len(files.classes))
-    return Inputs(device, precision, files, test_domains, weights)
+    model = initial_classifier(config, weights, precision, len(files.classes))
+    disk_bytes = sum(
+        bytes_per_run(config.keep, model, evaluation_images(files, test_domain), len(files.classes))
+        for test_domain in test_domains
+    )
+    check_disk(disk_bytes, existing_folder)
+    return Inputs(device, precision, files, test_domains, weights, disk_bytes)
+
+
+def evaluation_images(files: DatasetFiles, test_domain: str) -> int:
+    """How many images a run is evaluated on: all of the test domain, the *out* part of the others."""
+    return sum(
+        n if domain.name == test_domain else len(split_indices(n, 0, 0)[1])
+        for domain in files.domains
+        for n in [len(domain.files)]
+    )
 
 
 def resolve_test_domains(wanted: Any, domains: tuple[str, ...]) -> tuple[str, ...]:
@@ -71,8 +89,8 @@ def initial_classifier(config: Config, weights: dict[str, Tensor] | None, precis
     )
 
 
-def check_output_dir(path: Path) -> None:
-    """Raises `UserError` unless `path` is, or can become, a folder that can be written to. Makes nothing."""
+def check_output_dir(path: Path) -> Path:
+    """The nearest folder that exists. Raises `UserError` unless `path` is or can become a folder one can write to."""
     existing = path
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
@@ -80,3 +98,4 @@ def check_output_dir(path: Path) -> None:
         raise UserError(f"output_dir={path}: {existing} is a file; say a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"output_dir={path}: {existing} cannot be written to")
+    return existing

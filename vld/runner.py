@@ -22,6 +22,7 @@ from vld.inputs import Inputs, check_inputs, initial_classifier
 from vld.runs.atomic import write_atomically
 from vld.runs.directory import RunDirectory, metrics_rows, selected_rows
 from vld.runs.identity import NOT_IDENTITY, flat_settings, run_id, run_identity, weights_fingerprint
+from vld.runs.keep import keep_tensors, megabytes, missing_files
 from vld.settings import Config
 from vld.terminal import Terminal
 from vld.training import TrainingFailed, train
@@ -41,15 +42,16 @@ def run_all(config: Config, terminal: Terminal) -> list[Outcome]:
     """Fine-tune with each test domain left out in turn; a run that fails does not stop the others."""
     inputs = check_inputs(config)
     set_up(inputs.device, config.deterministic)
+    output_dir = Path(config.output_dir)
     terminal.say(
         f"{config.dataset.name}, {config.backbone.name} at {config.image_size} px, dropout {config.dropout:g},"
         f" {config.optim.name} lr {config.optim.lr:g}, {config.optim.steps} steps of"
         f" {len(inputs.files.domains) - 1} x {config.batch_size} images, seed {config.seed};"
-        f" on {describe(inputs.device)} in {inputs.precision}"
+        f" on {describe(inputs.device)} in {inputs.precision}; keeps up to {megabytes(inputs.disk_bytes)} in {output_dir}"
     )
     with terminal.counting(f"decoding {config.dataset.name}") as progress:
         dataset = decode_dataset(inputs.files, config.image_size, config.dataset.store_size, progress)
-    picture = Path(config.output_dir) / "datasets" / f"{dataset.name}-{dataset.fingerprint[:8]}.png"
+    picture = output_dir / "datasets" / f"{dataset.name}-{dataset.fingerprint[:8]}.png"
     if not picture.exists():
         write_atomically(picture, lambda path: draw_picture(dataset, path))
         terminal.say(f"a picture of the dataset: {picture}")
@@ -73,6 +75,10 @@ def _run(
     finished = directory.result()
     if finished is not None:
         terminal.say(f"{test_domain}: finished before, not trained again ({directory.path})")
+        if missing := missing_files(directory.path, config.keep):
+            terminal.warn(
+                f"{test_domain}: that run did not keep {', '.join(missing)}; another output_dir trains it anew"
+            )
         return Outcome(test_domain, directory.path, finished)
     directory.start(identity, {key: value for key, value in flat_settings(config).items() if key in NOT_IDENTITY})
     try:
@@ -110,27 +116,29 @@ def _train_and_record(
     rows: list[dict[str, Any]] = []
     history: dict[str, list[tuple[int, Scores]]] = {}
     collapses = CollapseWatch(config.backbone.feature_scale)
-    with terminal.training(test_domain, config.optim.steps, batches.images_per_step) as progress:
+    with terminal.training(test_domain, config.method.name, config.optim.steps, batches.images_per_step) as progress:
         for evaluation in train(
             model,
             batches,
             images,
             config.optim,
             eval_every=config.eval_every,
+            averaging=config.averaging,
+            ensemble=config.ensemble,
             seed=config.seed,
             on_step=progress.stepped,
         ):
-            rows += metrics_rows(evaluation)
-            directory.write_metrics(rows)
             for method, scores in evaluation.scores.items():
                 history.setdefault(method, []).append((evaluation.step, scores))
-            progress.evaluated(evaluation, config.method.name)
+            rows += metrics_rows(evaluation)
+            directory.write_metrics(rows)
+            keep_tensors(directory, config.keep, evaluation, history, config.optim.steps)
+            progress.evaluated(evaluation)
             if news := collapses.news(evaluation.step, evaluation.health):
                 terminal.warn(f"{test_domain}: {news}")
-    directory.write_tensors("erm-last", model.state_dict())
-    directory.write_tensors("erm-last-logits", {"logits": evaluation.logits["erm"].half()})
     return {
         "results": selected_rows(history),
+        "batch_norm_statistics": "frozen" if model.pretrained else "trained; averaged like the weights",
         "health": {"dropout_noise": noise, "feature_sq_norm": evaluation.health.feature_sq_norm}
         | {"collapse": collapses.lasting},
         "images_per_second": round(config.optim.steps * batches.images_per_step / evaluation.train_seconds, 1),

@@ -6,6 +6,19 @@ from typing import Any
 # omegaconf's marker of a value that must be given, spelt out so that settings need no library.
 MISSING = "???"
 
+METHODS = ("erm", "weight_averaging", "ensemble")
+"""How predictions are made along one run; all three are accumulated while it trains."""
+SELECTIONS = ("iid", "last", "oracle_step")
+"""Which evaluation step stands for a run."""
+KEEPABLE = tuple(
+    f"{method}-{selection}{kind}"
+    for method in METHODS
+    for selection in SELECTIONS
+    for kind in ("", "-logits")
+    if method != "ensemble" or kind  # an ensemble is no network: it has logits and no weights
+)
+"""What a finished run can keep of its weights and evaluation logits."""
+
 
 @dataclass
 class DatasetConfig:
@@ -57,6 +70,22 @@ class OptimConfig:
 
 
 @dataclass
+class AveragingConfig:
+    """The average of the weights of steps start, start + interval, …"""
+
+    start: int = 300
+    interval: int = 1
+
+
+@dataclass
+class EnsembleConfig:
+    """The ensemble of the checkpoints at steps start, start + every, … and the last."""
+
+    start: int = 300
+    every: int = 300
+
+
+@dataclass
 class WandbConfig:
     mode: str = "disabled"
 
@@ -77,6 +106,10 @@ class Config:
     batch_size: int = 32
     """Images from each training domain in one step."""
     eval_every: int = 300
+    averaging: AveragingConfig = field(default_factory=AveragingConfig)
+    ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
+    keep: list[str] = field(default_factory=lambda: ["erm-last", "erm-last-logits"])
+    """Weights and logits that a finished run keeps: <method>-<selection> and <method>-<selection>-logits."""
     seed: int = 0
     """Batches, augmentation, dropout masks, and a backbone without pre-trained weights."""
     split_seed: int = 0

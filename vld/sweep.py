@@ -12,7 +12,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from vld.cli import FAILED, OUTCOMES_FILE, USER_ERROR, describe_error, exit_with_user_error
+from vld.cli import FAILED, OUTCOMES_FILE, SELECTION_NOTE, USER_ERROR, describe_error, exit_with_user_error
 from vld.config import typed_config
 from vld.errors import UserError
 
@@ -30,7 +30,7 @@ class JobsCallback(Callback):
             exit_with_user_error(describe_error(error))
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        summarise_sweep(Path(config.hydra.sweep.dir), config.method.name)
+        summarise_sweep(Path(config.hydra.sweep.dir))
 
 
 def compose_jobs(config: DictConfig) -> list[DictConfig]:
@@ -61,7 +61,7 @@ def check_jobs(jobs: list[DictConfig]) -> None:
         exit_with_user_error("\n".join(problems))
 
 
-def summarise_sweep(sweep_dir: Path, method: str) -> None:
+def summarise_sweep(sweep_dir: Path) -> None:
     """Show all jobs' results in one table, then what failed; exit with 1 or 2 if anything did."""
     import pandas as pd
 
@@ -74,10 +74,11 @@ def summarise_sweep(sweep_dir: Path, method: str) -> None:
     runs = [run for job in jobs for run in job["runs"]]
     finished = dict.fromkeys(run["directory"] for run in runs if not run["failure"])
     rows = [row for directory in finished for row in result_rows(read_json(Path(directory) / "result.json"))]
-    results = pd.DataFrame(rows, columns=COLUMNS).query("method == @method and selection == 'iid'")
+    results = pd.DataFrame(rows, columns=COLUMNS).query("selection == 'iid'")
     if len(results):
         varied = [name for name in ("dataset", *SETTING_COLUMNS) if results[name].nunique(dropna=False) > 1]
-        terminal.sweep_table(f"{method}, selection iid (the step of best i.i.d. accuracy)", results, varied)
+        terminal.say(SELECTION_NOTE)
+        terminal.sweep_table(results.sort_values(varied, kind="stable"), varied)
     failures = [f"{run['directory']}: {run['failure']}" for run in runs if run["failure"]]
     for line in failures:
         terminal.fail(line)

@@ -16,8 +16,10 @@ from vld.training import Evaluation
 class RunProgress:
     """One run's bar; where the output is not a terminal, a plain line at every evaluation."""
 
-    def __init__(self, console: Console, bar: Progress | None, label: str, steps: int, images_per_step: int) -> None:
-        self.console, self.bar, self.label = console, bar, label
+    def __init__(
+        self, console: Console, bar: Progress | None, label: str, method: str, steps: int, images_per_step: int
+    ) -> None:
+        self.console, self.bar, self.label, self.method = console, bar, label, method
         self.steps, self.images_per_step = steps, images_per_step
         self.began = time.perf_counter()
         self.shown = ""
@@ -27,8 +29,8 @@ class RunProgress:
         if self.bar and self.task is not None:
             self.bar.update(self.task, completed=step)
 
-    def evaluated(self, evaluation: Evaluation, method: str) -> None:
-        scores = evaluation.scores[method]
+    def evaluated(self, evaluation: Evaluation) -> None:
+        scores = evaluation.scores[self.method] if self.method in evaluation.scores else evaluation.scores["erm"]
         loss = "" if evaluation.train_loss is None else f"loss {evaluation.train_loss:.3f}  "
         self.shown = f"{loss}i.i.d. {100 * scores.iid_acc:.1f}  o.o.d. {100 * scores.ood_acc:.1f}"
         if evaluation.train_seconds > 0 and evaluation.step:
@@ -74,9 +76,9 @@ class Terminal:
             yield lambda done, total: bar.update(task, completed=done, total=total)
 
     @contextmanager
-    def training(self, label: str, steps: int, images_per_step: int) -> Iterator[RunProgress]:
+    def training(self, label: str, method: str, steps: int, images_per_step: int) -> Iterator[RunProgress]:
         if not self.console.is_terminal:
-            yield RunProgress(self.console, None, label, steps, images_per_step)
+            yield RunProgress(self.console, None, label, method, steps, images_per_step)
             return
         with Progress(
             TextColumn("[bold]{task.description}"),
@@ -88,40 +90,44 @@ class Terminal:
             TimeRemainingColumn(),
             console=self.console,
         ) as bar:
-            yield RunProgress(self.console, bar, label, steps, images_per_step)
+            yield RunProgress(self.console, bar, label, method, steps, images_per_step)
 
-    def results_table(self, title: str, rows: list[dict[str, Any]]) -> None:
-        """A line per test domain and, with several, their average. rows: test_domain, iid_acc, ood_acc, step, collapse."""
-        self.say(title)
+    def results_table(self, rows: list[dict[str, Any]], chosen: str) -> None:
+        """A line per method and test domain, and the average of several; the chosen method first and in bold.
+
+        rows: method, test_domain, iid_acc, ood_acc, step, collapse.
+        """
+        methods = sorted(dict.fromkeys(row["method"] for row in rows), key=lambda method: method != chosen)
         table = Table()
-        for heading in ("test domain", "i.i.d. %", "o.o.d. %", "step"):
-            table.add_column(heading, justify="left" if heading == "test domain" else "right")
-        for row in rows:
-            name = f"{row['test_domain']} (collapsed)" if row["collapse"] else row["test_domain"]
-            table.add_row(name, percent(row["iid_acc"]), percent(row["ood_acc"]), str(row["step"]))
-        if len(rows) > 1:
+        for heading in ("method", "test domain", "i.i.d. %", "o.o.d. %", "step"):
+            table.add_column(heading, justify="left" if heading in ("method", "test domain") else "right")
+        for method in methods:
+            style = "bold" if method == chosen else ""
+            mine = [row for row in rows if row["method"] == method]
+            for i, row in enumerate(mine):
+                name = f"{row['test_domain']} (collapsed)" if row["collapse"] else row["test_domain"]
+                shown = (percent(row["iid_acc"]), percent(row["ood_acc"]), str(row["step"]))
+                table.add_row("" if i else method, name, *shown, style=style)
+            if len(mine) > 1:
+                means = [percent(sum(row[key] for row in mine) / len(mine)) for key in ("iid_acc", "ood_acc")]
+                table.add_row("", "average", *means, "", style=f"{style} italic")
             table.add_section()
-            means = [percent(sum(row[key] for row in rows) / len(rows)) for key in ("iid_acc", "ood_acc")]
-            table.add_row("average", *means, "", style="bold")
         self.console.print(table)
 
-    def sweep_table(self, title: str, results: pd.DataFrame, varied: list[str]) -> None:
-        """A line per setting that the sweep varied: averages over test domains, then each domain's o.o.d. accuracy."""
+    def sweep_table(self, results: pd.DataFrame, varied: list[str]) -> None:
+        """A line per method and setting that the sweep varied: averages over test domains, then each domain's o.o.d."""
         domains = sorted(results["test_domain"].unique())
-        self.say(title)
+        groups = [*varied, "method"]
         table = Table()
-        for name in varied:
+        for name in groups:
             table.add_column(name)
         for heading in ("i.i.d. %", "o.o.d. %", *(domains if len(domains) > 1 else ())):
             table.add_column(heading, justify="right")
-        groups = results.groupby(varied, dropna=False) if varied else [((), results)]
-        for values, group in groups:
+        for values, group in results.groupby(groups, dropna=False, sort=False):
             by_domain = group.groupby("test_domain")[["iid_acc", "ood_acc"]].mean()
-            cells = [
-                percent(by_domain.loc[domain, "ood_acc"]) if domain in by_domain.index else "–" for domain in domains
-            ]
             complete = len(by_domain) == len(domains)  # an average over fewer domains is another quantity
             means = [percent(by_domain[key].mean()) if complete else "–" for key in ("iid_acc", "ood_acc")]
+            cells = [percent(by_domain.loc[d, "ood_acc"]) if d in by_domain.index else "–" for d in domains]
             table.add_row(*(f"{value}" for value in values), *means, *(cells if len(domains) > 1 else ()))
         self.console.print(table)
         if len(domains) > 1:

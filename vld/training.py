@@ -13,9 +13,10 @@ from torch.optim import SGD, Adam, Optimizer
 from vld.data.batches import TrainingBatches
 from vld.evaluation import EvaluationSet, Scores, predict, score
 from vld.health import Health, measure
+from vld.methods import ENSEMBLE, ERM, WEIGHT_AVERAGING, CheckpointEnsemble, WeightAverage
 from vld.model import Classifier
 from vld.seeds import DROPOUT, torch_generator
-from vld.settings import OptimConfig
+from vld.settings import AveragingConfig, EnsembleConfig, OptimConfig
 
 
 class TrainingFailed(Exception):  # noqa: N818  (an outcome of a run, which goes on record as such)
@@ -26,14 +27,15 @@ class TrainingFailed(Exception):  # noqa: N818  (an outcome of a run, which goes
 class Evaluation:
     """What is known after `step` updates.
 
-    scores, logits: per method; logits are float32 [evaluation images, classes].
-    train_loss: mean since the evaluation before, None at step 0. lr: the rate in force at this step.
-    seconds: since training began, evaluations included; train_seconds without them.
+    scores, logits: per method that has begun; logits are float32 [evaluation images, classes]. models: the networks of the
+    methods that are one; they go on changing. train_loss: mean since the evaluation before, None at step 0. lr: the rate in
+    force at this step. seconds: since training began, evaluations included; train_seconds without them.
     """
 
     step: int
     scores: dict[str, Scores]
     logits: dict[str, Tensor]
+    models: dict[str, Classifier]
     health: Health
     train_loss: float | None
     lr: float
@@ -44,10 +46,12 @@ class Evaluation:
 def train(
     model: Classifier,
     batches: TrainingBatches,
-    evaluation_set: EvaluationSet,
+    images: EvaluationSet,
     optim: OptimConfig,
     *,
     eval_every: int,
+    averaging: AveragingConfig,
+    ensemble: EnsembleConfig,
     seed: int,
     on_step: Callable[[int], None] = lambda _: None,
 ) -> Iterator[Evaluation]:
@@ -56,42 +60,70 @@ def train(
     "At step s" means after s updates. Raises `TrainingFailed` when the loss is no longer finite.
     """
     optimizer = make_optimizer(model, optim)
+    average = WeightAverage(averaging, optim.steps, eval_every)
+    checkpoints = CheckpointEnsemble(ensemble, optim.steps, eval_every)
     model.train()
     losses: list[Tensor] = []
-    began = time.perf_counter()
-    evaluating = 0.0
+    clock = Clock()
     for step in range(optim.steps + 1):
-        if is_evaluated(step, optim.steps, eval_every):
-            train_loss = mean_loss(losses, step)
-            losses.clear()
-            paused = time.perf_counter()
-            prediction = predict(model, evaluation_set)
-            scores = {"erm": score(prediction.logits, evaluation_set)}
-            health = measure(prediction.logits, prediction.squared_norms)
-            now = time.perf_counter()
-            evaluating += now - paused
-            yield Evaluation(
-                step=step,
-                scores=scores,
-                logits={"erm": prediction.logits},
-                health=health,
-                train_loss=train_loss,
-                lr=learning_rate(optim, step),
-                seconds=now - began,
-                train_seconds=now - began - evaluating,
-            )
+        evaluated = is_evaluated(step, optim.steps, eval_every)
+        if evaluated or checkpoints.has_member(step):
+            if batches.device.type == "cuda":
+                torch.cuda.synchronize(batches.device)
+            clock.pause()
+            models = {ERM: model}
+            if evaluated and average.model is not None:
+                models[WEIGHT_AVERAGING] = average.model
+            predictions = dict(zip(models, predict(list(models.values()), images), strict=True))
+            logits = {method: prediction.logits for method, prediction in predictions.items()}
+            if checkpoints.has_member(step):
+                checkpoints.add(logits[ERM])
+            if evaluated:
+                if checkpoints.logits is not None:
+                    logits[ENSEMBLE] = checkpoints.logits
+                yield Evaluation(
+                    step=step,
+                    scores={method: score(values, images) for method, values in logits.items()},
+                    logits=logits,
+                    models=models,
+                    health=measure(logits[ERM], predictions[ERM].squared_norms),
+                    train_loss=mean_loss(losses, step),
+                    lr=learning_rate(optim, step),
+                    seconds=clock.seconds(),
+                    train_seconds=clock.train_seconds,
+                )
+                losses.clear()
+            clock.resume()
         if step == optim.steps:
             return
         set_learning_rate(optimizer, optim, step)
-        images, labels = batches.batch(step)
-        loss = cross_entropy(model(images, torch_generator(seed, DROPOUT, step, batches.device)), labels)
+        inputs, labels = batches.batch(step)
+        loss = cross_entropy(model(inputs, torch_generator(seed, DROPOUT, step, batches.device)), labels)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+        average.update(model, step + 1)
         losses.append(loss.detach())
         if batches.device.type == "cpu":  # free there; on a GPU the loss is looked at when it is evaluated
             check_finite(loss.item(), step + 1)
         on_step(step + 1)
+
+
+class Clock:
+    """Wall-clock time since it was made, in all and outside of evaluations."""
+
+    def __init__(self) -> None:
+        self.began = self.resumed = time.perf_counter()
+        self.train_seconds = 0.0
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self.began
+
+    def pause(self) -> None:
+        self.train_seconds += time.perf_counter() - self.resumed
+
+    def resume(self) -> None:
+        self.resumed = time.perf_counter()
 
 
 def is_evaluated(step: int, steps: int, eval_every: int) -> bool:

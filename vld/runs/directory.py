@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vld.errors import UserError
-from vld.evaluation import SELECTIONS, Scores, select
+from vld.evaluation import Scores, select
 from vld.runs.atomic import write_atomically, write_json, write_text
+from vld.settings import SELECTIONS
 from vld.training import Evaluation
 
 

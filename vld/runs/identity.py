@@ -20,6 +20,7 @@ NOT_IDENTITY = frozenset(
         "backbone.published",
         "backbone.weights",
         "method.name",
+        "keep",
         "data_dir",
         "output_dir",
         "test_domain",

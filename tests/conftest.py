@@ -1,0 +1,89 @@
+"""Shared fixtures: a small synthetic dataset folder, and the real data and weights where they are present."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from PIL import Image
+
+torch.set_num_threads(1)
+settings.register_profile("vld", deadline=None)  # a busy machine is no failure
+settings.load_profile("vld")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+# (height, width) of the images of a class, in turn: square and not, smaller and larger than the store's 256 pixels.
+SIZES = ((24, 24), (17, 40), (50, 31), (33, 33), (8, 21))
+LARGE = (300, 410)
+
+WriteDataset = Callable[..., Path]
+
+
+def _write_dataset(
+    root: Path,
+    *,
+    domains: Sequence[str] = ("art", "photo", "sketch"),
+    classes: Sequence[str] = ("cat", "dog"),
+    per_class: int = 5,
+    sizes: Sequence[tuple[int, int]] = SIZES,
+    special: bool = True,
+    seed: int = 0,
+) -> Path:
+    """Write <root>/<domain>/<class>/<nnn>.png. With `special`, each domain's first class begins with an image larger than
+    the store, a greyscale and a palette one."""
+    random = np.random.default_rng(seed)
+    for domain in domains:
+        for label, name in enumerate(classes):
+            folder = root / domain / name
+            folder.mkdir(parents=True)
+            for index in range(per_class):
+                kind = ("large", "L", "P", "RGB")[min(index, 3)] if special and label == 0 else "RGB"
+                height, width = LARGE if kind == "large" else sizes[index % len(sizes)]
+                image = Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8))
+                if kind in ("L", "P"):
+                    image = image.convert(kind)
+                image.save(folder / f"{index:03d}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def write_dataset() -> WriteDataset:
+    """The factory: `write_dataset(root, domains=..., classes=..., per_class=..., sizes=..., special=..., seed=...)`."""
+    return _write_dataset
+
+
+@pytest.fixture(scope="session")
+def dataset_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three domains of two classes of five images each. Shared by all tests: read only."""
+    return _write_dataset(tmp_path_factory.mktemp("synthetic") / "dataset")
+
+
+@pytest.fixture
+def own_dataset_dir(tmp_path: Path) -> Path:
+    """The same dataset, to be changed by one test."""
+    return _write_dataset(tmp_path / "dataset")
+
+
+def _shared(relative: str) -> Path:
+    path = SHARED / relative
+    if not path.exists():
+        pytest.skip(f"{path} is not on this machine")
+    return path
+
+
+@pytest.fixture(scope="session")
+def pacs_dir() -> Path:
+    return _shared("data/PACS")
+
+
+@pytest.fixture(scope="session")
+def lite0_weights() -> Path:
+    return _shared("weights/tf_efficientnet_lite0.pth")
+
+
+@pytest.fixture(scope="session")
+def mobilenet_weights() -> Path:
+    return _shared("weights/mobilenet_v2.features.pth")

@@ -1,0 +1,147 @@
+"""Training batches are a pure function of seed and step, and hold nothing but *in* images of training domains."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from vld.data.batches import TrainingBatches
+from vld.data.images import DomainImages
+
+# Grey levels that brightness 0.7 to 1.3 cannot confuse. Contrast, saturation and hue leave an even grey as it is.
+LEVELS = (10, 25, 55, 120, 255)
+IN_INDICES = (np.array([0, 3, 4, 8]), np.array([2, 5, 6, 7, 9, 11]), np.array([1]))
+
+
+def domain(index: int, n: int = 12) -> DomainImages:
+    """Even grey images of different sizes. Label 100 · domain + i tells which image it is, and so does its level."""
+    sizes = torch.tensor([[8 + i % 3, 9 + i % 4] for i in range(n)])
+    pixels = torch.zeros(n, 12, 13, 3, dtype=torch.uint8)
+    for i, (height, width) in enumerate(sizes.tolist()):
+        pixels[i, :height, :width] = LEVELS[(i + index) % len(LEVELS)]
+    return DomainImages(
+        name=f"domain{index}",
+        pixels=pixels,
+        stored_sizes=sizes,
+        original_sizes=sizes,
+        evaluation=torch.zeros(n, 4, 4, 3, dtype=torch.uint8),
+        labels=100 * index + torch.arange(n),
+    )
+
+
+def noise_domain(n: int = 6) -> DomainImages:
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (n, 20, 20, 3), dtype=np.uint8))
+    sizes = torch.full((n, 2), 20)
+    return DomainImages("noise", pixels, sizes, sizes, pixels, torch.arange(n))
+
+
+def batches(seed: int = 0, images_per_domain: int = 5) -> TrainingBatches:
+    return TrainingBatches(
+        domains=tuple(domain(i) for i in range(3)),
+        in_indices=IN_INDICES,
+        images_per_domain=images_per_domain,
+        image_size=6,
+        device=torch.device("cpu"),
+        seed=seed,
+    )
+
+
+def same(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> bool:
+    return torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+
+
+def test_shape_and_range() -> None:
+    drawn = batches()
+    images, labels = drawn.batch(0)
+    assert drawn.images_per_step == 15
+    assert images.shape == (15, 3, 6, 6)
+    assert images.dtype == torch.float32
+    assert labels.shape == (15,)
+    assert labels.dtype == torch.int64
+    assert 0 <= float(images.min()) <= float(images.max()) <= 1
+
+
+def test_pure_function_of_seed_and_step() -> None:
+    """In any order, from any object, whatever else draws random numbers."""
+    forward = {step: batches(3).batch(step) for step in (0, 1, 2, 700)}
+    drawn = batches(3)
+    for step in (700, 1, 0, 2):
+        torch.rand(3)
+        np.random.random(3)
+        assert same(drawn.batch(step), forward[step])
+    for a, b in itertools.combinations(forward, 2):
+        assert not torch.equal(forward[a][0], forward[b][0])
+        assert not torch.equal(forward[a][1], forward[b][1])
+
+
+def test_leaves_global_generators_alone() -> None:
+    torch_state, numpy_state = torch.random.get_rng_state(), np.random.get_state(legacy=False)
+    batches().batch(5)
+    assert torch.equal(torch.random.get_rng_state(), torch_state)
+    after = np.random.get_state(legacy=False)
+    assert after["state"]["pos"] == numpy_state["state"]["pos"]
+    np.testing.assert_array_equal(after["state"]["key"], numpy_state["state"]["key"])
+
+
+def test_seeds_differ() -> None:
+    labels = [tuple(batches(seed).batch(step)[1].tolist()) for seed in range(6) for step in range(6)]
+    assert len(set(labels)) == 36
+
+
+@pytest.mark.parametrize("images_per_domain", [1, 5])
+def test_images_of_each_domain_and_of_its_in_part_only(images_per_domain: int) -> None:
+    drawn = batches(images_per_domain=images_per_domain)
+    seen: list[set[int]] = [set(), set(), set()]
+    for step in range(100):
+        _, labels = drawn.batch(step)
+        for index, part in enumerate(labels.view(3, images_per_domain)):
+            assert torch.equal(part // 100, torch.full_like(part, index))
+            seen[index].update((part % 100).tolist())
+    assert seen == [set(indices.tolist()) for indices in IN_INDICES]
+
+
+def test_with_replacement_and_uniformly() -> None:
+    """More images than there are; and over many steps, each equally often."""
+    drawn = batches(images_per_domain=50)
+    repeated = batches(images_per_domain=4)
+    assert any(len(set(repeated.batch(step)[1][:4].tolist())) < 4 for step in range(20))
+    counts = np.zeros(12)
+    for step in range(60):
+        counts += np.bincount(drawn.batch(step)[1][50:100].numpy() - 100, minlength=12)
+    counts = counts[IN_INDICES[1]]
+    assert counts.sum() == 3000
+    expected = 3000 / len(counts)
+    assert ((counts - expected) ** 2 / expected).sum() < 26  # 5 degrees of freedom: exceeded once in 10,000 times
+
+
+def test_images_belong_to_their_labels() -> None:
+    """The level of each image, up to brightness, is that of the image that its label names."""
+    drawn = batches()
+    levels = torch.tensor(LEVELS) / 255
+    seen = set()
+    for step in range(20):
+        images, labels = drawn.batch(step)
+        assert float((images - images.mean((1, 2, 3), keepdim=True)).abs().max()) < 1e-3  # even: nothing bleeds in
+        level = levels[(labels % 100 + labels // 100) % len(LEVELS)]
+        ratio = images.mean((1, 2, 3)) / level
+        assert float(ratio.min()) > 0.69
+        assert float(ratio.max()) < 1.31
+        seen.update(level.tolist())
+    assert len(seen) == len(LEVELS)
+
+
+def test_repeated_images_are_augmented_each_in_its_own_way() -> None:
+    drawn = TrainingBatches((noise_domain(),), (np.array([2]),), 8, 12, torch.device("cpu"), 0)
+    images, labels = drawn.batch(0)
+    assert labels.tolist() == [2] * 8
+    for one, other in itertools.combinations(images, 2):
+        assert float((one - other).abs().max()) > 0.05
+
+
+def test_image_size_does_not_change_which_images() -> None:
+    drawn = batches(7)
+    assert torch.equal(drawn.batch(4)[1], replace(drawn, image_size=9).batch(4)[1])
+    assert replace(drawn, image_size=9).batch(4)[0].shape[2:] == (9, 9)

@@ -1,0 +1,151 @@
+"""Listing a dataset folder: ImageFolder's order and labels, and an error for everything that is not a dataset."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+from vld.data.folder import list_dataset
+from vld.errors import UserError
+
+PACS_COUNTS = {"art_painting": 2048, "cartoon": 2344, "photo": 1670, "sketch": 3929}
+PACS_CLASSES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
+
+
+def assert_equals_image_folder(root: Path) -> None:
+    listed = list_dataset("some", root)
+    assert listed.domain_names == tuple(sorted(folder.name for folder in root.iterdir() if folder.is_dir()))
+    for domain in listed.domains:
+        reference = ImageFolder(str(root / domain.name))
+        assert list(listed.classes) == reference.classes
+        assert [str(file) for file in domain.files] == [path for path, _ in reference.samples]
+        assert list(domain.labels) == reference.targets
+
+
+def test_order_and_labels_are_image_folders(dataset_dir: Path) -> None:
+    assert_equals_image_folder(dataset_dir)
+    listed = list_dataset("some", dataset_dir)
+    assert listed.classes == ("cat", "dog")
+    assert [len(domain.files) for domain in listed.domains] == [10, 10, 10]
+    assert listed.domains[0].labels == (0,) * 5 + (1,) * 5
+
+
+def test_awkward_names(own_dataset_dir: Path) -> None:
+    """Case, digits, nested folders, other formats, files that are no images, files beside the folders."""
+    cats = own_dataset_dir / "art" / "cat"
+    image = Image.new("RGB", (9, 9), "red")
+    for name in ("Z.jpg", "a.JPEG", "10.png", "9.png", "b.webp", "c.tif", "d.bmp", "sub/x.png", "a.ppm"):
+        (cats / name).parent.mkdir(exist_ok=True)
+        image.save(cats / name)
+    (cats / "notes.txt").write_text("no image")
+    (own_dataset_dir / "README").write_text("no domain")
+    (own_dataset_dir / "art" / "list.txt").write_text("no class")
+    assert_equals_image_folder(own_dataset_dir)
+    names = [file.name for file in list_dataset("some", own_dataset_dir).domains[0].files]
+    assert len(names) == 19
+    assert "notes.txt" not in names
+
+
+def test_hidden_folders_are_neither_domains_nor_classes(own_dataset_dir: Path) -> None:
+    before = list_dataset("some", own_dataset_dir)
+    (own_dataset_dir / ".ipynb_checkpoints").mkdir()
+    (own_dataset_dir / "art" / ".cache").mkdir()
+    assert list_dataset("some", own_dataset_dir) == before
+
+
+def test_pacs(pacs_dir: Path) -> None:
+    assert_equals_image_folder(pacs_dir)
+    listed = list_dataset("pacs", pacs_dir)
+    assert {domain.name: len(domain.files) for domain in listed.domains} == PACS_COUNTS
+    assert listed.classes == PACS_CLASSES
+
+
+def remove_root(root: Path) -> None:
+    shutil.rmtree(root)
+
+
+def replace_root_by_file(root: Path) -> None:
+    shutil.rmtree(root)
+    root.write_text("a file")
+
+
+def leave_one_domain(root: Path) -> None:
+    shutil.rmtree(root / "photo")
+    shutil.rmtree(root / "sketch")
+
+
+def remove_classes(root: Path) -> None:
+    shutil.rmtree(root / "photo")
+    (root / "photo").mkdir()
+
+
+def remove_images_of_domain(root: Path) -> None:
+    for file in (root / "photo").rglob("*.png"):
+        file.unlink()
+
+
+def remove_class(root: Path) -> None:
+    shutil.rmtree(root / "sketch" / "dog")
+
+
+def rename_class(root: Path) -> None:
+    (root / "sketch" / "dog").rename(root / "sketch" / "hound")
+
+
+def leave_one_class(root: Path) -> None:
+    for domain in root.iterdir():
+        shutil.rmtree(domain / "dog")
+
+
+def empty_class(root: Path) -> None:
+    for file in (root / "photo" / "cat").iterdir():
+        file.unlink()
+
+
+def no_image_in_class(root: Path) -> None:
+    for file in (root / "photo" / "cat").iterdir():
+        file.rename(file.with_suffix(".txt"))
+
+
+def leave_four_images(root: Path) -> None:
+    for file in sorted((root / "art").rglob("*.png")):
+        if file.stem not in ("000", "001"):
+            file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [
+        (remove_root, ["no folder", "dataset", "data_dir="]),
+        (replace_root_by_file, ["no folder", "dataset"]),
+        (leave_one_domain, ["1 domain", "at least 2"]),
+        (remove_classes, ["photo", "no class folders"]),
+        (remove_images_of_domain, ["photo", "no images", ".png"]),
+        (remove_class, ["sketch lacks dog"]),
+        (rename_class, ["sketch lacks dog", "art lacks hound", "photo lacks hound"]),
+        (leave_one_class, ["one class", "cat"]),
+        (empty_class, ["photo", "no images of cat"]),
+        (no_image_in_class, ["photo", "no images of cat"]),
+        (leave_four_images, ["art", "4 images", "at least 5"]),
+    ],
+)
+def test_what_is_no_dataset(own_dataset_dir: Path, spoil: Callable[[Path], None], named: list[str]) -> None:
+    list_dataset("some", own_dataset_dir)
+    spoil(own_dataset_dir)
+    with pytest.raises(UserError) as raised:
+        list_dataset("some", own_dataset_dir)
+    message = str(raised.value)
+    assert message.startswith("dataset=some: ")
+    assert "\n" not in message
+    for words in named:
+        assert words in message
+
+
+def test_five_images_are_enough(own_dataset_dir: Path) -> None:
+    files = sorted((own_dataset_dir / "art").rglob("*.png"))
+    for file in files[1:5] + files[9:]:
+        file.unlink()
+    assert len(list_dataset("some", own_dataset_dir).domains[0].files) == 5

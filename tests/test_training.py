@@ -1,0 +1,338 @@
+"""The training loop equals a plain one, and evaluates when and what it says."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vld.data.batches import TrainingBatches
+from vld.data.images import Dataset, DomainImages
+from vld.data.split import split_indices
+from vld.evaluation import EvaluationSet, evaluation_set, predict, score
+from vld.model import Classifier
+from vld.seeds import DROPOUT, torch_generator
+from vld.settings import AveragingConfig, EnsembleConfig, OptimConfig
+from vld.training import Evaluation, TrainingFailed, learning_rate, make_optimizer, train
+
+CPU = torch.device("cpu")
+MEAN, STD, SCALE, RATE = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4], 0.7, 0.5
+SEED = 11
+ALONG: dict[str, Any] = {"averaging": AveragingConfig(), "ensemble": EnsembleConfig()}
+
+
+def make_dataset() -> Dataset:
+    random = np.random.default_rng(0)
+    domains = []
+    for name in ("a", "b", "c"):
+        labels = torch.arange(20) % 3
+        pixels = torch.from_numpy(random.integers(0, 200, (20, 10, 10, 3), dtype=np.uint8))
+        pixels[torch.arange(20), :, :, labels] += 55  # the class is the tint
+        sizes = torch.full((20, 2), 10)
+        domains.append(DomainImages(name, pixels, sizes, sizes, pixels[:, 1:9, 1:9].contiguous(), labels))
+    return Dataset("tiny", ("x", "y", "z"), tuple(domains), "fingerprint")
+
+
+def make_batches() -> TrainingBatches:
+    domains = make_dataset().domains
+    return TrainingBatches(
+        domains=domains[:2],
+        in_indices=tuple(split_indices(20, i, 0)[0] for i in range(2)),
+        images_per_domain=4,
+        image_size=8,
+        device=CPU,
+        seed=SEED,
+    )
+
+
+def make_evaluation_set() -> EvaluationSet:
+    return evaluation_set(make_dataset(), "c", 0, CPU)
+
+
+def make_backbone() -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()
+        )
+
+
+def make_model(*, pretrained: bool = True, dropout: float = RATE) -> Classifier:
+    return Classifier(
+        make_backbone(),
+        24,
+        3,
+        dropout=dropout,
+        feature_scale=SCALE,
+        head_seed=0,
+        mean=MEAN,
+        std=STD,
+        pretrained=pretrained,
+    )
+
+
+def settings(**changes: Any) -> OptimConfig:
+    defaults: dict[str, Any] = {"lr": 0.05, "weight_decay": 0.01, "momentum": 0.9, "steps": 12, "milestones": [5, 9]}
+    return OptimConfig(**{**defaults, **changes})
+
+
+def start(model: Classifier, optim: OptimConfig, eval_every: int = 4, **changes: Any) -> Iterator[Evaluation]:
+    arguments: dict[str, Any] = {"averaging": AveragingConfig(), "ensemble": EnsembleConfig(), "seed": SEED, **changes}
+    return train(model, make_batches(), make_evaluation_set(), optim, eval_every=eval_every, **arguments)
+
+
+def run(model: Classifier, optim: OptimConfig, eval_every: int = 4, **changes: Any) -> list[Evaluation]:
+    return list(start(model, optim, eval_every, **changes))
+
+
+def plain_loop(
+    optim: OptimConfig, *, pretrained: bool = True, dropout: float = RATE
+) -> tuple[dict[str, Tensor], list[float]]:
+    """The same by PyTorch's own optimiser and schedule, without any of our modules: final weights and every loss."""
+    backbone, head = make_backbone(), nn.Linear(24, 3)
+    head.load_state_dict(make_model().head.state_dict())
+    groups = [
+        {"params": list(backbone.parameters())},
+        {"params": list(head.parameters()), "lr": optim.lr * optim.last_layer_lr_factor},
+    ]
+    optimizer: torch.optim.Optimizer
+    if optim.name == "sgd":
+        optimizer = torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
+    else:
+        optimizer = torch.optim.Adam(
+            groups, lr=optim.lr, betas=(optim.momentum, 0.999), weight_decay=optim.weight_decay
+        )
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, optim.milestones, optim.gamma)
+    backbone.train(not pretrained)
+    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+    batches, losses = make_batches(), []
+    for step in range(optim.steps):
+        images, labels = batches.batch(step)
+        features = backbone((images - mean) / std) * SCALE
+        if dropout:
+            generator = torch_generator(SEED, DROPOUT, step, CPU)
+            mask = torch.empty_like(features).bernoulli_(1 - dropout, generator=generator)
+            features = features * mask / (1 - dropout)
+        loss = functional.cross_entropy(head(features), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(float(loss.detach()))
+    weights = {f"backbone.{name}": value for name, value in backbone.state_dict().items()}
+    return weights | {f"head.{name}": value for name, value in head.state_dict().items()}, losses
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"last_layer_lr_factor": 10.0, "lr": 0.01},
+        {"momentum": 0.0, "weight_decay": 0.0},
+        {"milestones": []},
+        {"milestones": [0, 3, 3, 12, 40], "gamma": 0.5},
+        {"name": "adam", "lr": 0.003},
+        {"name": "adam", "lr": 0.003, "last_layer_lr_factor": 10.0},
+    ],
+    ids=str,
+)
+def test_equals_a_plain_loop(changes: dict[str, Any], pretrained: bool) -> None:
+    optim = settings(**changes)
+    reference, losses = plain_loop(optim, pretrained=pretrained)
+    model = make_model(pretrained=pretrained)
+    before = weights_of(model)
+    evaluations = run(model, optim, eval_every=1)
+    after = weights_of(model)
+    assert after.keys() == reference.keys()
+    for name, value in after.items():
+        torch.testing.assert_close(value, reference[name], rtol=1e-4, atol=1e-6)
+    for name, _ in model.named_parameters():
+        assert float((after[name] - before[name]).abs().max()) > 1e-4
+    assert [entry.train_loss for entry in evaluations[1:]] == pytest.approx(losses, rel=1e-4)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.9])
+def test_equals_a_plain_loop_at_other_dropout_rates(dropout: float) -> None:
+    reference, _ = plain_loop(settings(), dropout=dropout)
+    model = make_model(dropout=dropout)
+    run(model, settings())
+    for name, value in weights_of(model).items():
+        torch.testing.assert_close(value, reference[name], rtol=1e-4, atol=1e-6)
+
+
+def test_weight_decay_acts_on_all_parameters() -> None:
+    """Of two runs, all parameters differ, the affine ones of batch norm and the head's bias too."""
+    models = [make_model(dropout=0.0), make_model(dropout=0.0)]
+    for model, decay in zip(models, (0.0, 0.5), strict=True):
+        run(model, settings(weight_decay=decay, steps=1, milestones=[]))
+    # One step: w - lr (g + decay w), with equal g, so the difference is lr · decay · w before.
+    before = dict(make_model().named_parameters())
+    for (name, plain), (_, decayed) in zip(*(model.named_parameters() for model in models), strict=True):
+        torch.testing.assert_close(plain - decayed, 0.05 * 0.5 * before[name], rtol=1e-4, atol=1e-6)
+    assert float(before["backbone.1.weight"].detach().abs().max()) > 0
+
+
+def test_optimizer_holds_every_parameter_once() -> None:
+    model = make_model()
+    for name in ("sgd", "adam"):
+        optimizer = make_optimizer(model, settings(name=name, last_layer_lr_factor=10.0))
+        held = [id(value) for group in optimizer.param_groups for value in group["params"]]
+        assert sorted(held) == sorted(id(value) for value in model.parameters())
+        assert all(group["weight_decay"] == 0.01 for group in optimizer.param_groups)
+
+
+def test_learning_rate_schedule() -> None:
+    optim = settings(lr=1e-3, steps=10_000, milestones=[5_000])
+    assert [learning_rate(optim, step) for step in (0, 4_999)] == [1e-3, 1e-3]
+    assert [learning_rate(optim, step) for step in (5_000, 9_999, 10_000)] == pytest.approx([1e-4] * 3, rel=1e-12)
+    optim = settings(lr=1.0, milestones=[15, 25], gamma=0.5)
+    assert [learning_rate(optim, step) for step in (14, 15, 24, 25, 99)] == [1, 0.5, 0.5, 0.25, 0.25]
+
+
+def test_evaluations_tell_the_rate_in_force() -> None:
+    assert [entry.lr for entry in run(make_model(), settings(), eval_every=1)] == pytest.approx(
+        [0.05] * 5 + [0.005] * 4 + [0.0005] * 4, rel=1e-9
+    )
+
+
+@pytest.mark.parametrize(
+    ("steps", "eval_every", "expected"),
+    [
+        (12, 4, [0, 4, 8, 12]),
+        (12, 5, [0, 5, 10, 12]),
+        (12, 1, list(range(13))),
+        (12, 12, [0, 12]),
+        (12, 300, [0, 12]),
+        (1, 300, [0, 1]),
+    ],
+)
+def test_evaluated_steps(steps: int, eval_every: int, expected: list[int]) -> None:
+    assert [entry.step for entry in run(make_model(), settings(steps=steps), eval_every)] == expected
+
+
+def test_members_off_the_grid_are_no_evaluations() -> None:
+    """Nor do they change what is evaluated, or the weights: only when the combinations take a member in differs."""
+    models = [make_model(), make_model()]
+    settled = [
+        run(models[0], settings(), averaging=AveragingConfig(1, 1), ensemble=EnsembleConfig(1, 3)),
+        run(models[1], settings(), averaging=AveragingConfig(12, 1), ensemble=EnsembleConfig(12, 1)),
+    ]
+    for one, other in zip(*settled, strict=True):
+        assert one.step == other.step
+        assert torch.equal(one.logits["erm"], other.logits["erm"])
+        assert one.train_loss == other.train_loss
+    for name, value in weights_of(models[0]).items():
+        assert torch.equal(value, models[1].state_dict()[name]), name
+
+
+def test_evaluations_are_of_the_model_at_that_step() -> None:
+    """Runs that end at each step predict what the long run predicted on its way there."""
+    optim = settings()
+    evaluations = {entry.step: entry for entry in run(make_model(), optim)}
+    for step in (4, 8, 12):
+        model = make_model()
+        short = run(model, replace(optim, steps=step), eval_every=300)
+        assert torch.equal(short[-1].logits["erm"], evaluations[step].logits["erm"])
+        prediction = predict([model], make_evaluation_set())[0]
+        assert torch.equal(prediction.logits, evaluations[step].logits["erm"])
+        assert evaluations[step].scores["erm"] == score(prediction.logits, make_evaluation_set())
+        assert evaluations[step].health.feature_sq_norm == pytest.approx(float(prediction.squared_norms.mean()))
+    assert torch.equal(evaluations[0].logits["erm"], predict([make_model()], make_evaluation_set())[0].logits)
+    assert not torch.equal(evaluations[0].logits["erm"], evaluations[4].logits["erm"])
+
+
+def test_logits_are_kept_as_they_were() -> None:
+    """Later steps do not write into an evaluation that was handed out."""
+    copies = []
+    evaluations = []
+    for entry in train(
+        make_model(), make_batches(), make_evaluation_set(), settings(), eval_every=4, seed=SEED, **ALONG
+    ):
+        copies.append(entry.logits["erm"].clone())
+        evaluations.append(entry)
+    assert all(torch.equal(entry.logits["erm"], copy) for entry, copy in zip(evaluations, copies, strict=True))
+
+
+def test_train_loss_is_the_mean_since_the_last_evaluation() -> None:
+    _, losses = plain_loop(settings())
+    evaluations = run(make_model(), settings(), eval_every=5)
+    assert evaluations[0].train_loss is None
+    expected = [sum(losses[0:5]) / 5, sum(losses[5:10]) / 5, sum(losses[10:12]) / 2]
+    assert [entry.train_loss for entry in evaluations[1:]] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_evaluating_does_not_change_training(pretrained: bool) -> None:
+    """Every step or once: equal weights and running statistics, bit for bit; whatever is drawn in between."""
+    often, seldom = make_model(pretrained=pretrained), make_model(pretrained=pretrained)
+    for _ in train(often, make_batches(), make_evaluation_set(), settings(), eval_every=1, seed=SEED, **ALONG):
+        torch.rand(5)
+    run(seldom, settings(), eval_every=300)
+    for name, value in weights_of(often).items():
+        assert torch.equal(value, seldom.state_dict()[name]), name
+
+
+def test_leaves_the_global_generators_alone() -> None:
+    model = make_model()
+    state, position = torch.random.get_rng_state(), np.random.get_state(legacy=False)["state"]["pos"]
+    run(model, settings())
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert np.random.get_state(legacy=False)["state"]["pos"] == position
+
+
+def test_seed_changes_the_masks() -> None:
+    models = [make_model(), make_model()]
+    for model, seed in zip(models, (SEED, SEED + 1), strict=True):
+        list(train(model, make_batches(), make_evaluation_set(), settings(), eval_every=300, seed=seed, **ALONG))
+    assert not torch.equal(models[0].head.weight, models[1].head.weight)
+
+
+def test_on_step_counts_updates() -> None:
+    seen: list[int] = []
+    run(make_model(), settings(), on_step=seen.append)
+    assert seen == list(range(1, 13))
+
+
+def test_time_without_evaluations_is_part_of_the_time() -> None:
+    evaluations = run(make_model(), settings(), eval_every=3)
+    assert all(0 <= entry.train_seconds < entry.seconds for entry in evaluations)
+    for earlier, later in pairwise(evaluations):
+        assert earlier.seconds < later.seconds
+        assert earlier.train_seconds < later.train_seconds
+
+
+@pytest.mark.parametrize("eval_every", [1, 300])
+@pytest.mark.parametrize("lr", [1e6, 1e18])
+def test_loss_that_is_not_finite(lr: float, eval_every: int) -> None:
+    """The step that is named is the one whose loss, in a plain loop too, is the first that is not finite."""
+    optim = settings(lr=lr, steps=60, milestones=[])
+    _, losses = plain_loop(optim)
+    first = next(step for step, loss in enumerate(losses, 1) if not math.isfinite(loss))
+    seen: list[Evaluation] = []
+    with pytest.raises(TrainingFailed, match=rf"at step {first};.*optim\.lr"):
+        for entry in train(
+            make_model(), make_batches(), make_evaluation_set(), optim, eval_every=eval_every, seed=SEED, **ALONG
+        ):
+            seen.append(entry)
+    assert [entry.step for entry in seen] == list(range(0, first, eval_every))
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_learns(name: str) -> None:
+    """The tint that tells the classes apart, on the images of a domain that is left out too."""
+    optim = settings(name=name, lr=0.05 if name == "sgd" else 0.01, steps=150, milestones=[100], weight_decay=1e-4)
+    evaluations = run(make_model(dropout=0.2), optim, eval_every=150)
+    assert evaluations[0].scores["erm"].ood_acc < 0.7
+    assert evaluations[-1].scores["erm"].ood_acc > 0.85
+    assert evaluations[-1].scores["erm"].iid_acc > 0.7

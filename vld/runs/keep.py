@@ -1,0 +1,65 @@
+"""What a finished run keeps of its weights and evaluation logits, and how much disk that takes.
+
+An entry of `keep` is `<method>-<selection>` (weights, float32) or `<method>-<selection>-logits` (float16), and so is the
+file's name, with the ending .safetensors.
+"""
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from torch import nn
+
+from vld.errors import UserError
+from vld.evaluation import Scores, select
+from vld.runs.directory import RunDirectory
+from vld.training import Evaluation
+
+LOGITS = "-logits"
+# config.yaml, metrics.jsonl, result.json: generously.
+TEXT_BYTES = 200_000
+
+
+def keep_tensors(
+    directory: RunDirectory,
+    keep: Iterable[str],
+    evaluation: Evaluation,
+    history: dict[str, list[tuple[int, Scores]]],
+    last_step: int,
+) -> None:
+    """Write what `keep` asks for where this evaluation is, so far, the one selected; a better one later replaces it."""
+    for name in keep:
+        method, selection = name.removesuffix(LOGITS).split("-")
+        if method not in evaluation.scores or (selection == "last" and evaluation.step != last_step):
+            continue
+        if select(history[method], selection) != evaluation.step:
+            continue
+        if name.endswith(LOGITS):
+            directory.write_tensors(name, {"logits": evaluation.logits[method].half()})
+        else:
+            directory.write_tensors(name, evaluation.models[method].state_dict())
+
+
+def missing_files(directory: Path, keep: Iterable[str]) -> list[str]:
+    """What `keep` asks for and a finished run, which was asked for something else, does not have."""
+    return [name for name in keep if not (directory / f"{name}.safetensors").exists()]
+
+
+def bytes_per_run(keep: Iterable[str], model: nn.Module, evaluation_images: int, classes: int) -> int:
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    logits = evaluation_images * classes * 2
+    return TEXT_BYTES + sum(logits if name.endswith(LOGITS) else weights for name in keep)
+
+
+def check_disk(needed: int, output_dir: Path) -> None:
+    """Raises `UserError` where `output_dir` has less free disk than `needed` bytes."""
+    free = shutil.disk_usage(output_dir).free
+    if needed > free:
+        raise UserError(
+            f"output_dir={output_dir}: {megabytes(needed)} of disk are needed and {megabytes(free)} are free;"
+            " keep=[] keeps no weights or logits"
+        )
+
+
+def megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB" if size >= 1e7 else f"{size / 1e6:.1f} MB"
