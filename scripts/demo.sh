@@ -4,7 +4,8 @@
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 python scripts/train.py -m dataset=glyphs backbone=efficientnet_lite0 dropout=0,0.9 image_size=48 batch_size=8 \
-    optim.lr=1e-3 optim.last_layer_lr_factor=10 optim.steps=400 'optim.milestones=[300]' eval_every=100 "$@"
+    optim.lr=1e-3 optim.last_layer_lr_factor=10 optim.steps=400 'optim.milestones=[300]' eval_every=100 \
+    averaging.start=100 ensemble.start=100 ensemble.every=100 "$@"
 
 cat <<'END'
 

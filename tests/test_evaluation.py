@@ -261,7 +261,7 @@ def test_predicting_changes_nothing(training: bool) -> None:
 def test_predicting_keeps_frozen_statistics_frozen() -> None:
     model = classifier()
     model.pretrained = True
-    predict([model.train()], images_to_predict())[0]
+    predict([model.train()], images_to_predict())
     assert model.training
     assert not any(module.training for module in model.batch_norms())
 

@@ -1,8 +1,10 @@
 """The command end to end, on small real runs: what it prints, writes and exits with."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pandas as pd
@@ -67,7 +69,10 @@ def test_a_command_leaves_each_domain_out_and_shows_a_table(finished: tuple[Path
     for domain in ("alpha", "beta", "gamma"):
         assert re.search(rf"^{domain}  step 4/4  loss \d", shown, re.M)
         assert re.search(rf"│ {domain}( \(collapsed\))? +│ +[\d.]+ │ +[\d.]+ │ +\d │", shown)
-    assert re.search(r"│ average +│ +[\d.]+ │ +[\d.]+ │", shown)
+    for method in ("erm", "weight_averaging", "ensemble"):
+        assert re.search(rf"│ {method} +│ alpha", shown)
+    assert len(re.findall(r"│ average +│ +[\d.]+ │ +[\d.]+ │", shown)) == 3
+    assert "keeps up to" in shown
 
 
 def test_run_directory_has_what_the_contract_says(finished: tuple[Path, str]) -> None:
@@ -110,18 +115,19 @@ def test_run_directory_has_what_the_contract_says(finished: tuple[Path, str]) ->
 
 def test_selected_rows_agree_with_the_metrics(finished: tuple[Path, str]) -> None:
     for run_dir in (finished[0] / "runs/shapes").glob("*/*"):
-        rows = [row for row in metrics(run_dir) if row["method"] == "erm"]
-        chosen = {
-            row["selection"]: row
-            for row in json.loads((run_dir / "result.json").read_text())["results"]
-            if row["method"] == "erm"
-        }
-        best = max(row["iid_acc"] for row in rows)
-        assert chosen["iid"]["step"] == next(row["step"] for row in rows if row["iid_acc"] == best)
-        assert chosen["last"]["step"] == 4
-        by_step = {row["step"]: row for row in rows}
-        for row in chosen.values():
-            assert row["ood_acc"] == by_step[row["step"]]["ood_acc"]
+        selected = json.loads((run_dir / "result.json").read_text())["results"]
+        assert len(selected) == 9
+        for method in ("erm", "weight_averaging", "ensemble"):
+            rows = [row for row in metrics(run_dir) if row["method"] == method]
+            chosen = {row["selection"]: row for row in selected if row["method"] == method}
+            for selection, key in (("iid", "iid_acc"), ("oracle_step", "ood_out_acc")):
+                best = max(row[key] for row in rows)
+                assert chosen[selection]["step"] == next(row["step"] for row in rows if row[key] == best)
+            assert chosen["last"]["step"] == 4
+            by_step = {row["step"]: row for row in rows}
+            for row in chosen.values():
+                assert row["ood_acc"] == by_step[row["step"]]["ood_acc"]
+                assert row["ood_in_acc"] == by_step[row["step"]]["ood_in_acc"]
 
 
 def test_load_results_has_the_contract_s_columns(finished: tuple[Path, str]) -> None:
@@ -197,9 +203,73 @@ def test_a_sweep_ends_with_one_table(shapes: Path, tmp_path: Path) -> None:
     assert sweep.returncode == 0, sweep.stderr
     assert len(list((tmp_path / "runs").rglob("result.json"))) == 4
     last_table = sweep.stdout[sweep.stdout.rindex("┏") :]
-    assert re.search(r"dropout ┃ i.i.d. % ┃ o.o.d. % ┃ alpha ┃ +beta", last_table)
-    assert re.search(r"│ 0.0 +│", last_table)
-    assert re.search(r"│ 0.9 +│", last_table)
+    assert re.search(r"dropout ┃ method +┃ i.i.d. % ┃ o.o.d. % ┃ alpha ┃ +beta", last_table)
+    for dropout in ("0.0", "0.9"):
+        for method in ("erm", "weight_averaging", "ensemble"):
+            assert re.search(rf"│ {dropout} +│ {method} +│", last_table)
+
+
+def test_methods_of_a_sweep_share_one_run(shapes: Path, tmp_path: Path) -> None:
+    methods = "method=erm,weight_averaging,ensemble"
+    sweep = train(*SMALL, methods, "test_domain=0", f"data_dir={shapes}", f"output_dir={tmp_path}", "-m")
+    assert sweep.returncode == 0, sweep.stderr
+    assert len(list((tmp_path / "runs").rglob("result.json"))) == 1
+    assert sweep.stdout.count("finished before") == 2
+    tables = sweep.stdout.split("┡")[1:4]
+    for table, method in zip(tables, ("erm", "weight_averaging", "ensemble"), strict=True):
+        assert re.search(r"│ (\w+)", table).group(1) == method
+
+
+def test_keep_says_which_weights_and_logits_stay(shapes: Path, tmp_path: Path) -> None:
+    wanted = ["erm-iid", "weight_averaging-last", "weight_averaging-iid-logits", "ensemble-last-logits"]
+    options = (
+        *SMALL,
+        "averaging.start=1",
+        "ensemble.start=1",
+        "ensemble.every=1",
+        "test_domain=beta",
+        f"data_dir={shapes}",
+    )
+    done = train(*options, f"keep=[{','.join(wanted)}]", f"output_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    [run_dir] = (tmp_path / "runs/shapes/beta").iterdir()
+    assert sorted(path.stem for path in run_dir.glob("*.safetensors")) == sorted(wanted)
+
+    dataset = decode_dataset(list_dataset("shapes", shapes / "shapes"), 16, 256, lambda *_: None)
+    images = evaluation_set(dataset, "beta", 0, torch.device("cpu"))
+    selected = {
+        (row["method"], row["selection"]): row for row in json.loads((run_dir / "result.json").read_text())["results"]
+    }
+    for name in ("erm-iid", "weight_averaging-last"):
+        method, selection = name.split("-")
+        logits = predict([load_model(run_dir, name)], images)[0].logits
+        assert score(logits, images).ood_acc == selected[method, selection]["ood_acc"]
+        assert score(logits, images).iid_acc == selected[method, selection]["iid_acc"]
+    for name in ("weight_averaging-iid-logits", "ensemble-last-logits"):
+        method, selection, _ = name.split("-")
+        logits = load_file(run_dir / f"{name}.safetensors")["logits"]
+        assert score(logits, images).ood_acc == pytest.approx(selected[method, selection]["ood_acc"], abs=1 / 12)
+
+    again = train(*options, "keep=[erm-last]", f"output_dir={tmp_path}")
+    assert again.returncode == 0
+    assert "did not keep erm-last" in again.stdout
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("mount") is None, reason="mounting a small disk needs root")
+def test_too_little_disk_is_refused_before_training(shapes: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", disk], check=False).returncode:
+        pytest.skip("tmpfs cannot be mounted here")
+    try:
+        refused = train(*SMALL, f"data_dir={shapes}", f"output_dir={disk}/outputs")  # 3 x 45 MB of resnet18
+        assert refused.returncode == 2
+        assert re.search(r"13\d MB of disk are needed and 21 MB are free", refused.stderr)
+        assert list(disk.iterdir()) == []
+        done = train(*SMALL, f"data_dir={shapes}", f"output_dir={disk}/outputs", "keep=[]")
+        assert done.returncode == 0, done.stderr
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 def test_a_failed_run_is_recorded_and_the_others_go_on(shapes: Path, tmp_path: Path) -> None:
@@ -244,6 +314,12 @@ BAD_SETTINGS = {
     "batch_size=-2": "batch_size=-2: must be a whole number of at least 1",
     "eval_every=0": "eval_every=0: must be",
     "image_size=4": "image_size=4: must be a whole number of at least 8",
+    "averaging.start=0": "averaging.start=0: must be a whole number of at least 1",
+    "averaging.interval=0": "averaging.interval=0: must be",
+    "ensemble.start=-1": "ensemble.start=-1: must be",
+    "ensemble.every=0": "ensemble.every=0: must be",
+    "keep=[erm-best]": "keep=erm-best: must be one of erm-iid,",
+    "keep=[ensemble-last]": "keep=ensemble-last: must be one of",
     "seed=-1": "seed=-1: must be a whole number from 0",
     "backbone.feature_scale=0": "backbone.feature_scale=0.0: must be a number above 0",
     "backbone.std=[1,1]": "backbone.std=.*three numbers above 0",

@@ -19,12 +19,11 @@ from vld.evaluation import EvaluationSet, evaluation_set, predict, score
 from vld.model import Classifier
 from vld.seeds import DROPOUT, torch_generator
 from vld.settings import AveragingConfig, EnsembleConfig, OptimConfig
-from vld.training import Evaluation, TrainingFailed, learning_rate, make_optimizer, train
+from vld.training import Evaluation, TrainingFailed, is_evaluated, learning_rate, make_optimizer, train
 
 CPU = torch.device("cpu")
 MEAN, STD, SCALE, RATE = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4], 0.7, 0.5
 SEED = 11
-ALONG: dict[str, Any] = {"averaging": AveragingConfig(), "ensemble": EnsembleConfig()}
 
 
 def make_dataset() -> Dataset:
@@ -221,6 +220,12 @@ def test_evaluated_steps(steps: int, eval_every: int, expected: list[int]) -> No
     assert [entry.step for entry in run(make_model(), settings(steps=steps), eval_every)] == expected
 
 
+def test_the_study_s_evaluated_steps() -> None:
+    steps = [step for step in range(10_001) if is_evaluated(step, 10_000, 300)]
+    assert steps == [*range(0, 9_901, 300), 10_000]
+    assert len(steps) == 35
+
+
 def test_members_off_the_grid_are_no_evaluations() -> None:
     """Nor do they change what is evaluated, or the weights: only when the combinations take a member in differs."""
     models = [make_model(), make_model()]
@@ -256,9 +261,7 @@ def test_logits_are_kept_as_they_were() -> None:
     """Later steps do not write into an evaluation that was handed out."""
     copies = []
     evaluations = []
-    for entry in train(
-        make_model(), make_batches(), make_evaluation_set(), settings(), eval_every=4, seed=SEED, **ALONG
-    ):
+    for entry in start(make_model(), settings()):
         copies.append(entry.logits["erm"].clone())
         evaluations.append(entry)
     assert all(torch.equal(entry.logits["erm"], copy) for entry, copy in zip(evaluations, copies, strict=True))
@@ -276,7 +279,7 @@ def test_train_loss_is_the_mean_since_the_last_evaluation() -> None:
 def test_evaluating_does_not_change_training(pretrained: bool) -> None:
     """Every step or once: equal weights and running statistics, bit for bit; whatever is drawn in between."""
     often, seldom = make_model(pretrained=pretrained), make_model(pretrained=pretrained)
-    for _ in train(often, make_batches(), make_evaluation_set(), settings(), eval_every=1, seed=SEED, **ALONG):
+    for _ in start(often, settings(), eval_every=1):
         torch.rand(5)
     run(seldom, settings(), eval_every=300)
     for name, value in weights_of(often).items():
@@ -294,7 +297,7 @@ def test_leaves_the_global_generators_alone() -> None:
 def test_seed_changes_the_masks() -> None:
     models = [make_model(), make_model()]
     for model, seed in zip(models, (SEED, SEED + 1), strict=True):
-        list(train(model, make_batches(), make_evaluation_set(), settings(), eval_every=300, seed=seed, **ALONG))
+        run(model, settings(), eval_every=300, seed=seed)
     assert not torch.equal(models[0].head.weight, models[1].head.weight)
 
 
@@ -321,9 +324,7 @@ def test_loss_that_is_not_finite(lr: float, eval_every: int) -> None:
     first = next(step for step, loss in enumerate(losses, 1) if not math.isfinite(loss))
     seen: list[Evaluation] = []
     with pytest.raises(TrainingFailed, match=rf"at step {first};.*optim\.lr"):
-        for entry in train(
-            make_model(), make_batches(), make_evaluation_set(), optim, eval_every=eval_every, seed=SEED, **ALONG
-        ):
+        for entry in start(make_model(), optim, eval_every):
             seen.append(entry)
     assert [entry.step for entry in seen] == list(range(0, first, eval_every))
 
