@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_training import CPU, SEED, make_batches, make_evaluation_set, make_model, settings
+from tiny import CPU, SEED, make_batches, make_evaluation_set, make_model, settings
 from torch import Tensor
 
 from vld.evaluation import predict, score

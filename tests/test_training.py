@@ -9,76 +9,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny import (
+    CPU,
+    MEAN,
+    RATE,
+    SCALE,
+    SEED,
+    STD,
+    make_backbone,
+    make_batches,
+    make_evaluation_set,
+    make_model,
+    settings,
+)
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vld.data.batches import TrainingBatches
-from vld.data.images import Dataset, DomainImages
-from vld.data.split import split_indices
-from vld.evaluation import EvaluationSet, evaluation_set, predict, score
+from vld.evaluation import predict, score
 from vld.model import Classifier
 from vld.seeds import DROPOUT, torch_generator
 from vld.settings import AveragingConfig, EnsembleConfig, OptimConfig
 from vld.training import Evaluation, TrainingFailed, is_evaluated, learning_rate, make_optimizer, train
-
-CPU = torch.device("cpu")
-MEAN, STD, SCALE, RATE = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4], 0.7, 0.5
-SEED = 11
-
-
-def make_dataset() -> Dataset:
-    random = np.random.default_rng(0)
-    domains = []
-    for name in ("a", "b", "c"):
-        labels = torch.arange(20) % 3
-        pixels = torch.from_numpy(random.integers(0, 200, (20, 10, 10, 3), dtype=np.uint8))
-        pixels[torch.arange(20), :, :, labels] += 55  # the class is the tint
-        sizes = torch.full((20, 2), 10)
-        domains.append(DomainImages(name, pixels, sizes, sizes, pixels[:, 1:9, 1:9].contiguous(), labels))
-    return Dataset("tiny", ("x", "y", "z"), tuple(domains), "fingerprint")
-
-
-def make_batches() -> TrainingBatches:
-    domains = make_dataset().domains
-    return TrainingBatches(
-        domains=domains[:2],
-        in_indices=tuple(split_indices(20, i, 0)[0] for i in range(2)),
-        images_per_domain=4,
-        image_size=8,
-        device=CPU,
-        seed=SEED,
-    )
-
-
-def make_evaluation_set() -> EvaluationSet:
-    return evaluation_set(make_dataset(), "c", 0, CPU)
-
-
-def make_backbone() -> nn.Sequential:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return nn.Sequential(
-            nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()
-        )
-
-
-def make_model(*, pretrained: bool = True, dropout: float = RATE) -> Classifier:
-    return Classifier(
-        make_backbone(),
-        24,
-        3,
-        dropout=dropout,
-        feature_scale=SCALE,
-        head_seed=0,
-        mean=MEAN,
-        std=STD,
-        pretrained=pretrained,
-    )
-
-
-def settings(**changes: Any) -> OptimConfig:
-    defaults: dict[str, Any] = {"lr": 0.05, "weight_decay": 0.01, "momentum": 0.9, "steps": 12, "milestones": [5, 9]}
-    return OptimConfig(**{**defaults, **changes})
 
 
 def start(model: Classifier, optim: OptimConfig, eval_every: int = 4, **changes: Any) -> Iterator[Evaluation]:

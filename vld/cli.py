@@ -40,6 +40,11 @@ def train() -> None:
     run_command(_train_job, "train")
 
 
+def benchmark() -> None:
+    """The command `vld-benchmark` and `scripts/benchmark.py`; its options are those of `vld-train`."""
+    run_command(_benchmark_job, "train")
+
+
 def conf_dir() -> Path:
     """The folder of presets: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).resolve().parent
@@ -113,6 +118,16 @@ def _train_job(composed: DictConfig) -> None:
     (job_dir / OUTCOMES_FILE).write_text(json.dumps({"refused": None, "runs": record}))
     if not in_sweep and any(outcome.failure for outcome in outcomes):
         sys.exit(FAILED)
+
+
+def _benchmark_job(composed: DictConfig) -> None:
+    from vld.benchmark import run_benchmark
+    from vld.terminal import Terminal
+
+    try:
+        run_benchmark(typed_config(composed), Terminal())
+    except UserError as error:
+        exit_with_user_error(str(error))
 
 
 def show_results(outcomes: "list[Outcome]", method: str, terminal: "Terminal") -> None:

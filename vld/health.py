@@ -56,7 +56,7 @@ class Health:
         """Why the network has collapsed, or None."""
         if not self.feature_sq_norm >= VANISHED * before_training.feature_sq_norm:
             norm, norm_before = self.feature_sq_norm, before_training.feature_sq_norm
-            return f"the representation vanished (mean squared norm {norm:.2g}, at first {norm_before:.2g})"
+            return f"the representation vanished (mean squared norm {norm:.3g}, at first {norm_before:.4g})"
         if self.top_class_share > ONE_CLASS:
             return f"{self.top_class_share:.1%} of the images are given to one class"
         return None

@@ -247,7 +247,7 @@ def _first_line(error: BaseException) -> str:
 def _load_backbone(backbone: nn.Module, weights: Mapping[str, Tensor], settings: BackboneConfig) -> None:
     """Load weights with or without a classifier, and those of a network's `features` alone."""
     expected = backbone.state_dict()
-    if not any(key in expected for key in weights):
+    if any(f"features.{key}" in expected for key in weights):
         weights = {f"features.{key}": value for key, value in weights.items()}
     given = {key: value for key, value in weights.items() if key.split(".")[0] not in CLASSIFIER_NAMES}
     # Files from before 2018 lack these counters, which nothing here reads.
