@@ -121,8 +121,8 @@ def test_measure() -> None:
     assert measure(torch.tensor([[5.0, 0]] * 7), torch.zeros(7)) == Health(0.0, 1.0)
 
 
-def watched(*evaluations: tuple[float, float]) -> tuple[CollapseWatch, list[str | None]]:
-    watch = CollapseWatch(0.5)
+def watched(*evaluations: tuple[float, float], pretrained: bool = True) -> tuple[CollapseWatch, list[str | None]]:
+    watch = CollapseWatch(0.5, pretrained)
     return watch, [watch.news(300 * i, Health(*evaluation)) for i, evaluation in enumerate(evaluations)]
 
 
@@ -180,7 +180,12 @@ def test_recovery_and_relapse() -> None:
 
 
 def test_collapse_is_relative_to_the_start() -> None:
-    before = Health(1e-3, 0.5)
-    assert Health(1e-5, 0.5).collapse(before) is None
-    assert Health(9e-7, 0.5).collapse(before) is not None
-    assert Health(1e-5, 0.5).collapse(Health(1.0, 0.5)) is not None
+    assert Health(1e-5, 0.5).collapse(1e-3) is None
+    assert Health(9e-7, 0.5).collapse(1e-3) is not None
+    assert Health(1e-5, 0.5).collapse(1.0) is not None
+
+
+def test_from_scratch_the_norm_before_training_is_no_measure() -> None:
+    """Batch-norm statistics are not learnt yet: the representation is as large as chance makes it."""
+    assert watched((math.inf, 1.0), (90.0, 0.5), pretrained=False)[1] == [None, None]
+    assert watched((1e9, 1.0), (90.0, 1.0), pretrained=False)[1][1] is not None

@@ -20,7 +20,7 @@ from vld.evaluation import Scores, evaluation_set
 from vld.health import CollapseWatch, dropout_noise, noise_warning
 from vld.inputs import Inputs, check_inputs, initial_classifier
 from vld.runs.atomic import write_atomically
-from vld.runs.directory import RunDirectory, metrics_rows, selected_rows
+from vld.runs.directory import RunDirectory, finite_or_none, metrics_rows, selected_rows
 from vld.runs.identity import NOT_IDENTITY, flat_settings, run_id, run_identity, weights_fingerprint
 from vld.runs.keep import keep_tensors, megabytes, missing_files
 from vld.settings import Config
@@ -115,7 +115,7 @@ def _train_and_record(
 
     rows: list[dict[str, Any]] = []
     history: dict[str, list[tuple[int, Scores]]] = {}
-    collapses = CollapseWatch(config.backbone.feature_scale)
+    collapses = CollapseWatch(config.backbone.feature_scale, model.pretrained)
     with terminal.training(test_domain, config.method.name, config.optim.steps, batches.images_per_step) as progress:
         for evaluation in train(
             model,
@@ -139,8 +139,11 @@ def _train_and_record(
     return {
         "results": selected_rows(history),
         "batch_norm_statistics": "frozen" if model.pretrained else "trained; averaged like the weights",
-        "health": {"dropout_noise": noise, "feature_sq_norm": evaluation.health.feature_sq_norm}
-        | {"collapse": collapses.lasting},
+        "health": {
+            "dropout_noise": finite_or_none(noise),
+            "feature_sq_norm": finite_or_none(evaluation.health.feature_sq_norm),
+            "collapse": collapses.lasting,
+        },
         "images_per_second": round(config.optim.steps * batches.images_per_step / evaluation.train_seconds, 1),
         "seconds": round(evaluation.seconds, 1),
         "threads": torch.get_num_threads(),

@@ -1,6 +1,7 @@
 """A run's directory `<output_dir>/runs/<dataset>/<test_domain>/<run_id>/`: the truth about the run."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,7 @@ class RunDirectory:
         self.failure_file.unlink(missing_ok=True)
 
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
-        write_text(
-            self.path / "metrics.jsonl", "".join(json.dumps(row, allow_nan=False, default=float) + "\n" for row in rows)
-        )
+        write_text(self.path / "metrics.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
     def write_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
         plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
@@ -77,12 +76,17 @@ def metrics_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
             "domain_acc": scores.domain_acc,
             "train_loss": evaluation.train_loss,
             "lr": evaluation.lr,
-            "feature_sq_norm": evaluation.health.feature_sq_norm,
+            "feature_sq_norm": finite_or_none(evaluation.health.feature_sq_norm),
             "top_class_share": evaluation.health.top_class_share,
             "seconds": round(evaluation.seconds, 3),
         }
         for method, scores in evaluation.scores.items()
     ]
+
+
+def finite_or_none(value: float) -> float | None:
+    """JSON has no infinities: a network from scratch, evaluated before its first step, may well overflow."""
+    return value if math.isfinite(value) else None
 
 
 def accuracies(scores: Scores) -> dict[str, float]:

@@ -1,0 +1,84 @@
+"""Every preset in conf/ composes, and every backbone, method and optimiser runs, small."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from commands import REPOSITORY, train
+
+PRESETS = sorted((REPOSITORY / "conf").glob("*/*.yaml"))
+SMALL = ("dataset=glyphs", "test_domain=0", "image_size=32", "batch_size=1", "optim.steps=1", "dropout=0.5", "keep=[]")
+
+
+def names(group: str) -> list[str]:
+    return [path.stem for path in PRESETS if path.parent.name == group]
+
+
+@pytest.fixture(scope="module")
+def small_glyphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data_dir whose glyphs have six images of two classes in each domain: evaluating them takes no time."""
+    from vld.data.glyphs import draw_glyphs
+
+    data_dir = tmp_path_factory.mktemp("data")
+    draw_glyphs(data_dir / "all")
+    for path in (data_dir / "all").rglob("*.png"):
+        if path.parent.name in ("A", "E") and int(path.stem) < 6:
+            target = data_dir / "glyphs" / path.relative_to(data_dir / "all")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target)
+    return data_dir
+
+
+def run_small(data_dir: Path, output_dir: Path, *options: str) -> dict:
+    done = train(*SMALL, *options, f"data_dir={data_dir}", f"output_dir={output_dir}")
+    assert done.returncode == 0, done.stderr + done.stdout
+    [result] = (output_dir / "runs/glyphs").rglob("result.json")
+    return json.loads(result.read_text())
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_preset_composes(path: Path) -> None:
+    extra = ["dataset.name=mine"] if path.stem == "folder" else []
+    composed = train("--cfg", "job", f"{path.parent.name}={path.stem}", *extra)
+    assert composed.returncode == 0, composed.stderr
+    said = yaml.safe_load(composed.stdout)[path.parent.name]
+    assert said["name"] == ("mine" if extra else path.stem)
+
+
+@pytest.mark.parametrize("backbone", names("backbone"))
+def test_backbone_runs_from_random_values(backbone: str, small_glyphs: Path, tmp_path: Path) -> None:
+    result = run_small(small_glyphs, tmp_path, f"backbone={backbone}", "backbone.weights=none")
+    assert result["settings"]["backbone.name"] == backbone
+    assert result["settings"]["backbone.weights_fingerprint"] == "random"
+
+
+def test_efficientnet_lite0_runs_with_its_packaged_weights(small_glyphs: Path, tmp_path: Path) -> None:
+    result = run_small(small_glyphs, tmp_path, "backbone=efficientnet_lite0")
+    assert result["settings"]["backbone.weights_fingerprint"] != "random"
+    assert result["batch_norm_statistics"] == "frozen"
+
+
+@pytest.mark.parametrize(("group", "name"), [(g, n) for g in ("method", "optim") for n in names(g)])
+def test_method_and_optimiser_run(group: str, name: str, small_glyphs: Path, tmp_path: Path) -> None:
+    result = run_small(small_glyphs, tmp_path, "backbone=resnet18", "backbone.weights=none", f"{group}={name}")
+    assert {row["method"] for row in result["results"]} == {"erm", "weight_averaging", "ensemble"}
+    if group == "optim":
+        assert result["settings"]["optim.name"] == name
+
+
+@pytest.mark.parametrize("dataset", [name for name in names("dataset") if name not in ("glyphs", "folder")])
+def test_dataset_preset_finds_its_folder(dataset: str, small_glyphs: Path, tmp_path: Path) -> None:
+    """The folder that DomainBed uses; here filled with other images."""
+    folder = yaml.safe_load((REPOSITORY / f"conf/dataset/{dataset}.yaml").read_text())["folder"]
+    (tmp_path / folder).symlink_to(small_glyphs / "glyphs")
+    done = train(
+        *SMALL[1:],
+        f"dataset={dataset}",
+        "backbone=resnet18",
+        "backbone.weights=none",
+        f"data_dir={tmp_path}",
+        f"output_dir={tmp_path / 'outputs'}",
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert len(list((tmp_path / "outputs/runs" / dataset).rglob("result.json"))) == 1
