@@ -126,9 +126,9 @@ def test_a_run_too_short_starts_at_the_first_evaluation(start: int, expected: in
 
 def test_averaging_equal_weights_gives_them_exactly() -> None:
     model = make_model()
-    average = WeightAverage(AveragingConfig(start=1, interval=1), steps=100, eval_every=10)
+    average = WeightAverage(model, AveragingConfig(start=1, interval=1), steps=100, eval_every=10)
     for step in range(1, 51):
-        average.update(model, step)
+        average.update(step)
     assert average.members == 50
     assert average.model is not None
     for name, value in average.model.state_dict().items():
@@ -137,8 +137,8 @@ def test_averaging_equal_weights_gives_them_exactly() -> None:
 
 def test_average_is_a_copy_and_in_float32() -> None:
     model = make_model()
-    average = WeightAverage(AveragingConfig(start=1, interval=1), steps=9, eval_every=1)
-    average.update(model, 1)
+    average = WeightAverage(model, AveragingConfig(start=1, interval=1), steps=9, eval_every=1)
+    average.update(1)
     before = copy.deepcopy(average.model)
     assert before is not None
     with torch.no_grad():

@@ -38,7 +38,7 @@ def run_benchmark(config: Config, terminal: Terminal) -> dict[str, Any]:
     batches = training_batches(config, dataset, test_domain, inputs.device)
     images = evaluation_set(dataset, test_domain, config.split_seed, inputs.device)
     optimizer = make_optimizer(model, config.optim)
-    average = WeightAverage(AveragingConfig(start=1, interval=1), steps=10**6, eval_every=1)
+    average = WeightAverage(model, AveragingConfig(start=1, interval=1), steps=10**6, eval_every=1)
     ensemble = CheckpointEnsemble(EnsembleConfig(start=1, every=1), steps=10**6, eval_every=1)
     logits = predict([model], images)[0].logits
 
@@ -62,7 +62,7 @@ def run_benchmark(config: Config, terminal: Terminal) -> dict[str, Any]:
         for number in range(WARM_UP_STEPS + config.optim.steps):
             times = (
                 seconds(lambda n=number: step(n)),  # type: ignore[misc]
-                seconds(lambda n=number: average.update(model, n + 1)),  # type: ignore[misc]
+                seconds(lambda n=number: average.update(n + 1)),  # type: ignore[misc]
                 seconds(lambda: ensemble.add(logits)),
             )
             if number >= WARM_UP_STEPS:

@@ -26,26 +26,30 @@ class WeightAverage:
     counters are those of the latest member.
     """
 
-    def __init__(self, settings: AveragingConfig, steps: int, eval_every: int) -> None:
+    def __init__(self, trained: Classifier, settings: AveragingConfig, steps: int, eval_every: int) -> None:
+        self.trained = trained
         self.start = first_member(settings.start, steps, eval_every)
         self.interval = settings.interval
         self.members = 0
         self.model: Classifier | None = None
+        """The average, from the first member on."""
 
     @torch.no_grad()
-    def update(self, model: Classifier, step: int) -> None:
-        """Take in the weights of `step`, if it is a member."""
+    def update(self, step: int) -> None:
+        """Take in the weights that the trained network has after `step` updates, if they are a member."""
         if step < self.start or (step - self.start) % self.interval:
             return
         self.members += 1
         if self.model is None:
-            self.model = copy.deepcopy(model).requires_grad_(False)
+            self.model = copy.deepcopy(self.trained).requires_grad_(False)
+            # Both networks keep their tensors and change them in place: found once, not in every step.
+            pairs = list(zip(_tensors(self.model), _tensors(self.trained), strict=True))
+            self._averaged = [pair for pair in pairs if pair[0].is_floating_point()]
+            self._counters = [pair for pair in pairs if not pair[0].is_floating_point()]
             return
-        mean, latest = _tensors(self.model), _tensors(model)
-        averaged = [(a, b) for a, b in zip(mean, latest, strict=True) if a.is_floating_point()]
-        counters = [(a, b) for a, b in zip(mean, latest, strict=True) if not a.is_floating_point()]
-        torch._foreach_lerp_([a for a, _ in averaged], [b for _, b in averaged], 1 / self.members)
-        for kept, counter in counters:
+        mean, latest = zip(*self._averaged, strict=True)
+        torch._foreach_lerp_(mean, latest, 1 / self.members)
+        for kept, counter in self._counters:
             kept.copy_(counter)
 
 

@@ -60,7 +60,7 @@ def train(
     "At step s" means after s updates. Raises `TrainingFailed` when the loss is no longer finite.
     """
     optimizer = make_optimizer(model, optim)
-    average = WeightAverage(averaging, optim.steps, eval_every)
+    average = WeightAverage(model, averaging, optim.steps, eval_every)
     checkpoints = CheckpointEnsemble(ensemble, optim.steps, eval_every)
     model.train()
     losses: list[Tensor] = []
@@ -102,7 +102,7 @@ def train(
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        average.update(model, step + 1)
+        average.update(step + 1)
         losses.append(loss.detach())
         if batches.device.type == "cpu":  # free there; on a GPU the loss is looked at when it is evaluated
             check_finite(loss.item(), step + 1)
