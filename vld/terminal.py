@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
 
 from vld.training import Evaluation
 
@@ -80,15 +80,16 @@ class Terminal:
         if not self.console.is_terminal:
             yield RunProgress(self.console, None, label, method, steps, images_per_step)
             return
+        whole = Column(no_wrap=True)  # on a narrow terminal the bar gives way, not the figures
         with Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[shown]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TextColumn("[bold]{task.description}", table_column=whole),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(table_column=whole),
+            TextColumn("{task.fields[shown]}", table_column=whole),
+            TimeRemainingColumn(compact=True, table_column=whole),
+            TextColumn("left", table_column=whole),
             console=self.console,
+            expand=True,
         ) as bar:
             yield RunProgress(self.console, bar, label, method, steps, images_per_step)
 
