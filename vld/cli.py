@@ -4,7 +4,6 @@ torch takes seconds to import, so whatever needs it is imported when a job start
 answer at once.
 """
 
-import json
 import os
 import re
 import shutil
@@ -28,9 +27,6 @@ if TYPE_CHECKING:
     from vld.terminal import Terminal
 
 FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
-
-OUTCOMES_FILE = "outcomes.json"
-"""What a job's runs came to, in Hydra's job directory: for the table of the whole sweep."""
 
 SELECTION_NOTE = "each method at its own step of best i.i.d. accuracy (selection iid)"
 
@@ -60,7 +56,7 @@ def run_command(job: Callable[[DictConfig], None], config_name: str) -> None:
         hydra.main(config_path=str(conf_dir()), config_name=config_name, version_base="1.3")(job)()
     except (UserError, HydraException, OmegaConfBaseException) as error:
         exit_with_user_error(describe_error(error))
-    except BrokenPipeError:  # the reader, say `head`, has seen enough
+    except BrokenPipeError:  # the reader of --help, say `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # an output folder that Hydra cannot make
         exit_with_user_error(f"{error.filename or 'a file'}: {error.strerror or error}")
@@ -97,27 +93,49 @@ def describe_error(error: BaseException) -> str:
     return " ".join(text.split())
 
 
+def outcomes_dir(composed: DictConfig) -> Path:
+    """Where the jobs of a sweep write what their runs came to, for the table of the whole sweep."""
+    return Path(composed.hydra.sweep.dir) / "outcomes"
+
+
 def _train_job(composed: DictConfig) -> None:
     from vld.runner import run_all
+    from vld.runs.atomic import write_json
     from vld.terminal import Terminal
 
-    job_dir = Path(HydraConfig.get().runtime.output_dir)
-    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    hydra_config = HydraConfig.get()
+    in_sweep = hydra_config.mode == RunMode.MULTIRUN
     terminal = Terminal()
+    outcomes: list[Outcome] = []
+    error: UserError | OSError | None = None
     try:
         outcomes = run_all(typed_config(composed), terminal)
-    except UserError as error:
-        if not in_sweep:
-            shutil.rmtree(job_dir, ignore_errors=True)  # Hydra made it for this job, which left nothing
-            exit_with_user_error(str(error))
-        print(error, file=sys.stderr)  # the other jobs of a sweep go on
-        (job_dir / OUTCOMES_FILE).write_text(json.dumps({"refused": str(error), "runs": []}))
-        return
-    show_results(outcomes, str(composed.method.name), terminal)
-    record = [{"directory": str(outcome.directory), "failure": outcome.failure} for outcome in outcomes]
-    (job_dir / OUTCOMES_FILE).write_text(json.dumps({"refused": None, "runs": record}))
-    if not in_sweep and any(outcome.failure for outcome in outcomes):
+    except (UserError, OSError) as problem:
+        error = problem
+    if outcomes:
+        show_results(outcomes, str(composed.method.name), terminal)
+    if in_sweep:  # the other jobs go on; the callback at the end of the sweep exits
+        record = {
+            "runs": [{"directory": str(outcome.directory), "failure": outcome.failure} for outcome in outcomes],
+            "error": str(error) if error else None,
+            "refused": isinstance(error, UserError),
+        }
+        sweep_dir = Path(hydra_config.sweep.dir)
+        write_json(sweep_dir / "outcomes" / f"{hydra_config.job.num:06d}.json", record)
+    elif isinstance(error, UserError):
+        _remove_job_dir(Path(hydra_config.runtime.output_dir))
+        exit_with_user_error(str(error))
+    elif error:
+        terminal.fail(str(error))
+    if not in_sweep and (error or any(outcome.failure for outcome in outcomes)):
         sys.exit(FAILED)
+
+
+def _remove_job_dir(job_dir: Path) -> None:
+    """Take back the directory that Hydra made for a job which did nothing, if there is nothing of anybody's in it."""
+    if [path.name for path in job_dir.iterdir()] == [".hydra"]:
+        shutil.rmtree(job_dir / ".hydra")
+        job_dir.rmdir()
 
 
 def _benchmark_job(composed: DictConfig) -> None:

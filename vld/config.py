@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 
@@ -117,7 +118,11 @@ def _problems(config: Config) -> Iterator[str]:
     for option in ("seed", "split_seed", "head_seed"):
         value = getattr(config, option)
         yield from number(option, value, "a whole number from 0 to 2^31 - 1", 0 <= value < 2**31)
-    if config.device not in ("auto", "cpu", "cuda") and not config.device.removeprefix("cuda:").isdigit():
+    for option in ("data_dir", "output_dir"):
+        path = getattr(config, option)
+        if not path:
+            yield f"{option}={path}: must be a folder's path"
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
         yield f"device={config.device}: must be auto, cpu, cuda or cuda:<index>"
     yield from choice("precision", config.precision, ("auto", "fp32", "bf16"))
     yield from choice("wandb.mode", config.wandb.mode, ("disabled",))

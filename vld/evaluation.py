@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vld.data.images import Dataset
-from vld.data.split import split_indices
+from vld.data.split import held_out_count, split_indices
 from vld.model import Classifier, Prediction
 
 IN, OUT = "in", "out"
@@ -54,6 +54,14 @@ def evaluation_set(dataset: Dataset, test_domain: str, split_seed: int, device: 
             parts.append(EvaluationPart(domain.name, part, start, start + len(chosen)))
             start += len(chosen)
     return EvaluationSet(test_domain, torch.cat(images).to(device), torch.cat(labels).to(device), tuple(parts))
+
+
+def evaluation_images(dataset: Dataset, test_domain: str) -> int:
+    """How many images `evaluation_set` has."""
+    return sum(
+        len(domain.labels) if domain.name == test_domain else held_out_count(len(domain.labels))
+        for domain in dataset.domains
+    )
 
 
 @torch.inference_mode()

@@ -53,7 +53,9 @@ class Health:
 
     def collapse(self, norm_before: float) -> str | None:
         """Why the network has collapsed, or None. norm_before: `feature_sq_norm` before training."""
-        if math.isnan(self.feature_sq_norm) or self.feature_sq_norm < VANISHED * norm_before:
+        if math.isnan(self.feature_sq_norm):
+            return "the representation is not a number"
+        if self.feature_sq_norm < VANISHED * norm_before:
             norm = self.feature_sq_norm
             return f"the representation vanished (mean squared norm {norm:.3g}, at first {norm_before:.4g})"
         if self.top_class_share > ONE_CLASS:

@@ -8,13 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vld.data import glyphs
 from vld.data.folder import DatasetFiles, list_dataset
-from vld.data.glyphs import draw_glyphs
-from vld.data.split import split_indices
 from vld.device import resolve_device, resolve_precision
 from vld.errors import UserError
 from vld.model import Classifier, build_classifier, load_backbone_weights
-from vld.runs.keep import bytes_per_run, check_disk
 from vld.settings import Config
 
 
@@ -27,37 +25,29 @@ class Inputs:
     files: DatasetFiles
     test_domains: tuple[str, ...]
     weights: dict[str, Tensor] | None
-    disk_bytes: int
-    """What all runs of the command together keep, at most."""
+    existing_folder: Path
+    """The nearest folder to output_dir that exists."""
 
 
 def check_inputs(config: Config) -> Inputs:
-    """Raises `UserError` for a missing device, an unusable output folder, too little disk, bad data or weights."""
+    """Raises `UserError` for a missing device, an unusable output folder, bad data or weights."""
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
     existing_folder = check_output_dir(Path(config.output_dir))
-    root = Path(config.data_dir) / config.dataset.folder
-    if config.dataset.name == "glyphs" and not root.exists():
-        draw_glyphs(root)
-    files = list_dataset(config.dataset.name, root)
-    test_domains = resolve_test_domains(config.test_domain, files.domain_names)
     weights = load_backbone_weights(config.backbone)
-    model = initial_classifier(config, weights, precision, len(files.classes))
-    disk_bytes = sum(
-        bytes_per_run(config.keep, model, evaluation_images(files, test_domain), len(files.classes))
-        for test_domain in test_domains
-    )
-    check_disk(disk_bytes, existing_folder)
-    return Inputs(device, precision, files, test_domains, weights, disk_bytes)
-
-
-def evaluation_images(files: DatasetFiles, test_domain: str) -> int:
-    """How many images a run is evaluated on: all of the test domain, the *out* part of the others."""
-    return sum(
-        n if domain.name == test_domain else len(split_indices(n, 0, 0)[1])
-        for domain in files.domains
-        for n in [len(domain.files)]
-    )
+    initial_classifier(config, weights, precision, classes=2)  # do the weights fit? Any number of classes tells
+    root = Path(config.data_dir) / config.dataset.folder
+    try:
+        if config.dataset.name == "glyphs" and not root.exists():
+            resolve_test_domains(config.test_domain, glyphs.DOMAINS)
+            glyphs.draw_glyphs(root)
+        files = list_dataset(config.dataset.name, root)
+    except OSError as error:
+        raise UserError(
+            f"dataset={config.dataset.name}: {error.filename or root}: {error.strerror or error}"
+        ) from error
+    test_domains = resolve_test_domains(config.test_domain, files.domain_names)
+    return Inputs(device, precision, files, test_domains, weights, existing_folder)
 
 
 def resolve_test_domains(wanted: Any, domains: tuple[str, ...]) -> tuple[str, ...]:
@@ -66,8 +56,8 @@ def resolve_test_domains(wanted: Any, domains: tuple[str, ...]) -> tuple[str, ..
         return domains
     chosen = []
     for entry in wanted if isinstance(wanted, list) else [wanted]:
-        if entry in domains:
-            chosen.append(entry)
+        if str(entry) in domains:  # a domain may be called 1: its name comes before another's index
+            chosen.append(str(entry))
         elif str(entry).isdigit() and int(entry) < len(domains):
             chosen.append(domains[int(entry)])
         else:

@@ -33,6 +33,8 @@ class WeightAverage:
         self.members = 0
         self.model: Classifier | None = None
         """The average, from the first member on."""
+        self._averaged: list[tuple[Tensor, Tensor]] = []
+        self._counters: list[tuple[Tensor, Tensor]] = []
 
     @torch.no_grad()
     def update(self, step: int) -> None:

@@ -165,12 +165,17 @@ def _build_backbone(settings: BackboneConfig) -> tuple[nn.Module, int]:
         raise UserError(f"backbone.architecture={name}: torchvision has no such classifier")
     backbone = torchvision.models.get_model(name, weights=None)
     for attribute in CLASSIFIER_NAMES:
-        last = getattr(backbone, attribute, None)
-        linears = [module for module in last.modules() if isinstance(module, nn.Linear)] if last is not None else []
-        if linears:
+        classifier = getattr(backbone, attribute, None)
+        if classifier is None:
+            continue
+        layers = list(classifier) if isinstance(classifier, nn.Sequential) else [classifier]
+        # Whatever else a classifier holds (hidden layers, norms) is part of the network that was pre-trained.
+        if isinstance(layers[-1], nn.Linear) and all(isinstance(layer, nn.Dropout) for layer in layers[:-1]):
             setattr(backbone, attribute, nn.Identity())
-            return backbone, linears[0].in_features
-    raise UserError(f"backbone.architecture={name}: found no classifier to replace ({', '.join(CLASSIFIER_NAMES)})")
+            return backbone, layers[-1].in_features
+    raise UserError(
+        f"backbone.architecture={name}: its classifier is not one linear layer, which is all that can be replaced"
+    )
 
 
 def load_backbone_weights(settings: BackboneConfig) -> dict[str, Tensor] | None:
@@ -237,7 +242,10 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
         loaded = loaded["state_dict"]
     if not isinstance(loaded, dict) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise UserError(f"backbone.weights={path}: not a state_dict (a dictionary of tensors)")
-    return {str(key).removeprefix("module."): value for key, value in loaded.items()}
+    return {
+        str(key).removeprefix("module."): value.detach().float() if value.is_floating_point() else value.detach()
+        for key, value in loaded.items()
+    }
 
 
 def _first_line(error: BaseException) -> str:

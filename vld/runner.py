@@ -3,6 +3,7 @@
 import datetime
 import platform
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,13 +17,14 @@ from vld.data.images import Dataset, decode_dataset
 from vld.data.picture import draw_picture
 from vld.data.split import split_indices
 from vld.device import describe, set_up
-from vld.evaluation import Scores, evaluation_set
+from vld.errors import UserError
+from vld.evaluation import Scores, evaluation_images, evaluation_set
 from vld.health import CollapseWatch, dropout_noise, noise_warning
 from vld.inputs import Inputs, check_inputs, initial_classifier
 from vld.runs.atomic import write_atomically
 from vld.runs.directory import RunDirectory, finite_or_none, metrics_rows, selected_rows
 from vld.runs.identity import NOT_IDENTITY, flat_settings, run_id, run_identity, weights_fingerprint
-from vld.runs.keep import keep_tensors, megabytes, missing_files
+from vld.runs.keep import bytes_per_run, check_disk, keep_tensors, megabytes, missing_files
 from vld.settings import Config
 from vld.terminal import Terminal
 from vld.training import TrainingFailed, train
@@ -47,58 +49,82 @@ def run_all(config: Config, terminal: Terminal) -> list[Outcome]:
         f"{config.dataset.name}, {config.backbone.name} at {config.image_size} px, dropout {config.dropout:g},"
         f" {config.optim.name} lr {config.optim.lr:g}, {config.optim.steps} steps of"
         f" {len(inputs.files.domains) - 1} x {config.batch_size} images, seed {config.seed};"
-        f" on {describe(inputs.device)} in {inputs.precision}; keeps up to {megabytes(inputs.disk_bytes)} in {output_dir}"
+        f" on {describe(inputs.device)} in {inputs.precision}"
     )
     with terminal.counting(f"decoding {config.dataset.name}") as progress:
         dataset = decode_dataset(inputs.files, config.image_size, config.dataset.store_size, progress)
+    fingerprint = weights_fingerprint(inputs.weights)
+    needed = _disk_needed(config, inputs, dataset, fingerprint)
+    check_disk(needed, inputs.existing_folder)
+    if needed:
+        terminal.say(f"keeps up to {megabytes(needed)} in {output_dir}")
     picture = output_dir / "datasets" / f"{dataset.name}-{dataset.fingerprint[:8]}.png"
     if not picture.exists():
         write_atomically(picture, lambda path: draw_picture(dataset, path))
         terminal.say(f"a picture of the dataset: {picture}")
-    fingerprint = weights_fingerprint(inputs.weights)
     return [_run(config, inputs, dataset, fingerprint, test_domain, terminal) for test_domain in inputs.test_domains]
+
+
+def _disk_needed(config: Config, inputs: Inputs, dataset: Dataset, fingerprint: str) -> int:
+    """Bytes that the runs which are not finished yet will keep, at most."""
+    model = initial_classifier(config, inputs.weights, inputs.precision, len(dataset.classes))
+    return sum(
+        bytes_per_run(config.keep, model, evaluation_images(dataset, test_domain), len(dataset.classes))
+        for test_domain in inputs.test_domains
+        if not _directory(config, _identity(config, inputs, dataset, fingerprint, test_domain)).result_file.exists()
+    )
 
 
 def _run(
     config: Config, inputs: Inputs, dataset: Dataset, fingerprint: str, test_domain: str, terminal: Terminal
 ) -> Outcome:
-    """One run, from its directory to its result; or the result that is there already."""
-    identity = run_identity(
+    """One run, from its directory to its result; or the result that is there already. Whatever fails is its own failure."""
+    identity = _identity(config, inputs, dataset, fingerprint, test_domain)
+    directory = _directory(config, identity)
+    try:
+        finished = directory.result()
+        if finished is not None:
+            terminal.say(f"{test_domain}: finished before, not trained again ({directory.path})")
+            if missing := missing_files(directory.path, config.keep):
+                terminal.warn(
+                    f"{test_domain}: that run did not keep {', '.join(missing)}; another output_dir trains it anew"
+                )
+            return Outcome(test_domain, directory.path, finished)
+        directory.start(identity, {key: value for key, value in flat_settings(config).items() if key in NOT_IDENTITY})
+        result = {"run_id": directory.path.name, "settings": identity} | _train_and_record(
+            config, inputs, dataset, test_domain, directory, terminal
+        )
+        directory.finish(result)
+    except Exception as error:
+        failure = str(error) if isinstance(error, TrainingFailed | UserError) else f"{type(error).__name__}: {error}"
+        terminal.fail(f"{test_domain}: {failure} ({directory.path})")
+        with suppress(OSError):  # a full disk, say, which then is the failure
+            directory.fail(
+                {
+                    "what": failure,
+                    "where": traceback.format_exc(),
+                    "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                    "run_id": directory.path.name,
+                    "settings": identity,
+                }
+            )
+        return Outcome(test_domain, directory.path, None, failure)
+    return Outcome(test_domain, directory.path, result)
+
+
+def _identity(config: Config, inputs: Inputs, dataset: Dataset, fingerprint: str, test_domain: str) -> dict[str, Any]:
+    return run_identity(
         config,
         test_domain,
         dataset_fingerprint=dataset.fingerprint,
         weights_fingerprint=fingerprint,
         precision=inputs.precision,
     )
-    name = run_id(identity)
-    directory = RunDirectory(Path(config.output_dir) / "runs" / dataset.name / test_domain / name)
-    finished = directory.result()
-    if finished is not None:
-        terminal.say(f"{test_domain}: finished before, not trained again ({directory.path})")
-        if missing := missing_files(directory.path, config.keep):
-            terminal.warn(
-                f"{test_domain}: that run did not keep {', '.join(missing)}; another output_dir trains it anew"
-            )
-        return Outcome(test_domain, directory.path, finished)
-    directory.start(identity, {key: value for key, value in flat_settings(config).items() if key in NOT_IDENTITY})
-    try:
-        result = _train_and_record(config, inputs, dataset, test_domain, directory, terminal)
-    except Exception as error:
-        failure = str(error) if isinstance(error, TrainingFailed) else f"{type(error).__name__}: {error}"
-        directory.fail(
-            {
-                "what": failure,
-                "where": traceback.format_exc(),
-                "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "run_id": name,
-                "settings": identity,
-            }
-        )
-        terminal.fail(f"{test_domain}: {failure} ({directory.failure_file})")
-        return Outcome(test_domain, directory.path, None, failure)
-    result = {"run_id": name, "settings": identity} | result
-    directory.finish(result)
-    return Outcome(test_domain, directory.path, result)
+
+
+def _directory(config: Config, identity: dict[str, Any]) -> RunDirectory:
+    parts = ("runs", identity["dataset.name"], identity["test_domain"], run_id(identity))
+    return RunDirectory(Path(config.output_dir).joinpath(*parts))
 
 
 def _train_and_record(

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-BATCHES, DROPOUT = range(2)
+BATCHES, DROPOUT, BACKBONE = range(3)
 
 
 def numpy_generator(seed: int, stream: int, step: int) -> np.random.Generator:
@@ -11,5 +11,9 @@ def numpy_generator(seed: int, stream: int, step: int) -> np.random.Generator:
 
 
 def torch_generator(seed: int, stream: int, step: int, device: torch.device) -> torch.Generator:
+    return torch.Generator(device).manual_seed(derived_seed(seed, stream, step))
+
+
+def derived_seed(seed: int, stream: int, step: int) -> int:
     derived = np.random.SeedSequence((seed, stream, step)).generate_state(1, np.uint64)[0]
-    return torch.Generator(device).manual_seed(int(derived >> np.uint64(1)))
+    return int(derived >> np.uint64(1))

@@ -1,5 +1,6 @@
 """Around the jobs of a command: every job is checked before the first starts, one table when all have ended."""
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,13 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vld.cli import FAILED, OUTCOMES_FILE, SELECTION_NOTE, USER_ERROR, describe_error, exit_with_user_error
+from vld.cli import FAILED, SELECTION_NOTE, USER_ERROR, describe_error, exit_with_user_error, outcomes_dir
 from vld.config import typed_config
 from vld.errors import UserError
+from vld.settings import Config
 
 
 class JobsCallback(Callback):
@@ -25,17 +27,29 @@ class JobsCallback(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         try:
-            check_jobs(compose_jobs(config))
+            jobs = compose_jobs(config)
         except (HydraException, OmegaConfBaseException) as error:
             exit_with_user_error(describe_error(error))
+        check_jobs(jobs)
+        self.jobs = len(jobs)
+        shutil.rmtree(outcomes_dir(config), ignore_errors=True)  # of an earlier sweep with this hydra.sweep.dir
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        summarise_sweep(Path(config.hydra.sweep.dir))
+        try:
+            code = summarise_sweep(outcomes_dir(config), self.jobs, config.method.name)
+        except Exception as error:
+            print(f"the results of this sweep could not be put together: {error}", file=sys.stderr)
+            code = FAILED
+        if code:
+            sys.exit(code)
 
 
 def compose_jobs(config: DictConfig) -> list[DictConfig]:
     """The configuration of every job of a sweep, as Hydra's sweeper will make them."""
-    overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+    always = OmegaConf.to_container(config.hydra.sweeper.params) if config.hydra.sweeper.params else {}
+    assert isinstance(always, dict)
+    words = [f"{key!s}={value}" for key, value in always.items()] + list(config.hydra.overrides.task)
+    overrides = OverridesParser.create().parse_overrides(words)
     [jobs] = BasicSweeper.split_arguments(overrides, max_batch_size=None)
     return [compose(config.hydra.job.config_name, overrides=list(job)) for job in jobs]
 
@@ -43,16 +57,27 @@ def compose_jobs(config: DictConfig) -> list[DictConfig]:
 def check_jobs(jobs: list[DictConfig]) -> None:
     """Exit with code 2 and one list of everything wrong in any of the jobs, before anything is made."""
     problems: dict[str, None] = {}
-    configs = []
+    inputs: dict[str, Config] = {}
     for job in jobs:
         try:
-            configs.append(typed_config(job))
+            config = typed_config(job)
         except (UserError, OmegaConfBaseException) as error:
             problems |= dict.fromkeys(describe_error(error).splitlines())
+            continue
+        # Jobs that differ in other settings only have the same inputs, which are checked once.
+        outside = (
+            config.dataset,
+            config.data_dir,
+            config.output_dir,
+            config.backbone,
+            config.device,
+            config.test_domain,
+        )
+        inputs[repr(outside)] = config
     if not problems:
         from vld.inputs import check_inputs  # needs torch: see vld.cli
 
-        for config in configs:
+        for config in inputs.values():
             try:
                 check_inputs(config)
             except UserError as error:
@@ -61,28 +86,25 @@ def check_jobs(jobs: list[DictConfig]) -> None:
         exit_with_user_error("\n".join(problems))
 
 
-def summarise_sweep(sweep_dir: Path) -> None:
-    """Show all jobs' results in one table, then what failed; exit with 1 or 2 if anything did."""
-    import pandas as pd
-
+def summarise_sweep(outcomes: Path, jobs: int, chosen: str) -> int:
+    """Show all jobs' results in one table, then what failed; return the exit code that says so."""
     from vld.runs.directory import read_json
-    from vld.runs.results import COLUMNS, SETTING_COLUMNS, result_rows
     from vld.terminal import Terminal
 
     terminal = Terminal()
-    jobs = [read_json(path) for path in sorted(sweep_dir.glob(f"*/{OUTCOMES_FILE}"))]
-    runs = [run for job in jobs for run in job["runs"]]
+    records = [read_json(path) for path in sorted(outcomes.glob("*.json"))]
+    runs = [run for record in records for run in record["runs"]]
     finished = dict.fromkeys(run["directory"] for run in runs if not run["failure"])
-    rows = [row for directory in finished for row in result_rows(read_json(Path(directory) / "result.json"))]
-    results = pd.DataFrame(rows, columns=COLUMNS).query("selection == 'iid'")
-    if len(results):
-        varied = [name for name in ("dataset", *SETTING_COLUMNS) if results[name].nunique(dropna=False) > 1]
+    results = [read_json(Path(directory) / "result.json") for directory in finished]
+    if results:
         terminal.say(SELECTION_NOTE)
-        terminal.sweep_table(results.sort_values(varied, kind="stable"), varied)
+        terminal.sweep_table(results, chosen)
     failures = [f"{run['directory']}: {run['failure']}" for run in runs if run["failure"]]
+    failures += [record["error"] for record in records if record["error"]]
+    if len(records) < jobs:
+        failures.append(f"{jobs - len(records)} of {jobs} jobs ended without a word")
     for line in failures:
         terminal.fail(line)
-    if failures:
-        sys.exit(FAILED)
-    if any(job["refused"] for job in jobs):
-        sys.exit(USER_ERROR)
+    if any(record["refused"] for record in records):
+        return USER_ERROR
+    return FAILED if failures else 0

@@ -1,11 +1,12 @@
 """What a person sees while runs train, and the tables at the end."""
 
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
@@ -22,7 +23,6 @@ class RunProgress:
         self.console, self.bar, self.label, self.method = console, bar, label, method
         self.steps, self.images_per_step = steps, images_per_step
         self.began = time.perf_counter()
-        self.shown = ""
         self.task = bar.add_task(label, total=steps, shown="") if bar else None
 
     def stepped(self, step: int) -> None:
@@ -32,33 +32,43 @@ class RunProgress:
     def evaluated(self, evaluation: Evaluation) -> None:
         scores = evaluation.scores[self.method] if self.method in evaluation.scores else evaluation.scores["erm"]
         loss = "" if evaluation.train_loss is None else f"loss {evaluation.train_loss:.3f}  "
-        self.shown = f"{loss}i.i.d. {100 * scores.iid_acc:.1f}  o.o.d. {100 * scores.ood_acc:.1f}"
+        shown = f"{loss}i.i.d. {100 * scores.iid_acc:.1f}  o.o.d. {100 * scores.ood_acc:.1f}"
         if evaluation.train_seconds > 0 and evaluation.step:
-            self.shown += f"  {evaluation.step * self.images_per_step / evaluation.train_seconds:.0f} images/s"
+            shown += f"  {evaluation.step * self.images_per_step / evaluation.train_seconds:.0f} images/s"
         if self.bar and self.task is not None:
-            self.bar.update(self.task, completed=evaluation.step, shown=self.shown)
+            self.bar.update(self.task, completed=evaluation.step, shown=shown)
             return
         left = ""
         if evaluation.step and evaluation.step < self.steps:
             seconds = (time.perf_counter() - self.began) / evaluation.step * (self.steps - evaluation.step)
             left = f"  {duration(seconds)} left"
-        self.console.print(f"{self.label}  step {evaluation.step}/{self.steps}  {self.shown}{left}", soft_wrap=True)
+        self.console.print(f"{self.label}  step {evaluation.step}/{self.steps}  {shown}{left}", soft_wrap=True)
+
+
+class UnpipedConsole(Console):
+    """Goes on in silence when its reader is gone, as in `vld-train | head`: training is worth more than its log."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Terminal:
     """Everything goes to standard output but what a user must mend, which goes to standard error."""
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False)
+        # A log or a pipe has no width: tables there are as wide as they need be. Names of domains are no markup.
+        width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 250
+        self.console = UnpipedConsole(highlight=False, markup=False, width=width)
 
     def say(self, line: str) -> None:
-        self.console.print(line, soft_wrap=True, markup=False)
+        self.console.print(line, soft_wrap=True)
 
     def warn(self, line: str) -> None:
-        self.console.print(f"warning: {line}", style="yellow", soft_wrap=True, markup=False)
+        self.console.print(f"warning: {line}", style="yellow", soft_wrap=True)
 
     def fail(self, line: str) -> None:
-        self.console.print(f"failed: {line}", style="bold red", soft_wrap=True, markup=False)
+        self.console.print(f"failed: {line}", style="bold red", soft_wrap=True)
 
     @contextmanager
     def counting(self, label: str) -> Iterator[Callable[[int, int], None]]:
@@ -82,10 +92,10 @@ class Terminal:
             return
         whole = Column(no_wrap=True)  # on a narrow terminal the bar gives way, not the figures
         with Progress(
-            TextColumn("[bold]{task.description}", table_column=whole),
+            TextColumn("{task.description}", style="bold", markup=False, table_column=whole),
             BarColumn(bar_width=None),
             MofNCompleteColumn(table_column=whole),
-            TextColumn("{task.fields[shown]}", table_column=whole),
+            TextColumn("{task.fields[shown]}", markup=False, table_column=whole),
             TimeRemainingColumn(compact=True, table_column=whole),
             TextColumn("left", table_column=whole),
             console=self.console,
@@ -115,24 +125,52 @@ class Terminal:
             table.add_section()
         self.console.print(table)
 
-    def sweep_table(self, results: pd.DataFrame, varied: list[str]) -> None:
-        """A line per method and setting that the sweep varied: averages over test domains, then each domain's o.o.d."""
-        domains = sorted(results["test_domain"].unique())
-        groups = [*varied, "method"]
+    def sweep_table(self, results: list[dict[str, Any]], chosen: str) -> None:
+        """A line per setting that differs among results (`result.json`) and method, the chosen one first and in bold.
+
+        It has the averages over the test domains, then the o.o.d. accuracy with each domain left out.
+        """
+        varied = varied_settings([result["settings"] for result in results])
+        domains = sorted({result["settings"]["test_domain"] for result in results})
+        cells: dict[tuple[str, ...], dict[str, dict[str, dict[str, Any]]]] = {}
+        for result in results:
+            values = tuple(f"{result['settings'].get(name)}" for name in varied)
+            for row in result["results"]:
+                if row["selection"] == "iid":
+                    by_method = cells.setdefault(values, {})
+                    by_method.setdefault(row["method"], {})[result["settings"]["test_domain"]] = row
         table = Table()
-        for name in groups:
+        for name in (*varied, "method"):
             table.add_column(name)
         for heading in ("i.i.d. %", "o.o.d. %", *(domains if len(domains) > 1 else ())):
             table.add_column(heading, justify="right")
-        for values, group in results.groupby(groups, dropna=False, sort=False):
-            by_domain = group.groupby("test_domain")[["iid_acc", "ood_acc"]].mean()
-            complete = len(by_domain) == len(domains)  # an average over fewer domains is another quantity
-            means = [percent(by_domain[key].mean()) if complete else "–" for key in ("iid_acc", "ood_acc")]
-            cells = [percent(by_domain.loc[d, "ood_acc"]) if d in by_domain.index else "–" for d in domains]
-            table.add_row(*(f"{value}" for value in values), *means, *(cells if len(domains) > 1 else ()))
+        for values, by_method in cells.items():
+            for method in sorted(by_method, key=lambda method: method != chosen):
+                by_domain = by_method[method]
+                complete = len(by_domain) == len(domains)  # an average over fewer domains is another quantity
+                means = [
+                    percent(sum(row[key] for row in by_domain.values()) / len(domains)) if complete else "–"
+                    for key in ("iid_acc", "ood_acc")
+                ]
+                each = [percent(by_domain[d]["ood_acc"]) if d in by_domain else "–" for d in domains]
+                style = "bold" if method == chosen else ""
+                table.add_row(*values, method, *means, *(each if len(domains) > 1 else ()), style=style)
         self.console.print(table)
         if len(domains) > 1:
             self.say("averages over the test domains; under a domain's name: o.o.d. accuracy with that domain left out")
+
+
+def varied_settings(settings: list[dict[str, Any]]) -> list[str]:
+    """The settings that tell runs apart, the test domain aside; what a dataset or backbone brings along goes by its name."""
+    varied = [
+        name
+        for name in sorted(set().union(*settings))
+        if name != "test_domain" and len({repr(one.get(name)) for one in settings}) > 1
+    ]
+    for group in ("dataset", "backbone"):
+        if f"{group}.name" in varied:
+            varied = [name for name in varied if name == f"{group}.name" or not name.startswith(f"{group}.")]
+    return varied
 
 
 def percent(fraction: float) -> str:

@@ -15,7 +15,7 @@ from vld.evaluation import EvaluationSet, Scores, predict, score
 from vld.health import Health, measure
 from vld.methods import ENSEMBLE, ERM, WEIGHT_AVERAGING, CheckpointEnsemble, WeightAverage
 from vld.model import Classifier
-from vld.seeds import DROPOUT, torch_generator
+from vld.seeds import BACKBONE, DROPOUT, derived_seed, torch_generator
 from vld.settings import AveragingConfig, EnsembleConfig, OptimConfig
 
 
@@ -79,6 +79,7 @@ def train(
             if checkpoints.has_member(step):
                 checkpoints.add(logits[ERM])
             if evaluated:
+                check_weights(model, step)
                 if checkpoints.logits is not None:
                     logits[ENSEMBLE] = checkpoints.logits
                 yield Evaluation(
@@ -98,6 +99,7 @@ def train(
             return
         set_learning_rate(optimizer, optim, step)
         inputs, labels = batches.batch(step)
+        torch.manual_seed(derived_seed(seed, BACKBONE, step))  # what a backbone draws by itself (stochastic depth)
         loss = cross_entropy(model(inputs, torch_generator(seed, DROPOUT, step, batches.device)), labels)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -159,6 +161,13 @@ def mean_loss(losses: list[Tensor], step: int) -> float | None:
     for i, value in enumerate(values):
         check_finite(value, step - len(values) + i + 1)
     return math.fsum(values) / len(values)
+
+
+def check_weights(model: Classifier, step: int) -> None:
+    """The last update before an evaluation may have broken what its own loss, computed before, does not show."""
+    norms = torch.stack(torch._foreach_norm([parameter.detach() for parameter in model.parameters()]))
+    if not torch.isfinite(norms.sum()):
+        raise TrainingFailed(f"the weights are no longer finite at step {step}; a smaller optim.lr usually mends it")
 
 
 def check_finite(loss: float, step: int) -> None:

@@ -149,3 +149,12 @@ def test_five_images_are_enough(own_dataset_dir: Path) -> None:
     for file in files[1:5] + files[9:]:
         file.unlink()
     assert len(list_dataset("some", own_dataset_dir).domains[0].files) == 5
+
+
+def test_a_link_to_a_folder_below_a_class_is_refused(own_dataset_dir: Path) -> None:
+    """ImageFolder would follow it and list images twice, in both parts of the split."""
+    domain = sorted(path for path in own_dataset_dir.iterdir() if path.is_dir())[0]
+    label = sorted(domain.iterdir())[0]
+    (label / "again").symlink_to(label, target_is_directory=True)
+    with pytest.raises(UserError, match="again is a link to a folder"):
+        list_dataset("mine", own_dataset_dir)

@@ -1,5 +1,6 @@
 """The images of a dataset folder `<root>/<domain>/<class>/*`, in ImageFolder's order, checked before anything is read."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,7 +74,23 @@ def _check_equal_classes(name: str, class_lists: dict[str, list[str]]) -> None:
         raise UserError(f"dataset={name}: every domain must have the same classes, but {'; '.join(gaps)}")
 
 
+def _check_tree(name: str, folder: Path) -> None:
+    """Raises where ImageFolder would pass over a folder that cannot be read, or follow a link and see images twice."""
+
+    def unreadable(error: OSError) -> None:
+        raise UserError(f"dataset={name}: {error.filename} cannot be read ({error.strerror})") from error
+
+    for class_folder in folder.iterdir():
+        if class_folder.is_dir():
+            for parent, folders, _ in os.walk(class_folder, onerror=unreadable):
+                for link in (Path(parent, child) for child in folders if Path(parent, child).is_symlink()):
+                    raise UserError(
+                        f"dataset={name}: {link} is a link to a folder; images below a class must be its own"
+                    )
+
+
 def _list_domain(name: str, folder: Path, classes: list[str]) -> DomainFiles:
+    _check_tree(name, folder)
     samples = make_dataset(
         str(folder), {label: i for i, label in enumerate(classes)}, extensions=IMG_EXTENSIONS, allow_empty=True
     )

@@ -68,7 +68,8 @@ def decode_dataset(files: DatasetFiles, image_size: int, store_size: int, progre
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         sizes = [np.array(_map_files(pool, _size, domain.files), np.int64) for domain in files.domains]
         height, width = (min(store_size, max(int(s[:, axis].max()) for s in sizes)) for axis in (0, 1))
-        _check_memory(files.name, total * 3 * (height * width + image_size**2))
+        # Each run's evaluation set is a copy of some of the evaluation views.
+        _check_memory(files.name, total * 3 * (height * width + 2 * image_size**2))
 
         for domain, original_sizes in zip(files.domains, sizes, strict=True):
             n = len(domain.files)
@@ -119,8 +120,8 @@ def _map_files(pool: Executor, function: Callable[[Path], T], paths: Sequence[Pa
     def attempt(path: Path) -> T | UserError:
         try:
             return function(path)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL raises any of these
-            return UserError(f"unreadable image {path}: {str(error).splitlines()[0]}")
+        except Exception as error:  # damaged files make PIL raise nearly anything
+            return UserError(f"unreadable image {path}: {' '.join(str(error).split()) or type(error).__name__}")
 
     results = list(pool.map(attempt, paths))
     errors = [result for result in results if isinstance(result, UserError)]
@@ -140,9 +141,15 @@ def _check_memory(name: str, needed: int) -> None:
 
 
 def _available_memory() -> int:
-    """Bytes that can be allocated without swapping (Linux counts its file cache as available)."""
+    """Bytes that this process can allocate without swapping: the machine's, or what its control group has left."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+        machine = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        return machine if limit == "max" else min(machine, int(limit) - used)
+    except (OSError, ValueError):
+        return machine

@@ -17,5 +17,10 @@ def split_indices(
     seed = int(hashlib.md5(str((split_seed, domain_index)).encode("utf-8")).hexdigest(), 16) % 2**31
     shuffled = np.arange(n, dtype=np.int64)
     np.random.RandomState(seed).shuffle(shuffled)
-    held_out = int(n * holdout)
+    held_out = held_out_count(n, holdout)
     return shuffled[held_out:], shuffled[:held_out]
+
+
+def held_out_count(n: int, holdout: float = 0.2) -> int:
+    """How many of a domain's `n` images are its *out* part."""
+    return int(n * holdout)

@@ -34,7 +34,12 @@ class RunDirectory:
         return read_json(self.result_file) if self.result_file.exists() else None
 
     def start(self, identity: dict[str, Any], other_settings: dict[str, Any]) -> None:
-        """Make the directory, with the settings that make the run's identity and, separately, those that do not."""
+        """Make the directory, with the settings that make the run's identity and, separately, those that do not.
+
+        What an attempt that was not finished left there is removed: it is not this attempt's.
+        """
+        for left in [*self.path.glob("*.safetensors"), *self.path.glob(".*"), self.path / "metrics.jsonl"]:
+            left.unlink(missing_ok=True)
         write_text(
             self.path / "config.yaml",
             yaml.safe_dump({"identity": identity, "other": other_settings}, sort_keys=True, allow_unicode=True),

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vld import PROTOCOL_VERSION
@@ -68,7 +69,7 @@ def weights_fingerprint(weights: Mapping[str, Tensor] | None) -> str:
         return RANDOM_WEIGHTS
     digest = hashlib.sha256()
     for name in sorted(weights):
-        tensor = weights[name].contiguous()
-        digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
-        digest.update(tensor.flatten().view(-1).numpy().tobytes())
+        tensor = weights[name].detach().contiguous().flatten()
+        digest.update(repr((name, str(tensor.dtype), tuple(weights[name].shape))).encode())
+        digest.update(tensor.view(torch.uint8).numpy().tobytes())  # NumPy has no bfloat16
     return digest.hexdigest()

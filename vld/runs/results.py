@@ -55,7 +55,7 @@ def result_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def load_model(run_dir: str | Path, weights: str = "erm-last") -> Classifier:
-    """A finished run's network in eval mode, on the CPU: images float [B, 3, h, w] in [0, 1] to logits [B, classes].
+    """A finished run's network in eval mode and float32, on the CPU: images float [B, 3, h, w] in [0, 1] to logits [B, classes].
 
     weights: which of the run's `<weights>.safetensors`. Raises `UserError` where the directory lacks them.
     """
