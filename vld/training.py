@@ -79,6 +79,8 @@ def train(
             if checkpoints.has_member(step):
                 checkpoints.add(logits[ERM])
             if evaluated:
+                train_loss = mean_loss(losses, step)
+                losses.clear()
                 check_weights(model, step)
                 if checkpoints.logits is not None:
                     logits[ENSEMBLE] = checkpoints.logits
@@ -88,12 +90,11 @@ def train(
                     logits=logits,
                     models=models,
                     health=measure(logits[ERM], predictions[ERM].squared_norms),
-                    train_loss=mean_loss(losses, step),
+                    train_loss=train_loss,
                     lr=learning_rate(optim, step),
                     seconds=clock.seconds(),
                     train_seconds=clock.train_seconds,
                 )
-                losses.clear()
             clock.resume()
         if step == optim.steps:
             return

@@ -1,0 +1,71 @@
+"""Everything that the README shows runs: its commands, made small, and its Python."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from commands import REPOSITORY, train
+
+README = (REPOSITORY / "README.md").read_text()
+BLOCKS = re.findall(r"(?:^    .*\n)+", README, re.M)
+TRAIN_COMMANDS = [
+    re.sub(r"\\\n\s*", "", block).strip() for block in BLOCKS if block.strip().startswith("python scripts/train.py ")
+]
+SMALLER = {"image_size": "32", "optim.steps": "2", "optim.milestones": "[1]", "eval_every": "2", "batch_size": "1"}
+
+
+def smaller(command: str, **instead: str) -> list[str]:
+    """The options of a command, with small values for those that take time."""
+    options = {option.split("=", 1)[0]: option for option in shlex.split(command)[2:]}
+    for name, value in (SMALLER | instead).items():
+        options[name] = f"{name}={value}"
+    return list(options.values())
+
+
+def test_the_readme_shows_commands() -> None:
+    assert len(TRAIN_COMMANDS) >= 2
+    assert "bash scripts/demo.sh" in README
+    assert "bash scripts/test.sh" in README
+
+
+def test_anatomy_of_one_command_runs_on_real_pacs(pacs_dir: Path, tmp_path: Path) -> None:
+    [command] = [command for command in TRAIN_COMMANDS if "dataset=pacs" in command]
+    done = train(*smaller(command, data_dir=str(pacs_dir.parent), output_dir=str(tmp_path)))
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "runs/pacs/sketch").rglob("result.json"))) == 1
+
+
+def test_the_sweep_runs_and_so_does_the_python(tmp_path: Path) -> None:
+    [command] = [command for command in TRAIN_COMMANDS if "dataset=glyphs" in command]
+    done = train(*smaller(command, data_dir=str(tmp_path), output_dir=str(tmp_path / "outputs"), test_domain="chalk"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("chalk  step 2/2") == 3
+
+    [python] = [block for block in BLOCKS if "from vld.runs import" in block]
+    run_dir = next((tmp_path / "outputs/runs/glyphs/chalk").iterdir())
+    code = re.sub(r"^    ", "", python, flags=re.M).replace("outputs/runs/glyphs/chalk/<run_id>", str(run_dir))
+    names: dict[str, object] = {}
+    exec(code.replace('"outputs"', repr(str(tmp_path / "outputs"))), names)
+    assert len(names["table"]) == 3 * 3 * 3  # type: ignore[arg-type]  # runs, methods, selections
+    assert type(names["model"]).__name__ == "Classifier"
+
+
+@pytest.mark.skipif(not (REPOSITORY / ".venv/made-from").exists(), reason="scripts/test.sh has not made .venv here")
+def test_the_demo_ends_with_its_tables_and_a_picture(tmp_path: Path) -> None:
+    small = [f"{name}={value}" for name, value in SMALLER.items()]
+    done = subprocess.run(
+        ["bash", REPOSITORY / "scripts/demo.sh", *small, f"data_dir={tmp_path}", f"output_dir={tmp_path}/outputs"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "making .venv" not in done.stdout  # it is there already
+    assert len(list((tmp_path / "outputs/runs/glyphs").rglob("result.json"))) == 8
+    last_table = done.stdout[done.stdout.rindex("┏") :]
+    assert re.search(r"dropout ┃ method +┃ i.i.d. % ┃ o.o.d. % ┃ chalk ┃ mosaic ┃ +neon ┃ print", last_table)
+    assert "What it does not" in last_table
+    [picture] = (tmp_path / "outputs/datasets").iterdir()
+    assert picture.suffix == ".png"
