@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from vld.data.folder import list_dataset
 from vld.data.images import decode_dataset
+from vld.errors import UserError
 from vld.evaluation import evaluation_set, predict, score
 from vld.runs import load_model, load_results
 
@@ -340,7 +341,10 @@ BAD_SETTINGS = {
     "wandb.mode=sometimes": "wandb.mode=sometimes: must be",
     "data_dir=/no/such/folder": "no folder /no/such/folder/shapes",
     "dataset.name=": "dataset.name",
-    "dropout=0.1,0.2": "add -m",
+    "dropout=0.1,0.2": "add -m to run each of the values$",
+    "keep=erm-last,erm-iid": r"add -m .*, or write 'keep=\[erm-last,erm-iid\]' for a list",
+    "keep=erm-last": r"keep=erm-last: write 'keep=\[erm-last\]'",
+    "--dropout=0.3": "--dropout=0.3: options are written without dashes, dropout=value",
     "dropout": "dropout",
 }
 
@@ -572,3 +576,18 @@ def test_a_closed_pipe_does_not_stop_the_training(shapes: Path, tmp_path: Path) 
     command = f"{sys.executable} {REPOSITORY}/scripts/train.py {options} | head -n 1"
     subprocess.run(["bash", "-c", command], check=True, capture_output=True, timeout=300)
     assert len(list(tmp_path.rglob("result.json"))) == 3
+
+
+def test_a_missing_dataset_is_said_before_weights_are_sought(tmp_path: Path) -> None:
+    refused = train(f"data_dir={tmp_path}", f"output_dir={tmp_path / 'outputs'}")  # the defaults: PACS, ResNet50
+    assert refused.returncode == 2
+    assert f"no folder {tmp_path / 'PACS'}" in refused.stderr
+    assert "dataset=glyphs" in refused.stderr
+
+
+def test_weights_that_were_not_kept_are_named_with_those_that_were(finished: tuple[Path, str]) -> None:
+    [run_dir] = (finished[0] / "runs/shapes/beta").iterdir()
+    with pytest.raises(UserError, match="the run kept erm-last "):
+        load_model(run_dir, "weight_averaging-iid")
+    with pytest.raises(UserError, match="not a run directory"):
+        load_model(finished[0])

@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from vld.config import typed_config, unknown_option
+from vld.config import option_names, typed_config, unknown_option
 from vld.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
 
+LIST_OPTIONS = ("test_domain", "keep", "optim.milestones", "backbone.mean", "backbone.std")
 SELECTION_NOTE = "each method at its own step of best i.i.d. accuracy (selection iid)"
 
 
@@ -49,6 +50,11 @@ def conf_dir() -> Path:
 
 def run_command(job: Callable[[DictConfig], None], config_name: str) -> None:
     """Run `job` under Hydra; what the user must mend becomes a line on standard error and exit code 2."""
+    for argument in sys.argv[1:]:
+        if argument.lstrip("-").split("=")[0] in option_names() and argument.startswith("-"):
+            exit_with_user_error(
+                f"{argument}: options are written without dashes, {argument.lstrip('-').split('=')[0]}=value"
+            )
     # argparse takes options in one block only; a user may well write -m at the end.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors instead of printing them
@@ -59,9 +65,9 @@ def run_command(job: Callable[[DictConfig], None], config_name: str) -> None:
     except BrokenPipeError:  # the reader of --help, say `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # an output folder that Hydra cannot make
-        exit_with_user_error(f"{error.filename or 'a file'}: {error.strerror or error}")
+        exit_with_user_error(f"output_dir: {error.filename or 'a file'}: {error.strerror or error}")
     except KeyboardInterrupt:
-        print("interrupted; the same command starts unfinished runs again", file=sys.stderr)
+        print("interrupted; finished runs are kept, the same command trains the others from step 0", file=sys.stderr)
         sys.exit(INTERRUPTED)
 
 
@@ -84,10 +90,12 @@ def describe_error(error: BaseException) -> str:
         return f"{match[1]}: a value is needed, say {match[1]}=…"
     if match := re.search(r"Error merging override (.*)", text):
         reason = str(error.__cause__).splitlines()[0] if error.__cause__ else "has a wrong type"
-        return f"{match[1]}: {reason}"
+        key, _, value = match[1].partition("=")
+        return f"{match[1]}: write '{key}=[{value}]'" if key in LIST_OPTIONS else f"{match[1]}: {reason}"
     if match := re.search(r"Ambiguous value for argument '([^']*)'", text):
         key, _, values = match[1].partition("=")
-        return f"{match[1]}: add -m to run each of the values, or write '{key}=[{values}]' for a list"
+        as_list = f", or write '{key}=[{values}]' for a list" if key in LIST_OPTIONS else ""
+        return f"{match[1]}: add -m to run each of the values{as_list}"
     if "See https://hydra.cc" in text:  # the override grammar
         return f"{text.splitlines()[0]}: not understood; options are written key=value"
     return " ".join(text.split())

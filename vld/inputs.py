@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vld.data import glyphs
-from vld.data.folder import DatasetFiles, list_dataset
+from vld.data.folder import DatasetFiles, list_dataset, missing_dataset
 from vld.device import resolve_device, resolve_precision
 from vld.errors import UserError
 from vld.model import Classifier, build_classifier, load_backbone_weights
@@ -34,12 +34,16 @@ def check_inputs(config: Config) -> Inputs:
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
     existing_folder = check_output_dir(Path(config.output_dir))
+    root = Path(config.data_dir) / config.dataset.folder
+    to_draw = config.dataset.name == "glyphs" and not root.exists()
+    if to_draw:
+        resolve_test_domains(config.test_domain, glyphs.DOMAINS)
+    elif not root.is_dir():  # before weights are downloaded
+        raise missing_dataset(config.dataset.name, root)
     weights = load_backbone_weights(config.backbone)
     initial_classifier(config, weights, precision, classes=2)  # do the weights fit? Any number of classes tells
-    root = Path(config.data_dir) / config.dataset.folder
     try:
-        if config.dataset.name == "glyphs" and not root.exists():
-            resolve_test_domains(config.test_domain, glyphs.DOMAINS)
+        if to_draw:
             glyphs.draw_glyphs(root)
         files = list_dataset(config.dataset.name, root)
     except OSError as error:

@@ -21,6 +21,7 @@ from vld.errors import UserError
 from vld.evaluation import Scores, evaluation_images, evaluation_set
 from vld.health import CollapseWatch, dropout_noise, noise_warning
 from vld.inputs import Inputs, check_inputs, initial_classifier
+from vld.methods import first_member
 from vld.runs.atomic import write_atomically
 from vld.runs.directory import RunDirectory, finite_or_none, metrics_rows, selected_rows
 from vld.runs.identity import NOT_IDENTITY, flat_settings, run_id, run_identity, weights_fingerprint
@@ -51,6 +52,10 @@ def run_all(config: Config, terminal: Terminal) -> list[Outcome]:
         f" {len(inputs.files.domains) - 1} x {config.batch_size} images, seed {config.seed};"
         f" on {describe(inputs.device)} in {inputs.precision}"
     )
+    for method, start in (("weight_averaging", config.averaging.start), ("ensemble", config.ensemble.start)):
+        if start > config.optim.steps:
+            begins = first_member(start, config.optim.steps, config.eval_every)
+            terminal.say(f"{method} begins at step {begins}, since its start ({start}) lies beyond the last step")
     with terminal.counting(f"decoding {config.dataset.name}") as progress:
         dataset = decode_dataset(inputs.files, config.image_size, config.dataset.store_size, progress)
     fingerprint = weights_fingerprint(inputs.weights)

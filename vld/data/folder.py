@@ -38,10 +38,7 @@ class DatasetFiles:
 def list_dataset(name: str, root: Path) -> DatasetFiles:
     """List a dataset folder. Raises `UserError` where it is not one: missing, one domain, unequal or empty classes."""
     if not root.is_dir():
-        raise UserError(
-            f"dataset={name}: no folder {root}; it must hold <domain>/<class>/<images>"
-            f" (data_dir={root.parent} is where datasets are looked for)"
-        )
+        raise missing_dataset(name, root)
     names = _subfolders(root)
     if len(names) < 2:
         raise UserError(
@@ -57,6 +54,13 @@ def list_dataset(name: str, root: Path) -> DatasetFiles:
         raise UserError(f"dataset={name}: {root} has one class only ({classes[0]}); at least 2 are needed")
     domains = tuple(_list_domain(name, root / domain, classes) for domain in names)
     return DatasetFiles(name, root, tuple(classes), domains)
+
+
+def missing_dataset(name: str, root: Path) -> UserError:
+    return UserError(
+        f"dataset={name}: no folder {root}; it must hold <domain>/<class>/<images>"
+        f" (data_dir={root.parent} is where datasets are looked for; dataset=glyphs needs none)"
+    )
 
 
 def _subfolders(folder: Path) -> list[str]:

@@ -61,9 +61,11 @@ def load_model(run_dir: str | Path, weights: str = "erm-last") -> Classifier:
     """
     run_dir = Path(run_dir)
     weights_file = run_dir / f"{weights}.safetensors"
-    for needed in (run_dir / "config.yaml", weights_file):
-        if not needed.is_file():
-            raise UserError(f"{needed}: no such file; {run_dir} is not a finished run that kept these weights")
+    if not (run_dir / "config.yaml").is_file():
+        raise UserError(f"{run_dir}: not a run directory (it has no config.yaml)")
+    if not weights_file.is_file():
+        kept = sorted(path.stem for path in run_dir.glob("*.safetensors") if not path.stem.endswith("-logits"))
+        raise UserError(f"{weights_file}: no such weights; the run kept {', '.join(kept) or 'none'} (see keep)")
     identity = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))["identity"]
     state = load_file(weights_file)
     backbone = {
