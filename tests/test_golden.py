@@ -10,24 +10,22 @@ from typing import Any
 import pytest
 from tiny import SEED, make_batches, make_evaluation_set, make_model, settings
 
-from vld.runs.directory import metrics_rows
+from vld.runs.record import metrics_rows
 from vld.settings import AveragingConfig, EnsembleConfig
-from vld.training import train
+from vld.training import Trajectory, train
 
 GOLDEN = Path(__file__).parent / "golden.jsonl"
 
 
 def rows() -> list[dict[str, Any]]:
-    evaluations = train(
+    trajectory = Trajectory(
         make_model(),
-        make_batches(),
-        make_evaluation_set(),
         settings(steps=30),
         eval_every=10,
         averaging=AveragingConfig(start=5),
         ensemble=EnsembleConfig(start=5, every=5),
-        seed=SEED,
     )
+    evaluations = train(trajectory, make_batches(), make_evaluation_set(), seed=SEED)
     return [
         {key: value for key, value in row.items() if key != "seconds"}
         for evaluation in evaluations

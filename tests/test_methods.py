@@ -12,7 +12,7 @@ from vld.evaluation import predict, score
 from vld.methods import CheckpointEnsemble, WeightAverage, first_member
 from vld.model import Classifier
 from vld.settings import AveragingConfig, EnsembleConfig
-from vld.training import Evaluation, train
+from vld.training import Evaluation, Trajectory, train
 
 STEPS = 12
 State = dict[str, Tensor]
@@ -29,14 +29,11 @@ def run_and_record(
     model = make_model(pretrained=pretrained)
     weights = {0: copied(model)}
     evaluations = []
+    trajectory = Trajectory(model, settings(steps=STEPS), eval_every=eval_every, averaging=averaging, ensemble=ensemble)
     for evaluation in train(
-        model,
+        trajectory,
         make_batches(),
         make_evaluation_set(),
-        settings(steps=STEPS),
-        eval_every=eval_every,
-        averaging=averaging,
-        ensemble=ensemble,
         seed=SEED,
         on_step=lambda step: weights.update({step: copied(model)}),
     ):

@@ -29,12 +29,14 @@ from vld.evaluation import predict, score
 from vld.model import Classifier
 from vld.seeds import DROPOUT, torch_generator
 from vld.settings import AveragingConfig, EnsembleConfig, OptimConfig
-from vld.training import Evaluation, TrainingFailed, is_evaluated, learning_rate, make_optimizer, train
+from vld.training import Evaluation, TrainingFailed, Trajectory, is_evaluated, learning_rate, make_optimizer, train
 
 
 def start(model: Classifier, optim: OptimConfig, eval_every: int = 4, **changes: Any) -> Iterator[Evaluation]:
-    arguments: dict[str, Any] = {"averaging": AveragingConfig(), "ensemble": EnsembleConfig(), "seed": SEED, **changes}
-    return train(model, make_batches(), make_evaluation_set(), optim, eval_every=eval_every, **arguments)
+    accumulated: dict[str, Any] = {"averaging": AveragingConfig(), "ensemble": EnsembleConfig()}
+    accumulated |= {name: changes.pop(name) for name in list(changes) if name in accumulated}
+    trajectory = Trajectory(model, optim, eval_every=eval_every, **accumulated)
+    return train(trajectory, make_batches(), make_evaluation_set(), **{"seed": SEED, **changes})
 
 
 def run(model: Classifier, optim: OptimConfig, eval_every: int = 4, **changes: Any) -> list[Evaluation]:
@@ -255,7 +257,7 @@ def test_seed_changes_the_masks() -> None:
 def test_on_step_counts_updates() -> None:
     seen: list[int] = []
     run(make_model(), settings(), on_step=seen.append)
-    assert seen == list(range(1, 13))
+    assert seen == list(range(13))
 
 
 def test_time_without_evaluations_is_part_of_the_time() -> None:

@@ -14,7 +14,7 @@ from vld.device import describe, set_up
 from vld.evaluation import evaluation_set, predict
 from vld.inputs import check_inputs, initial_classifier
 from vld.methods import CheckpointEnsemble, WeightAverage
-from vld.runner import training_batches
+from vld.run import training_batches
 from vld.runs.atomic import write_json
 from vld.seeds import DROPOUT, torch_generator
 from vld.settings import AveragingConfig, Config, EnsembleConfig

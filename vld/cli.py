@@ -7,6 +7,7 @@ answer at once.
 import os
 import re
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,10 +24,10 @@ from vld.config import option_names, typed_config, unknown_option
 from vld.errors import UserError
 
 if TYPE_CHECKING:
-    from vld.runner import Outcome
+    from vld.run import Outcome
     from vld.terminal import Terminal
 
-FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
+FAILED, USER_ERROR = 1, 2
 
 LIST_OPTIONS = ("test_domain", "keep", "optim.milestones", "backbone.mean", "backbone.std")
 SELECTION_NOTE = "each method at its own step of best i.i.d. accuracy (selection iid)"
@@ -58,6 +59,7 @@ def run_command(job: Callable[[DictConfig], None], config_name: str) -> None:
     # argparse takes options in one block only; a user may well write -m at the end.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors instead of printing them
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         hydra.main(config_path=str(conf_dir()), config_name=config_name, version_base="1.3")(job)()
     except (UserError, HydraException, OmegaConfBaseException) as error:
@@ -66,9 +68,18 @@ def run_command(job: Callable[[DictConfig], None], config_name: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # an output folder that Hydra cannot make
         exit_with_user_error(f"output_dir: {error.filename or 'a file'}: {error.strerror or error}")
-    except KeyboardInterrupt:
-        print("interrupted; finished runs are kept, the same command trains the others from step 0", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    except (KeyboardInterrupt, Terminated) as stop:
+        number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
+        print(f"stopped by {number.name}; the same command goes on, and trains nothing twice", file=sys.stderr)
+        sys.exit(128 + number)
+
+
+class Terminated(BaseException):
+    """SIGTERM, as KeyboardInterrupt is SIGINT."""
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise Terminated
 
 
 def exit_with_user_error(message: str) -> NoReturn:
@@ -124,7 +135,7 @@ def _train_job(composed: DictConfig) -> None:
         show_results(outcomes, str(composed.method.name), terminal)
     if in_sweep:  # the other jobs go on; the callback at the end of the sweep exits
         record = {
-            "runs": [{"directory": str(outcome.directory), "failure": outcome.failure} for outcome in outcomes],
+            "runs": [{"directory": str(o.directory), "failure": o.failure, "skipped": o.skipped} for o in outcomes],
             "error": str(error) if error else None,
             "refused": isinstance(error, UserError),
         }

@@ -122,6 +122,10 @@ def _problems(config: Config) -> Iterator[str]:
         path = getattr(config, option)
         if not path:
             yield f"{option}={path}: must be a folder's path"
+    yield from number(
+        "checkpoint_every", config.checkpoint_every, "a number of seconds, at least 0", config.checkpoint_every >= 0
+    )
+    yield from choice("if_running", config.if_running, ("wait", "skip"))
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
         yield f"device={config.device}: must be auto, cpu, cuda or cuda:<index>"
     yield from choice("precision", config.precision, ("auto", "fp32", "bf16"))

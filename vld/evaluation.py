@@ -65,21 +65,26 @@ def evaluation_images(dataset: Dataset, test_domain: str) -> int:
 
 
 @torch.inference_mode()
-def predict(models: Sequence[Classifier], evaluation: EvaluationSet) -> list[Prediction]:
+def predict(
+    models: Sequence[Classifier], evaluation: EvaluationSet, check: Callable[[], None] = lambda: None
+) -> list[Prediction]:
     """What each model says of every evaluation image, in one pass over the images.
 
-    Draws no random numbers and leaves the models' modes as they were.
+    Draws no random numbers and leaves the models' modes as they were. check() may stop it by raising, every few images.
     """
     modes = [model.training for model in models]
     parts: list[list[Prediction]] = [[] for _ in models]
-    for model in models:
-        model.eval()
-    for chunk in torch.split(evaluation.images, IMAGES_AT_ONCE[evaluation.images.device.type]):
-        images = chunk.permute(0, 3, 1, 2).float() / 255
-        for model, predictions in zip(models, parts, strict=True):
-            predictions.append(model.predict(images))
-    for model, mode in zip(models, modes, strict=True):
-        model.train(mode)
+    try:
+        for model in models:
+            model.eval()
+        for chunk in torch.split(evaluation.images, IMAGES_AT_ONCE[evaluation.images.device.type]):
+            check()
+            images = chunk.permute(0, 3, 1, 2).float() / 255
+            for model, predictions in zip(models, parts, strict=True):
+                predictions.append(model.predict(images))
+    finally:
+        for model, mode in zip(models, modes, strict=True):
+            model.train(mode)
     return [
         Prediction(torch.cat([p.logits for p in predictions]), torch.cat([p.squared_norms for p in predictions]))
         for predictions in parts

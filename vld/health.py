@@ -7,6 +7,7 @@ p / (1 - p) · Σ w² φ². Where that is large the quickest way to a lower loss
 import copy
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,6 +80,12 @@ class CollapseWatch:
         self.norm_before: float | None = None
         self.lasting: dict[str, object] | None = None
         """The collapse that the run is in, since the step at which it began."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"norm_before": self.norm_before, "lasting": self.lasting}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.norm_before, self.lasting = state["norm_before"], state["lasting"]
 
     def news(self, step: int, health: Health) -> str | None:
         """Take in one evaluation; return a line when the network has just collapsed or recovered."""

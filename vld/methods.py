@@ -4,6 +4,7 @@ All are accumulated while a run trains, whichever was asked for. "The weights of
 """
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,16 +44,28 @@ class WeightAverage:
             return
         self.members += 1
         if self.model is None:
-            self.model = copy.deepcopy(self.trained).requires_grad_(False)
-            # Both networks keep their tensors and change them in place: found once, not in every step.
-            pairs = list(zip(_tensors(self.model), _tensors(self.trained), strict=True))
-            self._averaged = [pair for pair in pairs if pair[0].is_floating_point()]
-            self._counters = [pair for pair in pairs if not pair[0].is_floating_point()]
+            self._begin()
             return
         mean, latest = zip(*self._averaged, strict=True)
         torch._foreach_lerp_(mean, latest, 1 / self.members)
         for kept, counter in self._counters:
             kept.copy_(counter)
+
+    def _begin(self) -> Classifier:
+        self.model = copy.deepcopy(self.trained).requires_grad_(False)
+        # Both networks keep their tensors and change them in place: found once, not in every step.
+        pairs = list(zip(_tensors(self.model), _tensors(self.trained), strict=True))
+        self._averaged = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._counters = [pair for pair in pairs if not pair[0].is_floating_point()]
+        return self.model
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"members": self.members, "model": self.model.state_dict() if self.model else None}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.members = state["members"]
+        if state["model"] is not None:
+            self._begin().load_state_dict(state["model"])
 
 
 class CheckpointEnsemble:
@@ -77,6 +90,13 @@ class CheckpointEnsemble:
     def logits(self) -> Tensor | None:
         """The mean of the members' logits, None before the first."""
         return None if self.sum is None else self.sum / self.members
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"members": self.members, "sum": self.sum}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        self.members = state["members"]
+        self.sum = None if state["sum"] is None else state["sum"].to(device)
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:

@@ -115,6 +115,10 @@ class Config:
     split_seed: int = 0
     head_seed: int = 0
     """The last layer's initial values: equal for all runs that a soup may average."""
+    checkpoint_every: float = 300.0
+    """Seconds between checkpoints of a run while it trains; 0: after every step."""
+    if_running: str = "wait"
+    """What to do about a run that another process is training: wait for it, or skip it."""
     device: str = "auto"
     precision: str = "auto"
     deterministic: bool = False

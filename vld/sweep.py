@@ -94,11 +94,14 @@ def summarise_sweep(outcomes: Path, jobs: int, chosen: str) -> int:
     terminal = Terminal()
     records = [read_json(path) for path in sorted(outcomes.glob("*.json"))]
     runs = [run for record in records for run in record["runs"]]
-    finished = dict.fromkeys(run["directory"] for run in runs if not run["failure"])
+    finished = dict.fromkeys(run["directory"] for run in runs if not (run["failure"] or run["skipped"]))
     results = [read_json(Path(directory) / "result.json") for directory in finished]
     if results:
         terminal.say(SELECTION_NOTE)
         terminal.sweep_table(results, chosen)
+    for run in runs:
+        if run["skipped"]:
+            terminal.say(f"skipped: {run['directory']}: {run['skipped']}")
     failures = [f"{run['directory']}: {run['failure']}" for run in runs if run["failure"]]
     failures += [record["error"] for record in records if record["error"]]
     if len(records) < jobs:

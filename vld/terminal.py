@@ -18,12 +18,19 @@ class RunProgress:
     """One run's bar; where the output is not a terminal, a plain line at every evaluation."""
 
     def __init__(
-        self, console: Console, bar: Progress | None, label: str, method: str, steps: int, images_per_step: int
+        self,
+        console: Console,
+        bar: Progress | None,
+        label: str,
+        method: str,
+        steps: int,
+        images_per_step: int,
+        first_step: int,
     ) -> None:
         self.console, self.bar, self.label, self.method = console, bar, label, method
-        self.steps, self.images_per_step = steps, images_per_step
+        self.steps, self.images_per_step, self.first_step = steps, images_per_step, first_step
         self.began = time.perf_counter()
-        self.task = bar.add_task(label, total=steps, shown="") if bar else None
+        self.task = bar.add_task(label, total=steps, completed=first_step, shown="") if bar else None
 
     def stepped(self, step: int) -> None:
         if self.bar and self.task is not None:
@@ -39,8 +46,9 @@ class RunProgress:
             self.bar.update(self.task, completed=evaluation.step, shown=shown)
             return
         left = ""
-        if evaluation.step and evaluation.step < self.steps:
-            seconds = (time.perf_counter() - self.began) / evaluation.step * (self.steps - evaluation.step)
+        if self.first_step < evaluation.step < self.steps:
+            since = evaluation.step - self.first_step
+            seconds = (time.perf_counter() - self.began) / since * (self.steps - evaluation.step)
             left = f"  {duration(seconds)} left"
         self.console.print(f"{self.label}  step {evaluation.step}/{self.steps}  {shown}{left}", soft_wrap=True)
 
@@ -86,9 +94,11 @@ class Terminal:
             yield lambda done, total: bar.update(task, completed=done, total=total)
 
     @contextmanager
-    def training(self, label: str, method: str, steps: int, images_per_step: int) -> Iterator[RunProgress]:
+    def training(
+        self, label: str, method: str, steps: int, images_per_step: int, first_step: int
+    ) -> Iterator[RunProgress]:
         if not self.console.is_terminal:
-            yield RunProgress(self.console, None, label, method, steps, images_per_step)
+            yield RunProgress(self.console, None, label, method, steps, images_per_step, first_step)
             return
         whole = Column(no_wrap=True)  # on a narrow terminal the bar gives way, not the figures
         with Progress(
@@ -101,7 +111,7 @@ class Terminal:
             console=self.console,
             expand=True,
         ) as bar:
-            yield RunProgress(self.console, bar, label, method, steps, images_per_step)
+            yield RunProgress(self.console, bar, label, method, steps, images_per_step, first_step)
 
     def results_table(self, rows: list[dict[str, Any]], chosen: str) -> None:
         """A line per method and test domain, and the average of several; the chosen method first and in bold.

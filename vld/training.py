@@ -3,7 +3,9 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,59 +45,113 @@ class Evaluation:
     train_seconds: float
 
 
+class Trajectory:
+    """Everything that changes while a run trains, and so everything that a run needs to go on exactly.
+
+    `step` updates have been made, and what is to be evaluated at `step` has not been. No generator is part of it: what is
+    drawn depends on seed and step alone (`vld.seeds`).
+    """
+
+    def __init__(
+        self,
+        model: Classifier,
+        optim: OptimConfig,
+        *,
+        eval_every: int,
+        averaging: AveragingConfig,
+        ensemble: EnsembleConfig,
+    ) -> None:
+        self.optim, self.eval_every = optim, eval_every
+        self.step = 0
+        self.model = model
+        self.optimizer = make_optimizer(model, optim)
+        self.average = WeightAverage(model, averaging, optim.steps, eval_every)
+        self.ensemble = CheckpointEnsemble(ensemble, optim.steps, eval_every)
+        self.losses: list[Tensor] = []
+        """Of the steps since the last evaluation."""
+        self.clock = Clock()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values. Raises `TrainingFailed` where the weights are no longer finite."""
+        check_weights(self.model, self.step)
+        return {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict(),
+            "ensemble": self.ensemble.state_dict(),
+            "losses": torch.stack(self.losses) if self.losses else torch.zeros(0),
+            "clock": self.clock.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average.load_state_dict(state["average"])
+        device = self.model.head.weight.device
+        self.ensemble.load_state_dict(state["ensemble"], device)
+        self.losses[:] = state["losses"].to(device).unbind()
+        self.clock.load_state_dict(state["clock"])
+
+
 def train(
-    model: Classifier,
+    trajectory: Trajectory,
     batches: TrainingBatches,
     images: EvaluationSet,
-    optim: OptimConfig,
     *,
-    eval_every: int,
-    averaging: AveragingConfig,
-    ensemble: EnsembleConfig,
     seed: int,
     on_step: Callable[[int], None] = lambda _: None,
+    check: Callable[[], None] = lambda: None,
 ) -> Iterator[Evaluation]:
-    """Fine-tune `model` in place; yield an evaluation at steps 0, eval_every, 2 eval_every, … and the last.
+    """Fine-tune from where the trajectory is; yield an evaluation at steps 0, eval_every, 2 eval_every, … and the last.
 
-    "At step s" means after s updates. Raises `TrainingFailed` when the loss is no longer finite.
+    "At step s" means after s updates. on_step(s) is called after s updates, before the evaluation that may follow: there
+    the trajectory can be saved. check() is called there and often in evaluations; what it raises leaves the trajectory as it
+    was at the latest on_step. Raises `TrainingFailed` when the loss is no longer finite.
     """
-    optimizer = make_optimizer(model, optim)
-    average = WeightAverage(model, averaging, optim.steps, eval_every)
-    checkpoints = CheckpointEnsemble(ensemble, optim.steps, eval_every)
+    model, optimizer, average, ensemble = (
+        trajectory.model,
+        trajectory.optimizer,
+        trajectory.average,
+        trajectory.ensemble,
+    )
+    optim, losses, clock = trajectory.optim, trajectory.losses, trajectory.clock
     model.train()
-    losses: list[Tensor] = []
-    clock = Clock()
-    for step in range(optim.steps + 1):
-        evaluated = is_evaluated(step, optim.steps, eval_every)
-        if evaluated or checkpoints.has_member(step):
+    for step in range(trajectory.step, optim.steps + 1):
+        trajectory.step = step
+        on_step(step)
+        check()
+        evaluated = is_evaluated(step, optim.steps, trajectory.eval_every)
+        if evaluated or ensemble.has_member(step):
             if batches.device.type == "cuda":
                 torch.cuda.synchronize(batches.device)
-            clock.pause()
-            models = {ERM: model}
-            if evaluated and average.model is not None:
-                models[WEIGHT_AVERAGING] = average.model
-            predictions = dict(zip(models, predict(list(models.values()), images), strict=True))
-            logits = {method: prediction.logits for method, prediction in predictions.items()}
-            if checkpoints.has_member(step):
-                checkpoints.add(logits[ERM])
-            if evaluated:
-                train_loss = mean_loss(losses, step)
-                losses.clear()
-                check_weights(model, step)
-                if checkpoints.logits is not None:
-                    logits[ENSEMBLE] = checkpoints.logits
-                yield Evaluation(
-                    step=step,
-                    scores={method: score(values, images) for method, values in logits.items()},
-                    logits=logits,
-                    models=models,
-                    health=measure(logits[ERM], predictions[ERM].squared_norms),
-                    train_loss=train_loss,
-                    lr=learning_rate(optim, step),
-                    seconds=clock.seconds(),
-                    train_seconds=clock.train_seconds,
-                )
-            clock.resume()
+            train_seconds = clock.train_seconds()
+            with clock.aside():
+                models = {ERM: model}
+                if evaluated and average.model is not None:
+                    models[WEIGHT_AVERAGING] = average.model
+                predictions = dict(zip(models, predict(list(models.values()), images, check), strict=True))
+                logits = {method: prediction.logits for method, prediction in predictions.items()}
+                if ensemble.has_member(step):
+                    ensemble.add(logits[ERM])
+                if evaluated:
+                    train_loss = mean_loss(losses, step)
+                    losses.clear()
+                    check_weights(model, step)
+                    if ensemble.logits is not None:
+                        logits[ENSEMBLE] = ensemble.logits
+                    yield Evaluation(
+                        step=step,
+                        scores={method: score(values, images) for method, values in logits.items()},
+                        logits=logits,
+                        models=models,
+                        health=measure(logits[ERM], predictions[ERM].squared_norms),
+                        train_loss=train_loss,
+                        lr=learning_rate(optim, step),
+                        seconds=clock.seconds(),
+                        train_seconds=train_seconds,
+                    )
         if step == optim.steps:
             return
         set_learning_rate(optimizer, optim, step)
@@ -109,24 +165,36 @@ def train(
         losses.append(loss.detach())
         if batches.device.type == "cpu":  # free there; on a GPU the loss is looked at when it is evaluated
             check_finite(loss.item(), step + 1)
-        on_step(step + 1)
 
 
 class Clock:
-    """Wall-clock time since it was made, in all and outside of evaluations."""
+    """Wall-clock seconds of a run, in all its attempts together; what is done aside is not training."""
 
     def __init__(self) -> None:
-        self.began = self.resumed = time.perf_counter()
-        self.train_seconds = 0.0
+        self._began = time.perf_counter()
+        self._aside = 0.0
 
     def seconds(self) -> float:
-        return time.perf_counter() - self.began
+        return time.perf_counter() - self._began
 
-    def pause(self) -> None:
-        self.train_seconds += time.perf_counter() - self.resumed
+    def train_seconds(self) -> float:
+        return self.seconds() - self._aside
 
-    def resume(self) -> None:
-        self.resumed = time.perf_counter()
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Evaluations, saving."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._aside += time.perf_counter() - began
+
+    def state_dict(self) -> dict[str, float]:
+        return {"seconds": self.seconds(), "aside": self._aside}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self._began = time.perf_counter() - state["seconds"]
+        self._aside = state["aside"]
 
 
 def is_evaluated(step: int, steps: int, eval_every: int) -> bool:

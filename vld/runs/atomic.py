@@ -20,6 +20,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(written.fileno())
         temporary.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner can read
         temporary.replace(path)
+        _sync_directory(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -32,6 +33,15 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """NaN and infinities are not JSON: they raise ValueError."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def _sync_directory(path: Path) -> None:
+    """After a power cut too, what was renamed first is there first: a result never without its weights."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:

@@ -1,20 +1,20 @@
 """A run's directory `<output_dir>/runs/<dataset>/<test_domain>/<run_id>/`: the truth about the run."""
 
 import json
-import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from vld.errors import UserError
-from vld.evaluation import Scores, select
 from vld.runs.atomic import write_atomically, write_json, write_text
-from vld.settings import SELECTIONS
-from vld.training import Evaluation
+from vld.runs.checkpoint import read_checkpoint, write_checkpoint
+from vld.runs.claim import LOCK
+from vld.runs.identity import run_id
 
 
 @dataclass(frozen=True)
@@ -29,33 +29,65 @@ class RunDirectory:
     def failure_file(self) -> Path:
         return self.path / "failure.json"
 
+    @property
+    def checkpoint_file(self) -> Path:
+        return self.path / "checkpoint.pt"
+
     def result(self) -> dict[str, Any] | None:
-        """What `result.json` says, None where the run is not finished. Raises `UserError` where it is damaged."""
-        return read_json(self.result_file) if self.result_file.exists() else None
+        """What `result.json` says, None where the run is not finished.
 
-    def start(self, identity: dict[str, Any], other_settings: dict[str, Any]) -> None:
-        """Make the directory, with the settings that make the run's identity and, separately, those that do not.
-
-        What an attempt that was not finished left there is removed: it is not this attempt's.
+        Raises `UserError` where it is damaged, or another run's.
         """
+        if not self.result_file.exists():
+            return None
+        result = read_json(self.result_file)
+        check_identity(result.get("settings"), self.result_file)
+        return result
+
+    def start(
+        self, identity: dict[str, Any], other_settings: dict[str, Any], keep: Iterable[str]
+    ) -> dict[str, Any] | None:
+        """Make the directory ready, with the settings that make the run's identity and, separately, those that do not.
+
+        Returns the checkpoint of an attempt that was not finished, if there is one. Of what such an attempt left, only that
+        and the tensors that `keep` asks for stay: they are, or will be, written by the same steps with the same content.
+        Raises `UserError` where what is there is damaged, or another run's; then nothing of it is touched.
+        """
+        config_file = self.path / "config.yaml"
+        if config_file.exists():
+            stored_identity(self.path)
+        state = read_checkpoint(self.checkpoint_file, self.path.name) if self.checkpoint_file.exists() else None
+        wanted = {f"{name}.safetensors" for name in keep} if state else set()
         for left in [*self.path.glob("*.safetensors"), *self.path.glob(".*"), self.path / "metrics.jsonl"]:
-            left.unlink(missing_ok=True)
+            if left.name not in wanted:
+                left.unlink(missing_ok=True)
         write_text(
-            self.path / "config.yaml",
-            yaml.safe_dump({"identity": identity, "other": other_settings}, sort_keys=True, allow_unicode=True),
+            config_file,
+            yaml.safe_dump({"identity": identity, "other": other_settings}, sort_keys=True),
         )
         self.failure_file.unlink(missing_ok=True)
+        return state
+
+    def write_checkpoint(self, state: dict[str, Any]) -> None:
+        write_checkpoint(self.checkpoint_file, {"run_id": self.path.name} | state)
 
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
         write_text(self.path / "metrics.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
     def write_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
         plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        write_atomically(self.path / f"{name}.safetensors", lambda temporary: save_file(plain, temporary))
+        serialised = save(plain)  # to memory first: a full disk then is an OSError, as everywhere
+        write_atomically(self.path / f"{name}.safetensors", lambda temporary: temporary.write_bytes(serialised))
 
     def finish(self, result: dict[str, Any]) -> None:
         """The last thing written: its presence means that the run is finished."""
         write_json(self.result_file, result)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Remove what a finished run has no use for; a process killed while it finished may have left it."""
+        for left in (self.checkpoint_file, self.failure_file, self.path / LOCK):
+            left.unlink(missing_ok=True)
 
     def fail(self, failure: dict[str, Any]) -> None:
         write_json(self.failure_file, failure)
@@ -71,38 +103,21 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def metrics_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """One row per method; accuracies are fractions."""
-    return [
-        {
-            "step": evaluation.step,
-            "method": method,
-            **accuracies(scores),
-            "domain_acc": scores.domain_acc,
-            "train_loss": evaluation.train_loss,
-            "lr": evaluation.lr,
-            "feature_sq_norm": finite_or_none(evaluation.health.feature_sq_norm),
-            "top_class_share": evaluation.health.top_class_share,
-            "seconds": round(evaluation.seconds, 3),
-        }
-        for method, scores in evaluation.scores.items()
-    ]
+def stored_identity(run_dir: Path) -> dict[str, Any]:
+    """The settings in `config.yaml` that make the run. Raises `UserError` where they do not: the file is not this run's."""
+    path = run_dir / "config.yaml"
+    try:
+        identity = yaml.safe_load(path.read_text(encoding="utf-8"))["identity"]
+    except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: damaged ({error!r}); move its directory away and run again") from error
+    check_identity(identity, path)
+    assert isinstance(identity, dict)
+    return identity
 
 
-def finite_or_none(value: float) -> float | None:
-    """JSON has no infinities: a network from scratch, evaluated before its first step, may well overflow."""
-    return value if math.isfinite(value) else None
-
-
-def accuracies(scores: Scores) -> dict[str, float]:
-    return {name: getattr(scores, name) for name in ("iid_acc", "ood_acc", "ood_in_acc", "ood_out_acc")}
-
-
-def selected_rows(history: dict[str, list[tuple[int, Scores]]]) -> list[dict[str, Any]]:
-    """Per method and selection: the step chosen by the method's own scores, and its accuracies."""
-    rows = []
-    for method, scored in history.items():
-        for selection in SELECTIONS:
-            step = select(scored, selection)
-            rows.append({"method": method, "selection": selection, "step": step, **accuracies(dict(scored)[step])})
-    return rows
+def check_identity(identity: Any, path: Path) -> None:
+    """Raises `UserError` unless the settings that `path` tells have the id that its directory is named after."""
+    if not isinstance(identity, dict) or run_id(identity) != path.parent.name:
+        raise UserError(
+            f"{path}: its settings are not those of run {path.parent.name}; move its directory away and run again"
+        )

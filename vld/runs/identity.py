@@ -25,6 +25,8 @@ NOT_IDENTITY = frozenset(
         "data_dir",
         "output_dir",
         "test_domain",
+        "checkpoint_every",
+        "if_running",
         "device",
         "precision",
         "deterministic",

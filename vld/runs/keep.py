@@ -11,8 +11,9 @@ from pathlib import Path
 from torch import nn
 
 from vld.errors import UserError
-from vld.evaluation import Scores, select
+from vld.evaluation import select
 from vld.runs.directory import RunDirectory
+from vld.runs.record import Record
 from vld.training import Evaluation
 
 LOGITS = "-logits"
@@ -24,7 +25,7 @@ def keep_tensors(
     directory: RunDirectory,
     keep: Iterable[str],
     evaluation: Evaluation,
-    history: dict[str, list[tuple[int, Scores]]],
+    record: Record,
     last_step: int,
 ) -> None:
     """Write what `keep` asks for where this evaluation is, so far, the one selected; a better one later replaces it."""
@@ -32,7 +33,7 @@ def keep_tensors(
         method, selection = name.removesuffix(LOGITS).split("-")
         if method not in evaluation.scores or (selection == "last" and evaluation.step != last_step):
             continue
-        if select(history[method], selection) != evaluation.step:
+        if select(record.history[method], selection) != evaluation.step:
             continue
         if name.endswith(LOGITS):
             directory.write_tensors(name, {"logits": evaluation.logits[method].half()})
@@ -45,19 +46,27 @@ def missing_files(directory: Path, keep: Iterable[str]) -> list[str]:
     return [name for name in keep if not (directory / f"{name}.safetensors").exists()]
 
 
-def bytes_per_run(keep: Iterable[str], model: nn.Module, evaluation_images: int, classes: int) -> int:
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+def bytes_kept(keep: Iterable[str], model: nn.Module, evaluation_images: int, classes: int) -> int:
     logits = evaluation_images * classes * 2
-    return TEXT_BYTES + sum(logits if name.endswith(LOGITS) else weights for name in keep)
+    return TEXT_BYTES + sum(logits if name.endswith(LOGITS) else _bytes(model) for name in keep)
 
 
-def check_disk(needed: int, output_dir: Path) -> None:
-    """Raises `UserError` where `output_dir` has less free disk than `needed` bytes."""
+def _bytes(model: nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+
+
+def checkpoint_bytes(model: nn.Module, optimizer: str) -> int:
+    """Disk for the checkpoints of a run that trains: weights, their average, momentum (two in Adam); a new one beside the old."""
+    return 2 * {"sgd": 3, "adam": 4}[optimizer] * _bytes(model)
+
+
+def check_disk(kept: int, for_checkpoints: int, output_dir: Path) -> None:
+    """Raises `UserError` where `output_dir` has less free disk than that many bytes."""
     free = shutil.disk_usage(output_dir).free
-    if needed > free:
+    if kept + for_checkpoints > free:
         raise UserError(
-            f"output_dir={output_dir}: {megabytes(needed)} of disk are needed and {megabytes(free)} are free;"
-            " keep=[] keeps no weights or logits"
+            f"output_dir={output_dir}: {megabytes(free)} of disk are free; {megabytes(kept)} are needed for what runs keep"
+            f" (none with keep=[]) and {megabytes(for_checkpoints)} for checkpoints while one trains"
         )
 
 

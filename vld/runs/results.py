@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 from safetensors.torch import load_file
 
 from vld.errors import UserError
 from vld.model import Classifier, build_classifier
-from vld.runs.directory import read_json
+from vld.runs.directory import check_identity, read_json, stored_identity
 from vld.runs.identity import RANDOM_WEIGHTS
 from vld.settings import BackboneConfig
 
@@ -38,7 +37,9 @@ def load_results(output_dir: str | Path) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for path in sorted(Path(output_dir).glob("runs/*/*/*/result.json")):
         try:
-            rows += result_rows(read_json(path))
+            result = read_json(path)
+            check_identity(result.get("settings"), path)
+            rows += result_rows(result)
         except UserError as error:
             log.warning("%s", error)
         except (KeyError, TypeError) as error:
@@ -66,7 +67,7 @@ def load_model(run_dir: str | Path, weights: str = "erm-last") -> Classifier:
     if not weights_file.is_file():
         kept = sorted(path.stem for path in run_dir.glob("*.safetensors") if not path.stem.endswith("-logits"))
         raise UserError(f"{weights_file}: no such weights; the run kept {', '.join(kept) or 'none'} (see keep)")
-    identity = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))["identity"]
+    identity = stored_identity(run_dir)
     state = load_file(weights_file)
     backbone = {
         name.removeprefix("backbone."): value for name, value in identity.items() if name.startswith("backbone.")

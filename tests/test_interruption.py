@@ -1,0 +1,98 @@
+"""Signals wait for a safe moment and then reach whoever was there before."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+import pytest
+
+from vld.interruption import SIGNALS, Interrupted, Interruption
+
+
+@pytest.fixture(autouse=True)
+def handlers_stay() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_waits_until_it_is_asked_for(number: int) -> None:
+    heard: list[int] = []
+    signal.signal(number, lambda number, _: heard.append(number))
+    interruption = Interruption()
+    with interruption:
+        interruption.check()
+        os.kill(os.getpid(), number)
+        with pytest.raises(Interrupted):
+            interruption.check()
+        assert heard == []
+    interruption.hand_over()
+    assert heard == [number]
+    interruption.check()  # handed over once
+    os.kill(os.getpid(), number)
+    assert heard == [number, number]
+
+
+def test_the_previous_handler_gets_the_frame() -> None:
+    frames: list[FrameType | None] = []
+    signal.signal(signal.SIGUSR2, lambda _, frame: frames.append(frame))
+    interruption = Interruption()
+    with interruption:
+        os.kill(os.getpid(), signal.SIGUSR2)
+    interruption.hand_over()
+    assert isinstance(frames[0], FrameType)
+
+
+def test_without_a_handler_the_process_ends_with_the_signal_s_exit_code() -> None:
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+    interruption = Interruption()
+    with interruption:
+        os.kill(os.getpid(), signal.SIGUSR1)
+    with pytest.raises(SystemExit) as ended:
+        interruption.hand_over()
+    assert ended.value.code == 128 + signal.SIGUSR1
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    """nohup ignores the hang-up."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    interruption = Interruption()
+    with interruption:
+        os.kill(os.getpid(), signal.SIGHUP)
+        interruption.check()
+    interruption.hand_over()
+
+
+def test_a_second_ctrl_c_stops_at_once() -> None:
+    interruption = Interruption()
+    with interruption:
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_no_signal_no_hand_over() -> None:
+    interruption = Interruption()
+    with interruption:
+        pass
+    interruption.hand_over()
+
+
+def test_in_a_thread_nothing_is_taken_over() -> None:
+    failures: list[BaseException] = []
+
+    def enter() -> None:
+        try:
+            with Interruption() as interruption:
+                interruption.check()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert failures == []

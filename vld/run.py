@@ -1,0 +1,291 @@
+"""One run: from its directory to its result, through any number of interruptions."""
+
+import datetime
+import errno
+import platform
+import time
+import traceback
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import vld
+from vld.data.batches import TrainingBatches
+from vld.data.images import Dataset
+from vld.data.split import split_indices
+from vld.device import describe
+from vld.errors import UserError
+from vld.evaluation import evaluation_set
+from vld.health import CollapseWatch, dropout_noise, noise_warning
+from vld.inputs import Inputs, initial_classifier
+from vld.interruption import Interrupted, Interruption
+from vld.runs.claim import Claim, RunningElsewhere, claim
+from vld.runs.directory import RunDirectory
+from vld.runs.identity import NOT_IDENTITY, flat_settings, run_id, run_identity
+from vld.runs.keep import keep_tensors, missing_files
+from vld.runs.record import Record, finite_or_none, selected_rows
+from vld.settings import Config
+from vld.terminal import Terminal
+from vld.training import Evaluation, TrainingFailed, Trajectory, train
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one run ended: `result` is its result.json, or None when it failed or was left to another process."""
+
+    test_domain: str
+    directory: Path
+    result: dict[str, Any] | None
+    failure: str | None = None
+    skipped: str | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run is made from."""
+
+    config: Config
+    inputs: Inputs
+    dataset: Dataset
+    weights_fingerprint: str
+    test_domain: str
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        return run_identity(
+            self.config,
+            self.test_domain,
+            dataset_fingerprint=self.dataset.fingerprint,
+            weights_fingerprint=self.weights_fingerprint,
+            precision=self.inputs.precision,
+        )
+
+    @cached_property
+    def directory(self) -> RunDirectory:
+        parts = ("runs", self.config.dataset.name, self.test_domain, run_id(self.identity))
+        return RunDirectory(Path(self.config.output_dir).joinpath(*parts))
+
+
+def train_once(run: Run, terminal: Terminal) -> Outcome:
+    """Train a run to its end; or take the result that is there already. Whatever fails is the run's own failure.
+
+    A signal is answered when the run is saved: by the handler that was there before, which may end the process.
+    """
+    while True:
+        interruption = Interruption()
+        try:
+            if finished := _finished(run, terminal):
+                return finished
+            waiting = run.config.if_running == "wait"
+            with claim(run.directory.path, wait=waiting, announce=lambda line: _say(run, line, terminal)) as mine:
+                if finished := _finished(run, terminal):  # by the process that this one waited for
+                    return finished
+                try:
+                    with interruption:
+                        outcome = Outcome(
+                            run.test_domain, run.directory.path, _train(run, mine, interruption, terminal)
+                        )
+                except Exception as error:
+                    outcome = (
+                        _skipped(run, "another process has taken over", terminal)
+                        if mine.lost
+                        else _failed(run, error, terminal)
+                    )
+        except Interrupted:
+            _say(run, f"{interruption.name}: saved in {run.directory.path}", terminal)
+            interruption.hand_over()
+            continue  # that handler wants the run to go on
+        except RunningElsewhere as elsewhere:
+            outcome = _skipped(run, str(elsewhere), terminal)
+        except Exception as error:
+            outcome = _failed(run, error, terminal)
+        interruption.hand_over()  # a signal that came too late to interrupt this run
+        return outcome
+
+
+def _finished(run: Run, terminal: Terminal) -> Outcome | None:
+    """A run that is finished is not trained again."""
+    result = run.directory.result()
+    if result is None:
+        return None
+    run.directory.tidy()
+    _say(run, f"finished before, not trained again ({run.directory.path})", terminal)
+    if missing := missing_files(run.directory.path, run.config.keep):
+        terminal.warn(
+            f"{run.test_domain}: that run did not keep {', '.join(missing)}; another output_dir trains it anew"
+        )
+    return Outcome(run.test_domain, run.directory.path, result)
+
+
+def _train(run: Run, mine: Claim, interruption: Interruption, terminal: Terminal) -> dict[str, Any]:
+    """Train a run from its checkpoint or its beginning to its result. Raises `Interrupted` when all is saved."""
+    config, device, directory = run.config, run.inputs.device, run.directory
+    other_settings = {name: value for name, value in flat_settings(config).items() if name in NOT_IDENTITY}
+    saved = directory.start(run.identity, other_settings, config.keep)
+
+    model = initial_classifier(config, run.inputs.weights, run.inputs.precision, len(run.dataset.classes)).to(device)
+    batches = training_batches(config, run.dataset, run.test_domain, device)
+    images = evaluation_set(run.dataset, run.test_domain, config.split_seed, device)
+    trajectory = Trajectory(
+        model, config.optim, eval_every=config.eval_every, averaging=config.averaging, ensemble=config.ensemble
+    )
+    record = Record()
+    collapses = CollapseWatch(config.backbone.feature_scale, model.pretrained)
+    environment = {"threads": torch.get_num_threads(), "device": describe(device), "software": software_versions()}
+    if saved is None:
+        noise = dropout_noise(model, batches.batch(0)[0])
+        if warning := noise_warning(noise, config.dropout, config.backbone.feature_scale):
+            terminal.warn(f"{run.test_domain}: {warning}")
+    else:
+        trajectory.load_state_dict(saved["trajectory"])
+        record.load_state_dict(saved["record"])
+        collapses.load_state_dict(saved["collapses"])
+        noise = saved["dropout_noise"]
+        directory.write_metrics(record.rows)
+        _say(run, f"goes on from step {trajectory.step} of {config.optim.steps}, saved {saved['when']}", terminal)
+        if saved["environment"] != environment:
+            terminal.warn(
+                f"{run.test_domain}: begun on {_described(saved['environment'])}, now on {_described(environment)}:"
+                " its numbers may differ in the last digits from those of a run without interruption"
+            )
+    first_step, saved_at = trajectory.step, time.monotonic()
+
+    def save() -> None:
+        nonlocal saved_at
+        with trajectory.clock.aside():
+            directory.write_checkpoint(
+                {
+                    "trajectory": trajectory.state_dict(),
+                    "record": record.state_dict(),
+                    "collapses": collapses.state_dict(),
+                    "dropout_noise": noise,
+                    "environment": environment,
+                    "when": _now(),
+                }
+            )
+        saved_at = time.monotonic()
+
+    def on_step(step: int) -> None:
+        progress.stepped(step)
+        mine.check()
+        if step > first_step and time.monotonic() - saved_at >= config.checkpoint_every:
+            save()
+
+    images_per_step = batches.images_per_step
+    with terminal.training(
+        run.test_domain, config.method.name, config.optim.steps, images_per_step, first_step
+    ) as progress:
+        try:
+            for evaluation in train(
+                trajectory, batches, images, seed=config.seed, on_step=on_step, check=interruption.check
+            ):
+                record.add(evaluation)
+                directory.write_metrics(record.rows)
+                keep_tensors(directory, config.keep, evaluation, record, config.optim.steps)
+                progress.evaluated(evaluation)
+                if news := collapses.news(evaluation.step, evaluation.health):
+                    terminal.warn(f"{run.test_domain}: {news}")
+        except Interrupted:
+            save()
+            raise
+    mine.check()
+    result = {
+        "run_id": directory.path.name,
+        "settings": run.identity,
+        "results": selected_rows(record.history),
+        "batch_norm_statistics": "frozen" if model.pretrained else "trained; averaged like the weights",
+        "health": _health(evaluation, noise, collapses),
+        "images_per_second": round(config.optim.steps * images_per_step / evaluation.train_seconds, 1),
+        "seconds": round(evaluation.seconds, 1),
+        **environment,
+        "finished": _now(),
+    }
+    directory.finish(result)
+    if missing := missing_files(directory.path, config.keep):
+        terminal.warn(
+            f"{run.test_domain}: lacks {', '.join(missing)}, chosen before the interruption and not kept then"
+        )
+    return result
+
+
+def _health(evaluation: Evaluation, noise: float, collapses: CollapseWatch) -> dict[str, Any]:
+    return {
+        "dropout_noise": finite_or_none(noise),
+        "feature_sq_norm": finite_or_none(evaluation.health.feature_sq_norm),
+        "collapse": collapses.lasting,
+    }
+
+
+def _skipped(run: Run, why: str, terminal: Terminal) -> Outcome:
+    _say(run, f"skipped: {why} ({run.directory.path})", terminal)
+    return Outcome(run.test_domain, run.directory.path, None, skipped=why)
+
+
+def _failed(run: Run, error: Exception, terminal: Terminal) -> Outcome:
+    """Put a failure on record: what, where, when, and how to go on."""
+    what, how = _explained(error)
+    if not isinstance(error, TrainingFailed | UserError):  # their messages say what to do
+        goes_on = "goes on from its last checkpoint" if run.directory.checkpoint_file.exists() else "starts it again"
+        how = "; ".join(filter(None, (how, f"the same command {goes_on}")))
+    message = f"{what}; {how}" if how else what
+    terminal.fail(f"{run.test_domain}: {message} ({run.directory.path})")
+    with suppress(OSError):  # a full disk, say, which then is the failure
+        run.directory.fail(
+            {
+                "what": what,
+                "how_to_go_on": how or "see what",
+                "where": traceback.format_exc(),
+                "when": _now(),
+                "run_id": run.directory.path.name,
+                "settings": run.identity,
+            }
+        )
+    return Outcome(run.test_domain, run.directory.path, None, failure=message)
+
+
+def _explained(error: Exception) -> tuple[str, str]:
+    """What failed, and what would mend it where that is known."""
+    if isinstance(error, TrainingFailed | UserError):
+        return str(error), ""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"the disk is full, or a limit is reached ({text})", "make room"
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
+        return f"out of memory ({text})", "a smaller batch_size or image_size takes less"
+    return text, ""
+
+
+def _say(run: Run, line: str, terminal: Terminal) -> None:
+    terminal.say(f"{run.test_domain}: {line}")
+
+
+def _described(environment: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in environment["software"].items())
+    return f"{environment['device']} ({versions})"
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def training_batches(config: Config, dataset: Dataset, test_domain: str, device: torch.device) -> TrainingBatches:
+    """Batches of the *in* part of every domain but `test_domain`."""
+    chosen = [(i, domain) for i, domain in enumerate(dataset.domains) if domain.name != test_domain]
+    return TrainingBatches(
+        domains=tuple(domain for _, domain in chosen),
+        in_indices=tuple(split_indices(len(domain.labels), i, config.split_seed)[0] for i, domain in chosen),
+        images_per_domain=config.batch_size,
+        image_size=config.image_size,
+        device=device,
+        seed=config.seed,
+    )
+
+
+def software_versions() -> dict[str, str]:
+    libraries = ("torch", "torchvision", "timm", "numpy", "pillow")
+    return {"vld": vld.__version__, "python": platform.python_version()} | {name: version(name) for name in libraries}

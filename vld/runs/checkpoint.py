@@ -1,0 +1,37 @@
+"""`checkpoint.pt`: everything that an unfinished run needs to go on exactly, whole or absent."""
+
+import io
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vld.errors import UserError
+from vld.runs.atomic import write_atomically
+
+
+def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Raises OSError where the disk is full; what was there before then stays."""
+    serialised = io.BytesIO()  # writing to the file itself, torch makes an obscure RuntimeError of a full disk
+    torch.save(state, serialised)
+    write_atomically(path, lambda temporary: temporary.write_bytes(serialised.getbuffer()))
+
+
+def read_checkpoint(path: Path, run_id: str) -> dict[str, Any]:
+    """Tensors on the CPU and plain values; nothing in the file can execute code.
+
+    Raises `UserError` for a damaged file, and for another run's.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():  # torch does not look at the checksums
+                raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state["run_id"] != run_id:
+            raise ValueError(f"it belongs to run {state['run_id']}")
+    except Exception as error:  # whatever torch and pickle make of arbitrary bytes
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: damaged ({reason}); without that file the run starts again from step 0") from error
+    assert isinstance(state, dict)
+    return state

@@ -1,0 +1,82 @@
+"""What a run has shown so far: the rows of `metrics.jsonl`, and the scores from which evaluation steps are selected."""
+
+import math
+from typing import Any
+
+from vld.evaluation import Count, Scores, select
+from vld.settings import SELECTIONS
+from vld.training import Evaluation
+
+
+class Record:
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.history: dict[str, list[tuple[int, Scores]]] = {}
+        """Per method: its scores at every evaluation step since it began."""
+
+    def add(self, evaluation: Evaluation) -> None:
+        self.rows += metrics_rows(evaluation)
+        for method, scores in evaluation.scores.items():
+            self.history.setdefault(method, []).append((evaluation.step, scores))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        counts = {
+            method: [
+                (
+                    step,
+                    scores.test_domain,
+                    [(*key, count.correct, count.images) for key, count in scores.counts.items()],
+                )
+                for step, scores in scored
+            ]
+            for method, scored in self.history.items()
+        }
+        return {"rows": self.rows, "counts": counts}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rows = list(state["rows"])
+        self.history = {
+            method: [
+                (step, Scores(test_domain, {(domain, part): Count(hits, of) for domain, part, hits, of in counts}))
+                for step, test_domain, counts in scored
+            ]
+            for method, scored in state["counts"].items()
+        }
+
+
+def metrics_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """One row per method; accuracies are fractions."""
+    return [
+        {
+            "step": evaluation.step,
+            "method": method,
+            **accuracies(scores),
+            "domain_acc": scores.domain_acc,
+            "train_loss": evaluation.train_loss,
+            "lr": evaluation.lr,
+            "feature_sq_norm": finite_or_none(evaluation.health.feature_sq_norm),
+            "top_class_share": evaluation.health.top_class_share,
+            "seconds": round(evaluation.seconds, 3),
+        }
+        for method, scores in evaluation.scores.items()
+    ]
+
+
+def finite_or_none(value: float) -> float | None:
+    """JSON has no infinities: a network from scratch, evaluated before its first step, may well overflow."""
+    return value if math.isfinite(value) else None
+
+
+def accuracies(scores: Scores) -> dict[str, float]:
+    return {name: getattr(scores, name) for name in ("iid_acc", "ood_acc", "ood_in_acc", "ood_out_acc")}
+
+
+def selected_rows(history: dict[str, list[tuple[int, Scores]]]) -> list[dict[str, Any]]:
+    """Per method and selection: the step chosen by the method's own scores, and its accuracies."""
+    rows = []
+    for method, scored in history.items():
+        for selection in SELECTIONS:
+            step = select(scored, selection)
+            rows.append({"method": method, "selection": selection, "step": step, **accuracies(dict(scored)[step])})
+    return rows
