@@ -24,7 +24,11 @@ def test_benchmark_writes_its_figures(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "benchmark.json").read_text())
     assert report["images_per_step"] == 6
-    medians, shares = report["median_seconds"], report["share_of_a_step"]
+    medians, shares = report["median_seconds"], report["share_of_the_training_time"]
     assert all(value > 0 for value in medians.values())
     assert shares["weight average"] == medians["weight average"] / medians["training step"]
+    assert shares["checkpoint"] == medians["checkpoint"] / (medians["checkpoint"] + 300)
+    assert report["checkpoint_bytes"] > 3 * 4 * 11_000_000  # resnet18's weights, average and momentum
+    reading = report["seconds_to_read_finished_runs"]
+    assert reading["load_results"] > reading["json alone"] > 0
     assert "of the training time" in done.stdout

@@ -1,6 +1,8 @@
-"""What the methods along a run cost, measured between the steps of real training, as shares of a training step."""
+"""What comes on top of training costs: the methods along a run, checkpoints, reading results back; as ratios."""
 
+import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,16 +15,20 @@ from vld.data.images import decode_dataset
 from vld.device import describe, set_up
 from vld.evaluation import evaluation_set, predict
 from vld.inputs import check_inputs, initial_classifier
-from vld.methods import CheckpointEnsemble, WeightAverage
 from vld.run import training_batches
 from vld.runs.atomic import write_json
+from vld.runs.checkpoint import write_checkpoint
+from vld.runs.identity import flat_settings, run_id
+from vld.runs.results import load_results
 from vld.seeds import DROPOUT, torch_generator
-from vld.settings import AveragingConfig, Config, EnsembleConfig
+from vld.settings import METHODS, SELECTIONS, AveragingConfig, Config, EnsembleConfig
 from vld.terminal import Terminal
-from vld.training import make_optimizer
+from vld.training import Trajectory
 
 WARM_UP_STEPS = 3
-EVALUATIONS = 3
+REPETITIONS = 3
+"""Of what takes longer than a step: evaluations, checkpoints."""
+FINISHED_RUNS = 3000
 
 
 def run_benchmark(config: Config, terminal: Terminal) -> dict[str, Any]:
@@ -38,9 +44,10 @@ def run_benchmark(config: Config, terminal: Terminal) -> dict[str, Any]:
     test_domain = inputs.test_domains[0]
     batches = training_batches(config, dataset, test_domain, inputs.device)
     images = evaluation_set(dataset, test_domain, config.split_seed, inputs.device)
-    optimizer = make_optimizer(model, config.optim)
-    average = WeightAverage(model, AveragingConfig(start=1, interval=1), steps=10**6, eval_every=1)
-    ensemble = CheckpointEnsemble(EnsembleConfig(start=1, every=1), steps=10**6, eval_every=1)
+    trajectory = Trajectory(
+        model, config.optim, eval_every=1, averaging=AveragingConfig(1, 1), ensemble=EnsembleConfig(1, 1)
+    )
+    optimizer, average, ensemble = trajectory.optimizer, trajectory.average, trajectory.ensemble
     logits = predict([model], images)[0].logits
 
     def step(number: int) -> None:
@@ -72,23 +79,37 @@ def run_benchmark(config: Config, terminal: Terminal) -> dict[str, Any]:
             progress(number + 1, WARM_UP_STEPS + config.optim.steps)
 
     assert average.model is not None
-    evaluations: dict[str, list[float]] = {"evaluation of ERM": [], "evaluation with the average": []}
-    for _ in range(EVALUATIONS):
-        evaluations["evaluation of ERM"].append(seconds(lambda: predict([model], images)))
-        evaluations["evaluation with the average"].append(seconds(lambda: predict([model, average.model], images)))  # type: ignore[list-item]
+    both = [model, average.model]
+    longer: dict[str, list[float]] = {"evaluation of ERM": [], "evaluation with the average": [], "checkpoint": []}
+    output_dir = Path(config.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output_dir) as folder:  # on the disk that checkpoints go to
+        checkpoint = Path(folder) / "checkpoint.pt"
+        for _ in range(REPETITIONS):
+            longer["evaluation of ERM"].append(seconds(lambda: predict([model], images)))
+            longer["evaluation with the average"].append(seconds(lambda: predict(both, images)))
+            longer["checkpoint"].append(
+                seconds(lambda: write_checkpoint(checkpoint, {"trajectory": trajectory.state_dict()}))
+            )
+        size = checkpoint.stat().st_size
+    with terminal.counting("reading results") as progress:
+        reading = time_load_results(config, FINISHED_RUNS, progress)
 
-    medians = {name: statistics.median(values) for name, values in (parts | evaluations).items()}
+    medians = {name: statistics.median(values) for name, values in (parts | longer).items()}
     # A member of the ensemble at an evaluation step costs a sum; off those steps it costs an evaluation of ERM as well.
     shares = {
         "weight average": medians["weight average"] / config.averaging.interval / medians["training step"],
         "ensemble sum": medians["ensemble sum"] / config.ensemble.every / medians["training step"],
+        "checkpoint": medians["checkpoint"] / (medians["checkpoint"] + config.checkpoint_every),
     }
     report = {
         "device": describe(inputs.device),
         "precision": inputs.precision,
         "images_per_step": batches.images_per_step,
         "median_seconds": medians,
-        "share_of_a_step": shares,
+        "share_of_the_training_time": shares,
+        "checkpoint_bytes": size,
+        "seconds_to_read_finished_runs": reading,
     }
     terminal.say(f"medians of {config.optim.steps} steps of {batches.images_per_step} images on {report['device']}")
     terminal.say(f"training step    {1e3 * medians['training step']:9.2f} ms")
@@ -98,10 +119,40 @@ def run_benchmark(config: Config, terminal: Terminal) -> dict[str, Any]:
     terminal.say(
         f"an evaluation of ERM takes {medians['evaluation of ERM']:.2f} s, with the average {ratio:.2f} times that"
     )
-    path = Path(config.output_dir) / "benchmark.json"
+    terminal.say(
+        f"load_results reads {FINISHED_RUNS} finished runs in {reading['load_results']:.1f} s,"
+        f" {reading['load_results'] / reading['json alone']:.1f} times what parsing their files takes"
+    )
+    path = output_dir / "benchmark.json"
     write_json(path, report)
     terminal.say(f"written to {path}")
     return report
+
+
+def time_load_results(config: Config, runs: int, progress: Callable[[int, int], None]) -> dict[str, float]:
+    """Seconds that `load_results` takes for so many finished runs, and those of reading and parsing their files."""
+    rows = [
+        {"method": method, "selection": selection, "step": 300, "iid_acc": 0.9}
+        | dict.fromkeys(("ood_acc", "ood_in_acc", "ood_out_acc"), 0.8)
+        for method in METHODS
+        for selection in SELECTIONS
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(runs):
+            settings = flat_settings(config) | {"test_domain": "x", "seed": number}
+            run_dir = Path(folder) / "runs" / config.dataset.name / "x" / run_id(settings)
+            run_dir.mkdir(parents=True)
+            result = {"run_id": run_dir.name, "settings": settings, "results": rows}
+            (run_dir / "result.json").write_text(json.dumps(result, indent=1))
+            progress(number + 1, runs)
+        began = time.perf_counter()
+        for path in Path(folder).glob("runs/*/*/*/result.json"):
+            json.loads(path.read_text())
+        parsed = time.perf_counter()
+        read = len(load_results(folder))
+        loaded = time.perf_counter()
+    assert read == runs * len(rows)
+    return {"load_results": loaded - parsed, "json alone": parsed - began}
 
 
 def synchronize(device: torch.device) -> None:

@@ -1,0 +1,205 @@
+"""Kill a real run again and again, start it again each time, and compare the result with an uninterrupted run's.
+
+python tests/soak.py [--kills 20] [--seed 0]
+
+The moments are random within each phase of a run. The command under test is the real one; a thin wrapper tells through a
+pipe which phase it is in.
+"""
+
+import argparse
+import json
+import os
+import random
+import re
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PHASES = ("training", "evaluation", "checkpointing", "keeping", "finishing")
+# How long a phase lasts, roughly, in seconds: kills are spread over it.
+LENGTHS = {"training": 1.5, "evaluation": 0.5, "checkpointing": 0.3, "keeping": 0.1, "finishing": 0.01}
+KEEP = ("erm-last", "erm-last-logits", "erm-iid", "weight_averaging-iid", "ensemble-last-logits")
+OPTIONS = (
+    "dataset=glyphs test_domain=0 backbone=resnet18 backbone.weights=none image_size=24 batch_size=4 optim.steps=60"
+    " eval_every=20 optim.milestones=[30] dropout=0.5 averaging.start=5 ensemble.start=5 ensemble.every=15 checkpoint_every=0.5"
+    f" keep=[{','.join(KEEP)}]"
+).split()
+
+
+@dataclass(frozen=True)
+class Kill:
+    phase: str
+    signal: signal.Signals
+    landed: bool
+    """False where the run ended before the kill's moment came."""
+
+
+def watched() -> None:
+    """The command `vld-train`, telling its phases to the file descriptor VLD_SOAK_PIPE."""
+    pipe = int(os.environ["VLD_SOAK_PIPE"])
+    from vld import cli, training
+    from vld.runs import directory
+
+    def telling(phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            os.write(pipe, f"{phase}\n".encode())
+            try:
+                return function(*arguments, **options)
+            finally:
+                os.write(pipe, b"training\n")
+
+        return call
+
+    training.predict = telling("evaluation", training.predict)
+    directory.write_checkpoint = telling("checkpointing", directory.write_checkpoint)
+    run_directory: Any = directory.RunDirectory
+    run_directory.write_tensors = telling("keeping", run_directory.write_tensors)
+    run_directory.finish = telling("finishing", run_directory.finish)
+    cli.train()
+
+
+def phases(pipe: int, process: "subprocess.Popen[str]") -> Iterator[str]:
+    """The phases of a process as it enters them, until it ends."""
+    buffer = b""
+    while True:
+        ready, _, _ = select.select([pipe], [], [], 0.05)
+        if ready:
+            read = os.read(pipe, 4096)
+            if not read:
+                return
+            buffer += read
+            *lines, buffer = buffer.split(b"\n")
+            yield from (line.decode() for line in lines)
+        elif process.poll() is not None:
+            return
+
+
+def run_and_kill(
+    options: list[str], phase: str, number: signal.Signals, choice: random.Random
+) -> tuple[Kill, int, str]:
+    """Start the command and kill it in that phase; the kill, the exit code, and the output."""
+    read, write = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, __file__, "--watched", *options],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "VLD_SOAK_PIPE": str(write)},
+        pass_fds=(write,),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    os.close(write)
+    landed = False
+    occurrence = choice.randint(1, 3 if phase in ("evaluation", "checkpointing") else 1)
+    for entered in phases(read, process):
+        occurrence -= entered == phase
+        if occurrence == 0:
+            time.sleep(choice.uniform(0, LENGTHS[phase]))
+            landed = process.poll() is None
+            process.send_signal(number)
+            break
+    os.set_blocking(read, False)
+    output, _ = process.communicate(timeout=300)
+    os.close(read)
+    return Kill(phase, number, landed), process.returncode, output
+
+
+def content(run_dir: Path) -> dict[str, Any]:
+    """What a finished run says, but for the times."""
+    timed = ("seconds", "images_per_second", "finished")
+    result = json.loads((run_dir / "result.json").read_text())
+    return {
+        "files": sorted(path.name for path in run_dir.iterdir()),
+        "metrics": re.sub(r'"seconds": [\d.]+', "", (run_dir / "metrics.jsonl").read_text()),
+        "result": {key: value for key, value in result.items() if key not in timed},
+    } | {name: (run_dir / f"{name}.safetensors").read_bytes() for name in KEEP}
+
+
+def check_wholeness(run_dir: Path) -> None:
+    """After a kill, what is there is whole."""
+    from vld.runs.checkpoint import read_checkpoint
+
+    for path in run_dir.glob("*.json*"):
+        if path.name == "metrics.jsonl":
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            assert len({(row["step"], row["method"]) for row in rows}) == len(rows), "two lines for one step"
+        else:
+            json.loads(path.read_text())
+    if (run_dir / "checkpoint.pt").exists():
+        read_checkpoint(run_dir / "checkpoint.pt", run_dir.name)
+
+
+def soak(folder: Path, kills: int, seed: int, say: Callable[[str], None] = print) -> list[Kill]:
+    """Kill a run so many times, in every phase in turn; raises AssertionError where anything of it was lost or changed."""
+    choice = random.Random(seed)
+    data = f"data_dir={folder / 'data'}"
+    reference = subprocess.run(
+        [
+            sys.executable,
+            str(Path(__file__).parent.parent / "scripts/train.py"),
+            *OPTIONS,
+            data,
+            f"output_dir={folder}/a",
+        ],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert reference.returncode == 0, reference.stderr
+    [uninterrupted] = (folder / "a/runs/glyphs").glob("*/*")
+    expected = content(uninterrupted)
+    done: list[Kill] = []
+    round_ = 0
+    while sum(kill.landed for kill in done) < kills:
+        round_ += 1
+        output_dir = folder / f"b{round_}"
+        run_dir = output_dir / uninterrupted.relative_to(folder / "a")
+        while not (run_dir / "result.json").exists():
+            # One run is killed in every phase, the last of which ends it.
+            phase = PHASES[len(done) % len(PHASES)] if sum(kill.landed for kill in done) < kills else "none"
+            number = choice.choice((signal.SIGKILL, signal.SIGTERM))
+            kill, code, output = run_and_kill([*OPTIONS, data, f"output_dir={output_dir}"], phase, number, choice)
+            if phase != "none":
+                done.append(kill)
+            expected_code = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 128 + signal.SIGTERM}[number]
+            assert code == 0 or (kill.landed and code == expected_code), (kill, code, output)
+            assert "Traceback" not in output, output
+            check_wholeness(run_dir)
+            went_on = re.search(r"goes on from step (\d+)", output)
+            say(f"{kill.phase:13s} {kill.signal.name}  exit code {code:4d}  from step {went_on[1] if went_on else 0}")
+        last = subprocess.run(
+            [sys.executable, __file__, *("--watched", *OPTIONS, data, f"output_dir={output_dir}")],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "VLD_SOAK_PIPE": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert last.returncode == 0, last.stderr
+        assert "finished before" in last.stdout
+        actual = content(run_dir)
+        assert actual.keys() == expected.keys()
+        different = [name for name, value in expected.items() if actual[name] != value]
+        assert not different, f"not what the uninterrupted run has: {different}"
+        say(f"round {round_}: the same as without interruption")
+    return done
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--watched"]:
+        del sys.argv[1]
+        watched()
+    else:
+        parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser.add_argument("--kills", type=int, default=20)
+        parser.add_argument("--seed", type=int, default=0)
+        arguments = parser.parse_args()
+        with tempfile.TemporaryDirectory() as temporary:
+            killed = soak(Path(temporary), arguments.kills, arguments.seed)
+        print(f"{sum(kill.landed for kill in killed)} kills, nothing lost, nothing changed")

@@ -1,0 +1,506 @@
+"""A run that is interrupted anywhere goes on exactly; nothing that was finished is lost or repeated."""
+
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soak
+import torch
+import yaml
+from commands import REPOSITORY, train
+from tiny import SEED, make_batches, make_evaluation_set, make_model, settings
+
+from vld.errors import UserError
+from vld.evaluation import predict
+from vld.runs.atomic import write_atomically
+from vld.runs.checkpoint import read_checkpoint, write_checkpoint
+from vld.runs.record import Record, selected_rows
+from vld.settings import AveragingConfig, EnsembleConfig
+from vld.training import TrainingFailed, Trajectory
+from vld.training import train as train_from
+
+STEPS = 12
+
+
+class Stopped(Exception):  # noqa: N818
+    pass
+
+
+def begin(**choices: Any) -> tuple[Trajectory, Record]:
+    model = make_model(pretrained=choices.get("pretrained", True))
+    optim = settings(steps=STEPS, name=choices.get("optim", "sgd"), lr=0.01)
+    trajectory = Trajectory(
+        model, optim, eval_every=4, averaging=AveragingConfig(2, 1), ensemble=EnsembleConfig(start=3, every=3)
+    )
+    return trajectory, Record()
+
+
+def go_on(trajectory: Trajectory, record: Record, until: int = STEPS + 1, check_calls: int = 10**9) -> None:
+    """Train until that step, or until check() has been called so often: evaluations call it too."""
+    calls = 0
+
+    def on_step(step: int) -> None:
+        if step == until:
+            raise Stopped
+
+    def check() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == check_calls:
+            raise Stopped
+
+    evaluations = train_from(trajectory, make_batches(), make_evaluation_set(), seed=SEED, on_step=on_step, check=check)
+    for evaluation in evaluations:
+        record.add(evaluation)
+
+
+def through_a_file(path: Path, trajectory: Trajectory, record: Record, **choices: Any) -> tuple[Trajectory, Record]:
+    """What a new process has that goes on from the checkpoint."""
+    write_checkpoint(
+        path, {"run_id": "x", "trajectory": trajectory.state_dict(), "record": record.state_dict(), "none": None}
+    )
+    saved = read_checkpoint(path, "x")
+    fresh, empty = begin(**choices)
+    fresh.load_state_dict(saved["trajectory"])
+    empty.load_state_dict(saved["record"])
+    return fresh, empty
+
+
+def assert_same(a: tuple[Trajectory, Record], b: tuple[Trajectory, Record]) -> None:
+    (one, its_record), (other, other_record) = a, b
+
+    def without_times(record: Record) -> list[dict[str, Any]]:
+        return [{key: value for key, value in row.items() if key != "seconds"} for row in record.rows]
+
+    assert without_times(its_record) == without_times(other_record)
+    assert selected_rows(its_record.history) == selected_rows(other_record.history)
+    assert one.average.model is not None
+    assert other.average.model is not None
+    for left, right in ((one.model, other.model), (one.average.model, other.average.model)):
+        for name, value in left.state_dict().items():
+            assert torch.equal(value, right.state_dict()[name]), name
+    assert one.ensemble.sum is not None
+    assert other.ensemble.sum is not None
+    assert torch.equal(one.ensemble.sum, other.ensemble.sum)
+    assert (one.average.members, one.ensemble.members) == (other.average.members, other.ensemble.members)
+
+
+@pytest.mark.parametrize(
+    "choices", [{}, {"pretrained": False}, {"optim": "adam"}], ids=["sgd", "trained batch-norm", "adam"]
+)
+def test_going_on_from_any_step_changes_nothing(tmp_path: Path, choices: dict[str, Any]) -> None:
+    whole = begin(**choices)
+    go_on(*whole)
+    for step in range(STEPS + 1):
+        part = begin(**choices)
+        with pytest.raises(Stopped):
+            go_on(*part, until=step)
+        resumed = through_a_file(tmp_path / "checkpoint.pt", *part, **choices)
+        assert resumed[0].step == step
+        go_on(*resumed)
+        assert_same(resumed, whole)
+
+
+def test_an_interrupted_evaluation_is_redone(tmp_path: Path) -> None:
+    whole = begin()
+    go_on(*whole)
+    checks, interrupted_in_evaluation = 1, 0
+    while True:
+        part = begin()
+        try:
+            go_on(*part, check_calls=checks)
+        except Stopped:
+            resumed = through_a_file(tmp_path / "checkpoint.pt", *part)
+            go_on(*resumed)
+            assert_same(resumed, whole)
+            evaluated = {row["step"] for row in part[1].rows}
+            interrupted_in_evaluation += part[0].step % 4 == 0 and part[0].step not in evaluated
+            checks += 1
+        else:
+            break
+    assert checks > STEPS + 4
+    assert interrupted_in_evaluation > 4
+
+
+def test_interrupted_again_and_again(tmp_path: Path) -> None:
+    whole = begin()
+    go_on(*whole)
+    part = begin()
+    for step in range(1, STEPS + 1):
+        with pytest.raises(Stopped):
+            go_on(*part, until=step)
+        part = through_a_file(tmp_path / "checkpoint.pt", *part)
+    go_on(*part)
+    assert_same(part, whole)
+
+
+def test_a_stopped_evaluation_leaves_the_models_in_their_modes() -> None:
+    model = make_model(pretrained=False).train()
+
+    def check() -> None:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        predict([model], make_evaluation_set(), check)
+    assert model.training
+
+
+def test_weights_that_are_not_finite_are_not_saved() -> None:
+    trajectory, _ = begin()
+    with torch.no_grad():
+        trajectory.model.head.weight[0, 0] = torch.nan
+    with pytest.raises(TrainingFailed, match="no longer finite"):
+        trajectory.state_dict()
+
+
+def test_times_add_up_over_attempts() -> None:
+    trajectory, record = begin()
+    with pytest.raises(Stopped):
+        go_on(trajectory, record, until=2)
+    state = trajectory.clock.state_dict()
+    fresh, _ = begin()
+    fresh.clock.load_state_dict({"seconds": state["seconds"] + 100, "aside": state["aside"] + 30})
+    assert 100 <= fresh.clock.seconds() < 160
+    assert 70 <= fresh.clock.train_seconds() < 130
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "truncated": lambda content: content[: len(content) // 2],
+    "empty": lambda _: b"",
+    "a flipped bit": lambda content: (
+        content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 1]) + content[len(content) // 2 + 1 :]
+    ),
+    "something else": lambda _: b"not a checkpoint",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "checkpoint.pt"
+    write_checkpoint(path, {"run_id": "x", "weights": torch.arange(10_000.0)})
+    path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    with pytest.raises(UserError, match=rf"{re.escape(str(path))}: damaged \(.+\); without that file .* from step 0"):
+        read_checkpoint(path, "x")
+
+
+def test_another_run_s_checkpoint_is_refused(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "checkpoint.pt", {"run_id": "y"})
+    with pytest.raises(UserError, match="it belongs to run y"):
+        read_checkpoint(tmp_path / "checkpoint.pt", "x")
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, ("touch executed",)
+
+
+def test_a_checkpoint_executes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"run_id": "x", "evil": Evil()}, tmp_path / "checkpoint.pt")
+    with pytest.raises(UserError, match="damaged"):
+        read_checkpoint(tmp_path / "checkpoint.pt", "x")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    write_checkpoint(path, {"run_id": "x", "weights": torch.zeros(1000)})
+    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_checkpoint(path, {"run_id": "x", "weights": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_a_write_that_is_stopped_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("before")
+
+    def write(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, write)
+    assert path.read_text() == "before"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+# The command: glyphs at a size at which a step takes about 40 ms.
+RUN = (
+    "dataset=glyphs",
+    "test_domain=0",
+    "backbone=resnet18",
+    "backbone.weights=none",
+    "image_size=16",
+    "batch_size=2",
+    "dropout=0.5",
+    "optim.steps=40",
+    "eval_every=10",
+    "averaging.start=5",
+    "ensemble.start=5",
+    "ensemble.every=5",
+)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("glyphs")
+
+
+@pytest.fixture(scope="module")
+def whole(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of an uninterrupted run."""
+    output_dir = tmp_path_factory.mktemp("whole")
+    done = train(*RUN, f"data_dir={data_dir}", f"output_dir={output_dir}")
+    assert done.returncode == 0, done.stderr
+    return the_run(output_dir)
+
+
+def the_run(output_dir: Path) -> Path:
+    [run_dir] = (output_dir / "runs/glyphs").glob("*/*")
+    return run_dir
+
+
+def same_run(a: Path, b: Path) -> bool:
+    def rows(run_dir: Path) -> str:
+        return re.sub(r'"seconds": [\d.]+', "", (run_dir / "metrics.jsonl").read_text())
+
+    weights = [(run_dir / "erm-last.safetensors").read_bytes() for run_dir in (a, b)]
+    names = [sorted(path.name for path in run_dir.iterdir()) for run_dir in (a, b)]
+    return rows(a) == rows(b) and weights[0] == weights[1] and names[0] == names[1]
+
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start(data_dir: Path, tmp_path: Path) -> Iterator[Start]:
+    """Start the command in the background, by a script of its own if need be; it ends with the test."""
+    processes = []
+
+    def start(*options: str, script: str = f"{REPOSITORY}/scripts/train.py") -> "subprocess.Popen[str]":
+        process = subprocess.Popen(
+            [sys.executable, script, *RUN, f"data_dir={data_dir}", f"output_dir={tmp_path / 'outputs'}", *options],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def wait_for(process: "subprocess.Popen[str]", text: str) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if text in line:
+            return
+    raise AssertionError(f"ended without saying {text!r}: {process.communicate()}")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+def test_a_signal_saves_the_run_and_the_same_command_goes_on(
+    number: signal.Signals, code: int, start: Start, tmp_path: Path, whole: Path
+) -> None:
+    process = start()
+    wait_for(process, "step 10/40")
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    run_dir = the_run(tmp_path / "outputs")
+    assert f"{number.name}: saved in {run_dir}" in output
+    if code != 138:
+        assert errors == f"stopped by {number.name}; the same command goes on, and trains nothing twice\n"
+    assert sorted(path.name for path in run_dir.iterdir()) == ["checkpoint.pt", "config.yaml", "metrics.jsonl"]
+    again = start()
+    output, errors = again.communicate(timeout=120)
+    assert again.returncode == 0, errors
+    assert re.search(r"goes on from step [1-4]\d of 40, saved 20", output)
+    assert same_run(run_dir, whole)
+
+
+def test_a_scheduler_s_handler_is_called_when_the_run_is_saved(start: Start, tmp_path: Path, whole: Path) -> None:
+    """submitit: its handler of SIGTERM returns, for the run to go on; that of its warning signal requeues and exits."""
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import pathlib, signal, sys\n"
+        "from vld import cli\n"
+        f"outputs = pathlib.Path({str(tmp_path / 'outputs')!r})\n"
+        "def requeue(number, frame):\n"
+        "    [checkpoint] = outputs.rglob('checkpoint.pt')\n"
+        "    assert not list(outputs.rglob('running.lock'))\n"
+        "    print('requeued with', checkpoint.stat().st_size > 0, flush=True)\n"
+        "    sys.exit(17)\n"
+        "def bypass(number, frame):\n"
+        "    print('bypassed', flush=True)\n"
+        "original = signal.signal\n"
+        "original(signal.SIGUSR2, requeue)\n"
+        "def job(composed):\n"
+        "    original(signal.SIGTERM, bypass)\n"
+        "    return inner(composed)\n"
+        "inner, cli._train_job = cli._train_job, job\n"
+        "cli.train()\n"
+    )
+    process = start(script=str(script))
+    wait_for(process, "step 10/40")
+    process.send_signal(signal.SIGTERM)
+    wait_for(process, "bypassed")
+    wait_for(process, "goes on from step")
+    wait_for(process, "step 20/40")
+    process.send_signal(signal.SIGUSR2)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 17, errors
+    assert "requeued with True" in output
+    again = start(script=str(script))
+    assert again.wait(timeout=120) == 0
+    assert same_run(the_run(tmp_path / "outputs"), whole)
+
+
+def test_two_starts_at_once_train_once(start: Start, tmp_path: Path, whole: Path) -> None:
+    first = start("optim.steps=40")
+    wait_for(first, "step 0/40")
+    second, third = start(), start("if_running=skip")
+    output, errors = third.communicate(timeout=120)
+    assert third.returncode == 0, errors
+    assert re.search(rf"skipped: process {first.pid} on \S+ is training it", output)
+    shown, _ = second.communicate(timeout=120)
+    assert first.wait(timeout=10) == 0
+    assert second.returncode == 0
+    assert f"process {first.pid}" in shown
+    assert "finished before, not trained again" in shown
+    assert "step 0/40" not in shown
+    assert "│ erm " in shown
+    assert same_run(the_run(tmp_path / "outputs"), whole)
+
+
+def test_a_full_disk_is_a_clear_failure_and_loses_nothing(data_dir: Path, tmp_path: Path, whole: Path) -> None:
+    """Files of at most 60 MB: resnet18's weights fit, its checkpoints (134 MB) do not."""
+    options = [*RUN, f"data_dir={data_dir}", f"output_dir={tmp_path}"]
+
+    def limited(size: int) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, f"{REPOSITORY}/scripts/train.py", *options, "checkpoint_every=0"],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    full = limited(60_000_000)
+    assert full.returncode == 1
+    assert "the disk is full, or a limit is reached" in full.stdout
+    assert "make room; the same command starts it again" in full.stdout
+    assert "Traceback" not in full.stdout + full.stderr
+    run_dir = the_run(tmp_path)
+    failure = json.loads((run_dir / "failure.json").read_text())
+    assert failure.keys() == {"what", "how_to_go_on", "where", "when", "run_id", "settings"}
+    assert "make room" in failure["how_to_go_on"]
+    assert sorted(path.name for path in run_dir.iterdir()) == ["config.yaml", "failure.json", "metrics.jsonl"]
+    again = train(*options)
+    assert again.returncode == 0
+    assert same_run(run_dir, whole)
+
+
+def interrupted(start: Start, tmp_path: Path) -> Path:
+    process = start()
+    wait_for(process, "step 10/40")
+    process.terminate()
+    process.communicate(timeout=60)
+    return the_run(tmp_path / "outputs")
+
+
+def test_a_damaged_checkpoint_or_foreign_directory_is_refused_and_nothing_lost(start: Start, tmp_path: Path) -> None:
+    run_dir = interrupted(start, tmp_path)
+    checkpoint = (run_dir / "checkpoint.pt").read_bytes()
+    (run_dir / "checkpoint.pt").write_bytes(checkpoint[:-1000])
+    refused = start()
+    output, _ = refused.communicate(timeout=120)
+    assert refused.returncode == 1
+    assert f"failed: chalk: {run_dir}/checkpoint.pt: damaged" in output
+    assert (run_dir / "checkpoint.pt").read_bytes() == checkpoint[:-1000]
+    assert (run_dir / "metrics.jsonl").stat().st_size > 0
+
+    (run_dir / "checkpoint.pt").write_bytes(checkpoint)
+    stored = yaml.safe_load((run_dir / "config.yaml").read_text())
+    stored["identity"]["dropout"] = 0.7
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(stored))
+    refused = start()
+    output, _ = refused.communicate(timeout=120)
+    assert refused.returncode == 1
+    assert f"{run_dir}/config.yaml: its settings are not those of run {run_dir.name}" in output
+    assert (run_dir / "checkpoint.pt").read_bytes() == checkpoint
+
+
+def test_a_run_that_went_on_elsewhere_says_so(start: Start, tmp_path: Path) -> None:
+    run_dir = interrupted(start, tmp_path)
+    state = torch.load(run_dir / "checkpoint.pt", weights_only=True)
+    state["environment"]["software"]["torch"] = "1.0"
+    torch.save(state, run_dir / "checkpoint.pt")
+    process = start()
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert re.search(r"warning: chalk: begun on CPU, .*torch 1\.0.*, now on CPU, .*last digits", output)
+
+
+def test_a_process_that_stood_still_for_too_long_leaves_the_run_to_the_other(
+    start: Start, tmp_path: Path, whole: Path
+) -> None:
+    script = tmp_path / "short.py"
+    script.write_text("from vld.runs import claim\nclaim.LEASE_SECONDS = 3.0\nfrom vld.cli import train\ntrain()\n")
+    first = start(script=str(script))
+    wait_for(first, "step 10/40")
+    first.send_signal(signal.SIGSTOP)
+    second = start(script=str(script))
+    wait_for(second, "waiting")
+    wait_for(second, "step 10/40")
+    first.send_signal(signal.SIGCONT)
+    output, _ = first.communicate(timeout=120)
+    assert second.wait(timeout=120) == 0
+    assert first.returncode == 0
+    assert "another process has taken over" in output
+    assert same_run(the_run(tmp_path / "outputs"), whole)
+
+
+def test_a_sweep_that_was_stopped_goes_on_where_it_was(start: Start, tmp_path: Path) -> None:
+    process = start("-m", "dropout=0,0.5", "optim.steps=20", "eval_every=10")
+    wait_for(process, "step 20/20")
+    wait_for(process, "step 10/20")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    again = start("-m", "dropout=0,0.5", "optim.steps=20", "eval_every=10")
+    output, _ = again.communicate(timeout=180)
+    assert again.returncode == 0
+    assert output.count("finished before") == 1
+    assert output.count("goes on from step 1") == 1
+    assert len(list((tmp_path / "outputs").rglob("result.json"))) == 2
+
+
+def test_soak(tmp_path: Path) -> None:
+    """Six kills; `python tests/soak.py` makes twenty."""
+    began = time.monotonic()
+    kills = soak.soak(tmp_path, kills=6, seed=0, say=lambda _: None)
+    assert sum(kill.landed for kill in kills) >= 6, f"after {time.monotonic() - began:.0f} s"
+    assert {kill.phase for kill in kills} == set(soak.PHASES)
+    shutil.rmtree(tmp_path)
