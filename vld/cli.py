@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vld.config import option_names, typed_config, unknown_option
 from vld.errors import UserError
+from vld.settings import COMBINATIONS, Config
 
 if TYPE_CHECKING:
     from vld.run import Outcome
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 FAILED, USER_ERROR = 1, 2
 
-LIST_OPTIONS = ("test_domain", "keep", "optim.milestones", "backbone.mean", "backbone.std")
+LIST_OPTIONS = ("test_domain", "keep", "optim.milestones", "backbone.mean", "backbone.std", "method.members")
 SELECTION_NOTE = "each method at its own step of best i.i.d. accuracy (selection iid)"
 
 
@@ -38,9 +39,14 @@ def train() -> None:
     run_command(_train_job, "train")
 
 
+def combine() -> None:
+    """The command `vld-combine` and `scripts/combine.py`; its options are those of `vld-train`, and say which runs."""
+    run_command(_combine_job, "combine")
+
+
 def benchmark() -> None:
     """The command `vld-benchmark` and `scripts/benchmark.py`; its options are those of `vld-train`."""
-    run_command(_benchmark_job, "train")
+    run_command(_benchmark_job, "benchmark")
 
 
 def conf_dir() -> Path:
@@ -118,7 +124,39 @@ def outcomes_dir(composed: DictConfig) -> Path:
 
 
 def _train_job(composed: DictConfig) -> None:
-    from vld.runner import run_all
+    """Train; where a combination is asked for, its members first."""
+
+    def work(config: Config, terminal: "Terminal") -> "list[Outcome]":
+        from vld.combine import combine_all
+        from vld.members import kept_file, member_configs
+        from vld.runner import run_all
+
+        if config.method.name not in COMBINATIONS:
+            return run_all([config], terminal)
+        members = [member for _, member in member_configs(config)]
+        for member in members:
+            member.keep = list(dict.fromkeys([*member.keep, kept_file(config)]))
+        trained = run_all(members, terminal)
+        if unfinished := [outcome for outcome in trained if outcome.result is None]:
+            return unfinished
+        return combine_all(config, terminal)
+
+    _job(composed, work)
+
+
+def _combine_job(composed: DictConfig) -> None:
+    def work(config: Config, terminal: "Terminal") -> "list[Outcome]":
+        from vld.combine import combine_all
+
+        if config.method.name not in COMBINATIONS:
+            raise UserError(f"method={config.method.name}: combine.py makes one of {', '.join(COMBINATIONS)}")
+        return combine_all(config, terminal)
+
+    _job(composed, work)
+
+
+def _job(composed: DictConfig, work: "Callable[[Config, Terminal], list[Outcome]]") -> None:
+    """Do a job's work, show what came out of it, and turn that into an exit code, or a note to the sweep."""
     from vld.runs.atomic import write_json
     from vld.terminal import Terminal
 
@@ -128,7 +166,7 @@ def _train_job(composed: DictConfig) -> None:
     outcomes: list[Outcome] = []
     error: UserError | OSError | None = None
     try:
-        outcomes = run_all(typed_config(composed), terminal)
+        outcomes = work(typed_config(composed), terminal)
     except (UserError, OSError) as problem:
         error = problem
     if outcomes:
@@ -170,14 +208,18 @@ def _benchmark_job(composed: DictConfig) -> None:
 def show_results(outcomes: "list[Outcome]", method: str, terminal: "Terminal") -> None:
     """The table of one job, and where its runs are."""
     finished = [(outcome, outcome.result) for outcome in outcomes if outcome.result is not None]
-    rows = [
-        row | {"test_domain": outcome.test_domain, "collapse": result["health"]["collapse"]}
-        for outcome, result in finished
-        for row in result["results"]
-        if row["selection"] == "iid"
-    ]
-    if rows:
+    if not finished:
+        return
+    if method in COMBINATIONS:
+        terminal.combination_table(method, {outcome.test_domain: result for outcome, result in finished})
+    else:
+        rows = [
+            row | {"test_domain": outcome.test_domain, "collapse": result["health"]["collapse"]}
+            for outcome, result in finished
+            for row in result["results"]
+            if row["selection"] == "iid"
+        ]
         terminal.say(SELECTION_NOTE)
         terminal.results_table(rows, method)
-        for outcome, _ in finished:
-            terminal.say(f"{outcome.test_domain}: {outcome.directory}")
+    for outcome, _ in finished:
+        terminal.say(f"{outcome.test_domain}: {outcome.directory}")

@@ -3,14 +3,16 @@
 import difflib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from vld.errors import UserError
-from vld.settings import KEEPABLE, METHODS, Config
+from vld.settings import COMBINATIONS, KEEPABLE, METHODS, Config
 
 ConfigStore.instance().store(name="schema", node=Config)
 
@@ -31,6 +33,23 @@ def typed_config(composed: DictConfig) -> Config:
     if problems:
         raise UserError("\n".join(problems))
     return config
+
+
+def with_values(config: Config, values: Mapping[str, Any]) -> Config:
+    """The same settings but for these, by dotted name. Raises `UserError` for what is not an option or not allowed."""
+    changed = OmegaConf.structured(config)
+    for name, value in values.items():
+        if name not in option_names():
+            raise UserError(unknown_option(name))
+        try:
+            OmegaConf.update(changed, name, value)
+        except OmegaConfBaseException as error:
+            raise UserError(f"{name}={value}: {str(error).splitlines()[0]}") from error
+    settings = OmegaConf.to_object(changed)
+    assert isinstance(settings, Config)
+    if problems := list(_problems(settings)):
+        raise UserError("\n".join(problems))
+    return settings
 
 
 def option_names(schema: type = Config, prefix: str = "") -> list[str]:
@@ -93,7 +112,11 @@ def _problems(config: Config) -> Iterator[str]:
         ):
             yield f"{option}={triple}: must be three numbers{' above 0' if option.endswith('std') else ''}"
 
-    yield from choice("method", config.method.name, METHODS)
+    yield from choice("method", config.method.name, METHODS + COMBINATIONS)
+    yield from choice("method.member_step", config.method.member_step, ("last", "iid"))
+    yield from choice("method.average", config.method.average, ("logits", "softmax"))
+    if config.method.members and config.method.name in METHODS:
+        yield f"method.members={config.method.members}: only {', '.join(COMBINATIONS)} have members"
     yield from choice("optim", config.optim.name, ("sgd", "adam"))
     yield from positive("optim.lr", config.optim.lr)
     yield from number("optim.weight_decay", config.optim.weight_decay, "at least 0", config.optim.weight_decay >= 0)

@@ -28,16 +28,22 @@ class EvaluationPart:
 
 
 @dataclass(frozen=True)
-class EvaluationSet:
-    """All images of the test domain and the held-out part of the training domains, in a fixed order.
+class EvaluationLabels:
+    """The classes of all images of the test domain and the held-out part of the training domains, in a fixed order.
 
-    images: uint8 [n, s, s, 3]; labels: int64 [n]; parts cover them in order.
+    labels: int64 [n]; parts cover them in order.
     """
 
     test_domain: str
-    images: Tensor
     labels: Tensor
     parts: tuple[EvaluationPart, ...]
+
+
+@dataclass(frozen=True)
+class EvaluationSet(EvaluationLabels):
+    """The same with the images: uint8 [n, s, s, 3]."""
+
+    images: Tensor
 
 
 def evaluation_set(dataset: Dataset, test_domain: str, split_seed: int, device: torch.device) -> EvaluationSet:
@@ -53,7 +59,7 @@ def evaluation_set(dataset: Dataset, test_domain: str, split_seed: int, device: 
             labels.append(domain.labels[chosen])
             parts.append(EvaluationPart(domain.name, part, start, start + len(chosen)))
             start += len(chosen)
-    return EvaluationSet(test_domain, torch.cat(images).to(device), torch.cat(labels).to(device), tuple(parts))
+    return EvaluationSet(test_domain, torch.cat(labels).to(device), tuple(parts), torch.cat(images).to(device))
 
 
 def evaluation_images(dataset: Dataset, test_domain: str) -> int:
@@ -145,7 +151,7 @@ class Scores:
         return table
 
 
-def score(logits: Tensor, evaluation: EvaluationSet) -> Scores:
+def score(logits: Tensor, evaluation: EvaluationLabels) -> Scores:
     """Count the correct images of each domain and part; one transfer from the device."""
     correct = (logits.argmax(1) == evaluation.labels).long()
     counts = torch.stack([correct[part.start : part.stop].sum() for part in evaluation.parts]).tolist()

@@ -29,6 +29,15 @@ class Inputs:
     """The nearest folder to output_dir that exists."""
 
 
+def inputs_key(config: Config) -> str:
+    """Equal for settings that need the same from outside, which then is checked once."""
+    parts = (
+        *(config.dataset, config.data_dir, config.output_dir, config.backbone),
+        *(config.device, config.precision, config.test_domain),
+    )
+    return repr(parts)
+
+
 def check_inputs(config: Config) -> Inputs:
     """Raises `UserError` for a missing device, an unusable output folder, bad data or weights."""
     device = resolve_device(config.device)

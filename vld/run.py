@@ -186,7 +186,7 @@ def _train(run: Run, mine: Claim, interruption: Interruption, terminal: Terminal
             ):
                 record.add(evaluation)
                 directory.write_metrics(record.rows)
-                keep_tensors(directory, config.keep, evaluation, record, config.optim.steps)
+                keep_tensors(directory, config.keep, evaluation, record, config.optim.steps, images)
                 progress.evaluated(evaluation)
                 if news := collapses.news(evaluation.step, evaluation.health):
                     terminal.warn(f"{run.test_domain}: {news}")
@@ -197,6 +197,8 @@ def _train(run: Run, mine: Claim, interruption: Interruption, terminal: Terminal
     result = {
         "run_id": directory.path.name,
         "settings": run.identity,
+        "domains": [domain.name for domain in run.dataset.domains],
+        "classes": list(run.dataset.classes),
         "results": selected_rows(record.history),
         "batch_norm_statistics": "frozen" if model.pretrained else "trained; averaged like the weights",
         "health": _health(evaluation, noise, collapses),

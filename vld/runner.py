@@ -1,12 +1,14 @@
 """Leave one domain out: check the inputs, decode the images once, fine-tune one run per test domain."""
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from vld.data.images import decode_dataset
+from vld.data.images import Dataset, decode_dataset
 from vld.data.picture import draw_picture
 from vld.device import describe, set_up
 from vld.evaluation import evaluation_images
-from vld.inputs import check_inputs, initial_classifier
+from vld.inputs import Inputs, check_inputs, initial_classifier, inputs_key
 from vld.methods import first_member
 from vld.run import Outcome, Run, train_once
 from vld.runs.atomic import write_atomically
@@ -16,44 +18,73 @@ from vld.settings import Config
 from vld.terminal import Terminal
 
 
-def run_all(config: Config, terminal: Terminal) -> list[Outcome]:
-    """Fine-tune with each test domain left out in turn; a run that fails does not stop the others."""
-    inputs = check_inputs(config)
-    set_up(inputs.device, config.deterministic)
+def run_all(configs: Sequence[Config], terminal: Terminal) -> list[Outcome]:
+    """Fine-tune with these settings, each test domain left out in turn; a run that fails does not stop the others.
+
+    Settings of one device and one output_dir.
+    """
+    inputs: dict[str, Inputs] = {}
+    for config in configs:
+        if inputs_key(config) not in inputs:
+            inputs[inputs_key(config)] = check_inputs(config)
+    set_up(inputs[inputs_key(configs[0])].device, configs[0].deterministic)
+    datasets: dict[tuple[Path, int, int], Dataset] = {}
+    fingerprints = {key: weights_fingerprint(needed.weights) for key, needed in inputs.items()}
+    runs: list[list[Run]] = []
+    for config in configs:
+        key = inputs_key(config)
+        dataset = _decoded(config, inputs[key], datasets, terminal)
+        test_domains = inputs[key].test_domains
+        runs.append([Run(config, inputs[key], dataset, fingerprints[key], domain) for domain in test_domains])
+    _forecast_disk([run for its_runs in runs for run in its_runs], terminal)
+    for dataset in datasets.values():
+        picture = Path(configs[0].output_dir) / "datasets" / f"{dataset.name}-{dataset.fingerprint[:8]}.png"
+        if not picture.exists():
+            write_atomically(picture, partial(draw_picture, dataset))
+            terminal.say(f"a picture of the dataset: {picture}")
+    outcomes = []
+    for its_runs in runs:
+        _say_what_runs(its_runs[0], terminal)
+        outcomes += [train_once(run, terminal) for run in its_runs]
+    return outcomes
+
+
+def _decoded(
+    config: Config, inputs: Inputs, datasets: dict[tuple[Path, int, int], Dataset], terminal: Terminal
+) -> Dataset:
+    key = (inputs.files.root, config.image_size, config.dataset.store_size)
+    if key not in datasets:
+        with terminal.counting(f"decoding {config.dataset.name}") as progress:
+            datasets[key] = decode_dataset(inputs.files, config.image_size, config.dataset.store_size, progress)
+    return datasets[key]
+
+
+def _say_what_runs(run: Run, terminal: Terminal) -> None:
+    config = run.config
     terminal.say(
         f"{config.dataset.name}, {config.backbone.name} at {config.image_size} px, dropout {config.dropout:g},"
         f" {config.optim.name} lr {config.optim.lr:g}, {config.optim.steps} steps of"
-        f" {len(inputs.files.domains) - 1} x {config.batch_size} images, seed {config.seed};"
-        f" on {describe(inputs.device)} in {inputs.precision}"
+        f" {len(run.dataset.domains) - 1} x {config.batch_size} images, seed {config.seed};"
+        f" on {describe(run.inputs.device)} in {run.inputs.precision}"
     )
     for method, start in (("weight_averaging", config.averaging.start), ("ensemble", config.ensemble.start)):
         if start > config.optim.steps:
             begins = first_member(start, config.optim.steps, config.eval_every)
             terminal.say(f"{method} begins at step {begins}, since its start ({start}) lies beyond the last step")
-    with terminal.counting(f"decoding {config.dataset.name}") as progress:
-        dataset = decode_dataset(inputs.files, config.image_size, config.dataset.store_size, progress)
-    fingerprint = weights_fingerprint(inputs.weights)
-    runs = [Run(config, inputs, dataset, fingerprint, test_domain) for test_domain in inputs.test_domains]
-    _forecast_disk(runs, inputs.existing_folder, terminal)
-    picture = Path(config.output_dir) / "datasets" / f"{dataset.name}-{dataset.fingerprint[:8]}.png"
-    if not picture.exists():
-        write_atomically(picture, lambda path: draw_picture(dataset, path))
-        terminal.say(f"a picture of the dataset: {picture}")
-    return [train_once(run, terminal) for run in runs]
 
 
-def _forecast_disk(runs: list[Run], existing_folder: Path, terminal: Terminal) -> None:
+def _forecast_disk(runs: list[Run], terminal: Terminal) -> None:
     """Say what the runs that are not finished will take. Raises `UserError` where the disk has less."""
-    config, inputs, classes = runs[0].config, runs[0].inputs, len(runs[0].dataset.classes)
+    unfinished = [run for run in runs if not run.directory.result_file.exists()]
+    if not unfinished:
+        return
+    config, inputs, classes = unfinished[0].config, unfinished[0].inputs, len(unfinished[0].dataset.classes)
     model = initial_classifier(config, inputs.weights, inputs.precision, classes)
     kept = sum(
-        bytes_kept(config.keep, model, evaluation_images(run.dataset, run.test_domain), classes)
-        for run in runs
-        if not run.directory.result_file.exists()
+        bytes_kept(config.keep, model, evaluation_images(run.dataset, run.test_domain), classes) for run in unfinished
     )
-    if kept:
-        meanwhile = checkpoint_bytes(model, config.optim.name)
-        check_disk(kept, meanwhile, existing_folder)
-        terminal.say(
-            f"keeps up to {megabytes(kept)} in {config.output_dir}; checkpoints take up to {megabytes(meanwhile)} meanwhile"
-        )
+    meanwhile = checkpoint_bytes(model, config.optim.name)
+    check_disk(kept, meanwhile, inputs.existing_folder)
+    terminal.say(
+        f"keeps up to {megabytes(kept)} in {config.output_dir}; checkpoints take up to {megabytes(meanwhile)} meanwhile"
+    )

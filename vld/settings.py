@@ -8,6 +8,8 @@ MISSING = "???"
 
 METHODS = ("erm", "weight_averaging", "ensemble")
 """How predictions are made along one run; all three are accumulated while it trains."""
+COMBINATIONS = ("model_soup", "greedy_soup", "ensemble_of_runs")
+"""How predictions are made across finished runs, its members; no training."""
 SELECTIONS = ("iid", "last", "oracle_step")
 """Which evaluation step stands for a run."""
 KEEPABLE = tuple(
@@ -51,7 +53,13 @@ class BackboneConfig:
 @dataclass
 class MethodConfig:
     name: str = MISSING
-    """Which method's accuracies the table puts forward."""
+    """Which method's accuracies the table puts forward; a combination is made from its members' runs."""
+    members: list[str] = field(default_factory=list)
+    """The runs that a combination is made from: settings that vary among them, each with its values, as seed=0,1,2."""
+    member_step: str = "last"
+    """Which step of its members a combination takes: the last, or each one's of best i.i.d. accuracy (iid)."""
+    average: str = "logits"
+    """What an ensemble of runs averages: logits or softmax."""
 
 
 @dataclass

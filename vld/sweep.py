@@ -16,21 +16,21 @@ from omegaconf.errors import OmegaConfBaseException
 from vld.cli import FAILED, SELECTION_NOTE, USER_ERROR, describe_error, exit_with_user_error, outcomes_dir
 from vld.config import typed_config
 from vld.errors import UserError
-from vld.settings import Config
+from vld.settings import COMBINATIONS, Config
 
 
 class JobsCallback(Callback):
     """Hydra turns what a callback raises into warnings, but for SystemExit."""
 
-    def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        check_jobs([config])
+    def on_run_start(self, config: DictConfig, config_name: str | None = None, **_: Any) -> None:
+        check_jobs([config], trains=config_name != "combine")
 
-    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+    def on_multirun_start(self, config: DictConfig, config_name: str | None = None, **_: Any) -> None:
         try:
             jobs = compose_jobs(config)
         except (HydraException, OmegaConfBaseException) as error:
             exit_with_user_error(describe_error(error))
-        check_jobs(jobs)
+        check_jobs(jobs, trains=config_name != "combine")
         self.jobs = len(jobs)
         shutil.rmtree(outcomes_dir(config), ignore_errors=True)  # of an earlier sweep with this hydra.sweep.dir
 
@@ -54,30 +54,28 @@ def compose_jobs(config: DictConfig) -> list[DictConfig]:
     return [compose(config.hydra.job.config_name, overrides=list(job)) for job in jobs]
 
 
-def check_jobs(jobs: list[DictConfig]) -> None:
-    """Exit with code 2 and one list of everything wrong in any of the jobs, before anything is made."""
+def check_jobs(jobs: list[DictConfig], *, trains: bool) -> None:
+    """Exit with code 2 and one list of everything wrong in any of the jobs, before anything is made.
+
+    trains: they need images, weights and a device, too.
+    """
     problems: dict[str, None] = {}
-    inputs: dict[str, Config] = {}
+    configs: list[Config] = []
     for job in jobs:
         try:
             config = typed_config(job)
+            if config.method.name in COMBINATIONS:
+                from vld.members import member_configs  # needs torch: see vld.cli
+
+                member_configs(config)
         except (UserError, OmegaConfBaseException) as error:
             problems |= dict.fromkeys(describe_error(error).splitlines())
             continue
-        # Jobs that differ in other settings only have the same inputs, which are checked once.
-        outside = (
-            config.dataset,
-            config.data_dir,
-            config.output_dir,
-            config.backbone,
-            config.device,
-            config.test_domain,
-        )
-        inputs[repr(outside)] = config
-    if not problems:
-        from vld.inputs import check_inputs  # needs torch: see vld.cli
+        configs.append(config)
+    if trains and not problems:
+        from vld.inputs import check_inputs, inputs_key
 
-        for config in inputs.values():
+        for config in {inputs_key(config): config for config in configs}.values():
             try:
                 check_inputs(config)
             except UserError as error:

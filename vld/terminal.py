@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from vld.settings import COMBINATIONS
 from vld.training import Evaluation
 
 
@@ -135,6 +136,50 @@ class Terminal:
             table.add_section()
         self.console.print(table)
 
+    def combination_table(self, method: str, results: dict[str, dict[str, Any]]) -> None:
+        """A combination beside the mean of its members, for each test domain and on average (`result.json` by domain)."""
+        table = Table()
+        for heading in ("method", "test domain"):
+            table.add_column(heading)
+        for heading in ("members", "i.i.d. %", "o.o.d. %"):
+            table.add_column(heading, justify="right")
+        rows = {
+            "mean of the members": {d: (f"{len(r['members'])}", r["member_mean"]) for d, r in results.items()},
+            method: {d: (members_used(r), r["results"][0]) for d, r in results.items()},
+        }
+        for name, by_domain in rows.items():
+            style = "bold" if name == method else ""
+            for i, (domain, (members, row)) in enumerate(by_domain.items()):
+                accuracies = [percent(row[key]) for key in ("iid_acc", "ood_acc")]
+                table.add_row(name if i == 0 else "", domain, members, *accuracies, style=style)
+            if len(by_domain) > 1:
+                means = [
+                    percent(sum(row[key] for _, row in by_domain.values()) / len(by_domain))
+                    for key in ("iid_acc", "ood_acc")
+                ]
+                table.add_row("", "average", "", *means, style=f"{style} italic")
+            table.add_section()
+        [selection] = {row["selection"] for result in results.values() for row in result["results"]}
+        self.say(f"{method} of the members' {'last steps' if selection == 'last' else 'steps of best i.i.d. accuracy'}")
+        self.console.print(table)
+        curves = [result["by_number_of_members"] for result in results.values() if "by_number_of_members" in result]
+        if curves:
+            self._number_of_members_table(curves)
+
+    def _number_of_members_table(self, curves: list[list[dict[str, Any]]]) -> None:
+        """Accuracy against the number of members, averaged over random subsets and test domains."""
+        table = Table()
+        for heading in ("members", "i.i.d. %", "o.o.d. %"):
+            table.add_column(heading, justify="right")
+        most = min(map(len, curves))
+        for k in sorted({k for k in (1, 2, 3, 4, 6, 9, 12, most) if k <= most}):
+            means = [
+                sum(curve[k - 1][f"{key}_mean"] for curve in curves) / len(curves) for key in ("iid_acc", "ood_acc")
+            ]
+            table.add_row(f"{k}", *map(percent, means))
+        self.say(f"against the number of members, averaged over {curves[0][0]['subsets']} random subsets of each size")
+        self.console.print(table)
+
     def sweep_table(self, results: list[dict[str, Any]], chosen: str) -> None:
         """A line per setting that differs among results (`result.json`) and method, the chosen one first and in bold.
 
@@ -144,9 +189,9 @@ class Terminal:
         domains = sorted({result["settings"]["test_domain"] for result in results})
         cells: dict[tuple[str, ...], dict[str, dict[str, dict[str, Any]]]] = {}
         for result in results:
-            values = tuple(f"{result['settings'].get(name)}" for name in varied)
+            values = tuple("–" if (value := result["settings"].get(name)) is None else f"{value}" for name in varied)
             for row in result["results"]:
-                if row["selection"] == "iid":
+                if row["selection"] == "iid" or row["method"] in COMBINATIONS:
                     by_method = cells.setdefault(values, {})
                     by_method.setdefault(row["method"], {})[result["settings"]["test_domain"]] = row
         table = Table()
@@ -168,6 +213,12 @@ class Terminal:
         self.console.print(table)
         if len(domains) > 1:
             self.say("averages over the test domains; under a domain's name: o.o.d. accuracy with that domain left out")
+
+
+def members_used(result: dict[str, Any]) -> str:
+    """How many members a combination is made from; of a greedy soup, how many of how many."""
+    members = len(result["members"])
+    return f"{sum(taste['kept'] for taste in result['trace'])} of {members}" if "trace" in result else f"{members}"
 
 
 def varied_settings(settings: list[dict[str, Any]]) -> list[str]:

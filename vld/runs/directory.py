@@ -74,9 +74,9 @@ class RunDirectory:
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
         write_text(self.path / "metrics.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
-    def write_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
+    def write_tensors(self, name: str, tensors: dict[str, Tensor], about: dict[str, str] | None = None) -> None:
         plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        serialised = save(plain)  # to memory first: a full disk then is an OSError, as everywhere
+        serialised = save(plain, about)  # to memory first: a full disk then is an OSError, as everywhere
         write_atomically(self.path / f"{name}.safetensors", lambda temporary: temporary.write_bytes(serialised))
 
     def finish(self, result: dict[str, Any]) -> None:
@@ -116,7 +116,7 @@ def stored_identity(run_dir: Path) -> dict[str, Any]:
 
 
 def check_identity(identity: Any, path: Path) -> None:
-    """Raises `UserError` unless the settings that `path` tells have the id that its directory is named after."""
+    """Raises `UserError` unless the identity that `path` tells has the id that its directory is named after."""
     if not isinstance(identity, dict) or run_id(identity) != path.parent.name:
         raise UserError(
             f"{path}: its settings are not those of run {path.parent.name}; move its directory away and run again"

@@ -4,14 +4,16 @@ An entry of `keep` is `<method>-<selection>` (weights, float32) or `<method>-<se
 file's name, with the ending .safetensors.
 """
 
+import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from torch import nn
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 
 from vld.errors import UserError
-from vld.evaluation import select
+from vld.evaluation import EvaluationLabels, EvaluationPart, select
 from vld.runs.directory import RunDirectory
 from vld.runs.record import Record
 from vld.training import Evaluation
@@ -27,6 +29,7 @@ def keep_tensors(
     evaluation: Evaluation,
     record: Record,
     last_step: int,
+    labels: EvaluationLabels,
 ) -> None:
     """Write what `keep` asks for where this evaluation is, so far, the one selected; a better one later replaces it."""
     for name in keep:
@@ -36,9 +39,29 @@ def keep_tensors(
         if select(record.history[method], selection) != evaluation.step:
             continue
         if name.endswith(LOGITS):
-            directory.write_tensors(name, {"logits": evaluation.logits[method].half()})
+            parts = [(part.domain, part.part, part.start, part.stop) for part in labels.parts]
+            directory.write_tensors(
+                name,
+                {"logits": evaluation.logits[method].half(), "labels": labels.labels.int()},
+                {"test_domain": labels.test_domain, "parts": json.dumps(parts)},
+            )
         else:
             directory.write_tensors(name, evaluation.models[method].state_dict())
+
+
+def read_logits(path: Path) -> tuple[Tensor, EvaluationLabels]:
+    """Kept logits, float32 [n, classes], and what they are to be compared with; no dataset is needed.
+
+    Raises `UserError` where the file is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata()
+            logits, labels = file.get_tensor("logits").float(), file.get_tensor("labels").long()
+        parts = tuple(EvaluationPart(*part) for part in json.loads(about["parts"]))
+        return logits, EvaluationLabels(about["test_domain"], labels, parts)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: damaged ({error}); move its directory away and train the run again") from error
 
 
 def missing_files(directory: Path, keep: Iterable[str]) -> list[str]:
@@ -47,7 +70,7 @@ def missing_files(directory: Path, keep: Iterable[str]) -> list[str]:
 
 
 def bytes_kept(keep: Iterable[str], model: nn.Module, evaluation_images: int, classes: int) -> int:
-    logits = evaluation_images * classes * 2
+    logits = evaluation_images * (classes * 2 + 4)  # and the labels
     return TEXT_BYTES + sum(logits if name.endswith(LOGITS) else _bytes(model) for name in keep)
 
 

@@ -1,16 +1,20 @@
 """Reading back what runs have left: a table of all results, and a finished model."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from vld.errors import UserError
 from vld.model import Classifier, build_classifier
 from vld.runs.directory import check_identity, read_json, stored_identity
 from vld.runs.identity import RANDOM_WEIGHTS
+from vld.runs.keep import LOGITS
 from vld.settings import BackboneConfig
 
 log = logging.getLogger(__name__)
@@ -30,21 +34,27 @@ COLUMNS = [
     *SETTING_COLUMNS,
     *("method", "selection", "step", "iid_acc", "ood_acc", "ood_in_acc", "ood_out_acc", "members"),
 ]
+WHOLE_NUMBERS = ("seed", "split_seed", "steps", "step")
+"""May be null, which pandas' plain integers cannot be."""
 
 
 def load_results(output_dir: str | Path) -> pd.DataFrame:
-    """One row per finished run × method × selection (columns: `COLUMNS`). Damaged ones are named and left out."""
+    """One row per finished run or combination × method × selection (columns: `COLUMNS`). Damaged ones are named and left out.
+
+    `members` are the run ids of a combination's; what varies among them is null in its row.
+    """
     rows: list[dict[str, Any]] = []
-    for path in sorted(Path(output_dir).glob("runs/*/*/*/result.json")):
-        try:
-            result = read_json(path)
-            check_identity(result.get("settings"), path)
-            rows += result_rows(result)
-        except UserError as error:
-            log.warning("%s", error)
-        except (KeyError, TypeError) as error:
-            log.warning("%s: damaged (%r)", path, error)
-    return pd.DataFrame(rows, columns=COLUMNS)
+    for kind, identity in (("runs", "settings"), ("combined", "identity")):
+        for path in sorted(Path(output_dir).glob(f"{kind}/*/*/*/result.json")):
+            try:
+                result = read_json(path)
+                check_identity(result.get(identity), path)
+                rows += result_rows(result)
+            except UserError as error:
+                log.warning("%s", error)
+            except (KeyError, TypeError) as error:
+                log.warning("%s: damaged (%r)", path, error)
+    return pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(WHOLE_NUMBERS, "Int64"))
 
 
 def result_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -52,7 +62,7 @@ def result_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
     settings = result["settings"]
     run = {"run_id": result["run_id"], "dataset": settings["dataset.name"], "test_domain": settings["test_domain"]}
     run |= {column: settings[name] for column, name in SETTING_COLUMNS.items()}
-    return [run | selected | {"members": None} for selected in result["results"]]
+    return [run | row | {"members": result.get("members")} for row in result["results"]]
 
 
 def load_model(run_dir: str | Path, weights: str = "erm-last") -> Classifier:
@@ -61,14 +71,25 @@ def load_model(run_dir: str | Path, weights: str = "erm-last") -> Classifier:
     weights: which of the run's `<weights>.safetensors`. Raises `UserError` where the directory lacks them.
     """
     run_dir = Path(run_dir)
-    weights_file = run_dir / f"{weights}.safetensors"
     if not (run_dir / "config.yaml").is_file():
         raise UserError(f"{run_dir}: not a run directory (it has no config.yaml)")
-    if not weights_file.is_file():
-        kept = sorted(path.stem for path in run_dir.glob("*.safetensors") if not path.stem.endswith("-logits"))
-        raise UserError(f"{weights_file}: no such weights; the run kept {', '.join(kept) or 'none'} (see keep)")
-    identity = stored_identity(run_dir)
-    state = load_file(weights_file)
+    return network(stored_identity(run_dir), load_weights(run_dir, weights))
+
+
+def load_weights(run_dir: Path, weights: str) -> dict[str, Tensor]:
+    """The tensors of a run's `<weights>.safetensors`. Raises `UserError` where it lacks them or they are damaged."""
+    path = run_dir / f"{weights}.safetensors"
+    if not path.is_file():
+        kept = sorted(path.stem for path in run_dir.glob("*.safetensors") if not path.stem.endswith(LOGITS))
+        raise UserError(f"{path}: no such weights; the run kept {', '.join(kept) or 'none'} (see keep)")
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: damaged ({error}); move its directory away and train the run again") from error
+
+
+def network(identity: Mapping[str, Any], state: Mapping[str, Tensor], *, autocast: bool = False) -> Classifier:
+    """The network of a run with that identity (`config.yaml`) and these weights, in eval mode."""
     backbone = {
         name.removeprefix("backbone."): value for name, value in identity.items() if name.startswith("backbone.")
     }
@@ -80,6 +101,7 @@ def load_model(run_dir: str | Path, weights: str = "erm-last") -> Classifier:
         dropout=identity["dropout"],
         head_seed=identity["head_seed"],
         seed=identity["seed"],
+        autocast=autocast,
     )
     model.load_state_dict(state)
     model.pretrained = pretrained
