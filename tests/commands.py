@@ -10,8 +10,15 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 def train(*options: str, cwd: Path = REPOSITORY, timeout: float = 300) -> "subprocess.CompletedProcess[str]":
     """`python scripts/train.py` with these options, on one thread."""
+    return script("train.py", *options, cwd=cwd, timeout=timeout)
+
+
+def script(
+    name: str, *options: str, cwd: Path = REPOSITORY, timeout: float = 300
+) -> "subprocess.CompletedProcess[str]":
+    """A script of scripts/ with these options, on one thread."""
     return subprocess.run(
-        [sys.executable, str(REPOSITORY / "scripts/train.py"), *options],
+        [sys.executable, str(REPOSITORY / "scripts" / name), *options],
         cwd=cwd,
         env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"},
         capture_output=True,

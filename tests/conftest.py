@@ -87,3 +87,18 @@ def lite0_weights() -> Path:
 @pytest.fixture(scope="session")
 def mobilenet_weights() -> Path:
     return _shared("weights/mobilenet_v2.features.pth")
+
+
+@pytest.fixture(scope="session")
+def small_glyphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data_dir whose glyphs have six images of two classes in each domain: evaluating them takes no time."""
+    from vld.data.glyphs import draw_glyphs
+
+    data_dir = tmp_path_factory.mktemp("data")
+    draw_glyphs(data_dir / "all")
+    for path in (data_dir / "all").rglob("*.png"):
+        if path.parent.name in ("A", "E") and int(path.stem) < 6:
+            target = data_dir / "glyphs" / path.relative_to(data_dir / "all")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target)
+    return data_dir

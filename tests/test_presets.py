@@ -15,21 +15,6 @@ def names(group: str) -> list[str]:
     return [path.stem for path in PRESETS if path.parent.name == group]
 
 
-@pytest.fixture(scope="module")
-def small_glyphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data_dir whose glyphs have six images of two classes in each domain: evaluating them takes no time."""
-    from vld.data.glyphs import draw_glyphs
-
-    data_dir = tmp_path_factory.mktemp("data")
-    draw_glyphs(data_dir / "all")
-    for path in (data_dir / "all").rglob("*.png"):
-        if path.parent.name in ("A", "E") and int(path.stem) < 6:
-            target = data_dir / "glyphs" / path.relative_to(data_dir / "all")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            path.rename(target)
-    return data_dir
-
-
 def run_small(data_dir: Path, output_dir: Path, *options: str) -> dict:
     done = train(*SMALL, *options, f"data_dir={data_dir}", f"output_dir={output_dir}")
     assert done.returncode == 0, done.stderr + done.stdout

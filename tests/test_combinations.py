@@ -1,0 +1,214 @@
+"""Soups and ensembles on plain tensors, against other ways to the same numbers; which runs may be members."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from vld.combinations import Soup, by_number_of_members, ensemble_of_runs, greedy_soup, outputs, uniform_soup
+from vld.config import with_values
+from vld.errors import UserError
+from vld.evaluation import Count, Scores
+from vld.members import check_members, member_axes, member_configs
+from vld.settings import BackboneConfig, Config, DatasetConfig, MethodConfig
+
+
+def random_weights(seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "weight": torch.randn(4, 3, generator=generator),
+        "bias": torch.randn(3, generator=generator) * 1e-3,
+        "steps": torch.tensor(7),
+    }
+
+
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=20))
+def test_a_soup_is_the_mean_whatever_the_order(seeds: list[int]) -> None:
+    members = [random_weights(seed) for seed in seeds]
+    soup = uniform_soup(members)
+    for name in ("weight", "bias"):
+        expected = torch.stack([weights[name].double() for weights in members]).mean(0)
+        assert soup[name].dtype == torch.float32
+        torch.testing.assert_close(soup[name].double(), expected, rtol=1e-6, atol=1e-12)
+        torch.testing.assert_close(soup[name], uniform_soup(members[::-1])[name], rtol=2e-7, atol=0)
+    assert soup["steps"].dtype == torch.int64
+    assert soup["steps"] == 7
+
+
+@pytest.mark.parametrize("copies", [1, 2, 3, 18])
+def test_a_soup_of_one_member_is_the_member_bit_for_bit(copies: int) -> None:
+    weights = random_weights(0)
+    soup = uniform_soup([weights] * copies)
+    assert all(torch.equal(soup[name], weights[name]) for name in weights)
+
+
+def test_a_candidate_leaves_the_soup_as_it_is() -> None:
+    soup = Soup().with_member(random_weights(0))
+    before = soup.mean()
+    soup.with_member(random_weights(1))
+    assert soup.members == 1
+    assert all(torch.equal(soup.mean()[name], before[name]) for name in before)
+
+
+def scores(correct: int) -> Scores:
+    counts = {("a", "out"): Count(correct, 100), ("b", "in"): Count(50, 80), ("b", "out"): Count(10, 20)}
+    return Scores("b", counts)
+
+
+def taste_by_sum(weights: Mapping[str, Tensor]) -> Scores:
+    """An accuracy that depends on the soup: the closer its one weight is to 0, the better."""
+    return scores(max(0, 100 - round(abs(weights["w"].item()))))
+
+
+@given(st.lists(st.tuples(st.integers(-60, 60), st.floats(0, 1)), min_size=1, max_size=12))
+def test_greedy_soup_against_a_plain_loop(members: list[tuple[int, float]]) -> None:
+    weights = {f"run{i:02d}": float(value) for i, (value, _) in enumerate(members)}
+    accuracies = {f"run{i:02d}": accuracy for i, (_, accuracy) in enumerate(members)}
+    trace = greedy_soup(list(accuracies.items()), lambda run: {"w": torch.tensor([weights[run]])}, taste_by_sum)
+
+    order = sorted(accuracies, key=lambda run: (-accuracies[run], run))
+    kept: list[str] = []
+    best = -1
+    for run in order:
+        mean = sum(weights[one] for one in [*kept, run]) / (len(kept) + 1)
+        correct = max(0, 100 - round(abs(torch.tensor(mean, dtype=torch.float64).float().item())))
+        if correct >= best:
+            kept.append(run)
+            best = correct
+    assert [taste.run_id for taste in trace] == order
+    assert [taste.run_id for taste in trace if taste.kept] == kept
+    heights = [taste.scores.iid for taste in trace if taste.kept]
+    assert heights == sorted(heights)
+    assert all(taste.scores.iid < max(heights) for taste in trace if not taste.kept)
+
+
+def test_greedy_keeps_a_member_that_changes_nothing() -> None:
+    trace = greedy_soup([("a", 0.9), ("b", 0.8)], lambda _: {"w": torch.zeros(1)}, lambda _: scores(80))
+    assert [taste.kept for taste in trace] == [True, True]
+
+
+def test_ensemble_is_the_mean_of_logits_or_of_probabilities() -> None:
+    logits = [torch.randn(50, 7, generator=torch.Generator().manual_seed(seed)) * 3 for seed in range(5)]
+    torch.testing.assert_close(ensemble_of_runs([outputs(one, "logits") for one in logits]), sum(logits) / 5)  # type: ignore[arg-type]
+    probabilities = ensemble_of_runs([outputs(one, "softmax") for one in logits])
+    exact = sum(one.double().exp() / one.double().exp().sum(1, keepdim=True) for one in logits) / 5
+    torch.testing.assert_close(probabilities.double(), exact, rtol=1e-5, atol=1e-6)  # type: ignore[arg-type]
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(50))
+
+
+def test_accuracy_against_the_number_of_members() -> None:
+    members = [torch.full((2, 3), float(2**i)) for i in range(5)]
+    results = by_number_of_members(members, lambda total: int(total[0, 0]), orders=200, seed=0)
+    assert [len(values) for values in results] == [200] * 5
+    for k, totals in enumerate(results, 1):
+        assert {total.bit_count() for total in totals} == {k}  # subsets of k different members
+    assert set(results[0]) == {1, 2, 4, 8, 16}
+    assert len(set(results[1])) == 10  # all pairs come up
+    assert set(results[4]) == {31}
+    assert results == by_number_of_members(members, lambda total: int(total[0, 0]), orders=200, seed=0)
+
+
+def config(*members: str, method: str = "model_soup", weights: str | None = None) -> Config:
+    return Config(
+        dataset=DatasetConfig(name="pacs", folder="PACS"),
+        backbone=BackboneConfig(name="resnet18", architecture="resnet18", weights=weights),
+        method=MethodConfig(name=method, members=list(members)),
+    )
+
+
+def test_members_are_the_product_of_the_axes() -> None:
+    members = member_configs(config("optim.lr=1e-3,5e-4", "seed=0,1,2", "optim.milestones=[5]"))
+    assert [values for values, _ in members] == [
+        {"optim.lr": lr, "seed": seed, "optim.milestones": [5]} for lr in (1e-3, 5e-4) for seed in (0, 1, 2)
+    ]
+    for values, member in members:
+        assert (member.optim.lr, member.seed, member.optim.milestones) == tuple(values.values())
+        assert member.method.name == "erm"
+        assert member.dropout == 0.9
+    assert len(member_configs(config("seed=range(4)"))) == 4
+
+
+REFUSED = {
+    "split_seed=0,1": "split_seed cannot vary among members: what one member trained on, another would be evaluated on",
+    "head_seed=0,1": "head_seed cannot vary among members: .* start from the same weights",
+    "backbone.name=a,b": "backbone.name cannot vary among members: the weights of different networks",
+    "dataset.name=pacs,vlcs": "dataset.name cannot vary among members: .* the same images",
+    "test_domain=0,1": "test_domain cannot vary",
+    "image_size=96,128": "image_size cannot vary among members: a soup is evaluated at one size",
+    "precision=fp32,bf16": "precision cannot vary",
+    "keep=[],[erm-last]": "keep does not make another run",
+    "device=cpu,cuda": "device does not make another run",
+    "sed=0,1": "sed: no such option, did you mean seed",
+    "seed": "not understood",
+    "seed=0,0": "seed=0 is there twice",
+    "seed=-1,0": "seed=-1: must be a whole number from 0",
+    "seed=a": "seed=a: ",
+    "optim.lr=0": "optim.lr=0.0: must be a number above 0",
+}
+
+
+@pytest.mark.parametrize("axis", REFUSED)
+def test_axes_that_cannot_be_are_refused(axis: str) -> None:
+    with pytest.raises(UserError, match=REFUSED[axis]):
+        member_configs(config(axis))
+
+
+def test_an_axis_there_twice_none_at_all_and_members_from_random_values_are_refused() -> None:
+    with pytest.raises(UserError, match="seed is there twice"):
+        member_axes(config("seed=0", "seed=1"))
+    with pytest.raises(UserError, match="needs members"):
+        member_axes(config())
+    with pytest.raises(UserError, match="drawn anew in each run"):
+        member_axes(config("seed=0,1", weights="none"))
+    assert member_axes(config("seed=0,1", weights="none", method="ensemble_of_runs")) == {"seed": [0, 1]}
+
+
+def test_an_ensemble_may_have_different_networks_and_heads() -> None:
+    for axis in ("head_seed=0,1", "image_size=96,128"):
+        assert len(member_configs(config(axis, method="ensemble_of_runs"))) == 2
+    with pytest.raises(UserError, match="split_seed cannot vary"):
+        member_configs(config("split_seed=0,1", method="ensemble_of_runs"))
+
+
+SETTINGS: dict[str, Any] = {
+    "dataset.name": "pacs",
+    "dataset.fingerprint": "d",
+    "test_domain": "sketch",
+    "split_seed": 0,
+    "head_seed": 0,
+    "backbone.name": "resnet18",
+    "backbone.weights_fingerprint": "w",
+    "dropout": 0.9,
+    "seed": 0,
+    "optim.milestones": [5],
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("method", ["model_soup", "greedy_soup", "ensemble_of_runs"])
+def test_members_that_differ_in_what_is_not_named_are_refused_by_its_name(name: str, method: str) -> None:
+    check_members([SETTINGS, SETTINGS | {"optim.lr": 1}], ["optim.lr"], method)
+    with pytest.raises(UserError, match=rf"^method={method}: members differ in {name} \("):
+        check_members([SETTINGS, SETTINGS, SETTINGS | {name: "other"}], ["optim.lr"], method)
+
+
+@pytest.mark.parametrize("name", ["split_seed", "head_seed", "backbone.name", "dataset.fingerprint"])
+def test_naming_does_not_help_where_members_of_a_soup_must_be_equal(name: str) -> None:
+    with pytest.raises(UserError, match=rf"members differ in {name} .*: "):
+        check_members([SETTINGS, SETTINGS | {name: "other"}], [name], "model_soup")
+
+
+def test_settings_are_changed_with_their_types() -> None:
+    changed = with_values(config("seed=0"), {"optim.lr": "5e-4", "optim.steps": 7, "keep": ["erm-iid"]})
+    assert (changed.optim.lr, changed.optim.steps, changed.keep) == (5e-4, 7, ["erm-iid"])
+    for name, value, said in (
+        ("optim.steps", "many", "Integer"),
+        ("optim.step", 1, "no such option"),
+        ("dropout", 1, r"\[0, 1\)"),
+    ):
+        with pytest.raises(UserError, match=said):
+            with_values(config("seed=0"), {name: value})

@@ -1,0 +1,305 @@
+"""Combinations end to end: runs are trained and combined from the command line, and recomputed here from what they stored."""
+
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commands import script, train
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vld.data.folder import list_dataset
+from vld.data.images import decode_dataset
+from vld.data.split import split_indices
+from vld.evaluation import EvaluationSet, evaluation_set, predict, score
+from vld.runs import load_model, load_results
+from vld.runs.claim import claim
+
+BASE = (
+    "dataset=glyphs",
+    "backbone=efficientnet_lite0",
+    "image_size=32",
+    "batch_size=2",
+    "optim.steps=4",
+    "eval_every=2",
+    "dropout=0.3",
+    "optim.last_layer_lr_factor=10",
+)
+MEMBERS = 'method.members=["optim.lr=1e-2,5e-3","seed=0,1"]'
+DOMAINS = ("chalk", "mosaic", "print", "street")
+
+
+@pytest.fixture(scope="module")
+def trained(small_glyphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output_dir with four runs for each of two test domains."""
+    output_dir = tmp_path_factory.mktemp("outputs")
+    keep = "keep=[erm-last,erm-last-logits,erm-iid,erm-iid-logits]"
+    axes = ("optim.lr=1e-2,5e-3", "seed=0,1", "test_domain=[0,1]")
+    done = train(*BASE, "-m", *axes, keep, f"data_dir={small_glyphs}", f"output_dir={output_dir}")
+    assert done.returncode == 0, done.stderr
+    return output_dir
+
+
+Combine = Callable[..., str]
+
+
+@pytest.fixture
+def combine(trained: Path, small_glyphs: Path) -> Combine:
+    """Run the command; its output."""
+
+    def combine(*options: str) -> str:
+        here = (f"data_dir={small_glyphs}", f"output_dir={trained}")
+        done = script("combine.py", *BASE, MEMBERS, "test_domain=0", *here, *options)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return combine
+
+
+def result(shown: str, test_domain: str) -> dict[str, Any]:
+    """The result.json of the combination that the output points to."""
+    [path] = re.findall(rf"^{test_domain}: (/\S+/combined/\S+)$", shown, re.M)
+    return json.loads((Path(path) / "result.json").read_text())
+
+
+def members_of(combined: dict[str, Any], trained: Path) -> list[Path]:
+    test_domain = combined["settings"]["test_domain"]
+    return [trained / "runs/glyphs" / test_domain / member for member in combined["members"]]
+
+
+@pytest.fixture(scope="module")
+def images(small_glyphs: Path) -> EvaluationSet:
+    """What runs that leave out the first domain are evaluated on."""
+    dataset = decode_dataset(list_dataset("glyphs", small_glyphs / "glyphs"), 32, 256, lambda *_: None)
+    return evaluation_set(dataset, dataset.domains[0].name, 0, torch.device("cpu"))
+
+
+def averaged(run_dirs: list[Path], name: str) -> dict[str, Tensor]:
+    states = [load_file(run_dir / f"{name}.safetensors") for run_dir in run_dirs]
+    return {
+        key: torch.stack([state[key].double() for state in states]).mean(0).to(states[0][key].dtype)
+        for key in states[0]
+    }
+
+
+def evaluated(run_dir: Path, weights: dict[str, Tensor], images: EvaluationSet) -> tuple[float, float]:
+    model = load_model(run_dir)
+    model.load_state_dict(weights)
+    scores = score(predict([model], images)[0].logits, images)
+    return scores.iid_acc, scores.ood_acc
+
+
+@pytest.mark.parametrize("step", ["last", "iid"])
+def test_a_model_soup_is_the_average_of_the_stored_weights(
+    combine: Combine, trained: Path, images: EvaluationSet, step: str
+) -> None:
+    combined = result(combine(f"method.member_step={step}"), images.test_domain)
+    runs = members_of(combined, trained)
+    assert len(runs) == 4
+    [row] = combined["results"]
+    assert (row["method"], row["selection"]) == ("model_soup", step)
+    assert (row["iid_acc"], row["ood_acc"]) == evaluated(runs[0], averaged(runs, f"erm-{step}"), images)
+    own = [json.loads((run / "result.json").read_text())["results"] for run in runs]
+    rows = [r for rows in own for r in rows if (r["method"], r["selection"]) == ("erm", step)]
+    assert combined["member_mean"]["ood_acc"] == pytest.approx(sum(r["ood_acc"] for r in rows) / 4)
+
+
+@pytest.mark.parametrize("average", ["logits", "softmax"])
+def test_an_ensemble_of_runs_is_the_sum_of_the_stored_logits(
+    combine: Combine, trained: Path, small_glyphs: Path, average: str
+) -> None:
+    """Labels and parts are worked out anew from the folder; the command itself needs no images."""
+    shown = combine("method=ensemble_of_runs", f"method.average={average}", "data_dir=/no/such/folder")
+    files = list_dataset("glyphs", small_glyphs / "glyphs")
+    test_domain = files.domain_names[0]
+    combined = result(shown, test_domain)
+    total: Any = 0
+    for run in members_of(combined, trained):
+        logits = load_file(run / "erm-last-logits.safetensors")["logits"].float()
+        total = total + (logits.softmax(1) if average == "softmax" else logits)
+    hits: dict[str, list[bool]] = {}
+    predicted = iter(total.argmax(1).tolist())
+    for i, domain in enumerate(files.domains):
+        inside, outside = split_indices(len(domain.labels), i, 0)
+        for index in [*(inside if domain.name == test_domain else []), *outside]:
+            hits.setdefault(domain.name, []).append(next(predicted) == domain.labels[index])
+    assert next(predicted, None) is None
+    ood = hits.pop(test_domain)
+    [row] = combined["results"]
+    assert row["ood_acc"] == sum(ood) / len(ood)
+    assert row["iid_acc"] == pytest.approx(sum(sum(h) / len(h) for h in hits.values()) / len(hits), abs=1e-12)
+    curve = combined["by_number_of_members"]
+    assert [point["members"] for point in curve] == [1, 2, 3, 4]
+    assert curve[-1]["ood_acc_mean"] == pytest.approx(row["ood_acc"])
+    assert curve[-1]["ood_acc_sd"] == pytest.approx(0, abs=1e-12)
+    assert "against the number of members" in shown
+
+
+@pytest.mark.parametrize("method", ["model_soup", "greedy_soup", "ensemble_of_runs"])
+def test_a_combination_of_one_member_is_the_member(combine: Combine, trained: Path, method: str) -> None:
+    shown = combine(f"method={method}", 'method.members=["seed=1"]', "optim.lr=5e-3")
+    [row] = result(shown, "chalk")["results"]
+    [run] = members_of(result(shown, "chalk"), trained)
+    [own] = [
+        r
+        for r in json.loads((run / "result.json").read_text())["results"]
+        if (r["method"], r["selection"]) == ("erm", "last")
+    ]
+    for name in ("iid_acc", "ood_acc", "ood_in_acc", "ood_out_acc", "step"):
+        assert row[name] == own[name], name
+
+
+def test_a_greedy_soup_s_trace_is_what_tasting_gives(combine: Combine, trained: Path, images: EvaluationSet) -> None:
+    shown = combine("method=greedy_soup")
+    combined = result(shown, images.test_domain)
+    by_id = {run.name: run for run in members_of(combined, trained)}
+    trace = combined["trace"]
+    assert sorted(taste["run_id"] for taste in trace) == sorted(by_id)
+    kept: list[Path] = []
+    best = -1.0
+    for taste in trace:
+        soup = [*kept, by_id[taste["run_id"]]]
+        iid_acc, ood_acc = evaluated(soup[0], averaged(soup, "erm-last"), images)
+        assert (taste["iid_acc"], taste["ood_acc"]) == (iid_acc, ood_acc)
+        assert taste["kept"] == (iid_acc >= best)
+        if taste["kept"]:
+            kept, best = soup, iid_acc
+    assert combined["results"][0]["iid_acc"] == best
+    assert re.search(rf"│ +{len(kept)} of 4 │", shown)
+
+
+def test_results_have_rows_of_combinations(combine: Combine, trained: Path) -> None:
+    combine("method=model_soup", "test_domain=[0,1]")
+    combine("method=ensemble_of_runs", 'method.members=["seed=0,1"]', "optim.lr=1e-2")
+    table = load_results(trained)
+    runs = set(table[table.members.isna()].run_id)
+    soups = table[(table.method == "model_soup") & (table.selection == "last") & (table.members.str.len() == 4)]
+    assert sorted(soups.test_domain) == ["chalk", "mosaic"]
+    assert soups.lr.isna().all()
+    assert soups.seed.isna().all()
+    assert set(soups.dropout) == {0.3}
+    assert set(soups.step) == {4}
+    for members in soups.members:
+        assert set(members) <= runs
+    ensembles = table[(table.method == "ensemble_of_runs") & (table.members.str.len() == 2)]
+    assert set(ensembles.lr) == {1e-2}
+    assert ensembles.seed.isna().all()
+
+
+def test_combined_once(combine: Combine, trained: Path) -> None:
+    first = result(combine("method=ensemble_of_runs", "method.average=softmax", "test_domain=1"), "mosaic")
+    again = combine("method=ensemble_of_runs", "method.average=softmax", "test_domain=1")
+    assert "mosaic: combined before" in again
+    assert result(again, "mosaic") == first
+    directory = trained / "combined/glyphs/mosaic" / first["run_id"]
+    (directory / "result.json").unlink()
+    with claim(directory, wait=False, announce=print):
+        skipped = combine("method=ensemble_of_runs", "method.average=softmax", "test_domain=1", "if_running=skip")
+        assert re.search(r"mosaic: skipped: process \d+ on \S+ is training it", skipped)
+    assert not (directory / "result.json").exists()
+
+
+def test_a_sweep_over_combinations_ends_with_one_table(combine: Combine) -> None:
+    shown = combine("-m", "method=model_soup,greedy_soup,ensemble_of_runs", "test_domain=0,1")
+    table = shown[shown.rindex("┏") :]
+    for method in ("model_soup", "greedy_soup", "ensemble_of_runs"):
+        assert re.search(rf"│ {method} +│ +[\d.]+ │ +[\d.]+ │ +[\d.]+ │ +[\d.]+ │", table), table
+
+
+def test_missing_members_are_listed_with_the_command_that_trains_them(
+    trained: Path, small_glyphs: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(trained / "runs/glyphs/chalk", tmp_path / "runs/glyphs/chalk")
+    here = (*BASE, "test_domain=0", f"data_dir={small_glyphs}", f"output_dir={tmp_path}")
+    members = 'method.members=["optim.lr=1e-2,5e-3","seed=0,1,2"]'
+    refused = script("combine.py", *here, members)
+    assert refused.returncode == 2
+    assert len(refused.stderr.splitlines()) == 1
+    assert "2 of 6 members are not finished" in refused.stderr
+    assert "optim.lr=0.01 seed=2; optim.lr=0.005 seed=2" in refused.stderr
+    assert not (tmp_path / "combined").exists()
+
+    [command] = re.findall(r"python scripts/train.py (-m .*)", refused.stderr)
+    done = train(*here, *shlex.split(command))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("finished before") == 4
+    combined = script("combine.py", *here, members)
+    assert combined.returncode == 0, combined.stderr
+    assert len(result(combined.stdout, "chalk")["members"]) == 6
+
+
+def test_train_trains_what_is_missing_and_combines(small_glyphs: Path, tmp_path: Path) -> None:
+    here = (*BASE, f"data_dir={small_glyphs}", f"output_dir={tmp_path}")
+    options = (
+        "test_domain=0",
+        "method=greedy_soup",
+        'method.members=["seed=0,1"]',
+        "keep=[]",
+        "method.member_step=iid",
+    )
+    empty = script("combine.py", *here, *options)
+    assert empty.returncode == 2
+    assert "no finished runs of glyphs" in empty.stderr
+    done = train(*here, *options)
+    assert done.returncode == 0, done.stderr
+    assert len(result(done.stdout, "chalk")["members"]) == 2
+    assert re.search(r"│ mean of the members │ chalk +│ +2 │", done.stdout)
+    # What these runs kept does for no other step.
+    refused = script("combine.py", *here, *options, "method.member_step=last")
+    assert refused.returncode == 2
+    assert "did not keep erm-last" in refused.stderr
+
+
+def test_other_images_are_refused(trained: Path, small_glyphs: Path, tmp_path: Path) -> None:
+    shutil.copytree(small_glyphs / "glyphs", tmp_path / "data/glyphs")
+    path = next((tmp_path / "data/glyphs").rglob("*.png"))
+    Image.open(path).rotate(180).save(path)
+    shutil.copytree(trained / "runs/glyphs/chalk", tmp_path / "outputs/runs/glyphs/chalk")
+    here = (*BASE, "test_domain=0", f"data_dir={tmp_path / 'data'}", f"output_dir={tmp_path / 'outputs'}")
+    refused = script("combine.py", *here, MEMBERS)
+    assert refused.returncode == 2
+    assert "are not those that the members were trained on (dataset.fingerprint)" in refused.stderr
+
+    # One member of other images among those of the same settings: named; and once there are two whole sets, both are.
+    keep = ("keep=[erm-last,erm-last-logits]", "seed=0")
+    assert train(*here, *keep, "optim.lr=1e-2").returncode == 0
+    one = 'method.members=["optim.lr=1e-2,5e-3"]'
+    known = script("combine.py", *here, "method=ensemble_of_runs", one)
+    assert known.returncode == 0, known.stderr
+    first = result(known.stdout, "chalk")["members"]
+    shutil.rmtree(tmp_path / "outputs/runs/glyphs/chalk" / first[0])
+    mixed = script("combine.py", *here, "method=ensemble_of_runs", one)
+    assert mixed.returncode == 2
+    assert re.search(
+        r"members differ in dataset.fingerprint \(.*\): members are evaluated on the same images", mixed.stderr
+    )
+    assert train(*here, *keep, "optim.lr=5e-3").returncode == 0
+    shutil.copytree(trained / "runs/glyphs/chalk" / first[0], tmp_path / "outputs/runs/glyphs/chalk" / first[0])
+    two = script("combine.py", *here, "method=ensemble_of_runs", one)
+    assert two.returncode == 2
+    assert "2 sets of runs have these settings and differ in dataset.fingerprint" in two.stderr
+
+
+def test_bad_combinations_are_one_line_and_exit_code_2(trained: Path, small_glyphs: Path) -> None:
+    here = (*BASE, f"data_dir={small_glyphs}", f"output_dir={trained}", "test_domain=0")
+    bad = {
+        'method.members=["split_seed=0,1"]': "split_seed cannot vary among members",
+        "method.members=[]": "model_soup needs members",
+        "method=erm": "method=erm: combine.py makes one of model_soup, greedy_soup, ensemble_of_runs",
+        "method.member_step=oracle_step": "method.member_step=oracle_step: must be one of last, iid",
+        "method.average=median": "method.average=median: must be one of logits, softmax",
+        "method.members=seed": "method.members=seed: write",
+        "test_domain=9": "test_domain=9: must be all or one of chalk",
+    }
+    for option, said in bad.items():
+        refused = script("combine.py", *here, option)
+        assert refused.returncode == 2, option
+        assert len(refused.stderr.splitlines()) == 1, refused.stderr
+        assert said in refused.stderr
