@@ -18,10 +18,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+KILLS = (signal.SIGKILL, signal.SIGTERM)
 PHASES = ("training", "evaluation", "checkpointing", "keeping", "finishing")
 # How long a phase lasts, roughly, in seconds: kills are spread over it.
 LENGTHS = {"training": 1.5, "evaluation": 0.5, "checkpointing": 0.3, "keeping": 0.1, "finishing": 0.01}
@@ -39,6 +40,8 @@ class Kill:
     signal: signal.Signals
     landed: bool
     """False where the run ended before the kill's moment came."""
+    saved: int = 0
+    """The step of the checkpoint that it left."""
 
 
 def watched() -> None:
@@ -121,8 +124,8 @@ def content(run_dir: Path) -> dict[str, Any]:
     } | {name: (run_dir / f"{name}.safetensors").read_bytes() for name in KEEP}
 
 
-def check_wholeness(run_dir: Path) -> None:
-    """After a kill, what is there is whole."""
+def check_wholeness(run_dir: Path) -> int:
+    """After a kill, what is there is whole; the step of the checkpoint, 0 without one."""
     from vld.runs.checkpoint import read_checkpoint
 
     for path in run_dir.glob("*.json*"):
@@ -131,8 +134,9 @@ def check_wholeness(run_dir: Path) -> None:
             assert len({(row["step"], row["method"]) for row in rows}) == len(rows), "two lines for one step"
         else:
             json.loads(path.read_text())
-    if (run_dir / "checkpoint.pt").exists():
-        read_checkpoint(run_dir / "checkpoint.pt", run_dir.name)
+    if not (run_dir / "checkpoint.pt").exists():
+        return 0
+    return int(read_checkpoint(run_dir / "checkpoint.pt", run_dir.name)["trajectory"]["step"])
 
 
 def soak(folder: Path, kills: int, seed: int, say: Callable[[str], None] = print) -> list[Kill]:
@@ -161,19 +165,21 @@ def soak(folder: Path, kills: int, seed: int, say: Callable[[str], None] = print
         round_ += 1
         output_dir = folder / f"b{round_}"
         run_dir = output_dir / uninterrupted.relative_to(folder / "a")
+        saved = 0
         while not (run_dir / "result.json").exists():
             # One run is killed in every phase, the last of which ends it.
             phase = PHASES[len(done) % len(PHASES)] if sum(kill.landed for kill in done) < kills else "none"
-            number = choice.choice((signal.SIGKILL, signal.SIGTERM))
+            number = choice.choice(KILLS)
             kill, code, output = run_and_kill([*OPTIONS, data, f"output_dir={output_dir}"], phase, number, choice)
-            if phase != "none":
-                done.append(kill)
             expected_code = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 128 + signal.SIGTERM}[number]
             assert code == 0 or (kill.landed and code == expected_code), (kill, code, output)
             assert "Traceback" not in output, output
-            check_wholeness(run_dir)
             went_on = re.search(r"goes on from step (\d+)", output)
-            say(f"{kill.phase:13s} {kill.signal.name}  exit code {code:4d}  from step {went_on[1] if went_on else 0}")
+            assert (int(went_on[1]) if went_on else 0) == saved, f"begun from another step than {saved}: {output}"
+            say(f"{kill.phase:13s} {kill.signal.name}  exit code {code:4d}  from step {saved}")
+            saved = check_wholeness(run_dir)
+            if phase != "none":
+                done.append(replace(kill, saved=saved))
         last = subprocess.run(
             [sys.executable, __file__, *("--watched", *OPTIONS, data, f"output_dir={output_dir}")],
             env=os.environ | {"OMP_NUM_THREADS": "1", "VLD_SOAK_PIPE": "1"},
@@ -188,6 +194,8 @@ def soak(folder: Path, kills: int, seed: int, say: Callable[[str], None] = print
         different = [name for name, value in expected.items() if actual[name] != value]
         assert not different, f"not what the uninterrupted run has: {different}"
         say(f"round {round_}: the same as without interruption")
+    kept = {number: max((kill.saved for kill in done if kill.signal == number), default=1) for number in KILLS}
+    assert all(kept.values()), f"never went on from anything: {kept}"
     return done
 
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from vld.runs import claim as module
-from vld.runs.claim import LOCK, RunningElsewhere, claim
+from vld.runs.claim import LOCK, ClaimLost, RunningElsewhere, claim
 
 HOLD = """
 import sys, time
@@ -79,7 +80,7 @@ def test_a_holder_that_stands_still_is_replaced_and_finds_out(tmp_path: Path, mo
     )
     script = script.replace("as _", "").replace("announce=print):", "announce=print) as mine:")
     script = script.replace(
-        "time.sleep(60)", "\n    while not mine.lost: time.sleep(0.1)\n    print('lost', flush=True)"
+        "time.sleep(60)", "\n    while mine.holds(): time.sleep(0.1)\n    print('lost', flush=True)"
     )
     process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -97,9 +98,42 @@ def test_a_holder_that_stands_still_is_replaced_and_finds_out(tmp_path: Path, mo
 def test_a_lost_claim_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LEASE_SECONDS", 0.3)
     with claim(tmp_path, wait=False, announce=nothing) as mine:
+        assert mine.holds()
         (tmp_path / LOCK).unlink()
+        assert not mine.holds()
         deadline = time.monotonic() + 10
-        while not mine.lost and time.monotonic() < deadline:
-            time.sleep(0.05)
-        with pytest.raises(RunningElsewhere, match="taken over"):
-            mine.check()
+        with pytest.raises(ClaimLost, match="marker-missing"):
+            while time.monotonic() < deadline:
+                mine.check()
+                time.sleep(0.05)
+
+
+def abandoned(run_dir: Path, seconds_ago: float) -> None:
+    """The lock of a holder on another machine, which nobody renews."""
+    with claim(run_dir, wait=False, announce=nothing):
+        content = (run_dir / LOCK).read_text()
+    host = socket.gethostname()
+    assert host in content
+    (run_dir / LOCK).write_text(content.replace(host, "node17"))
+    then = time.time() - seconds_ago
+    os.utime(run_dir / LOCK, (then, then))
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_a_lock_left_by_another_machine_is_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait: bool
+) -> None:
+    monkeypatch.setattr(module, "LEASE_SECONDS", 3.0)
+    abandoned(tmp_path, 4 * 24 * 3600)
+    said: list[str] = []
+    began = time.monotonic()
+    with claim(tmp_path, wait=wait, announce=said.append):
+        assert time.monotonic() - began > 2.5
+    assert "on node17" in said[0]
+
+
+def test_a_lock_renewed_lately_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LEASE_SECONDS", 60.0)
+    abandoned(tmp_path, 5)
+    with pytest.raises(RunningElsewhere, match="node17"), claim(tmp_path, wait=False, announce=nothing):
+        pass

@@ -75,6 +75,32 @@ def test_a_second_ctrl_c_stops_at_once() -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_every_signal_reaches_its_handler() -> None:
+    """A scheduler may send its warning and SIGTERM at once: only one of the handlers requeues the job."""
+    heard: list[int] = []
+    for number in (signal.SIGUSR2, signal.SIGTERM):
+        signal.signal(number, lambda number, _: heard.append(number))
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+    interruption = Interruption()
+    with interruption:
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR2, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        assert interruption.names == "SIGUSR1 and SIGTERM and SIGUSR2"
+    with pytest.raises(SystemExit):
+        interruption.hand_over()
+    assert heard == [signal.SIGTERM, signal.SIGUSR2]
+
+
+def test_the_first_ctrl_c_after_another_signal_waits_too() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    interruption = Interruption()
+    with interruption:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_no_signal_no_hand_over() -> None:
     interruption = Interruption()
     with interruption:

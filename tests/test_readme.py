@@ -6,12 +6,16 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from commands import REPOSITORY, train
+from commands import REPOSITORY, script, train
+
+from vld.runs import load_results
 
 README = (REPOSITORY / "README.md").read_text()
 BLOCKS = re.findall(r"(?:^    .*\n)+", README, re.M)
 TRAIN_COMMANDS = [
-    re.sub(r"\\\n\s*", "", block).strip() for block in BLOCKS if block.strip().startswith("python scripts/train.py ")
+    re.sub(r"\\\n\s*", "", block).strip()
+    for block in BLOCKS
+    if block.strip().startswith("python scripts/train.py ") and "combine.py" not in block
 ]
 SMALLER = {"image_size": "32", "optim.steps": "2", "optim.milestones": "[1]", "eval_every": "2", "batch_size": "1"}
 
@@ -50,6 +54,20 @@ def test_the_sweep_runs_and_so_does_the_python(tmp_path: Path) -> None:
     exec(code.replace('"outputs"', repr(str(tmp_path / "outputs"))), names)
     assert len(names["table"]) == 3 * 3 * 3  # type: ignore[arg-type]  # runs, methods, selections
     assert type(names["model"]).__name__ == "Classifier"
+
+
+def test_the_combinations_are_trained_and_made(small_glyphs: Path, tmp_path: Path) -> None:
+    [block] = [block for block in BLOCKS if "scripts/combine.py" in block]
+    commands = re.sub(r"\\\n\s*", "", block).strip().splitlines()
+    assert [command.split()[1] for command in commands] == ["scripts/train.py", "scripts/combine.py"]
+    for command in commands:
+        multirun = ["-m"] if " -m " in command else []
+        options = smaller(command.replace(" -m ", " "), data_dir=str(small_glyphs), output_dir=str(tmp_path))
+        done = script(command.split()[1].removeprefix("scripts/"), *multirun, *options)
+        assert done.returncode == 0, done.stderr
+    table = load_results(tmp_path)
+    assert sorted(table[table.members.notna()].method) == ["ensemble_of_runs", "greedy_soup", "model_soup"]
+    assert set(table[table.members.notna()].members.str.len()) == {4}
 
 
 @pytest.mark.skipif(not (REPOSITORY / ".venv/made-from").exists(), reason="scripts/test.sh has not made .venv here")

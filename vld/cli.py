@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -22,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vld.config import option_names, typed_config, unknown_option
 from vld.errors import UserError
+from vld.interruption import SIGNALS
 from vld.settings import COMBINATIONS, Config
 
 if TYPE_CHECKING:
@@ -65,7 +67,9 @@ def run_command(job: Callable[[DictConfig], None], config_name: str) -> None:
     # argparse takes options in one block only; a user may well write -m at the end.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors instead of printing them
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in SIGNALS:
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _stop)
     try:
         hydra.main(config_path=str(conf_dir()), config_name=config_name, version_base="1.3")(job)()
     except (UserError, HydraException, OmegaConfBaseException) as error:
@@ -74,22 +78,27 @@ def run_command(job: Callable[[DictConfig], None], config_name: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # an output folder that Hydra cannot make
         exit_with_user_error(f"output_dir: {error.filename or 'a file'}: {error.strerror or error}")
-    except (KeyboardInterrupt, Terminated) as stop:
-        number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
-        print(f"stopped by {number.name}; the same command goes on, and trains nothing twice", file=sys.stderr)
+    except (KeyboardInterrupt, Stopped) as stop:
+        number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
+        with suppress(OSError):  # nobody may be there to read it
+            print(f"stopped by {number.name}; the same command goes on, and trains nothing twice", file=sys.stderr)
         sys.exit(128 + number)
 
 
-class Terminated(BaseException):
-    """SIGTERM, as KeyboardInterrupt is SIGINT."""
+class Stopped(BaseException):
+    """Other signals, as KeyboardInterrupt is SIGINT."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        self.number = number
 
 
-def _terminate(*_: object) -> NoReturn:
-    raise Terminated
+def _stop(number: int, _: object) -> NoReturn:
+    raise Stopped(signal.Signals(number))
 
 
 def exit_with_user_error(message: str) -> NoReturn:
-    print(message, file=sys.stderr)
+    with suppress(OSError):
+        print(message, file=sys.stderr)
     sys.exit(USER_ERROR)
 
 
@@ -178,7 +187,10 @@ def _job(composed: DictConfig, work: "Callable[[Config, Terminal], list[Outcome]
             "refused": isinstance(error, UserError),
         }
         sweep_dir = Path(hydra_config.sweep.dir)
-        write_json(sweep_dir / "outcomes" / f"{hydra_config.job.num:06d}.json", record)
+        try:
+            write_json(sweep_dir / "outcomes" / f"{hydra_config.job.num:06d}.json", record)
+        except OSError as problem:  # the sweep says that a job is missing
+            terminal.fail(f"job {hydra_config.job.num}: {problem}")
     elif isinstance(error, UserError):
         _remove_job_dir(Path(hydra_config.runtime.output_dir))
         exit_with_user_error(str(error))
@@ -214,7 +226,7 @@ def show_results(outcomes: "list[Outcome]", method: str, terminal: "Terminal") -
         terminal.combination_table(method, {outcome.test_domain: result for outcome, result in finished})
     else:
         rows = [
-            row | {"test_domain": outcome.test_domain, "collapse": result["health"]["collapse"]}
+            row | {"test_domain": outcome.test_domain, "collapse": result.get("health", {}).get("collapse")}
             for outcome, result in finished
             for row in result["results"]
             if row["selection"] == "iid"

@@ -22,7 +22,7 @@ from vld.inputs import check_output_dir, resolve_test_domains
 from vld.members import ENSEMBLE_OF_RUNS, Member, find_members, kept_file, member_configs
 from vld.run import Outcome, software_versions
 from vld.runs.claim import RunningElsewhere, claim
-from vld.runs.directory import RunDirectory, read_json
+from vld.runs.directory import RunDirectory, read_json, read_result
 from vld.runs.identity import run_id
 from vld.runs.keep import read_logits
 from vld.runs.record import accuracies
@@ -131,7 +131,7 @@ def _finished(directory: RunDirectory) -> dict[str, Any] | None:
     if not directory.result_file.exists():
         return None
     directory.tidy()
-    return read_json(directory.result_file)
+    return read_result(directory.result_file, "identity")
 
 
 def _common_settings(members: list[Member]) -> dict[str, Any]:

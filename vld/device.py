@@ -43,7 +43,7 @@ def set_up(device: torch.device, deterministic: bool) -> None:
 def describe(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} thread(s)"
+    return f"CPU ({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} thread(s)"
 
 
 def _keep_freed_memory() -> None:

@@ -14,11 +14,10 @@ class Interrupted(BaseException):
 
 
 class Interruption:
-    """Within its `with` a signal is only noted, but for a second Ctrl-C, which stops at once."""
+    """Within its `with` signals are only noted, but for a second Ctrl-C, which stops at once."""
 
     def __init__(self) -> None:
-        self.signal: int | None = None
-        self._frame: FrameType | None = None
+        self._noted: dict[int, FrameType | None] = {}
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruption":
@@ -36,28 +35,28 @@ class Interruption:
             signal.signal(number, previous)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.signal is not None:
+        if number == signal.SIGINT and number in self._noted:
             raise KeyboardInterrupt
-        self.signal, self._frame = number, frame
+        self._noted.setdefault(number, frame)
 
     @property
-    def name(self) -> str:
-        return signal.Signals(self.signal).name if self.signal is not None else "no signal"
+    def names(self) -> str:
+        return " and ".join(signal.Signals(number).name for number in self._noted)
 
     def check(self) -> None:
         """Raises `Interrupted` if a signal has come."""
-        if self.signal is not None:
+        if self._noted:
             raise Interrupted
 
     def hand_over(self) -> None:
-        """Let the handler that was there before have its signal, say a scheduler's that requeues the job.
+        """Let the handlers that were there before have their signals, say a scheduler's that requeues the job.
 
-        Does nothing where no signal came; returns where that handler returns, which means to go on.
+        Does nothing where no signal came; returns where those handlers return, which means to go on.
         """
-        if self.signal is None:
-            return
-        previous = self._previous[self.signal]
-        if not callable(previous):  # the system's default action, which would end the process without a word
-            raise SystemExit(128 + self.signal)
-        number, self.signal = self.signal, None
-        previous(number, self._frame)
+        noted, self._noted = self._noted, {}
+        for number, frame in noted.items():
+            if callable(self._previous[number]):
+                self._previous[number](number, frame)
+        for number in noted:
+            if not callable(self._previous[number]):  # the system's default action, which would end it without a word
+                raise SystemExit(128 + number)

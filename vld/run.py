@@ -24,10 +24,10 @@ from vld.evaluation import evaluation_set
 from vld.health import CollapseWatch, dropout_noise, noise_warning
 from vld.inputs import Inputs, initial_classifier
 from vld.interruption import Interrupted, Interruption
-from vld.runs.claim import Claim, RunningElsewhere, claim
+from vld.runs.claim import Claim, ClaimLost, RunningElsewhere, claim
 from vld.runs.directory import RunDirectory
 from vld.runs.identity import NOT_IDENTITY, flat_settings, run_id, run_identity
-from vld.runs.keep import keep_tensors, missing_files
+from vld.runs.keep import drop_stale, keep_tensors, missing_files
 from vld.runs.record import Record, finite_or_none, selected_rows
 from vld.settings import Config
 from vld.terminal import Terminal
@@ -87,24 +87,26 @@ def train_once(run: Run, terminal: Terminal) -> Outcome:
                     return finished
                 try:
                     with interruption:
-                        outcome = Outcome(
-                            run.test_domain, run.directory.path, _train(run, mine, interruption, terminal)
-                        )
+                        result = _train(run, mine, interruption, terminal)
+                    outcome = Outcome(run.test_domain, run.directory.path, result)
                 except Exception as error:
-                    outcome = (
-                        _skipped(run, "another process has taken over", terminal)
-                        if mine.lost
-                        else _failed(run, error, terminal)
-                    )
+                    if not mine.holds():  # whatever failed, the files may be another process's now
+                        raise ClaimLost("not renewed") from error
+                    outcome = _failed(run, error, terminal)
         except Interrupted:
-            _say(run, f"{interruption.name}: saved in {run.directory.path}", terminal)
+            _say(run, f"{interruption.names}: saved in {run.directory.path}", terminal)
             interruption.hand_over()
-            continue  # that handler wants the run to go on
+            continue  # those handlers want the run to go on
+        except ClaimLost as lost:
+            _say(run, f"lost its lock ({lost}); looking who trains it now", terminal)
+            interruption.hand_over()
+            continue  # through the front door: finished, training elsewhere, or on from the last checkpoint
         except RunningElsewhere as elsewhere:
-            outcome = _skipped(run, str(elsewhere), terminal)
+            _say(run, f"skipped: {elsewhere} ({run.directory.path})", terminal)
+            return Outcome(run.test_domain, run.directory.path, None, skipped=str(elsewhere))
         except Exception as error:
             outcome = _failed(run, error, terminal)
-        interruption.hand_over()  # a signal that came too late to interrupt this run
+        interruption.hand_over()  # signals that came too late to interrupt this run
         return outcome
 
 
@@ -126,7 +128,7 @@ def _train(run: Run, mine: Claim, interruption: Interruption, terminal: Terminal
     """Train a run from its checkpoint or its beginning to its result. Raises `Interrupted` when all is saved."""
     config, device, directory = run.config, run.inputs.device, run.directory
     other_settings = {name: value for name, value in flat_settings(config).items() if name in NOT_IDENTITY}
-    saved = directory.start(run.identity, other_settings, config.keep)
+    saved = directory.start(run.identity, other_settings)
 
     model = initial_classifier(config, run.inputs.weights, run.inputs.precision, len(run.dataset.classes)).to(device)
     batches = training_batches(config, run.dataset, run.test_domain, device)
@@ -136,7 +138,7 @@ def _train(run: Run, mine: Claim, interruption: Interruption, terminal: Terminal
     )
     record = Record()
     collapses = CollapseWatch(config.backbone.feature_scale, model.pretrained)
-    environment = {"threads": torch.get_num_threads(), "device": describe(device), "software": software_versions()}
+    environments = [environment_now(device, config.deterministic)]
     if saved is None:
         noise = dropout_noise(model, batches.batch(0)[0])
         if warning := noise_warning(noise, config.dropout, config.backbone.feature_scale):
@@ -148,11 +150,13 @@ def _train(run: Run, mine: Claim, interruption: Interruption, terminal: Terminal
         noise = saved["dropout_noise"]
         directory.write_metrics(record.rows)
         _say(run, f"goes on from step {trajectory.step} of {config.optim.steps}, saved {saved['when']}", terminal)
-        if saved["environment"] != environment:
+        if environments[0] not in saved["environments"]:
             terminal.warn(
-                f"{run.test_domain}: begun on {_described(saved['environment'])}, now on {_described(environment)}:"
+                f"{run.test_domain}: begun on {_described(saved['environments'][0])}, now on {_described(environments[0])}:"
                 " its numbers may differ in the last digits from those of a run without interruption"
             )
+        environments += [other for other in saved["environments"] if other != environments[0]]
+    drop_stale(directory, record)
     first_step, saved_at = trajectory.step, time.monotonic()
 
     def save() -> None:
@@ -164,7 +168,7 @@ def _train(run: Run, mine: Claim, interruption: Interruption, terminal: Terminal
                     "record": record.state_dict(),
                     "collapses": collapses.state_dict(),
                     "dropout_noise": noise,
-                    "environment": environment,
+                    "environments": environments,
                     "when": _now(),
                 }
             )
@@ -193,7 +197,8 @@ def _train(run: Run, mine: Claim, interruption: Interruption, terminal: Terminal
         except Interrupted:
             save()
             raise
-    mine.check()
+    if not mine.holds():
+        raise ClaimLost("not renewed")
     result = {
         "run_id": directory.path.name,
         "settings": run.identity,
@@ -204,9 +209,12 @@ def _train(run: Run, mine: Claim, interruption: Interruption, terminal: Terminal
         "health": _health(evaluation, noise, collapses),
         "images_per_second": round(config.optim.steps * images_per_step / evaluation.train_seconds, 1),
         "seconds": round(evaluation.seconds, 1),
-        **environment,
+        **environments[0],
+        "threads": torch.get_num_threads(),
+        "earlier_environments": environments[1:],
         "finished": _now(),
     }
+    drop_stale(directory, record, config.keep)
     directory.finish(result)
     if missing := missing_files(directory.path, config.keep):
         terminal.warn(
@@ -223,11 +231,6 @@ def _health(evaluation: Evaluation, noise: float, collapses: CollapseWatch) -> d
     }
 
 
-def _skipped(run: Run, why: str, terminal: Terminal) -> Outcome:
-    _say(run, f"skipped: {why} ({run.directory.path})", terminal)
-    return Outcome(run.test_domain, run.directory.path, None, skipped=why)
-
-
 def _failed(run: Run, error: Exception, terminal: Terminal) -> Outcome:
     """Put a failure on record: what, where, when, and how to go on."""
     what, how = _explained(error)
@@ -235,18 +238,19 @@ def _failed(run: Run, error: Exception, terminal: Terminal) -> Outcome:
         goes_on = "goes on from its last checkpoint" if run.directory.checkpoint_file.exists() else "starts it again"
         how = "; ".join(filter(None, (how, f"the same command {goes_on}")))
     message = f"{what}; {how}" if how else what
+    if not isinstance(error, UserError):  # what the user must mend is left as it is
+        with suppress(OSError):  # a full disk, say, which then is the failure
+            run.directory.fail(
+                {
+                    "what": what,
+                    "how_to_go_on": how or what,
+                    "where": traceback.format_exc(),
+                    "when": _now(),
+                    "run_id": run.directory.path.name,
+                    "settings": run.identity,
+                }
+            )
     terminal.fail(f"{run.test_domain}: {message} ({run.directory.path})")
-    with suppress(OSError):  # a full disk, say, which then is the failure
-        run.directory.fail(
-            {
-                "what": what,
-                "how_to_go_on": how or "see what",
-                "where": traceback.format_exc(),
-                "when": _now(),
-                "run_id": run.directory.path.name,
-                "settings": run.identity,
-            }
-        )
     return Outcome(run.test_domain, run.directory.path, None, failure=message)
 
 
@@ -266,9 +270,14 @@ def _say(run: Run, line: str, terminal: Terminal) -> None:
     terminal.say(f"{run.test_domain}: {line}")
 
 
+def environment_now(device: torch.device, deterministic: bool) -> dict[str, Any]:
+    """What the last digits of a run's numbers depend on, beside its identity."""
+    return {"device": describe(device), "deterministic": deterministic, "software": software_versions()}
+
+
 def _described(environment: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in environment["software"].items())
-    return f"{environment['device']} ({versions})"
+    return f"{environment['device']} ({versions}, deterministic={str(environment['deterministic']).lower()})"
 
 
 def _now() -> str:

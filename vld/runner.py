@@ -84,7 +84,10 @@ def _forecast_disk(runs: list[Run], terminal: Terminal) -> None:
         bytes_kept(config.keep, model, evaluation_images(run.dataset, run.test_domain), classes) for run in unfinished
     )
     meanwhile = checkpoint_bytes(model, config.optim.name)
-    check_disk(kept, meanwhile, inputs.existing_folder)
+    there = [
+        path for run in unfinished for path in run.directory.path.glob("*") if path.suffix in (".pt", ".safetensors")
+    ]
+    check_disk(kept, meanwhile, sum(path.stat().st_size for path in there), inputs.existing_folder)
     terminal.say(
         f"keeps up to {megabytes(kept)} in {config.output_dir}; checkpoints take up to {megabytes(meanwhile)} meanwhile"
     )

@@ -1,11 +1,12 @@
 """What a person sees while runs train, and the tables at the end."""
 
+import io
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -54,12 +55,37 @@ class RunProgress:
         self.console.print(f"{self.label}  step {evaluation.step}/{self.steps}  {shown}{left}", soft_wrap=True)
 
 
-class UnpipedConsole(Console):
-    """Goes on in silence when its reader is gone, as in `vld-train | head`: training is worth more than its log."""
+class Log(io.TextIOBase):
+    """Standard output, which may go away or fill its disk: training is worth more than its log, and goes on in silence."""
 
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    def __init__(self) -> None:
+        self.stream = sys.stdout  # which rich replaces while it shows a bar
+
+    def write(self, text: str) -> int:
+        try:
+            return self.stream.write(text)
+        except OSError:
+            return self._silence(text)
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except OSError:
+            self._silence("")
+
+    def _silence(self, text: str) -> int:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+        return len(text)
+
+    def isatty(self) -> bool:
+        return self.stream.isatty()
+
+    def fileno(self) -> int:
+        return self.stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self.stream.encoding
 
 
 class Terminal:
@@ -68,7 +94,7 @@ class Terminal:
     def __init__(self) -> None:
         # A log or a pipe has no width: tables there are as wide as they need be. Names of domains are no markup.
         width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 250
-        self.console = UnpipedConsole(highlight=False, markup=False, width=width)
+        self.console = Console(file=cast(IO[str], Log()), highlight=False, markup=False, width=width)
 
     def say(self, line: str) -> None:
         self.console.print(line, soft_wrap=True)

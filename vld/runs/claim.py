@@ -1,9 +1,11 @@
 """One process trains a run: whoever holds its `running.lock`.
 
-The holder renews it; one whose process is gone from this machine is replaced at once, one that nobody has seen renewed for
-`LEASE_SECONDS` (its machine is gone) as well. Should a holder come back after that, its next step finds out.
+The holder renews it three times in `LEASE_SECONDS`. One whose process is gone from this machine is replaced at once; one
+that nobody has seen renewed for `LEASE_SECONDS`, since its machine is gone or stands still, as well. Should it come back, it
+finds out within that time.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,18 +22,22 @@ class RunningElsewhere(Exception):  # noqa: N818  (an outcome of a run)
     """Another process trains this run."""
 
 
+class ClaimLost(Exception):  # noqa: N818
+    """This process no longer holds the run: it stood still for too long, or the lock could not be renewed."""
+
+
 class Claim:
     def __init__(self, lease: SoftFileLease) -> None:
         self._lease = lease
 
-    @property
-    def lost(self) -> bool:
-        return self._lease.compromise is not None
-
     def check(self) -> None:
-        """Raises `RunningElsewhere` where another process has taken over, this one having stood still for too long."""
-        if self.lost:
-            raise RunningElsewhere("another process has taken over, since this one did not move for two minutes")
+        """Raises `ClaimLost` if a renewal found that out. Costs nothing."""
+        if self._lease.compromise is not None:
+            raise ClaimLost(self._lease.compromise.reason)
+
+    def holds(self) -> bool:
+        """Looks at the lock itself."""
+        return self._lease.compromise is None and self._lease.is_lock_held_by_us
 
 
 @contextmanager
@@ -44,14 +50,29 @@ def claim(run_dir: Path, *, wait: bool, announce: Callable[[str], None]) -> Iter
     except Timeout:
         owner = lease.owner
         who = f"process {owner.pid} on {owner.hostname.split('?')[0]}" if owner else "another process"
-        if not wait:
+        if wait:
+            announce(
+                f"{who} is training it; waiting for that (if_running=skip does not), or until it has not been heard of for"
+                f" {LEASE_SECONDS:.0f} s"
+            )
+            lease.acquire(poll_interval=0.5)
+        elif _silent(run_dir / LOCK):
+            announce(f"{who} began it and has not been heard of; making sure, for {LEASE_SECONDS:.0f} s")
+            try:
+                lease.acquire(timeout=1.1 * LEASE_SECONDS, poll_interval=0.5)
+            except Timeout:
+                raise RunningElsewhere(f"{who} is training it") from None
+        else:
             raise RunningElsewhere(f"{who} is training it") from None
-        announce(
-            f"{who} is training it; waiting for that (if_running=skip does not), or until it has not been heard of for"
-            f" {LEASE_SECONDS:.0f} s"
-        )
-        lease.acquire(poll_interval=0.5)
     try:
         yield Claim(lease)
     finally:
         lease.release()
+
+
+def _silent(lock: Path) -> bool:
+    """Whether the lock looks as if nobody renewed it, by this machine's clock, which may not be the holder's."""
+    try:
+        return time.time() - lock.stat().st_mtime > LEASE_SECONDS
+    except OSError:
+        return False

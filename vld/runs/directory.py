@@ -1,7 +1,8 @@
 """A run's directory `<output_dir>/runs/<dataset>/<test_domain>/<run_id>/`: the truth about the run."""
 
 import json
-from collections.abc import Iterable
+import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from vld.runs.atomic import write_atomically, write_json, write_text
 from vld.runs.checkpoint import read_checkpoint, write_checkpoint
 from vld.runs.claim import LOCK
 from vld.runs.identity import run_id
+
+# What `write_atomically` leaves of a file when it is killed.
+TEMPORARY = re.compile(r"\.(config\.yaml|metrics\.jsonl|\w+\.json|checkpoint\.pt|[\w-]+\.safetensors)\.\w+")
 
 
 @dataclass(frozen=True)
@@ -36,35 +40,30 @@ class RunDirectory:
     def result(self) -> dict[str, Any] | None:
         """What `result.json` says, None where the run is not finished.
 
-        Raises `UserError` where it is damaged, or another run's.
+        Raises `UserError` where it or `config.yaml` is damaged, or another run's.
         """
         if not self.result_file.exists():
             return None
-        result = read_json(self.result_file)
-        check_identity(result.get("settings"), self.result_file)
+        result = read_result(self.result_file, "settings")
+        stored_identity(self.path)
         return result
 
-    def start(
-        self, identity: dict[str, Any], other_settings: dict[str, Any], keep: Iterable[str]
-    ) -> dict[str, Any] | None:
+    def start(self, identity: dict[str, Any], other_settings: dict[str, Any]) -> dict[str, Any] | None:
         """Make the directory ready, with the settings that make the run's identity and, separately, those that do not.
 
-        Returns the checkpoint of an attempt that was not finished, if there is one. Of what such an attempt left, only that
-        and the tensors that `keep` asks for stay: they are, or will be, written by the same steps with the same content.
-        Raises `UserError` where what is there is damaged, or another run's; then nothing of it is touched.
+        Returns the checkpoint of an attempt that was not finished, if there is one. Raises `UserError` where what is there
+        is damaged, or another run's, and then touches nothing of it.
         """
         config_file = self.path / "config.yaml"
         if config_file.exists():
             stored_identity(self.path)
         state = read_checkpoint(self.checkpoint_file, self.path.name) if self.checkpoint_file.exists() else None
-        wanted = {f"{name}.safetensors" for name in keep} if state else set()
-        for left in [*self.path.glob("*.safetensors"), *self.path.glob(".*"), self.path / "metrics.jsonl"]:
-            if left.name not in wanted:
-                left.unlink(missing_ok=True)
-        write_text(
-            config_file,
-            yaml.safe_dump({"identity": identity, "other": other_settings}, sort_keys=True),
-        )
+        for left in self.path.glob(".*"):
+            if TEMPORARY.fullmatch(left.name):
+                with suppress(OSError):
+                    left.unlink()
+        (self.path / "metrics.jsonl").unlink(missing_ok=True)
+        write_text(config_file, yaml.safe_dump({"identity": identity, "other": other_settings}, sort_keys=True))
         self.failure_file.unlink(missing_ok=True)
         return state
 
@@ -74,9 +73,11 @@ class RunDirectory:
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
         write_text(self.path / "metrics.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
-    def write_tensors(self, name: str, tensors: dict[str, Tensor], about: dict[str, str] | None = None) -> None:
+    def write_tensors(self, name: str, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
         plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        serialised = save(plain, about)  # to memory first: a full disk then is an OSError, as everywhere
+        serialised = save(
+            plain, {"about": json.dumps(about)}
+        )  # to memory first: a full disk then is an OSError, as everywhere
         write_atomically(self.path / f"{name}.safetensors", lambda temporary: temporary.write_bytes(serialised))
 
     def finish(self, result: dict[str, Any]) -> None:
@@ -91,6 +92,17 @@ class RunDirectory:
 
     def fail(self, failure: dict[str, Any]) -> None:
         write_json(self.failure_file, failure)
+
+
+def read_result(path: Path, identity: str) -> dict[str, Any]:
+    """A `result.json`, whose key `identity` has what its directory is named after. Raises `UserError` where it is damaged."""
+    result = read_json(path)
+    check_identity(result.get(identity), path)
+    if missing := {"run_id", "settings", "results"} - result.keys():
+        raise UserError(
+            f"{path}: damaged (it lacks {', '.join(sorted(missing))}); move its directory away and run again"
+        )
+    return result
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -117,7 +129,11 @@ def stored_identity(run_dir: Path) -> dict[str, Any]:
 
 def check_identity(identity: Any, path: Path) -> None:
     """Raises `UserError` unless the identity that `path` tells has the id that its directory is named after."""
-    if not isinstance(identity, dict) or run_id(identity) != path.parent.name:
+    try:
+        right = isinstance(identity, dict) and run_id(identity) == path.parent.name
+    except (ValueError, TypeError):  # values that no setting has
+        right = False
+    if not right:
         raise UserError(
             f"{path}: its settings are not those of run {path.parent.name}; move its directory away and run again"
         )

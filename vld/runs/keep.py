@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from vld.errors import UserError
 from vld.evaluation import EvaluationLabels, EvaluationPart, select
 from vld.runs.directory import RunDirectory
 from vld.runs.record import Record
+from vld.settings import KEEPABLE
 from vld.training import Evaluation
 
 LOGITS = "-logits"
@@ -43,10 +45,39 @@ def keep_tensors(
             directory.write_tensors(
                 name,
                 {"logits": evaluation.logits[method].half(), "labels": labels.labels.int()},
-                {"test_domain": labels.test_domain, "parts": json.dumps(parts)},
+                {"step": evaluation.step, "test_domain": labels.test_domain, "parts": parts},
             )
         else:
-            directory.write_tensors(name, evaluation.models[method].state_dict())
+            directory.write_tensors(name, evaluation.models[method].state_dict(), {"step": evaluation.step})
+
+
+def drop_stale(directory: RunDirectory, record: Record, keep: Iterable[str] = KEEPABLE) -> None:
+    """Remove kept files of another step than the record selects, left by an attempt that came further than its last
+    checkpoint, and those that are not in `keep`."""
+    wanted = set(keep)
+    for name in KEEPABLE:
+        path = directory.path / f"{name}.safetensors"
+        if not path.exists():
+            continue
+        method, selection = name.removesuffix(LOGITS).split("-")
+        selected = select(record.history[method], selection) if method in record.history else None
+        if name not in wanted or selected is None or _step(path) != selected:
+            path.unlink()
+
+
+def _step(path: Path) -> int | None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return int(_about(file)["step"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _about(file: Any) -> dict[str, Any]:
+    """What a kept file says of itself: one string of JSON, since safetensors writes several in any order."""
+    about = json.loads(file.metadata()["about"])
+    assert isinstance(about, dict)
+    return about
 
 
 def read_logits(path: Path) -> tuple[Tensor, EvaluationLabels]:
@@ -56,9 +87,9 @@ def read_logits(path: Path) -> tuple[Tensor, EvaluationLabels]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            about = file.metadata()
+            about = _about(file)
             logits, labels = file.get_tensor("logits").float(), file.get_tensor("labels").long()
-        parts = tuple(EvaluationPart(*part) for part in json.loads(about["parts"]))
+        parts = tuple(EvaluationPart(*part) for part in about["parts"])
         return logits, EvaluationLabels(about["test_domain"], labels, parts)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: damaged ({error}); move its directory away and train the run again") from error
@@ -83,9 +114,9 @@ def checkpoint_bytes(model: nn.Module, optimizer: str) -> int:
     return 2 * {"sgd": 3, "adam": 4}[optimizer] * _bytes(model)
 
 
-def check_disk(kept: int, for_checkpoints: int, output_dir: Path) -> None:
-    """Raises `UserError` where `output_dir` has less free disk than that many bytes."""
-    free = shutil.disk_usage(output_dir).free
+def check_disk(kept: int, for_checkpoints: int, there_already: int, output_dir: Path) -> None:
+    """Raises `UserError` where `output_dir` has less free disk than these bytes and what interrupted runs hold of them."""
+    free = shutil.disk_usage(output_dir).free + there_already
     if kept + for_checkpoints > free:
         raise UserError(
             f"output_dir={output_dir}: {megabytes(free)} of disk are free; {megabytes(kept)} are needed for what runs keep"

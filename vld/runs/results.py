@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vld.errors import UserError
 from vld.model import Classifier, build_classifier
-from vld.runs.directory import check_identity, read_json, stored_identity
+from vld.runs.directory import read_result, stored_identity
 from vld.runs.identity import RANDOM_WEIGHTS
 from vld.runs.keep import LOGITS
 from vld.settings import BackboneConfig
@@ -47,9 +47,7 @@ def load_results(output_dir: str | Path) -> pd.DataFrame:
     for kind, identity in (("runs", "settings"), ("combined", "identity")):
         for path in sorted(Path(output_dir).glob(f"{kind}/*/*/*/result.json")):
             try:
-                result = read_json(path)
-                check_identity(result.get(identity), path)
-                rows += result_rows(result)
+                rows += result_rows(read_result(path, identity))
             except UserError as error:
                 log.warning("%s", error)
             except (KeyError, TypeError) as error:
