@@ -39,7 +39,7 @@ def test_a_run_is_held_by_one_process_and_free_again_after_it(tmp_path: Path) ->
     process = holder(tmp_path / "run")
     try:
         with (
-            pytest.raises(RunningElsewhere, match=rf"process {process.pid} on .* is training it"),
+            pytest.raises(RunningElsewhere, match=rf"process {process.pid} on .* is working on it"),
             claim(tmp_path / "run", wait=False, announce=nothing),
         ):
             pass

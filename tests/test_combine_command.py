@@ -202,7 +202,7 @@ def test_combined_once(combine: Combine, trained: Path) -> None:
     (directory / "result.json").unlink()
     with claim(directory, wait=False, announce=print):
         skipped = combine("method=ensemble_of_runs", "method.average=softmax", "test_domain=1", "if_running=skip")
-        assert re.search(r"mosaic: skipped: process \d+ on \S+ is training it", skipped)
+        assert re.search(r"mosaic: skipped: process \d+ on \S+ is working on it", skipped)
     assert not (directory / "result.json").exists()
 
 
@@ -210,7 +210,7 @@ def test_a_sweep_over_combinations_ends_with_one_table(combine: Combine) -> None
     shown = combine("-m", "method=model_soup,greedy_soup,ensemble_of_runs", "test_domain=0,1")
     table = shown[shown.rindex("┏") :]
     for method in ("model_soup", "greedy_soup", "ensemble_of_runs"):
-        assert re.search(rf"│ {method} +│ +[\d.]+ │ +[\d.]+ │ +[\d.]+ │ +[\d.]+ │", table), table
+        assert re.search(rf"│ {method} of 4 +│ +[\d.]+ │ +[\d.]+ │ +[\d.]+ │ +[\d.]+ │", table), table
 
 
 def test_missing_members_are_listed_with_the_command_that_trains_them(
@@ -226,8 +226,8 @@ def test_missing_members_are_listed_with_the_command_that_trains_them(
     assert "optim.lr=0.01 seed=2; optim.lr=0.005 seed=2" in refused.stderr
     assert not (tmp_path / "combined").exists()
 
-    [command] = re.findall(r"python scripts/train.py (-m .*)", refused.stderr)
-    done = train(*here, *shlex.split(command))
+    [command] = re.findall(r"this trains them: python scripts/train.py (.*)", refused.stderr)
+    done = train(*shlex.split(command))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("finished before") == 4
     combined = script("combine.py", *here, members)
@@ -251,40 +251,60 @@ def test_train_trains_what_is_missing_and_combines(small_glyphs: Path, tmp_path:
     assert done.returncode == 0, done.stderr
     assert len(result(done.stdout, "chalk")["members"]) == 2
     assert re.search(r"│ mean of the members │ chalk +│ +2 │", done.stdout)
-    # What these runs kept does for no other step.
-    refused = script("combine.py", *here, *options, "method.member_step=last")
-    assert refused.returncode == 2
-    assert "did not keep erm-last" in refused.stderr
+    # What these runs kept does for no other step: said before anything is trained.
+    for name, more in (("combine.py", ()), ("train.py", ('method.members=["seed=0,1,2"]',))):
+        refused = script(name, *here, *options, "method.member_step=last", *more)
+        assert refused.returncode == 2
+        assert "keep: 2 of 2 members did not keep erm-last, the first" in refused.stderr
+    assert len(list((tmp_path / "runs/glyphs/chalk").iterdir())) == 2
+
+
+def test_what_cannot_be_combined_now_does_not_stop_the_others(
+    trained: Path, small_glyphs: Path, tmp_path: Path
+) -> None:
+    """A member that another process trains, and damaged weights, each in a domain of its own."""
+    shutil.copytree(trained / "runs", tmp_path / "runs")
+    here = (*BASE, MEMBERS, "test_domain=[0,1]", f"data_dir={small_glyphs}", f"output_dir={tmp_path}")
+    [member, *_] = sorted((tmp_path / "runs/glyphs/chalk").iterdir())
+    (member / "result.json").unlink()
+    with claim(member, wait=False, announce=print):
+        waiting = train(*here, "method=ensemble_of_runs", "if_running=skip")
+    assert waiting.returncode == 0, waiting.stderr
+    assert "chalk: not combined, since 1 of 4 members are not finished" in waiting.stdout
+    assert len(result(waiting.stdout, "mosaic")["members"]) == 4
+    assert not (tmp_path / "combined/glyphs/chalk").exists()
+
+    shutil.copytree(trained / "runs/glyphs/chalk", tmp_path / "runs/glyphs/chalk", dirs_exist_ok=True)
+    (member / "erm-last.safetensors").write_bytes(b"nothing of the sort")
+    damaged = script("combine.py", *here)
+    assert damaged.returncode == 1
+    assert re.search(rf"^failed: chalk: {re.escape(str(member))}/erm-last.safetensors: damaged", damaged.stdout, re.M)
+    assert list((tmp_path / "combined/glyphs/chalk").iterdir()) == []
+    assert len(result(damaged.stdout, "mosaic")["members"]) == 4
 
 
 def test_other_images_are_refused(trained: Path, small_glyphs: Path, tmp_path: Path) -> None:
     shutil.copytree(small_glyphs / "glyphs", tmp_path / "data/glyphs")
     path = next((tmp_path / "data/glyphs").rglob("*.png"))
     Image.open(path).rotate(180).save(path)
-    shutil.copytree(trained / "runs/glyphs/chalk", tmp_path / "outputs/runs/glyphs/chalk")
-    here = (*BASE, "test_domain=0", f"data_dir={tmp_path / 'data'}", f"output_dir={tmp_path / 'outputs'}")
-    refused = script("combine.py", *here, MEMBERS)
+    for domain in ("chalk", "mosaic"):
+        shutil.copytree(trained / f"runs/glyphs/{domain}", tmp_path / f"outputs/runs/glyphs/{domain}")
+    here = (*BASE, f"data_dir={tmp_path / 'data'}", f"output_dir={tmp_path / 'outputs'}")
+    refused = script("combine.py", *here, MEMBERS, "test_domain=[0,1]")
     assert refused.returncode == 2
-    assert "are not those that the members were trained on (dataset.fingerprint)" in refused.stderr
-
-    # One member of other images among those of the same settings: named; and once there are two whole sets, both are.
-    keep = ("keep=[erm-last,erm-last-logits]", "seed=0")
-    assert train(*here, *keep, "optim.lr=1e-2").returncode == 0
-    one = 'method.members=["optim.lr=1e-2,5e-3"]'
-    known = script("combine.py", *here, "method=ensemble_of_runs", one)
-    assert known.returncode == 0, known.stderr
-    first = result(known.stdout, "chalk")["members"]
-    shutil.rmtree(tmp_path / "outputs/runs/glyphs/chalk" / first[0])
-    mixed = script("combine.py", *here, "method=ensemble_of_runs", one)
-    assert mixed.returncode == 2
-    assert re.search(
-        r"members differ in dataset.fingerprint \(.*\): members are evaluated on the same images", mixed.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    assert (
+        "are not those that the members were trained on (dataset.fingerprint; members with chalk, mosaic left out)"
+        in (refused.stderr)
     )
-    assert train(*here, *keep, "optim.lr=5e-3").returncode == 0
-    shutil.copytree(trained / "runs/glyphs/chalk" / first[0], tmp_path / "outputs/runs/glyphs/chalk" / first[0])
-    two = script("combine.py", *here, "method=ensemble_of_runs", one)
-    assert two.returncode == 2
-    assert "2 sets of runs have these settings and differ in dataset.fingerprint" in two.stderr
+    # In one of the domains only: members of these images.
+    one = 'method.members=["seed=0"]'
+    shutil.rmtree(tmp_path / "outputs/runs/glyphs/chalk")
+    assert train(*here, "test_domain=0", "optim.lr=1e-2").returncode == 0
+    refused = script("combine.py", *here, one, "test_domain=[0,1]", "optim.lr=1e-2")
+    assert refused.returncode == 2
+    assert "(dataset.fingerprint; members with mosaic left out)" in refused.stderr
+    assert not (tmp_path / "outputs/combined").exists()
 
 
 def test_bad_combinations_are_one_line_and_exit_code_2(trained: Path, small_glyphs: Path) -> None:

@@ -37,7 +37,7 @@ def evaluation_of(counts: dict[tuple[str, str], int], test_domain: str) -> Evalu
         parts.append(EvaluationPart(domain, part, start, start + n))
         start += n
     labels = torch.randint(0, 4, (start,), generator=torch.Generator().manual_seed(0))
-    return EvaluationSet(test_domain, torch.zeros(start, 1, 1, 3, dtype=torch.uint8), labels, tuple(parts))
+    return EvaluationSet(test_domain, labels, tuple(parts), torch.zeros(start, 1, 1, 3, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("split_seed", [0, 1])

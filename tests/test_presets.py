@@ -7,6 +7,8 @@ import pytest
 import yaml
 from commands import REPOSITORY, train
 
+from vld.settings import COMBINATIONS, METHODS
+
 PRESETS = sorted((REPOSITORY / "conf").glob("*/*.yaml"))
 SMALL = ("dataset=glyphs", "test_domain=0", "image_size=32", "batch_size=1", "optim.steps=1", "dropout=0.5", "keep=[]")
 
@@ -44,12 +46,30 @@ def test_efficientnet_lite0_runs_with_its_packaged_weights(small_glyphs: Path, t
     assert result["batch_norm_statistics"] == "frozen"
 
 
-@pytest.mark.parametrize(("group", "name"), [(g, n) for g in ("method", "optim") for n in names(g)])
+@pytest.mark.parametrize(
+    ("group", "name"), [("optim", name) for name in names("optim")] + [("method", name) for name in METHODS]
+)
 def test_method_and_optimiser_run(group: str, name: str, small_glyphs: Path, tmp_path: Path) -> None:
     result = run_small(small_glyphs, tmp_path, "backbone=resnet18", "backbone.weights=none", f"{group}={name}")
     assert {row["method"] for row in result["results"]} == {"erm", "weight_averaging", "ensemble"}
     if group == "optim":
         assert result["settings"]["optim.name"] == name
+
+
+@pytest.mark.parametrize("method", COMBINATIONS)
+def test_combination_runs_with_all_its_members(method: str, small_glyphs: Path, tmp_path: Path) -> None:
+    options = (f"data_dir={small_glyphs}", f"output_dir={tmp_path}", f"method={method}")
+    done = train(*SMALL, "image_size=16", "backbone=efficientnet_lite0", *options)
+    assert done.returncode == 0, done.stderr + done.stdout
+    [path] = (tmp_path / "combined/glyphs").rglob("result.json")
+    result = json.loads(path.read_text())
+    assert [row["method"] for row in result["results"]] == [method]
+    assert len(result["members"]) == 2 * 3 * 3  # the paper's
+    assert len(list((tmp_path / "runs/glyphs").rglob("result.json"))) == 18
+
+
+def test_every_method_preset_is_run() -> None:
+    assert sorted(names("method")) == sorted(METHODS + COMBINATIONS)
 
 
 @pytest.mark.parametrize("dataset", [name for name in names("dataset") if name not in ("glyphs", "folder")])

@@ -388,7 +388,7 @@ def test_two_starts_at_once_train_once(start: Start, tmp_path: Path, whole: Path
     second, third = start(), start("if_running=skip")
     output, errors = third.communicate(timeout=120)
     assert third.returncode == 0, errors
-    assert re.search(rf"skipped: process {first.pid} on \S+ is training it", output)
+    assert re.search(rf"skipped: process {first.pid} on \S+ is working on it", output)
     shown, _ = second.communicate(timeout=120)
     assert first.wait(timeout=10) == 0
     assert second.returncode == 0

@@ -136,19 +136,13 @@ def _train_job(composed: DictConfig) -> None:
     """Train; where a combination is asked for, its members first."""
 
     def work(config: Config, terminal: "Terminal") -> "list[Outcome]":
-        from vld.combine import combine_all
-        from vld.members import kept_file, member_configs
+        if config.method.name in COMBINATIONS:
+            from vld.combine import train_and_combine
+
+            return train_and_combine(config, terminal)
         from vld.runner import run_all
 
-        if config.method.name not in COMBINATIONS:
-            return run_all([config], terminal)
-        members = [member for _, member in member_configs(config)]
-        for member in members:
-            member.keep = list(dict.fromkeys([*member.keep, kept_file(config)]))
-        trained = run_all(members, terminal)
-        if unfinished := [outcome for outcome in trained if outcome.result is None]:
-            return unfinished
-        return combine_all(config, terminal)
+        return run_all([config], terminal)
 
     _job(composed, work)
 
@@ -159,7 +153,7 @@ def _combine_job(composed: DictConfig) -> None:
 
         if config.method.name not in COMBINATIONS:
             raise UserError(f"method={config.method.name}: combine.py makes one of {', '.join(COMBINATIONS)}")
-        return combine_all(config, terminal)
+        return combine_all(config, terminal, options=HydraConfig.get().overrides.task)
 
     _job(composed, work)
 

@@ -66,23 +66,37 @@ def greedy_soup(
 
 def outputs(logits: Tensor, average: str) -> Tensor:
     """What an ensemble averages of a member's logits [n, classes]: themselves, or their softmax."""
-    return logits.softmax(1) if average == "softmax" else logits
+    return logits.float().softmax(1) if average == "softmax" else logits
 
 
-def ensemble_of_runs(members: Sequence[Tensor]) -> Tensor:
-    """The mean of the members' outputs [n, classes], in float32."""
-    return torch.stack(list(members)).mean(0)
+def ensemble_of_runs(members: Iterable[Tensor]) -> Tensor:
+    """The mean of the members' outputs [n, classes], in float32, of float16 ones too."""
+    total, count = torch.zeros(()), 0
+    for count, output in enumerate(members, 1):  # noqa: B007
+        total = total + output.float()
+    return total / count
 
 
 def by_number_of_members(
-    members: Sequence[Tensor], evaluate: Callable[[Tensor], T], orders: int, seed: int
+    members: Sequence[Tensor], evaluate: Callable[[Tensor], T], circles: int, seed: int
 ) -> list[list[T]]:
-    """What ensembles of 1, 2, … members come to, each of `orders` random subsets: those that begin a random order of all."""
+    """What ensembles of 1, 2, … members come to, from the sum of their outputs: a list of distinct subsets for each number.
+
+    The subsets are neighbours in random circles of all members: every member alone, every one equally often in a circle's
+    subsets of each size, and all of them together, once.
+    """
     random = np.random.default_rng(seed)
     results: list[list[T]] = [[] for _ in members]
-    for _ in range(orders):
-        total = torch.zeros(())
-        for k, index in enumerate(random.permutation(len(members))):
-            total = total + members[index]
-            results[k].append(evaluate(total))
+    seen: set[frozenset[int]] = set()
+    for _ in range(circles):
+        circle = random.permutation(len(members)).tolist()
+        for first in range(len(members)):
+            total = torch.zeros(())
+            order = circle[first:] + circle[:first]
+            for k, index in enumerate(order):
+                total = total + members[index].float()
+                subset = frozenset(order[: k + 1])
+                if subset not in seen:
+                    seen.add(subset)
+                    results[k].append(evaluate(total))
     return results

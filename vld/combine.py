@@ -1,10 +1,12 @@
 """Combine finished runs, once: find the members, make soup or ensemble, write `combined/…/result.json`."""
 
-import datetime
 import itertools
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,14 @@ from torch import Tensor
 from vld import PROTOCOL_VERSION
 from vld.combinations import by_number_of_members, ensemble_of_runs, greedy_soup, outputs, uniform_soup
 from vld.data.folder import list_dataset, missing_dataset
-from vld.data.images import Dataset, decode_dataset
+from vld.data.images import Dataset
 from vld.device import describe, resolve_device, set_up
 from vld.errors import UserError
 from vld.evaluation import Scores, evaluation_set, predict, score
 from vld.inputs import check_output_dir, resolve_test_domains
 from vld.members import ENSEMBLE_OF_RUNS, Member, find_members, kept_file, member_configs
-from vld.run import Outcome, software_versions
+from vld.run import Outcome, explained, now, software_versions
+from vld.runner import Datasets, decoded, run_all
 from vld.runs.claim import RunningElsewhere, claim
 from vld.runs.directory import RunDirectory, read_json, read_result
 from vld.runs.identity import run_id
@@ -30,32 +33,80 @@ from vld.runs.results import load_weights, network
 from vld.settings import Config
 from vld.terminal import Terminal
 
-# Random orders of the members, for accuracy against their number.
-ORDERS = 50
+# For accuracy against the number of members: random subsets of each size, about.
+SUBSETS = 20
 
 
-def combine_all(config: Config, terminal: Terminal) -> list[Outcome]:
-    """Combine the runs that the settings identify, for each test domain.
+@dataclass(frozen=True)
+class Combination:
+    """What a combination is made from: members in the order of the axes, and the settings that say how."""
 
-    Raises `UserError` with a line for every test domain whose members cannot be combined, before anything is computed.
+    config: Config
+    test_domain: str
+    members: list[Member]
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        method = self.config.method
+        return {
+            "method": method.name,
+            "member_step": method.member_step,
+            "members": sorted(member.run_id for member in self.members),
+            "protocol_version": PROTOCOL_VERSION,
+        } | ({"average": method.average} if method.name == ENSEMBLE_OF_RUNS else {})
+
+    @cached_property
+    def directory(self) -> RunDirectory:
+        parts = ("combined", self.config.dataset.name, self.test_domain, run_id(self.identity))
+        return RunDirectory(Path(self.config.output_dir).joinpath(*parts))
+
+    def result(self) -> dict[str, Any] | None:
+        """Its `result.json`, None where it has not been made. Raises `UserError` where that is damaged."""
+        if not self.directory.result_file.exists():
+            return None
+        self.directory.tidy()
+        return read_result(self.directory.result_file, "identity")
+
+
+def train_and_combine(config: Config, terminal: Terminal) -> list[Outcome]:
+    """Train those members that are not finished, and combine them for each test domain where all are."""
+    wanted = member_configs(config)
+    for _, member in wanted:
+        member.keep = list(dict.fromkeys([*member.keep, kept_file(config)]))
+    datasets: Datasets = {}
+    trained = run_all([member for _, member in wanted], terminal, datasets, needed=kept_file(config))
+    members: dict[str, list[Member]] = {outcome.test_domain: [] for outcome in trained}
+    unfinished: list[Outcome] = []
+    test_domains = len(members)
+    for values, outcome in zip([v for v, _ in wanted for _ in range(test_domains)], trained, strict=True):
+        if outcome.result is None:
+            unfinished.append(outcome)
+        else:
+            members[outcome.test_domain].append(Member(values, outcome.directory, outcome.result))
+    for test_domain, finished in list(members.items()):
+        if missing := len(wanted) - len(finished):
+            terminal.say(f"{test_domain}: not combined, since {missing} of {len(wanted)} members are not finished")
+            del members[test_domain]
+    return unfinished + (_combine(config, members, datasets, terminal) if members else [])
+
+
+def combine_all(config: Config, terminal: Terminal, options: Sequence[str] = ()) -> list[Outcome]:
+    """Combine the finished runs that the settings identify, for each test domain.
+
+    options: the command's own, for the command that trains missing members. Raises `UserError` with a line for every test
+    domain whose members cannot be combined, before anything is computed.
     """
     check_output_dir(Path(config.output_dir))
     members: dict[str, list[Member]] = {}
     problems = []
     for test_domain in _test_domains(config):
         try:
-            members[test_domain] = find_members(config, test_domain)
+            members[test_domain] = find_members(config, test_domain, options)
         except UserError as error:
             problems.append(str(error))
     if problems:
         raise UserError("\n".join(problems))
-    device = resolve_device(config.device)
-    set_up(device, config.deterministic)
-    datasets: dict[str, Dataset] = {}
-    return [
-        _combine_once(config, test_domain, chosen, device, datasets, terminal)
-        for test_domain, chosen in members.items()
-    ]
+    return _combine(config, members, {}, terminal)
 
 
 def _test_domains(config: Config) -> tuple[str, ...]:
@@ -63,80 +114,109 @@ def _test_domains(config: Config) -> tuple[str, ...]:
     runs = sorted((Path(config.output_dir) / "runs" / config.dataset.name).glob("*/*/result.json"))
     for path in runs:
         try:
-            return resolve_test_domains(config.test_domain, tuple(sorted(read_json(path)["domains"])))
-        except KeyError:
+            domains = tuple(sorted(read_json(path)["domains"]))
+        except (UserError, KeyError, TypeError):
             continue
+        return resolve_test_domains(config.test_domain, domains)
     raise UserError(
         f"method={config.method.name}: no finished runs of {config.dataset.name} in {config.output_dir}; python scripts/train.py"
         f" method={config.method.name} with the same settings trains and combines all {len(member_configs(config))} members"
     )
 
 
+def _combine(
+    config: Config, members: Mapping[str, list[Member]], datasets: Datasets, terminal: Terminal
+) -> list[Outcome]:
+    """One combination after the other; one that fails does not stop the others."""
+    device = resolve_device(config.device)
+    set_up(device, config.deterministic)
+    combinations = [Combination(config, test_domain, chosen) for test_domain, chosen in members.items()]
+    dataset = None
+    todo = [combination for combination in combinations if not combination.directory.result_file.exists()]
+    if todo and config.method.name != ENSEMBLE_OF_RUNS:
+        dataset = _members_dataset(todo, datasets, terminal)
+    return [_combine_once(combination, dataset, device, terminal) for combination in combinations]
+
+
+def _members_dataset(combinations: list[Combination], datasets: Datasets, terminal: Terminal) -> Dataset:
+    """The dataset that the members were trained on, images decoded. Raises `UserError` where it is another one."""
+    config = combinations[0].config
+    root = Path(config.data_dir) / config.dataset.folder
+    if not root.is_dir():
+        raise missing_dataset(config.dataset.name, root)
+    dataset = decoded(config, list_dataset(config.dataset.name, root), datasets, terminal)
+    if other := [
+        combination.test_domain
+        for combination in combinations
+        if combination.members[0].settings["dataset.fingerprint"] != dataset.fingerprint
+    ]:
+        raise UserError(
+            f"method={config.method.name}: the images in {root} are not those that the members were trained on"
+            f" (dataset.fingerprint; members with {', '.join(other)} left out)"
+        )
+    return dataset
+
+
 def _combine_once(
-    config: Config,
-    test_domain: str,
-    members: list[Member],
-    device: torch.device,
-    datasets: dict[str, Dataset],
-    terminal: Terminal,
+    combination: Combination, dataset: Dataset | None, device: torch.device, terminal: Terminal
 ) -> Outcome:
-    """The combination of these members, or the result that is there already."""
-    method = config.method
-    identity = {
-        "method": method.name,
-        "member_step": method.member_step,
-        "members": sorted(member.run_id for member in members),
-        "protocol_version": PROTOCOL_VERSION,
-    } | ({"average": method.average} if method.name == ENSEMBLE_OF_RUNS else {})
-    parts = ("combined", config.dataset.name, test_domain, run_id(identity))
-    directory = RunDirectory(Path(config.output_dir).joinpath(*parts))
-    if result := _finished(directory):
-        terminal.say(f"{test_domain}: combined before ({directory.path})")
-        return Outcome(test_domain, directory.path, result)
+    """Make a combination, or take the result that is there already. Whatever fails is the combination's own failure."""
+    config, test_domain, directory = combination.config, combination.test_domain, combination.directory
     try:
+        if result := combination.result():
+            terminal.say(f"{test_domain}: combined before ({directory.path})")
+            return Outcome(test_domain, directory.path, result)
         with claim(
             directory.path,
             wait=config.if_running == "wait",
             announce=lambda line: terminal.say(f"{test_domain}: {line}"),
         ):
-            if result := _finished(directory):  # by the process that this one waited for
-                return Outcome(test_domain, directory.path, result)
-            began = time.perf_counter()
-            if method.name == ENSEMBLE_OF_RUNS:
-                combined = _ensemble(config, members)
-            else:
-                combined = _soup(config, test_domain, members, device, datasets, terminal)
-            result = {
-                "run_id": directory.path.name,
-                "identity": identity,
-                "settings": _common_settings(members),
-                "members": [member.run_id for member in members],
-                "member_values": {member.run_id: member.values for member in members},
-                "member_mean": _member_mean(members, method.member_step),
-                **combined,
-                "seconds": round(time.perf_counter() - began, 1),
-                "device": describe(device),
-                "threads": torch.get_num_threads(),
-                "software": software_versions(),
-                "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            }
-            directory.finish(result)
+            if (result := combination.result()) is None:  # not made by the process that this one waited for
+                result = _made(combination, dataset, device, terminal)
+                directory.finish(result)
+        return Outcome(test_domain, directory.path, result)
     except RunningElsewhere as elsewhere:
         terminal.say(f"{test_domain}: skipped: {elsewhere} ({directory.path})")
         return Outcome(test_domain, directory.path, None, skipped=str(elsewhere))
-    return Outcome(test_domain, directory.path, result)
+    except Exception as error:
+        failure = "; ".join(filter(None, explained(error)))
+        with suppress(OSError):  # there may be something in it
+            directory.path.rmdir()
+        terminal.fail(f"{test_domain}: {failure} ({directory.path})")
+        return Outcome(test_domain, directory.path, None, failure=failure)
 
 
-def _finished(directory: RunDirectory) -> dict[str, Any] | None:
-    if not directory.result_file.exists():
-        return None
-    directory.tidy()
-    return read_result(directory.result_file, "identity")
+def _made(
+    combination: Combination, dataset: Dataset | None, device: torch.device, terminal: Terminal
+) -> dict[str, Any]:
+    """The content of its `result.json`."""
+    began = time.perf_counter()
+    members = combination.members
+    if combination.config.method.name == ENSEMBLE_OF_RUNS:
+        combined = _ensemble(combination)
+    else:
+        if dataset is None:  # another process's result was there when this one looked, and has been moved away since
+            raise UserError("its result has gone while this command ran; run it again")
+        combined = _soup(combination, dataset, device, terminal)
+    return {
+        "run_id": combination.directory.path.name,
+        "identity": combination.identity,
+        "settings": _common_settings(members),
+        "members": [member.run_id for member in members],
+        "member_values": {member.run_id: member.values for member in members},
+        "member_mean": _member_mean(members, combination.config.method.member_step),
+        **combined,
+        "seconds": round(time.perf_counter() - began, 1),
+        "device": describe(device),
+        "threads": torch.get_num_threads(),
+        "software": software_versions(),
+        "finished": now(),
+    }
 
 
 def _common_settings(members: list[Member]) -> dict[str, Any]:
     """The members' settings; None where they differ."""
-    settings = [member.result["settings"] for member in members]
+    settings = [member.settings for member in members]
     return {name: value if all(s[name] == value for s in settings) else None for name, value in settings[0].items()}
 
 
@@ -156,15 +236,20 @@ def _row(config: Config, members: list[Member], scores: Scores) -> dict[str, Any
     }
 
 
-def _ensemble(config: Config, members: list[Member]) -> dict[str, Any]:
+def _ensemble(combination: Combination) -> dict[str, Any]:
     """From stored logits alone."""
-    stored = [read_logits(member.path / f"{kept_file(config)}.safetensors") for member in members]
-    labels = stored[0][1]
-    for member, (_, others) in zip(members, stored, strict=True):
-        if others.parts != labels.parts or not torch.equal(others.labels, labels.labels):
+    config, members = combination.config, combination.members
+    given, labels = [], None
+    for member in members:
+        logits, its_labels = read_logits(member.path / f"{kept_file(config)}.safetensors")
+        labels = labels or its_labels
+        if its_labels.parts != labels.parts or not torch.equal(its_labels.labels, labels.labels):
             raise UserError(f"{member.path}: its logits are of other images than {members[0].path}'s")
-    given = [outputs(logits, config.method.average) for logits, _ in stored]
-    numbers = by_number_of_members(given, lambda total: score(total, labels), ORDERS, seed=0)
+        given.append(outputs(logits, config.method.average))
+    assert labels is not None
+    of_these = labels
+    circles = max(1, round(SUBSETS / len(members)))
+    curve = by_number_of_members(given, lambda total: score(total, of_these), circles, seed=0)
     return {
         "results": [_row(config, members, score(ensemble_of_runs(given), labels))],
         "by_number_of_members": [
@@ -177,23 +262,14 @@ def _ensemble(config: Config, members: list[Member]) -> dict[str, Any]:
                     for kind, function in (("mean", statistics.fmean), ("sd", statistics.pstdev))
                 },
             }
-            for k, scored in enumerate(numbers, 1)
+            for k, scored in enumerate(curve, 1)
         ],
     }
 
 
-def _soup(
-    config: Config,
-    test_domain: str,
-    members: list[Member],
-    device: torch.device,
-    datasets: dict[str, Dataset],
-    terminal: Terminal,
-) -> dict[str, Any]:
-    settings = members[0].result["settings"]
-    if not datasets:
-        datasets[config.dataset.name] = _decoded(config, settings, terminal)
-    images = evaluation_set(datasets[config.dataset.name], test_domain, settings["split_seed"], device)
+def _soup(combination: Combination, dataset: Dataset, device: torch.device, terminal: Terminal) -> dict[str, Any]:
+    config, members, settings = combination.config, combination.members, combination.members[0].settings
+    images = evaluation_set(dataset, combination.test_domain, settings["split_seed"], device)
     by_id = {member.run_id: member for member in members}
     autocast = settings["precision"] == "bf16"
 
@@ -207,7 +283,7 @@ def _soup(
     if config.method.name == "model_soup":
         scores = evaluate(uniform_soup(map(load, by_id)))
         return {"results": [_row(config, members, scores)]}
-    with terminal.counting(f"{test_domain}: tasting") as progress:
+    with terminal.counting(f"{combination.test_domain}: tasting") as progress:
         tasted = itertools.count(1)
 
         def taste(weights: Mapping[str, Tensor]) -> Scores:
@@ -222,19 +298,3 @@ def _soup(
         "results": [_row(config, members, kept[-1].scores)],
         "trace": [{"run_id": t.run_id, "kept": t.kept, **accuracies(t.scores)} for t in trace],
     }
-
-
-def _decoded(config: Config, settings: Mapping[str, Any], terminal: Terminal) -> Dataset:
-    """The dataset that the members were trained on, images decoded. Raises `UserError` where it is another one."""
-    root = Path(config.data_dir) / config.dataset.folder
-    if not root.is_dir():
-        raise missing_dataset(config.dataset.name, root)
-    with terminal.counting(f"decoding {config.dataset.name}") as progress:
-        files = list_dataset(config.dataset.name, root)
-        dataset = decode_dataset(files, config.image_size, config.dataset.store_size, progress)
-    if dataset.fingerprint != settings["dataset.fingerprint"]:
-        raise UserError(
-            f"method={config.method.name}: the images in {root} are not those that the members were trained on"
-            " (dataset.fingerprint)"
-        )
-    return dataset

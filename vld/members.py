@@ -3,36 +3,41 @@
 import itertools
 import json
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import OverrideType
 from hydra.errors import HydraException
 
 from vld.config import option_names, unknown_option, with_values
+from vld.device import resolve_device, resolve_precision
 from vld.errors import UserError
 from vld.model import load_backbone_weights
 from vld.runs.directory import RunDirectory
-from vld.runs.identity import NOT_IDENTITY, run_identity, weights_fingerprint
+from vld.runs.identity import NOT_IDENTITY, RANDOM_WEIGHTS, run_identity, weights_fingerprint
+from vld.runs.keep import check_kept
 from vld.settings import Config, MethodConfig
 
 ENSEMBLE_OF_RUNS = "ensemble_of_runs"
 
+WEIGHTS, PRECISION = "backbone.weights_fingerprint", "precision"
 # What the settings alone do not tell; it has to be equal among members all the same.
-CONTENT = ("dataset.fingerprint", "backbone.weights_fingerprint", "precision")
+CONTENT = ("dataset.fingerprint", WEIGHTS, PRECISION)
 
-# Why some settings cannot vary among members, by the beginning of their names.
-SAME_IMAGES = {
+# Why some settings cannot vary among members, by the beginning of their names …
+FIXED = {
     "dataset": "members are evaluated on the same images",
     "test_domain": "members are evaluated on the same images",
     "split_seed": "what one member trained on, another would be evaluated on",
     "precision": "members are evaluated in the same way",
+    "backbone": "members are of one network",
 }
-SAME_NETWORK = {
-    "backbone": "the weights of different networks have no average",
+# … and among those of a soup.
+FIXED_IN_SOUPS = FIXED | {
     "head_seed": "members of a soup start from the same weights, the last layer's included",
     "image_size": "a soup is evaluated at one size",
 }
@@ -50,6 +55,16 @@ class Member:
     def run_id(self) -> str:
         return str(self.result["run_id"])
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        settings = self.result["settings"]
+        assert isinstance(settings, dict)
+        return settings
+
+    @property
+    def content(self) -> str:
+        return json.dumps({name: self.settings[name] for name in CONTENT})
+
     def row(self, selection: str) -> dict[str, Any]:
         """Its own accuracies at that selection of its steps."""
         [row] = [r for r in self.result["results"] if (r["method"], r["selection"]) == ("erm", selection)]
@@ -63,14 +78,18 @@ def member_axes(config: Config) -> dict[str, list[Any]]:
     for text in config.method.members:
         try:
             override = OverridesParser.create().parse_override(text)
+            if override.type is not OverrideType.CHANGE:
+                raise UserError(f"method.members={text}: not understood; written as seed=0,1,2")
             values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
         except HydraException as error:
             raise UserError(f"method.members={text}: not understood; written as seed=0,1,2") from error
         name = override.key_or_group
+        if reason := fixed(name, config.method.name):
+            raise UserError(f"method.members={text}: {name} cannot vary among members: {reason}")
+        if name in ("optim", "method"):
+            raise UserError(f"method.members={text}: a preset cannot vary among members; its settings can")
         if name not in option_names():
             raise UserError(f"method.members={text}: {unknown_option(name)}")
-        if reason := _fixed(name, config.method.name):
-            raise UserError(f"method.members={text}: {name} cannot vary among members: {reason}")
         if name in NOT_IDENTITY:
             raise UserError(f"method.members={text}: {name} does not make another run")
         if name in axes:
@@ -110,81 +129,89 @@ def kept_file(config: Config) -> str:
     return f"erm-{config.method.member_step}{logits}"
 
 
-def find_members(config: Config, test_domain: str) -> list[Member]:
+def fixed(name: str, method: str) -> str | None:
+    """Why this setting cannot vary among members of a combination."""
+    reasons = FIXED if method == ENSEMBLE_OF_RUNS else FIXED_IN_SOUPS
+    return next((reason for start, reason in reasons.items() if name == start or name.startswith(f"{start}.")), None)
+
+
+def find_members(config: Config, test_domain: str, options: Sequence[str]) -> list[Member]:
     """The finished runs that the settings identify, in the order of the axes.
 
-    Raises `UserError` with the command that trains those that are missing, and where they differ in what was not named.
+    options: the command's own, to show the command that trains those that are missing. Raises `UserError` where members are
+    missing, with the settings in which the nearest run differs; where they differ in content; and where they have not kept
+    what is needed.
     """
-    axes, members = member_axes(config), member_configs(config)
-    candidates = _candidates(config, test_domain)
-    found = [candidates.get(_key(_identity(member, test_domain)), []) for _, member in members]
-    # Runs of the same settings may differ in content: members are of one content.
-    by_content: dict[str, list[Member | None]] = {}
-    for i, runs in enumerate(found):
+    folder = Path(config.output_dir) / "runs" / config.dataset.name / test_domain
+    finished = _finished(folder)
+    wanted = member_configs(config)
+    known = _known_content(config)
+    found = []
+    for values, member in wanted:
+        key = _key(_identity(member, test_domain))
+        same = [run for run in finished if _key(run.settings) == key and _is_of(run, known)]
+        found.append([Member(values, run.path, run.result) for run in same])
+    sets: dict[str, list[Member]] = {}
+    for runs in found:
         for run in runs:
-            if all(run.result["settings"][name] == value for name, value in _known_content(config).items()):
-                by_content.setdefault(_content(run), [None] * len(members))[i] = run
-    complete = [chosen for chosen in by_content.values() if all(chosen)]
-    if len(complete) > 1:
-        names = _differing([json.loads(content) for content in by_content])
-        raise UserError(
-            f"method={config.method.name}: {len(complete)} sets of runs have these settings and differ in {', '.join(names)};"
-            " say precision=…, backbone.weights=… or another output_dir"
-        )
+            sets.setdefault(run.content, []).append(run)
+    complete = [members for members in sets.values() if len(members) == len(wanted)]
+    here = resolve_precision(config.precision, resolve_device(config.device))
+    if len(complete) > 1:  # trained on a GPU and on a CPU: those that this machine would train
+        complete = [members for members in complete if members[0].settings[PRECISION] == here] or complete
+    start = f"method={config.method.name}:"
+    if len(complete) > 1 or (not complete and all(found)):
+        [name, *_] = differing([json.loads(content) for content in sets])
+        what = "members differ" if not complete else f"{len(complete)} sets of runs have these settings and differ"
+        raise UserError(f"{start} {what} in {name} in {folder}: {fixed(name, config.method.name)}")
     if not complete:
-        if found and all(found) and by_content:  # all are there, and do not belong together
-            check_members([runs[0].result["settings"] for runs in found], axes, config.method.name)
-        fullest = max(by_content.values(), key=lambda chosen: sum(map(bool, chosen)), default=[None] * len(members))
-        missing = [values for (values, _), run in zip(members, fullest, strict=True) if run is None]
-        raise UserError(_missing(config, test_domain, missing, len(members)))
-    chosen = [run for run in complete[0] if run is not None]
-    check_members([run.result["settings"] for run in chosen], axes, config.method.name)
-    name = kept_file(config)
-    if without := [run for run in chosen if not (run.path / f"{name}.safetensors").exists()]:
+        fullest = max(sets.values(), key=len, default=[])
+        there = [run.values for run in fullest]
+        used = {run.path for runs in found for run in runs}
+        others = [run for run in finished if run.path not in used]
+        missing = [(values, member) for values, member in wanted if values not in there]
+        shown = "; ".join(_shown(values) for values, _ in missing[:6]) + ("; …" if len(missing) > 6 else "")
+        precision = fullest[0].settings[PRECISION] if fullest else here
         raise UserError(
-            f"method={config.method.name}: {len(without)} of {len(chosen)} members did not keep {name}, the first of them"
-            f" {without[0].path}; move them away and train them again with 'keep=[{','.join([*config.keep, name])}]'"
+            f"{start} {len(missing)} of {len(wanted)} members are not finished in {folder}: {shown}"
+            f"{_nearest(missing[0][1], test_domain, others)};"
+            f" this trains them: {_command(config, test_domain, options, None if precision == here else precision)}"
         )
-    return [Member(values, run.path, run.result) for (values, _), run in zip(members, chosen, strict=True)]
+    [members] = complete
+    check_kept([member.path for member in members], kept_file(config))
+    return members
 
 
-def check_members(settings: Sequence[Mapping[str, Any]], named: Iterable[str], method: str) -> None:
-    """Everything that is not named must be equal, and some things must be even then.
-
-    settings: each member's identity. Raises `UserError` that names the first difference.
-    """
-    named = set(named)
-    for name in _differing(settings):
-        values = list(dict.fromkeys(json.dumps(one.get(name)) for one in settings))
-        differs = (
-            f"method={method}: members differ in {name} ({', '.join(values[:3])}{', …' if len(values) > 3 else ''})"
-        )
-        if reason := _fixed(name, method):
-            raise UserError(f"{differs}: {reason}")
-        if name not in named:
-            raise UserError(f"{differs}, which method.members does not name")
-
-
-def _differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names of the settings that are not equal in all."""
     names = sorted(set().union(*settings))
     return [name for name in names if len({json.dumps(one.get(name)) for one in settings}) > 1]
 
 
-def _fixed(name: str, method: str) -> str | None:
-    """Why this setting cannot vary among members."""
-    reasons = SAME_IMAGES if method == ENSEMBLE_OF_RUNS else SAME_IMAGES | SAME_NETWORK
-    return next((reason for start, reason in reasons.items() if name == start or name.startswith(f"{start}.")), None)
-
-
-def _candidates(config: Config, test_domain: str) -> dict[str, list[Member]]:
-    """All finished runs of the dataset and test domain, by what their settings say."""
-    candidates: dict[str, list[Member]] = {}
-    folder = Path(config.output_dir) / "runs" / config.dataset.name / test_domain
+def _finished(folder: Path) -> list[Member]:
+    runs = []
     for path in sorted(folder.glob("*/result.json")):
         with suppress(UserError):  # a damaged one is named where it is needed, by the command that trains it
             if result := RunDirectory(path.parent).result():
-                candidates.setdefault(_key(result["settings"]), []).append(Member({}, path.parent, result))
-    return candidates
+                runs.append(Member({}, path.parent, result))
+    return runs
+
+
+def _known_content(config: Config) -> dict[str, str]:
+    """What the settings say of the content."""
+    known = {} if config.precision == "auto" else {PRECISION: config.precision}
+    try:
+        known[WEIGHTS] = weights_fingerprint(load_backbone_weights(config.backbone))
+    except UserError:  # a machine without network may still combine what others trained
+        if config.backbone.weights is not None:
+            raise
+    return known
+
+
+def _is_of(run: Member, known: Mapping[str, str]) -> bool:
+    if WEIGHTS not in known and run.settings[WEIGHTS] == RANDOM_WEIGHTS:
+        return False  # the published weights were asked for
+    return all(run.settings[name] == value for name, value in known.items())
 
 
 def _identity(config: Config, test_domain: str) -> dict[str, Any]:
@@ -195,26 +222,27 @@ def _key(identity: Mapping[str, Any]) -> str:
     return json.dumps({name: value for name, value in identity.items() if name not in CONTENT}, sort_keys=True)
 
 
-def _content(run: Member) -> str:
-    return json.dumps({name: run.result["settings"][name] for name in CONTENT})
-
-
-def _known_content(config: Config) -> dict[str, str]:
-    """What the command says of the content, where it does."""
-    known = {} if config.precision == "auto" else {"precision": config.precision}
-    if config.backbone.weights is not None:
-        known["backbone.weights_fingerprint"] = weights_fingerprint(load_backbone_weights(config.backbone))
-    return known
-
-
-def _missing(config: Config, test_domain: str, missing: list[dict[str, Any]], members: int) -> str:
-    shown = "; ".join(_shown(values) for values in missing[:6]) + ("; …" if len(missing) > 6 else "")
-    folder = Path(config.output_dir) / "runs" / config.dataset.name / test_domain
+def _nearest(missing: Config, test_domain: str, others: list[Member]) -> str:
+    """In which settings the run differs that comes nearest to a missing one, of those that are no members."""
+    wanted = json.loads(_key(_identity(missing, test_domain)))
+    their_settings = [json.loads(_key(run.settings)) for run in others]
+    differences = [differing([wanted, settings]) for settings in their_settings]
+    if not differences:
+        return ""
+    names, other = min(zip(differences, their_settings, strict=True), key=lambda pair: len(pair[0]))
+    if not names or len(names) > 3:
+        return ""
     return (
-        f"method={config.method.name}: {len(missing)} of {members} members are not finished in {folder}: {shown};"
-        f" train them with the same settings and: python scripts/train.py -m {shlex.join(config.method.members)}"
-        f" test_domain={test_domain} 'keep=[{','.join(dict.fromkeys([*config.keep, kept_file(config)]))}]'"
+        f" (the nearest run differs in {', '.join(f'{n}: {other.get(n)} instead of {wanted.get(n)}' for n in names)})"
     )
+
+
+def _command(config: Config, test_domain: str, options: Sequence[str], precision: str | None) -> str:
+    mine = ("method", "test_domain", "keep", *(["precision"] if precision else []))
+    others = [option for option in options if option.split("=")[0].split(".")[0] not in mine]
+    keep = ",".join(dict.fromkeys([*config.keep, kept_file(config)]))
+    words = [*others, *config.method.members, f"test_domain={test_domain}", f"keep=[{keep}]"]
+    return shlex.join(["python", "scripts/train.py", "-m", *words, *([f"precision={precision}"] if precision else [])])
 
 
 def _shown(values: Mapping[str, Any]) -> str:

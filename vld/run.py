@@ -169,7 +169,7 @@ def _train(run: Run, mine: Claim, interruption: Interruption, terminal: Terminal
                     "collapses": collapses.state_dict(),
                     "dropout_noise": noise,
                     "environments": environments,
-                    "when": _now(),
+                    "when": now(),
                 }
             )
         saved_at = time.monotonic()
@@ -212,7 +212,7 @@ def _train(run: Run, mine: Claim, interruption: Interruption, terminal: Terminal
         **environments[0],
         "threads": torch.get_num_threads(),
         "earlier_environments": environments[1:],
-        "finished": _now(),
+        "finished": now(),
     }
     drop_stale(directory, record, config.keep)
     directory.finish(result)
@@ -233,7 +233,7 @@ def _health(evaluation: Evaluation, noise: float, collapses: CollapseWatch) -> d
 
 def _failed(run: Run, error: Exception, terminal: Terminal) -> Outcome:
     """Put a failure on record: what, where, when, and how to go on."""
-    what, how = _explained(error)
+    what, how = explained(error)
     if not isinstance(error, TrainingFailed | UserError):  # their messages say what to do
         goes_on = "goes on from its last checkpoint" if run.directory.checkpoint_file.exists() else "starts it again"
         how = "; ".join(filter(None, (how, f"the same command {goes_on}")))
@@ -245,7 +245,7 @@ def _failed(run: Run, error: Exception, terminal: Terminal) -> Outcome:
                     "what": what,
                     "how_to_go_on": how or what,
                     "where": traceback.format_exc(),
-                    "when": _now(),
+                    "when": now(),
                     "run_id": run.directory.path.name,
                     "settings": run.identity,
                 }
@@ -254,8 +254,8 @@ def _failed(run: Run, error: Exception, terminal: Terminal) -> Outcome:
     return Outcome(run.test_domain, run.directory.path, None, failure=message)
 
 
-def _explained(error: Exception) -> tuple[str, str]:
-    """What failed, and what would mend it where that is known."""
+def explained(error: Exception) -> tuple[str, str]:
+    """What failed, and what would mend it where that is known (or an empty text)."""
     if isinstance(error, TrainingFailed | UserError):
         return str(error), ""
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -280,7 +280,7 @@ def _described(environment: dict[str, Any]) -> str:
     return f"{environment['device']} ({versions}, deterministic={str(environment['deterministic']).lower()})"
 
 
-def _now() -> str:
+def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from vld.data.folder import DatasetFiles
 from vld.data.images import Dataset, decode_dataset
 from vld.data.picture import draw_picture
 from vld.device import describe, set_up
@@ -13,30 +14,39 @@ from vld.methods import first_member
 from vld.run import Outcome, Run, train_once
 from vld.runs.atomic import write_atomically
 from vld.runs.identity import weights_fingerprint
-from vld.runs.keep import bytes_kept, check_disk, checkpoint_bytes, megabytes
+from vld.runs.keep import bytes_kept, check_disk, check_kept, checkpoint_bytes, megabytes
 from vld.settings import Config
 from vld.terminal import Terminal
 
+Datasets = dict[tuple[Path, int, int], Dataset]
+"""Decoded ones, by folder, image_size and dataset.store_size."""
 
-def run_all(configs: Sequence[Config], terminal: Terminal) -> list[Outcome]:
+
+def run_all(
+    configs: Sequence[Config], terminal: Terminal, datasets: Datasets | None = None, needed: str | None = None
+) -> list[Outcome]:
     """Fine-tune with these settings, each test domain left out in turn; a run that fails does not stop the others.
 
-    Settings of one device and one output_dir.
+    Settings of one device and one output_dir. datasets: those decoded already; takes up the others. needed: an entry of
+    `keep` that finished runs must have kept. Raises `UserError` where one has not, before anything is trained.
     """
+    datasets = {} if datasets is None else datasets
     inputs: dict[str, Inputs] = {}
     for config in configs:
         if inputs_key(config) not in inputs:
             inputs[inputs_key(config)] = check_inputs(config)
     set_up(inputs[inputs_key(configs[0])].device, configs[0].deterministic)
-    datasets: dict[tuple[Path, int, int], Dataset] = {}
     fingerprints = {key: weights_fingerprint(needed.weights) for key, needed in inputs.items()}
     runs: list[list[Run]] = []
     for config in configs:
         key = inputs_key(config)
-        dataset = _decoded(config, inputs[key], datasets, terminal)
+        dataset = decoded(config, inputs[key].files, datasets, terminal)
         test_domains = inputs[key].test_domains
         runs.append([Run(config, inputs[key], dataset, fingerprints[key], domain) for domain in test_domains])
-    _forecast_disk([run for its_runs in runs for run in its_runs], terminal)
+    all_runs = [run for its_runs in runs for run in its_runs]
+    if needed:
+        check_kept([run.directory.path for run in all_runs if run.directory.result_file.exists()], needed)
+    _forecast_disk(all_runs, terminal)
     for dataset in datasets.values():
         picture = Path(configs[0].output_dir) / "datasets" / f"{dataset.name}-{dataset.fingerprint[:8]}.png"
         if not picture.exists():
@@ -49,13 +59,12 @@ def run_all(configs: Sequence[Config], terminal: Terminal) -> list[Outcome]:
     return outcomes
 
 
-def _decoded(
-    config: Config, inputs: Inputs, datasets: dict[tuple[Path, int, int], Dataset], terminal: Terminal
-) -> Dataset:
-    key = (inputs.files.root, config.image_size, config.dataset.store_size)
+def decoded(config: Config, files: DatasetFiles, datasets: Datasets, terminal: Terminal) -> Dataset:
+    """The dataset with its images decoded, once for all settings that share it."""
+    key = (files.root, config.image_size, config.dataset.store_size)
     if key not in datasets:
         with terminal.counting(f"decoding {config.dataset.name}") as progress:
-            datasets[key] = decode_dataset(inputs.files, config.image_size, config.dataset.store_size, progress)
+            datasets[key] = decode_dataset(files, config.image_size, config.dataset.store_size, progress)
     return datasets[key]
 
 

@@ -95,7 +95,8 @@ def summarise_sweep(outcomes: Path, jobs: int, chosen: str) -> int:
     finished = dict.fromkeys(run["directory"] for run in runs if not (run["failure"] or run["skipped"]))
     results = [read_json(Path(directory) / "result.json") for directory in finished]
     if results:
-        terminal.say(SELECTION_NOTE)
+        if any("members" not in result for result in results):
+            terminal.say(SELECTION_NOTE)
         terminal.sweep_table(results, chosen)
     for run in runs:
         if run["skipped"]:

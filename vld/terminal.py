@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from vld.settings import COMBINATIONS
 from vld.training import Evaluation
 
 
@@ -195,15 +194,14 @@ class Terminal:
     def _number_of_members_table(self, curves: list[list[dict[str, Any]]]) -> None:
         """Accuracy against the number of members, averaged over random subsets and test domains."""
         table = Table()
-        for heading in ("members", "i.i.d. %", "o.o.d. %"):
+        for heading in ("members", "subsets", "i.i.d. %", "o.o.d. %"):
             table.add_column(heading, justify="right")
         most = min(map(len, curves))
         for k in sorted({k for k in (1, 2, 3, 4, 6, 9, 12, most) if k <= most}):
-            means = [
-                sum(curve[k - 1][f"{key}_mean"] for curve in curves) / len(curves) for key in ("iid_acc", "ood_acc")
-            ]
-            table.add_row(f"{k}", *map(percent, means))
-        self.say(f"against the number of members, averaged over {curves[0][0]['subsets']} random subsets of each size")
+            points = [curve[k - 1] for curve in curves]
+            means = [sum(point[f"{key}_mean"] for point in points) / len(points) for key in ("iid_acc", "ood_acc")]
+            table.add_row(f"{k}", f"{points[0]['subsets']}", *map(percent, means))
+        self.say("accuracy against the number of members, averaged over random subsets of each size")
         self.console.print(table)
 
     def sweep_table(self, results: list[dict[str, Any]], chosen: str) -> None:
@@ -216,17 +214,23 @@ class Terminal:
         cells: dict[tuple[str, ...], dict[str, dict[str, dict[str, Any]]]] = {}
         for result in results:
             values = tuple("–" if (value := result["settings"].get(name)) is None else f"{value}" for name in varied)
+            by_method, test_domain = cells.setdefault(values, {}), result["settings"]["test_domain"]
+            if "members" in result:
+                label, [row] = combination_label(result), result["results"]
+                if test_domain in by_method.get(label, {}):  # of other members, which vary in the same settings
+                    label = f"{label} ({shown_axes(result)})"
+                by_method.setdefault(label, {})[test_domain] = row
+                continue
             for row in result["results"]:
-                if row["selection"] == "iid" or row["method"] in COMBINATIONS:
-                    by_method = cells.setdefault(values, {})
-                    by_method.setdefault(row["method"], {})[result["settings"]["test_domain"]] = row
+                if row["selection"] == "iid":
+                    by_method.setdefault(row["method"], {})[test_domain] = row
         table = Table()
         for name in (*varied, "method"):
             table.add_column(name)
         for heading in ("i.i.d. %", "o.o.d. %", *(domains if len(domains) > 1 else ())):
             table.add_column(heading, justify="right")
         for values, by_method in cells.items():
-            for method in sorted(by_method, key=lambda method: method != chosen):
+            for method in sorted(by_method, key=lambda method: method.split(" ")[0] != chosen):
                 by_domain = by_method[method]
                 complete = len(by_domain) == len(domains)  # an average over fewer domains is another quantity
                 means = [
@@ -234,7 +238,7 @@ class Terminal:
                     for key in ("iid_acc", "ood_acc")
                 ]
                 each = [percent(by_domain[d]["ood_acc"]) if d in by_domain else "–" for d in domains]
-                style = "bold" if method == chosen else ""
+                style = "bold" if method.split(" ")[0] == chosen else ""
                 table.add_row(*values, method, *means, *(each if len(domains) > 1 else ()), style=style)
         self.console.print(table)
         if len(domains) > 1:
@@ -245,6 +249,23 @@ def members_used(result: dict[str, Any]) -> str:
     """How many members a combination is made from; of a greedy soup, how many of how many."""
     members = len(result["members"])
     return f"{sum(taste['kept'] for taste in result['trace'])} of {members}" if "trace" in result else f"{members}"
+
+
+def combination_label(result: dict[str, Any]) -> str:
+    """What tells combinations apart in one table: method, number of members, and what is not the default."""
+    how = result["identity"]
+    step = "" if how["member_step"] == "last" else f", step {how['member_step']}"
+    average = "" if how.get("average", "logits") == "logits" else f", {how['average']}"
+    return f"{how['method']} of {len(how['members'])}{average}{step}"
+
+
+def shown_axes(result: dict[str, Any]) -> str:
+    """What varies among a combination's members, with its values."""
+    axes: dict[str, dict[str, None]] = {}
+    for values in result["member_values"].values():
+        for name, value in values.items():
+            axes.setdefault(name, {})[f"{value}"] = None
+    return " ".join(f"{name}={','.join(values)}" for name, values in axes.items())
 
 
 def varied_settings(settings: list[dict[str, Any]]) -> list[str]:

@@ -19,7 +19,7 @@ PATIENCE_SECONDS = 1.0
 
 
 class RunningElsewhere(Exception):  # noqa: N818  (an outcome of a run)
-    """Another process trains this run."""
+    """Another process trains this run, or makes this combination."""
 
 
 class ClaimLost(Exception):  # noqa: N818
@@ -52,7 +52,7 @@ def claim(run_dir: Path, *, wait: bool, announce: Callable[[str], None]) -> Iter
         who = f"process {owner.pid} on {owner.hostname.split('?')[0]}" if owner else "another process"
         if wait:
             announce(
-                f"{who} is training it; waiting for that (if_running=skip does not), or until it has not been heard of for"
+                f"{who} is working on it; waiting for that (if_running=skip does not), or until it has not been heard of for"
                 f" {LEASE_SECONDS:.0f} s"
             )
             lease.acquire(poll_interval=0.5)
@@ -61,9 +61,9 @@ def claim(run_dir: Path, *, wait: bool, announce: Callable[[str], None]) -> Iter
             try:
                 lease.acquire(timeout=1.1 * LEASE_SECONDS, poll_interval=0.5)
             except Timeout:
-                raise RunningElsewhere(f"{who} is training it") from None
+                raise RunningElsewhere(f"{who} is working on it") from None
         else:
-            raise RunningElsewhere(f"{who} is training it") from None
+            raise RunningElsewhere(f"{who} is working on it") from None
     try:
         yield Claim(lease)
     finally:

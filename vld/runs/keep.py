@@ -6,7 +6,7 @@ file's name, with the ending .safetensors.
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,14 +81,14 @@ def _about(file: Any) -> dict[str, Any]:
 
 
 def read_logits(path: Path) -> tuple[Tensor, EvaluationLabels]:
-    """Kept logits, float32 [n, classes], and what they are to be compared with; no dataset is needed.
+    """Kept logits, float16 [n, classes], and what they are to be compared with; no dataset is needed.
 
     Raises `UserError` where the file is damaged.
     """
     try:
         with safe_open(path, framework="pt") as file:
             about = _about(file)
-            logits, labels = file.get_tensor("logits").float(), file.get_tensor("labels").long()
+            logits, labels = file.get_tensor("logits"), file.get_tensor("labels").long()
         parts = tuple(EvaluationPart(*part) for part in about["parts"])
         return logits, EvaluationLabels(about["test_domain"], labels, parts)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
@@ -98,6 +98,16 @@ def read_logits(path: Path) -> tuple[Tensor, EvaluationLabels]:
 def missing_files(directory: Path, keep: Iterable[str]) -> list[str]:
     """What `keep` asks for and a finished run, which was asked for something else, does not have."""
     return [name for name in keep if not (directory / f"{name}.safetensors").exists()]
+
+
+def check_kept(directories: Sequence[Path], name: str) -> None:
+    """Raises `UserError` unless these finished runs have all kept `name`."""
+    without = [path for path in directories if missing_files(path, [name])]
+    if without:
+        raise UserError(
+            f"keep: {len(without)} of {len(directories)} members did not keep {name}, the first of them {without[0]}; move them"
+            f" away and train them again with {name} in keep"
+        )
 
 
 def bytes_kept(keep: Iterable[str], model: nn.Module, evaluation_images: int, classes: int) -> int:
