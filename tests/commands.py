@@ -3,24 +3,27 @@
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-def train(*options: str, cwd: Path = REPOSITORY, timeout: float = 300) -> "subprocess.CompletedProcess[str]":
+def train(
+    *options: str, cwd: Path = REPOSITORY, timeout: float = 300, env: Mapping[str, str] | None = None
+) -> "subprocess.CompletedProcess[str]":
     """`python scripts/train.py` with these options, on one thread."""
-    return script("train.py", *options, cwd=cwd, timeout=timeout)
+    return script("train.py", *options, cwd=cwd, timeout=timeout, env=env)
 
 
 def script(
-    name: str, *options: str, cwd: Path = REPOSITORY, timeout: float = 300
+    name: str, *options: str, cwd: Path = REPOSITORY, timeout: float = 300, env: Mapping[str, str] | None = None
 ) -> "subprocess.CompletedProcess[str]":
     """A script of scripts/ with these options, on one thread."""
     return subprocess.run(
         [sys.executable, str(REPOSITORY / "scripts" / name), *options],
         cwd=cwd,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"} | (env or {}),
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -1,5 +1,7 @@
 """Shared fixtures: a small synthetic dataset folder, and the real data and weights where they are present."""
 
+import os
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,6 +11,9 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
+# What was started in the background of a script ignores Ctrl-C, and so would the commands that tests send it to.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+os.environ["WANDB_MODE"] = "disabled"  # in the commands that tests run, too, unless they say otherwise
 torch.set_num_threads(1)
 settings.register_profile("vld", deadline=None)  # a busy machine is no failure
 settings.load_profile("vld")

@@ -119,7 +119,7 @@ def content(run_dir: Path) -> dict[str, Any]:
     result = json.loads((run_dir / "result.json").read_text())
     return {
         "files": sorted(path.name for path in run_dir.iterdir()),
-        "metrics": re.sub(r'"seconds": [\d.]+', "", (run_dir / "metrics.jsonl").read_text()),
+        "metrics": re.sub(r'"(train_)?seconds": [\d.]+', "", (run_dir / "metrics.jsonl").read_text()),
         "result": {key: value for key, value in result.items() if key not in timed},
     } | {name: (run_dir / f"{name}.safetensors").read_bytes() for name in KEEP}
 

@@ -31,4 +31,8 @@ def test_benchmark_writes_its_figures(tmp_path: Path) -> None:
     assert report["checkpoint_bytes"] > 3 * 4 * 11_000_000  # resnet18's weights, average and momentum
     reading = report["seconds_to_read_finished_runs"]
     assert reading["load_results"] > reading["json alone"] > 0
+    copying = report["seconds_for_wandb"]
+    assert len(copying) == 3
+    assert all(value > 0 for value in copying.values())
+    assert report["share_of_wandb"] == {n: v / (10_000 * medians["training step"]) for n, v in copying.items()}
     assert "of the training time" in done.stdout

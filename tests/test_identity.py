@@ -62,6 +62,8 @@ CHANGES_NO_NUMBERS: dict[str, Any] = {
     "precision": "fp32",
     "deterministic": True,
     "wandb.mode": "disabled",
+    "wandb.project": "other",
+    "wandb.entity": "somebody",
 }
 
 

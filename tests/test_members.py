@@ -18,8 +18,11 @@ from vld.members import find_members, member_configs
 from vld.model import load_backbone_weights
 from vld.runs.directory import RunDirectory
 from vld.runs.identity import RANDOM_WEIGHTS, run_id, run_identity, weights_fingerprint
-from vld.settings import BackboneConfig, Config, DatasetConfig, MethodConfig
+from vld.settings import BackboneConfig, Config, DatasetConfig, MethodConfig, WandbConfig
 from vld.terminal import Terminal, varied_settings
+from vld.tracking.publisher import Publisher
+
+NOT_PUBLISHED = Publisher(WandbConfig(mode="disabled"), "outputs", say=print, warn=print)
 
 LITE0 = BackboneConfig(
     name="efficientnet_lite0",
@@ -196,7 +199,7 @@ def test_a_damaged_run_is_no_member(config: Config, published: str) -> None:
 
 
 def combined(config: Config) -> dict[str, Any]:
-    [outcome] = combine_all(config, Terminal())
+    [outcome] = combine_all(config, Terminal(), NOT_PUBLISHED)
     assert outcome.result is not None, outcome.failure
     assert outcome.result == json.loads((outcome.directory / "result.json").read_text())
     return outcome.result
@@ -224,7 +227,7 @@ def test_one_domain_s_damage_does_not_stop_the_others(config: Config, published:
     for member in members(config):
         path = finished_run(member, weights=published)
     (path / "erm-last-logits.safetensors").write_bytes(b"nothing of the sort")
-    [outcome] = combine_all(config, Terminal())
+    [outcome] = combine_all(config, Terminal(), NOT_PUBLISHED)
     assert outcome.result is None
     assert outcome.failure is not None
     assert f"{path / 'erm-last-logits.safetensors'}: damaged" in outcome.failure
@@ -245,7 +248,7 @@ def test_logits_of_other_images_are_never_added(config: Config, published: str) 
             "parts": [("photo", "out", 0, 1), ("sketch", "in", 1, 3), ("sketch", "out", 3, 4)],
         },
     )
-    [outcome] = combine_all(config, Terminal())
+    [outcome] = combine_all(config, Terminal(), NOT_PUBLISHED)
     assert outcome.failure is not None
     assert "its logits are of other images than" in outcome.failure
 

@@ -87,7 +87,9 @@ def assert_same(a: tuple[Trajectory, Record], b: tuple[Trajectory, Record]) -> N
     (one, its_record), (other, other_record) = a, b
 
     def without_times(record: Record) -> list[dict[str, Any]]:
-        return [{key: value for key, value in row.items() if key != "seconds"} for row in record.rows]
+        return [
+            {key: value for key, value in row.items() if key not in ("seconds", "train_seconds")} for row in record.rows
+        ]
 
     assert without_times(its_record) == without_times(other_record)
     assert selected_rows(its_record.history) == selected_rows(other_record.history)
@@ -285,7 +287,7 @@ def the_run(output_dir: Path) -> Path:
 
 def same_run(a: Path, b: Path) -> bool:
     def rows(run_dir: Path) -> str:
-        return re.sub(r'"seconds": [\d.]+', "", (run_dir / "metrics.jsonl").read_text())
+        return re.sub(r'"(train_)?seconds": [\d.]+', "", (run_dir / "metrics.jsonl").read_text())
 
     weights = [(run_dir / "erm-last.safetensors").read_bytes() for run_dir in (a, b)]
     names = [sorted(path.name for path in run_dir.iterdir()) for run_dir in (a, b)]

@@ -21,10 +21,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from vld.config import option_names, typed_config, unknown_option
+from vld.config import option_names, publish_config, typed_config, unknown_option
 from vld.errors import UserError
 from vld.interruption import SIGNALS
-from vld.settings import COMBINATIONS, Config
+from vld.settings import COMBINATIONS, Config, PublishConfig
+from vld.tracking.publisher import Publisher
 
 if TYPE_CHECKING:
     from vld.run import Outcome
@@ -51,16 +52,21 @@ def benchmark() -> None:
     run_command(_benchmark_job, "benchmark")
 
 
+def publish() -> None:
+    """The command `vld-publish` and `scripts/publish.py`."""
+    run_command(_publish_job, "publish", PublishConfig)
+
+
 def conf_dir() -> Path:
     """The folder of presets: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).resolve().parent
     return next(path for path in (package / "conf", package.parent / "conf") if path.is_dir())
 
 
-def run_command(job: Callable[[DictConfig], None], config_name: str) -> None:
+def run_command(job: Callable[[DictConfig], None], config_name: str, schema: type = Config) -> None:
     """Run `job` under Hydra; what the user must mend becomes a line on standard error and exit code 2."""
     for argument in sys.argv[1:]:
-        if argument.lstrip("-").split("=")[0] in option_names() and argument.startswith("-"):
+        if argument.lstrip("-").split("=")[0] in option_names(schema) and argument.startswith("-"):
             exit_with_user_error(
                 f"{argument}: options are written without dashes, {argument.lstrip('-').split('=')[0]}=value"
             )
@@ -73,7 +79,7 @@ def run_command(job: Callable[[DictConfig], None], config_name: str) -> None:
     try:
         hydra.main(config_path=str(conf_dir()), config_name=config_name, version_base="1.3")(job)()
     except (UserError, HydraException, OmegaConfBaseException) as error:
-        exit_with_user_error(describe_error(error))
+        exit_with_user_error(describe_error(error, schema))
     except BrokenPipeError:  # the reader of --help, say `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # an output folder that Hydra cannot make
@@ -102,7 +108,7 @@ def exit_with_user_error(message: str) -> NoReturn:
     sys.exit(USER_ERROR)
 
 
-def describe_error(error: BaseException) -> str:
+def describe_error(error: BaseException, schema: type = Config) -> str:
     """What is wrong in one line (several only where several things are), from Hydra's and omegaconf's longer messages."""
     text = str(error)
     if isinstance(error, UserError):
@@ -111,7 +117,7 @@ def describe_error(error: BaseException) -> str:
         group, choice, options = match.groups()
         return f"{group}={choice}: must be one of {', '.join(options.split())}"
     if match := re.search(r"Could not override '([^']*)'", text):
-        return unknown_option(match[1])
+        return unknown_option(match[1], schema)
     if match := re.search(r"Missing mandatory value: (\S+)", text):
         return f"{match[1]}: a value is needed, say {match[1]}=…"
     if match := re.search(r"Error merging override (.*)", text):
@@ -135,30 +141,30 @@ def outcomes_dir(composed: DictConfig) -> Path:
 def _train_job(composed: DictConfig) -> None:
     """Train; where a combination is asked for, its members first."""
 
-    def work(config: Config, terminal: "Terminal") -> "list[Outcome]":
+    def work(config: Config, terminal: "Terminal", publisher: Publisher) -> "list[Outcome]":
         if config.method.name in COMBINATIONS:
             from vld.combine import train_and_combine
 
-            return train_and_combine(config, terminal)
+            return train_and_combine(config, terminal, publisher)
         from vld.runner import run_all
 
-        return run_all([config], terminal)
+        return run_all([config], terminal, publisher)
 
     _job(composed, work)
 
 
 def _combine_job(composed: DictConfig) -> None:
-    def work(config: Config, terminal: "Terminal") -> "list[Outcome]":
+    def work(config: Config, terminal: "Terminal", publisher: Publisher) -> "list[Outcome]":
         from vld.combine import combine_all
 
         if config.method.name not in COMBINATIONS:
             raise UserError(f"method={config.method.name}: combine.py makes one of {', '.join(COMBINATIONS)}")
-        return combine_all(config, terminal, options=HydraConfig.get().overrides.task)
+        return combine_all(config, terminal, publisher, options=HydraConfig.get().overrides.task)
 
     _job(composed, work)
 
 
-def _job(composed: DictConfig, work: "Callable[[Config, Terminal], list[Outcome]]") -> None:
+def _job(composed: DictConfig, work: "Callable[[Config, Terminal, Publisher], list[Outcome]]") -> None:
     """Do a job's work, show what came out of it, and turn that into an exit code, or a note to the sweep."""
     from vld.runs.atomic import write_json
     from vld.terminal import Terminal
@@ -168,17 +174,26 @@ def _job(composed: DictConfig, work: "Callable[[Config, Terminal], list[Outcome]
     terminal = Terminal()
     outcomes: list[Outcome] = []
     error: UserError | OSError | None = None
+    publisher: Publisher | None = None
     try:
-        outcomes = work(typed_config(composed), terminal)
+        config = typed_config(composed)
+        publisher = Publisher(config.wandb, config.output_dir, say=terminal.say, warn=terminal.warn)
+        outcomes = work(config, terminal, publisher)
     except (UserError, OSError) as problem:
         error = problem
     if outcomes:
         show_results(outcomes, str(composed.method.name), terminal)
+    if publisher:
+        with terminal.counting("delivering to W&B") as progress:
+            publisher.close(progress)
+        publisher.summary()
     if in_sweep:  # the other jobs go on; the callback at the end of the sweep exits
         record = {
             "runs": [{"directory": str(o.directory), "failure": o.failure, "skipped": o.skipped} for o in outcomes],
             "error": str(error) if error else None,
             "refused": isinstance(error, UserError),
+            "undelivered": len(publisher.undelivered) if publisher else 0,
+            "publish": publisher.command if publisher else "",
         }
         sweep_dir = Path(hydra_config.sweep.dir)
         try:
@@ -209,6 +224,18 @@ def _benchmark_job(composed: DictConfig) -> None:
         run_benchmark(typed_config(composed), Terminal())
     except UserError as error:
         exit_with_user_error(str(error))
+
+
+def _publish_job(composed: DictConfig) -> None:
+    from vld.terminal import Terminal
+    from vld.tracking.publish_all import publish_all
+
+    try:
+        undelivered = publish_all(publish_config(composed), Terminal())
+    except UserError as error:
+        exit_with_user_error(str(error))
+    if undelivered:
+        sys.exit(FAILED)
 
 
 def show_results(outcomes: "list[Outcome]", method: str, terminal: "Terminal") -> None:

@@ -32,6 +32,7 @@ from vld.runs.record import accuracies
 from vld.runs.results import load_weights, network
 from vld.settings import Config
 from vld.terminal import Terminal
+from vld.tracking.publisher import Publisher
 
 # For accuracy against the number of members: random subsets of each size, about.
 SUBSETS = 20
@@ -68,13 +69,13 @@ class Combination:
         return read_result(self.directory.result_file, "identity")
 
 
-def train_and_combine(config: Config, terminal: Terminal) -> list[Outcome]:
+def train_and_combine(config: Config, terminal: Terminal, publisher: Publisher) -> list[Outcome]:
     """Train those members that are not finished, and combine them for each test domain where all are."""
     wanted = member_configs(config)
     for _, member in wanted:
         member.keep = list(dict.fromkeys([*member.keep, kept_file(config)]))
     datasets: Datasets = {}
-    trained = run_all([member for _, member in wanted], terminal, datasets, needed=kept_file(config))
+    trained = run_all([member for _, member in wanted], terminal, publisher, datasets, needed=kept_file(config))
     members: dict[str, list[Member]] = {outcome.test_domain: [] for outcome in trained}
     unfinished: list[Outcome] = []
     test_domains = len(members)
@@ -87,10 +88,10 @@ def train_and_combine(config: Config, terminal: Terminal) -> list[Outcome]:
         if missing := len(wanted) - len(finished):
             terminal.say(f"{test_domain}: not combined, since {missing} of {len(wanted)} members are not finished")
             del members[test_domain]
-    return unfinished + (_combine(config, members, datasets, terminal) if members else [])
+    return unfinished + (_combine(config, members, datasets, terminal, publisher) if members else [])
 
 
-def combine_all(config: Config, terminal: Terminal, options: Sequence[str] = ()) -> list[Outcome]:
+def combine_all(config: Config, terminal: Terminal, publisher: Publisher, options: Sequence[str] = ()) -> list[Outcome]:
     """Combine the finished runs that the settings identify, for each test domain.
 
     options: the command's own, for the command that trains missing members. Raises `UserError` with a line for every test
@@ -106,7 +107,7 @@ def combine_all(config: Config, terminal: Terminal, options: Sequence[str] = ())
             problems.append(str(error))
     if problems:
         raise UserError("\n".join(problems))
-    return _combine(config, members, {}, terminal)
+    return _combine(config, members, {}, terminal, publisher)
 
 
 def _test_domains(config: Config) -> tuple[str, ...]:
@@ -125,7 +126,7 @@ def _test_domains(config: Config) -> tuple[str, ...]:
 
 
 def _combine(
-    config: Config, members: Mapping[str, list[Member]], datasets: Datasets, terminal: Terminal
+    config: Config, members: Mapping[str, list[Member]], datasets: Datasets, terminal: Terminal, publisher: Publisher
 ) -> list[Outcome]:
     """One combination after the other; one that fails does not stop the others."""
     device = resolve_device(config.device)
@@ -135,7 +136,13 @@ def _combine(
     todo = [combination for combination in combinations if not combination.directory.result_file.exists()]
     if todo and config.method.name != ENSEMBLE_OF_RUNS:
         dataset = _members_dataset(todo, datasets, terminal)
-    return [_combine_once(combination, dataset, device, terminal) for combination in combinations]
+    outcomes = []
+    for combination in combinations:
+        outcome = _combine_once(combination, dataset, device, terminal)
+        if outcome.result is not None:
+            publisher.publish(outcome.directory)
+        outcomes.append(outcome)
+    return outcomes
 
 
 def _members_dataset(combinations: list[Combination], datasets: Datasets, terminal: Terminal) -> Dataset:

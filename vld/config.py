@@ -5,21 +5,40 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vld.errors import UserError
-from vld.settings import COMBINATIONS, KEEPABLE, METHODS, Config
+from vld.settings import COMBINATIONS, KEEPABLE, METHODS, WANDB_MODES, Config, PublishConfig
+
+T = TypeVar("T")
 
 ConfigStore.instance().store(name="schema", node=Config)
+ConfigStore.instance().store(name="publish_schema", node=PublishConfig)
 
 
 def typed_config(composed: DictConfig) -> Config:
     """Turn what Hydra composed into a valid `Config`, or raise a `UserError` with a line for everything wrong."""
-    unknown = [unknown_option(key) for key in _keys_beyond(composed, Config)]
+    config = _typed(composed, Config)
+    problems = list(_problems(config))
+    if problems:
+        raise UserError("\n".join(problems))
+    return config
+
+
+def publish_config(composed: DictConfig) -> PublishConfig:
+    """The same for the settings of `publish.py`."""
+    config = _typed(composed, PublishConfig)
+    if config.wandb.mode not in WANDB_MODES:
+        raise UserError(f"wandb.mode={config.wandb.mode}: must be one of {', '.join(WANDB_MODES)}")
+    return config
+
+
+def _typed(composed: DictConfig, schema: type[T]) -> T:
+    unknown = [unknown_option(key, schema) for key in _keys_beyond(composed, schema)]
     if unknown:
         raise UserError("\n".join(unknown))
     # Read before anything is resolved: a value that is missing makes others, which refer to it, unreadable.
@@ -27,11 +46,8 @@ def typed_config(composed: DictConfig) -> Config:
     missing = sorted(str(key) for key in OmegaConf.missing_keys(settings))
     if missing:
         raise UserError("\n".join(f"{key}: a value is needed, say {key}=…" for key in missing))
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), settings))
-    assert isinstance(config, Config)
-    problems = list(_problems(config))
-    if problems:
-        raise UserError("\n".join(problems))
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), settings))
+    assert isinstance(config, schema)
     return config
 
 
@@ -63,9 +79,9 @@ def option_names(schema: type = Config, prefix: str = "") -> list[str]:
     return names
 
 
-def unknown_option(key: str) -> str:
+def unknown_option(key: str, schema: type = Config) -> str:
     """The line for an option that does not exist."""
-    near = difflib.get_close_matches(key, option_names(), n=1)
+    near = difflib.get_close_matches(key, option_names(schema), n=1)
     return f"{key}: no such option{f', did you mean {near[0]}?' if near else ''} (--help lists them)"
 
 
@@ -152,7 +168,7 @@ def _problems(config: Config) -> Iterator[str]:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
         yield f"device={config.device}: must be auto, cpu, cuda or cuda:<index>"
     yield from choice("precision", config.precision, ("auto", "fp32", "bf16"))
-    yield from choice("wandb.mode", config.wandb.mode, ("disabled",))
+    yield from choice("wandb.mode", config.wandb.mode, WANDB_MODES)
     yield from _test_domain_problems(config.test_domain)
 
 

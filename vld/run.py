@@ -31,6 +31,7 @@ from vld.runs.keep import drop_stale, keep_tensors, missing_files
 from vld.runs.record import Record, finite_or_none, selected_rows
 from vld.settings import Config
 from vld.terminal import Terminal
+from vld.tracking.publisher import Publisher
 from vld.training import Evaluation, TrainingFailed, Trajectory, train
 
 
@@ -71,7 +72,7 @@ class Run:
         return RunDirectory(Path(self.config.output_dir).joinpath(*parts))
 
 
-def train_once(run: Run, terminal: Terminal) -> Outcome:
+def train_once(run: Run, terminal: Terminal, publisher: Publisher) -> Outcome:
     """Train a run to its end; or take the result that is there already. Whatever fails is the run's own failure.
 
     A signal is answered when the run is saved: by the handler that was there before, which may end the process.
@@ -87,7 +88,7 @@ def train_once(run: Run, terminal: Terminal) -> Outcome:
                     return finished
                 try:
                     with interruption:
-                        result = _train(run, mine, interruption, terminal)
+                        result = _train(run, mine, interruption, terminal, publisher)
                     outcome = Outcome(run.test_domain, run.directory.path, result)
                 except Exception as error:
                     if not mine.holds():  # whatever failed, the files may be another process's now
@@ -124,11 +125,14 @@ def _finished(run: Run, terminal: Terminal) -> Outcome | None:
     return Outcome(run.test_domain, run.directory.path, result)
 
 
-def _train(run: Run, mine: Claim, interruption: Interruption, terminal: Terminal) -> dict[str, Any]:
+def _train(
+    run: Run, mine: Claim, interruption: Interruption, terminal: Terminal, publisher: Publisher
+) -> dict[str, Any]:
     """Train a run from its checkpoint or its beginning to its result. Raises `Interrupted` when all is saved."""
     config, device, directory = run.config, run.inputs.device, run.directory
     other_settings = {name: value for name, value in flat_settings(config).items() if name in NOT_IDENTITY}
     saved = directory.start(run.identity, other_settings)
+    publisher.follow(directory.path)
 
     model = initial_classifier(config, run.inputs.weights, run.inputs.precision, len(run.dataset.classes)).to(device)
     batches = training_batches(config, run.dataset, run.test_domain, device)

@@ -17,13 +17,18 @@ from vld.runs.identity import weights_fingerprint
 from vld.runs.keep import bytes_kept, check_disk, check_kept, checkpoint_bytes, megabytes
 from vld.settings import Config
 from vld.terminal import Terminal
+from vld.tracking.publisher import Publisher
 
 Datasets = dict[tuple[Path, int, int], Dataset]
 """Decoded ones, by folder, image_size and dataset.store_size."""
 
 
 def run_all(
-    configs: Sequence[Config], terminal: Terminal, datasets: Datasets | None = None, needed: str | None = None
+    configs: Sequence[Config],
+    terminal: Terminal,
+    publisher: Publisher,
+    datasets: Datasets | None = None,
+    needed: str | None = None,
 ) -> list[Outcome]:
     """Fine-tune with these settings, each test domain left out in turn; a run that fails does not stop the others.
 
@@ -55,7 +60,11 @@ def run_all(
     outcomes = []
     for its_runs in runs:
         _say_what_runs(its_runs[0], terminal)
-        outcomes += [train_once(run, terminal) for run in its_runs]
+        for run in its_runs:
+            outcome = train_once(run, terminal, publisher)
+            if not outcome.skipped:
+                publisher.publish(outcome.directory)
+            outcomes.append(outcome)
     return outcomes
 
 

@@ -12,6 +12,20 @@ COMBINATIONS = ("model_soup", "greedy_soup", "ensemble_of_runs")
 """How predictions are made across finished runs, its members; no training."""
 SELECTIONS = ("iid", "last", "oracle_step")
 """Which evaluation step stands for a run."""
+WANDB_MODES = ("auto", "online", "offline", "disabled")
+ACCURACIES = ("iid_acc", "ood_acc", "ood_in_acc", "ood_out_acc")
+"""Of a step, as fractions."""
+SETTING_COLUMNS = {
+    "backbone": "backbone.name",
+    "dropout": "dropout",
+    "lr": "optim.lr",
+    "weight_decay": "optim.weight_decay",
+    "last_layer_lr_factor": "optim.last_layer_lr_factor",
+    "seed": "seed",
+    "split_seed": "split_seed",
+    "steps": "optim.steps",
+}
+"""What tables and W&B call the settings that a study is about."""
 KEEPABLE = tuple(
     f"{method}-{selection}{kind}"
     for method in METHODS
@@ -95,7 +109,12 @@ class EnsembleConfig:
 
 @dataclass
 class WandbConfig:
-    mode: str = "disabled"
+    mode: str = "auto"
+    """online, offline, disabled; auto: online when logged in, else offline."""
+    project: str | None = None
+    """null: that of WANDB_PROJECT, else vld."""
+    entity: str | None = None
+    """Whose project: a user or a team. null: that of WANDB_ENTITY, else the user's default."""
 
 
 @dataclass
@@ -131,3 +150,13 @@ class Config:
     precision: str = "auto"
     deterministic: bool = False
     wandb: WandbConfig = field(default_factory=WandbConfig)
+
+
+@dataclass
+class PublishConfig:
+    """The settings of `publish.py`."""
+
+    output_dir: str = "outputs"
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    workspace: bool = False
+    """Save the dashboard's view, too."""

@@ -103,6 +103,9 @@ def summarise_sweep(outcomes: Path, jobs: int, chosen: str) -> int:
             terminal.say(f"skipped: {run['directory']}: {run['skipped']}")
     failures = [f"{run['directory']}: {run['failure']}" for run in runs if run["failure"]]
     failures += [record["error"] for record in records if record["error"]]
+    if undelivered := sum(record["undelivered"] for record in records):
+        command = next(record["publish"] for record in records if record["undelivered"])
+        terminal.warn(f"W&B: {undelivered} run directories were not delivered; {command} delivers them")
     if len(records) < jobs:
         failures.append(f"{jobs - len(records)} of {jobs} jobs ended without a word")
     for line in failures:

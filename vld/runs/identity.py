@@ -34,6 +34,8 @@ NOT_IDENTITY = frozenset(
         "precision",
         "deterministic",
         "wandb.mode",
+        "wandb.project",
+        "wandb.entity",
     }
 )
 

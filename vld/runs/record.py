@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from vld.evaluation import Count, Scores, select
-from vld.settings import SELECTIONS
+from vld.settings import ACCURACIES, SELECTIONS
 from vld.training import Evaluation
 
 
@@ -58,6 +58,7 @@ def metrics_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
             "feature_sq_norm": finite_or_none(evaluation.health.feature_sq_norm),
             "top_class_share": evaluation.health.top_class_share,
             "seconds": round(evaluation.seconds, 3),
+            "train_seconds": round(evaluation.train_seconds, 3),
         }
         for method, scores in evaluation.scores.items()
     ]
@@ -69,7 +70,7 @@ def finite_or_none(value: float) -> float | None:
 
 
 def accuracies(scores: Scores) -> dict[str, float]:
-    return {name: getattr(scores, name) for name in ("iid_acc", "ood_acc", "ood_in_acc", "ood_out_acc")}
+    return {name: getattr(scores, name) for name in ACCURACIES}
 
 
 def selected_rows(history: dict[str, list[tuple[int, Scores]]]) -> list[dict[str, Any]]:

@@ -15,24 +15,14 @@ from vld.model import Classifier, build_classifier
 from vld.runs.directory import read_result, stored_identity
 from vld.runs.identity import RANDOM_WEIGHTS
 from vld.runs.keep import LOGITS
-from vld.settings import BackboneConfig
+from vld.settings import ACCURACIES, SETTING_COLUMNS, BackboneConfig
 
 log = logging.getLogger(__name__)
 
-SETTING_COLUMNS = {
-    "backbone": "backbone.name",
-    "dropout": "dropout",
-    "lr": "optim.lr",
-    "weight_decay": "optim.weight_decay",
-    "last_layer_lr_factor": "optim.last_layer_lr_factor",
-    "seed": "seed",
-    "split_seed": "split_seed",
-    "steps": "optim.steps",
-}
 COLUMNS = [
     *("run_id", "dataset", "test_domain"),
     *SETTING_COLUMNS,
-    *("method", "selection", "step", "iid_acc", "ood_acc", "ood_in_acc", "ood_out_acc", "members"),
+    *("method", "selection", "step", *ACCURACIES, "members"),
 ]
 WHOLE_NUMBERS = ("seed", "split_seed", "steps", "step")
 """May be null, which pandas' plain integers cannot be."""

@@ -1,0 +1,1 @@
+"""Weights & Biases: a faithful copy of what is in run directories, made by a process of its own."""

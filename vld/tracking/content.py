@@ -1,0 +1,169 @@
+"""What Weights & Biases gets of a run directory or a combination: plain data, no wandb, no torch."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vld.errors import UserError
+from vld.settings import ACCURACIES, SETTING_COLUMNS
+
+# Settings that runs of one group may differ in: the group's mean is then a number of the results table.
+WITHIN_GROUP = ("test_domain", "seed")
+
+
+@dataclass(frozen=True)
+class WandbRun:
+    """One W&B run: a run directory × method, or a combination."""
+
+    id: str
+    name: str
+    group: str
+    job_type: str
+    tags: list[str]
+    config: dict[str, Any]
+    history: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    """(training step, what was measured then)."""
+    summary: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> bool:
+        return self.summary.get("failure") is not None
+
+    @property
+    def digest(self) -> str:
+        """Changes with anything that W&B would show."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def wandb_runs(directory: Path) -> list[WandbRun]:
+    """A finished or failed run's W&B runs, one per method, or a combination's one. Raises `UserError` for anything else."""
+    try:
+        if (directory / "result.json").exists():
+            result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
+            return [_combination(result)] if "members" in result else _finished(result, read_metrics(directory))
+        if (directory / "failure.json").exists():
+            failure = json.loads((directory / "failure.json").read_text(encoding="utf-8"))
+            return _failed(failure, read_metrics(directory))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(f"{directory}: damaged ({error!r})") from error
+    raise UserError(f"{directory}: neither finished nor failed")
+
+
+def wandb_run_in_training(directory: Path) -> WandbRun:
+    """The W&B run of the network itself, before it has a result. Raises `UserError` where the directory has no config.yaml."""
+    try:
+        identity = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))["identity"]
+        return _run(identity, directory.name, "erm", [])
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise UserError(f"{directory}: damaged ({error!r})") from error
+
+
+def read_metrics(directory: Path) -> list[dict[str, Any]]:
+    """The rows of `metrics.jsonl`, none where there is no such file."""
+    path = directory / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def history_of(rows: Sequence[Mapping[str, Any]], method: str, batch_size: int) -> list[tuple[int, dict[str, float]]]:
+    """What a method's curve has, by training step. images_per_second is that since the evaluation before."""
+    history = []
+    before: Mapping[str, Any] | None = None
+    for row in rows:
+        if row["method"] != method:
+            continue
+        values = {name: row[name] for name in (*ACCURACIES, "train_loss", "lr", "feature_sq_norm")}
+        values |= _by_domain(row["domain_acc"])
+        if before is not None and (seconds := row["train_seconds"] - before["train_seconds"]) > 0:
+            images = (row["step"] - before["step"]) * batch_size * (len(row["domain_acc"]) - 1)
+            values["images_per_second"] = round(images / seconds, 1)
+        history.append((row["step"], {name: value for name, value in values.items() if value is not None}))
+        before = row
+    return history
+
+
+def _by_domain(domain_acc: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:
+    return {
+        f"domain/{domain}/{part}": value
+        for domain, parts in domain_acc.items()
+        for part, value in parts.items()
+        if value is not None
+    }
+
+
+def _finished(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[WandbRun]:
+    settings = result["settings"]
+    runs = []
+    for method in dict.fromkeys(row["method"] for row in result["results"]):
+        selected = {row["selection"]: row for row in result["results"] if row["method"] == method}
+        summary: dict[str, Any] = {name: selected["iid"][name] for name in (*ACCURACIES, "step")}
+        for selection, row in selected.items():
+            summary |= {f"{selection}/{name}": row[name] for name in (*ACCURACIES, "step")}
+        [at_headline] = [row for row in rows if (row["method"], row["step"]) == (method, summary["step"])]
+        summary |= _by_domain(at_headline["domain_acc"])
+        summary |= {name: result[name] for name in ("images_per_second", "seconds", "device")}
+        summary |= {"collapse": result["health"]["collapse"], "state": "finished", "failure": None}
+        history = history_of(rows, method, settings["batch_size"])
+        runs.append(_run(settings, result["run_id"], method, history, summary))
+    return runs
+
+
+def _failed(failure: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[WandbRun]:
+    settings = failure["settings"]
+    summary = {"state": "failed", "failure": failure["what"]}
+    return [
+        _run(settings, failure["run_id"], method, history_of(rows, method, settings["batch_size"]), dict(summary))
+        for method in dict.fromkeys(["erm", *(row["method"] for row in rows)])
+    ]
+
+
+def _combination(result: Mapping[str, Any]) -> WandbRun:
+    how = {name: value for name, value in result["identity"].items() if name not in ("members", "protocol_version")}
+    [row] = result["results"]
+    summary: dict[str, Any] = {name: row[name] for name in (*ACCURACIES, "step")}
+    summary |= {f"{row['selection']}/{name}": row[name] for name in (*ACCURACIES, "step")}
+    summary |= _by_domain(row["domain_acc"])
+    summary |= {f"member_mean/{name}": value for name, value in result["member_mean"].items()}
+    if "trace" in result:
+        summary["members_kept"] = sum(taste["kept"] for taste in result["trace"])
+    summary |= {"seconds": result["seconds"], "device": result["device"], "state": "finished", "failure": None}
+    about = {"members": result["members"], "number_of_members": len(result["members"])}
+    about |= {name: value for name, value in how.items() if name != "method"}
+    values = sorted(json.dumps(values, sort_keys=True) for values in result["member_values"].values())
+    return _run(result["settings"], result["run_id"], how["method"], [], summary, about, group_by=[how, values])
+
+
+def _run(
+    settings: Mapping[str, Any],
+    run_id: str,
+    method: str,
+    history: list[tuple[int, dict[str, float]]],
+    summary: dict[str, Any] | None = None,
+    about: Mapping[str, Any] | None = None,
+    group_by: Any = None,
+) -> WandbRun:
+    dataset, test_domain, backbone = settings["dataset.name"], settings["test_domain"], settings["backbone.name"]
+    dropout = settings["dropout"]
+    config = {"dataset": dataset, "test_domain": test_domain, "method": method, "run_id": run_id}
+    config |= {column: settings[name] for column, name in SETTING_COLUMNS.items()}
+    told = {"dataset.name", "test_domain", *SETTING_COLUMNS.values()}
+    config |= {name.replace(".", "_"): value for name, value in settings.items() if name not in told}
+    config |= about or {}
+    shared = {name: value for name, value in settings.items() if name not in WITHIN_GROUP}
+    group = hashlib.sha256(json.dumps([shared, group_by], sort_keys=True).encode()).hexdigest()[:6]
+    shown_dropout = "" if dropout is None else f"-d{dropout:g}"
+    shown_seed = "" if settings["seed"] is None else f"-s{settings['seed']}"
+    return WandbRun(
+        id=f"{run_id}-{method}",
+        name=f"{dataset}-{test_domain}-{method}{shown_dropout}{shown_seed}-{run_id[:8]}",
+        group=f"{dataset}-{backbone}{shown_dropout}-{group}",
+        job_type=method,
+        tags=[tag[:64] for tag in (dataset, test_domain, backbone, method)],
+        config=config,
+        history=history,
+        summary=summary or {},
+    )
