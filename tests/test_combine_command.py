@@ -15,12 +15,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from vld.claim import claim
 from vld.data.folder import list_dataset
 from vld.data.images import decode_dataset
 from vld.data.split import split_indices
 from vld.evaluation import EvaluationSet, evaluation_set, predict, score
 from vld.runs import load_model, load_results
-from vld.runs.claim import claim
 
 BASE = (
     "dataset=glyphs",

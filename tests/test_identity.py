@@ -46,6 +46,9 @@ CHANGES_NUMBERS: dict[str, Any] = {
 # … and for every one that does not.
 CHANGES_NO_NUMBERS: dict[str, Any] = {
     "dataset.folder": "elsewhere",
+    "dataset.csv": "elsewhere.csv",
+    "dataset.verify": "warn",
+    "dataset.mirror": "https://elsewhere",
     "backbone.published": "another source of the same tensors",
     "backbone.weights": "/a/copy/of/the/same/file",
     "method.name": "ensemble",

@@ -80,6 +80,7 @@ def test_dataset_preset_finds_its_folder(dataset: str, small_glyphs: Path, tmp_p
     done = train(
         *SMALL[1:],
         f"dataset={dataset}",
+        "dataset.verify=warn",
         "backbone=resnet18",
         "backbone.weights=none",
         f"data_dir={tmp_path}",

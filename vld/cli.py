@@ -21,10 +21,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from vld.config import option_names, publish_config, typed_config, unknown_option
+from vld.config import option_names, prepare_config, publish_config, typed_config, unknown_option
 from vld.errors import UserError
 from vld.interruption import SIGNALS
-from vld.settings import COMBINATIONS, Config, PublishConfig
+from vld.settings import COMBINATIONS, Config, PrepareConfig, PublishConfig
 from vld.tracking.publisher import Publisher
 
 if TYPE_CHECKING:
@@ -50,6 +50,11 @@ def combine() -> None:
 def benchmark() -> None:
     """The command `vld-benchmark` and `scripts/benchmark.py`; its options are those of `vld-train`."""
     run_command(_benchmark_job, "benchmark")
+
+
+def prepare() -> None:
+    """The command `vld-prepare` and `scripts/prepare.py`."""
+    run_command(_prepare_job, "prepare", PrepareConfig)
 
 
 def publish() -> None:
@@ -222,6 +227,16 @@ def _benchmark_job(composed: DictConfig) -> None:
 
     try:
         run_benchmark(typed_config(composed), Terminal())
+    except UserError as error:
+        exit_with_user_error(str(error))
+
+
+def _prepare_job(composed: DictConfig) -> None:
+    from vld.prepare import prepare
+    from vld.terminal import Terminal
+
+    try:
+        prepare(prepare_config(composed), Terminal())
     except UserError as error:
         exit_with_user_error(str(error))
 

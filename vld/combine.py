@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from vld import PROTOCOL_VERSION
+from vld.claim import RunningElsewhere, claim
 from vld.combinations import by_number_of_members, ensemble_of_runs, greedy_soup, outputs, uniform_soup
-from vld.data.folder import list_dataset, missing_dataset
+from vld.data.folder import find_dataset
 from vld.data.images import Dataset
 from vld.device import describe, resolve_device, set_up
 from vld.errors import UserError
@@ -24,7 +25,6 @@ from vld.inputs import check_output_dir, resolve_test_domains
 from vld.members import ENSEMBLE_OF_RUNS, Member, find_members, kept_file, member_configs
 from vld.run import Outcome, explained, now, software_versions
 from vld.runner import Datasets, decoded, run_all
-from vld.runs.claim import RunningElsewhere, claim
 from vld.runs.directory import RunDirectory, read_json, read_result
 from vld.runs.identity import run_id
 from vld.runs.keep import read_logits
@@ -148,17 +148,15 @@ def _combine(
 def _members_dataset(combinations: list[Combination], datasets: Datasets, terminal: Terminal) -> Dataset:
     """The dataset that the members were trained on, images decoded. Raises `UserError` where it is another one."""
     config = combinations[0].config
-    root = Path(config.data_dir) / config.dataset.folder
-    if not root.is_dir():
-        raise missing_dataset(config.dataset.name, root)
-    dataset = decoded(config, list_dataset(config.dataset.name, root), datasets, terminal)
+    files = find_dataset(config.dataset, Path(config.data_dir))
+    dataset = decoded(config, files, datasets, terminal)
     if other := [
         combination.test_domain
         for combination in combinations
         if combination.members[0].settings["dataset.fingerprint"] != dataset.fingerprint
     ]:
         raise UserError(
-            f"method={config.method.name}: the images in {root} are not those that the members were trained on"
+            f"method={config.method.name}: the images in {files.root} are not those that the members were trained on"
             f" (dataset.fingerprint; members with {', '.join(other)} left out)"
         )
     return dataset

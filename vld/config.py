@@ -12,11 +12,21 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vld.errors import UserError
-from vld.settings import COMBINATIONS, KEEPABLE, METHODS, WANDB_MODES, Config, PublishConfig
+from vld.settings import (
+    COMBINATIONS,
+    KEEPABLE,
+    METHODS,
+    WANDB_MODES,
+    Config,
+    DatasetConfig,
+    PrepareConfig,
+    PublishConfig,
+)
 
 T = TypeVar("T")
 
 ConfigStore.instance().store(name="schema", node=Config)
+ConfigStore.instance().store(name="prepare_schema", node=PrepareConfig)
 ConfigStore.instance().store(name="publish_schema", node=PublishConfig)
 
 
@@ -25,6 +35,14 @@ def typed_config(composed: DictConfig) -> Config:
     config = _typed(composed, Config)
     problems = list(_problems(config))
     if problems:
+        raise UserError("\n".join(problems))
+    return config
+
+
+def prepare_config(composed: DictConfig) -> PrepareConfig:
+    """The same for the settings of `prepare.py`."""
+    config = _typed(composed, PrepareConfig)
+    if problems := list(_dataset_problems(config.dataset)):
         raise UserError("\n".join(problems))
     return config
 
@@ -114,9 +132,7 @@ def _problems(config: Config) -> Iterator[str]:
     def positive(name: str, value: float) -> Iterator[str]:
         yield from number(name, value, "a number above 0", value > 0)
 
-    yield from whole("dataset.store_size", config.dataset.store_size, 8)
-    if config.dataset.name in ("", ".", "..") or "/" in config.dataset.name:
-        yield f"dataset.name={config.dataset.name}: must be the name of a folder"
+    yield from _dataset_problems(config.dataset)
 
     yield from choice("backbone.library", config.backbone.library, ("torchvision", "timm"))
     yield from positive("backbone.feature_scale", config.backbone.feature_scale)
@@ -170,6 +186,17 @@ def _problems(config: Config) -> Iterator[str]:
     yield from choice("precision", config.precision, ("auto", "fp32", "bf16"))
     yield from choice("wandb.mode", config.wandb.mode, WANDB_MODES)
     yield from _test_domain_problems(config.test_domain)
+
+
+def _dataset_problems(dataset: DatasetConfig) -> Iterator[str]:
+    if dataset.store_size < 8:
+        yield f"dataset.store_size={dataset.store_size}: must be a whole number of at least 8"
+    if dataset.name in ("", ".", "..") or "/" in dataset.name:
+        yield f"dataset.name={dataset.name}: must be the name of a folder"
+    if dataset.verify not in ("strict", "warn"):
+        yield f"dataset.verify={dataset.verify}: must be one of strict, warn"
+    if dataset.mirror is not None and not re.match(r"https?://", dataset.mirror):
+        yield f"dataset.mirror={dataset.mirror}: must be a URL, http://… or https://…"
 
 
 def _test_domain_problems(test_domain: object) -> Iterator[str]:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from vld.data import glyphs
-from vld.data.folder import DatasetFiles, list_dataset, missing_dataset
+from vld.data.folder import DatasetFiles, find_dataset, missing_dataset
+from vld.data.verify import check_content
 from vld.device import resolve_device, resolve_precision
 from vld.errors import UserError
 from vld.model import Classifier, build_classifier, load_backbone_weights
@@ -27,6 +28,7 @@ class Inputs:
     weights: dict[str, Tensor] | None
     existing_folder: Path
     """The nearest folder to output_dir that exists."""
+    warnings: list[str]
 
 
 def inputs_key(config: Config) -> str:
@@ -44,23 +46,24 @@ def check_inputs(config: Config) -> Inputs:
     precision = resolve_precision(config.precision, device)
     existing_folder = check_output_dir(Path(config.output_dir))
     root = Path(config.data_dir) / config.dataset.folder
-    to_draw = config.dataset.name == "glyphs" and not root.exists()
+    to_draw = config.dataset.name == "glyphs" and config.dataset.csv is None and not root.exists()
     if to_draw:
         resolve_test_domains(config.test_domain, glyphs.DOMAINS)
-    elif not root.is_dir():  # before weights are downloaded
+    elif config.dataset.csv is None and not root.is_dir():  # before weights are downloaded
         raise missing_dataset(config.dataset.name, root)
     weights = load_backbone_weights(config.backbone)
     initial_classifier(config, weights, precision, classes=2)  # do the weights fit? Any number of classes tells
     try:
         if to_draw:
             glyphs.draw_glyphs(root)
-        files = list_dataset(config.dataset.name, root)
+        files = find_dataset(config.dataset, Path(config.data_dir))
     except OSError as error:
         raise UserError(
             f"dataset={config.dataset.name}: {error.filename or root}: {error.strerror or error}"
         ) from error
     test_domains = resolve_test_domains(config.test_domain, files.domain_names)
-    return Inputs(device, precision, files, test_domains, weights, existing_folder)
+    warnings = check_content(files, config.dataset.verify)
+    return Inputs(device, precision, files, test_domains, weights, existing_folder, warnings)
 
 
 def resolve_test_domains(wanted: Any, domains: tuple[str, ...]) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 import vld
+from vld.claim import Claim, ClaimLost, RunningElsewhere, claim
 from vld.data.batches import TrainingBatches
 from vld.data.images import Dataset
 from vld.data.split import split_indices
@@ -24,7 +25,6 @@ from vld.evaluation import evaluation_set
 from vld.health import CollapseWatch, dropout_noise, noise_warning
 from vld.inputs import Inputs, initial_classifier
 from vld.interruption import Interrupted, Interruption
-from vld.runs.claim import Claim, ClaimLost, RunningElsewhere, claim
 from vld.runs.directory import RunDirectory
 from vld.runs.identity import NOT_IDENTITY, flat_settings, run_id, run_identity
 from vld.runs.keep import drop_stale, keep_tensors, missing_files

@@ -39,7 +39,9 @@ def run_all(
     inputs: dict[str, Inputs] = {}
     for config in configs:
         if inputs_key(config) not in inputs:
-            inputs[inputs_key(config)] = check_inputs(config)
+            needed_inputs = inputs[inputs_key(config)] = check_inputs(config)
+            for warning in needed_inputs.warnings:
+                terminal.warn(warning)
     set_up(inputs[inputs_key(configs[0])].device, configs[0].deterministic)
     fingerprints = {key: weights_fingerprint(needed.weights) for key, needed in inputs.items()}
     runs: list[list[Run]] = []

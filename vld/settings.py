@@ -44,6 +44,12 @@ class DatasetConfig:
     """Its folder below data_dir, with one sub-folder per domain, each with one per class."""
     store_size: int = 256
     """Decoded training images are at most this many pixels high and wide (never upsampled)."""
+    csv: str | None = None
+    """Instead of folders: a file below data_dir with the columns path, domain and class."""
+    verify: str = "strict"
+    """Where a known dataset does not hold what it must: strict refuses it, warn says so and goes on."""
+    mirror: str | None = None
+    """Where to fetch the archives from, under their file names, instead of their official sources: a URL."""
 
 
 @dataclass
@@ -150,6 +156,15 @@ class Config:
     precision: str = "auto"
     deterministic: bool = False
     wandb: WandbConfig = field(default_factory=WandbConfig)
+
+
+@dataclass
+class PrepareConfig:
+    """The settings of `prepare.py`."""
+
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    data_dir: str = "data"
+    image_size: int = 224
 
 
 @dataclass

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import IO, Any, cast
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
 from vld.training import Evaluation
@@ -105,12 +105,12 @@ class Terminal:
         self.console.print(f"failed: {line}", style="bold red", soft_wrap=True)
 
     @contextmanager
-    def counting(self, label: str) -> Iterator[Callable[[int, int], None]]:
+    def counting(self, label: str, *, in_bytes: bool = False) -> Iterator[Callable[[int, int], None]]:
         """A bar for (done, total) that vanishes when it is done."""
         with Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
-            MofNCompleteColumn(),
+            DownloadColumn() if in_bytes else MofNCompleteColumn(),
             TimeRemainingColumn(),
             console=self.console,
             transient=True,

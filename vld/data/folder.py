@@ -1,5 +1,9 @@
-"""The images of a dataset folder `<root>/<domain>/<class>/*`, in ImageFolder's order, checked before anything is read."""
+"""The images of a dataset: a folder `<root>/<domain>/<class>/*`, or a CSV file; checked before anything is decoded.
 
+Images are in ImageFolder's order: by class, then by path.
+"""
+
+import csv
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +11,7 @@ from pathlib import Path
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from vld.errors import UserError
+from vld.settings import DatasetConfig
 
 # With fewer images the 20 % held-out part of a domain would be empty.
 FEWEST_IMAGES = 5
@@ -35,6 +40,51 @@ class DatasetFiles:
         return tuple(domain.name for domain in self.domains)
 
 
+def find_dataset(dataset: DatasetConfig, data_dir: Path) -> DatasetFiles:
+    """The dataset that the settings name. Raises `UserError` where it is not there, or is none."""
+    if dataset.csv is not None:
+        return list_csv(dataset.name, data_dir / dataset.csv)
+    return list_dataset(dataset.name, data_dir / dataset.folder)
+
+
+def list_csv(name: str, path: Path) -> DatasetFiles:
+    """List the images of a CSV file with the columns path (seen from the file's folder), domain and class; more are ignored.
+
+    Raises `UserError` where it cannot be read, or lists what no dataset can be.
+    """
+    where = f"dataset.csv={path}"
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{where}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    columns = ("path", "domain", "class")
+    for number, row in enumerate(rows, 2):
+        if lacking := [column for column in columns if not row.get(column)]:
+            raise UserError(f"{where}: line {number} has no {lacking[0]}; its columns must be {', '.join(columns)}")
+    listed: dict[str, dict[str, list[Path]]] = {}
+    for row in rows:
+        listed.setdefault(row["domain"], {}).setdefault(row["class"], []).append(path.parent / row["path"])
+    if len(listed) < 2:
+        raise UserError(f"{where}: lists {len(listed)} domain(s); at least 2 are needed to leave one out")
+    for domain in listed:
+        if domain in (".", "..") or "/" in domain:
+            raise UserError(f"{where}: domain {domain} must be the name of a folder")
+    _check_equal_classes(name, {domain: sorted(classes) for domain, classes in listed.items()})
+    classes = sorted(next(iter(listed.values())))
+    if len(classes) < 2:
+        raise UserError(f"{where}: lists one class only ({classes[0]}); at least 2 are needed")
+    domains = []
+    for domain in sorted(listed):
+        samples = [(file, i) for i, label in enumerate(classes) for file in sorted(listed[domain][label])]
+        if len(set(samples)) < len(samples):
+            twice = next(file for file, _ in samples if [f for f, _ in samples].count(file) > 1)
+            raise UserError(f"{where}: lists {twice} twice in domain {domain}")
+        _check_enough(name, domain, len(samples))
+        domains.append(DomainFiles(domain, tuple(file for file, _ in samples), tuple(i for _, i in samples)))
+    return DatasetFiles(name, path, tuple(classes), tuple(domains))
+
+
 def list_dataset(name: str, root: Path) -> DatasetFiles:
     """List a dataset folder. Raises `UserError` where it is not one: missing, one domain, unequal or empty classes."""
     if not root.is_dir():
@@ -59,7 +109,8 @@ def list_dataset(name: str, root: Path) -> DatasetFiles:
 def missing_dataset(name: str, root: Path) -> UserError:
     return UserError(
         f"dataset={name}: no folder {root}; it must hold <domain>/<class>/<images>"
-        f" (data_dir={root.parent} is where datasets are looked for; dataset=glyphs needs none)"
+        f" (data_dir={root.parent} is where datasets are looked for; python scripts/prepare.py fetches the known ones;"
+        " dataset=glyphs needs none)"
     )
 
 
@@ -103,8 +154,10 @@ def _list_domain(name: str, folder: Path, classes: list[str]) -> DomainFiles:
     empty = [label for i, label in enumerate(classes) if i not in {target for _, target in samples}]
     if empty:
         raise UserError(f"dataset={name}: domain {folder.name} has no images of {', '.join(empty)}")
-    if len(samples) < FEWEST_IMAGES:
-        raise UserError(
-            f"dataset={name}: domain {folder.name} has {len(samples)} images; at least {FEWEST_IMAGES} are needed"
-        )
+    _check_enough(name, folder.name, len(samples))
     return DomainFiles(folder.name, tuple(Path(path) for path, _ in samples), tuple(target for _, target in samples))
+
+
+def _check_enough(name: str, domain: str, images: int) -> None:
+    if images < FEWEST_IMAGES:
+        raise UserError(f"dataset={name}: domain {domain} has {images} images; at least {FEWEST_IMAGES} are needed")

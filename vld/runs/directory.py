@@ -11,10 +11,10 @@ import yaml
 from safetensors.torch import save
 from torch import Tensor
 
+from vld.claim import LOCK
 from vld.errors import UserError
 from vld.runs.atomic import write_atomically, write_json, write_text
 from vld.runs.checkpoint import read_checkpoint, write_checkpoint
-from vld.runs.claim import LOCK
 from vld.runs.identity import run_id
 
 # What `write_atomically` leaves of a file when it is killed.

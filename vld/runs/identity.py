@@ -18,6 +18,9 @@ RANDOM_WEIGHTS = "random"
 NOT_IDENTITY = frozenset(
     {
         "dataset.folder",
+        "dataset.csv",
+        "dataset.verify",
+        "dataset.mirror",
         "backbone.published",
         "backbone.weights",
         "method.name",

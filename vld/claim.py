@@ -1,4 +1,4 @@
-"""One process trains a run: whoever holds its `running.lock`.
+"""One process works in a directory: whoever holds its `running.lock`.
 
 The holder renews it three times in `LEASE_SECONDS`. One whose process is gone from this machine is replaced at once; one
 that nobody has seen renewed for `LEASE_SECONDS`, since its machine is gone or stands still, as well. Should it come back, it
@@ -19,11 +19,11 @@ PATIENCE_SECONDS = 1.0
 
 
 class RunningElsewhere(Exception):  # noqa: N818  (an outcome of a run)
-    """Another process trains this run, or makes this combination."""
+    """Another process works in this directory."""
 
 
 class ClaimLost(Exception):  # noqa: N818
-    """This process no longer holds the run: it stood still for too long, or the lock could not be renewed."""
+    """This process no longer holds the directory: it stood still for too long, or the lock could not be renewed."""
 
 
 class Claim:
@@ -41,10 +41,10 @@ class Claim:
 
 
 @contextmanager
-def claim(run_dir: Path, *, wait: bool, announce: Callable[[str], None]) -> Iterator[Claim]:
-    """Hold the run. Where another process does, wait for it, or raise `RunningElsewhere`."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    lease = SoftFileLease(run_dir / LOCK, lease_duration=LEASE_SECONDS)
+def claim(directory: Path, *, wait: bool, announce: Callable[[str], None]) -> Iterator[Claim]:
+    """Hold the directory, which is made if need be. Where another process does, wait for it, or raise `RunningElsewhere`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    lease = SoftFileLease(directory / LOCK, lease_duration=LEASE_SECONDS)
     try:
         lease.acquire(timeout=PATIENCE_SECONDS, poll_interval=0.1)
     except Timeout:
@@ -56,7 +56,7 @@ def claim(run_dir: Path, *, wait: bool, announce: Callable[[str], None]) -> Iter
                 f" {LEASE_SECONDS:.0f} s"
             )
             lease.acquire(poll_interval=0.5)
-        elif _silent(run_dir / LOCK):
+        elif _silent(directory / LOCK):
             announce(f"{who} began it and has not been heard of; making sure, for {LEASE_SECONDS:.0f} s")
             try:
                 lease.acquire(timeout=1.1 * LEASE_SECONDS, poll_interval=0.5)

@@ -1,0 +1,79 @@
+"""Files over HTTP on 127.0.0.1, with ranges, and with the misfortunes that downloads meet."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class ArchiveServer:
+    """files: by the last part of the path. drops: how often a connection is to be cut in the middle."""
+
+    url: str
+    files: dict[str, bytes] = field(default_factory=dict)
+    pages: dict[str, bytes] = field(default_factory=dict)
+    """Answered as web pages."""
+    drops: int = 0
+    ranges: bool = True
+    announces: int = 0
+    """So many bytes more than there are."""
+    asked: list[tuple[str, str | None]] = field(default_factory=list)
+    """(path, range) of every request."""
+
+    def serve_folder(self, folder: Path) -> None:
+        self.files |= {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@contextmanager
+def serving_archives() -> Iterator[ArchiveServer]:
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            wanted = self.headers.get("Range") if server.ranges else None
+            server.asked.append((self.path, self.headers.get("Range")))
+            name = self.path.split("?")[0].rsplit("/", 1)[-1]
+            if page := server.pages.get(name):
+                self.send_response(200)
+                self.send_header("Content-Type", "text/html; charset=utf-8")
+                self.send_header("Content-Length", str(len(page)))
+                self.end_headers()
+                self.wfile.write(page)
+                return
+            if name not in server.files:
+                self.send_error(404)
+                return
+            content = server.files[name]
+            start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+            self.send_response(206 if wanted else 200)
+            self.send_header("Content-Type", "application/octet-stream")
+            self.send_header("Content-Disposition", f'attachment; filename="{name}"')
+            self.send_header("Content-Length", str(len(content) - start + server.announces))
+            if wanted:
+                self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+            self.end_headers()
+            if server.drops:
+                server.drops -= 1
+                self.wfile.write(content[start : start + (len(content) - start) // 2])
+                self.wfile.flush()
+                self.connection.close()
+                return
+            self.wfile.write(content[start:])
+
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, *_: Any) -> None:
+            """Cut connections are meant."""
+
+    http = Server(("127.0.0.1", 0), Handler)
+    server = ArchiveServer(f"http://127.0.0.1:{http.server_port}")
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    try:
+        yield server
+    finally:
+        http.shutdown()
+        http.server_close()

@@ -1,0 +1,115 @@
+"""Fetching an archive: resumed after an interruption, retried, checked, and there under its name only when whole."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import gdown
+import requests
+from gdown.exceptions import DownloadError, FileURLRetrievalError
+
+from vld.data.unpack import free_disk, is_archive
+from vld.errors import UserError
+
+Progress = Callable[[int, int], None]
+
+RETRIES = 5
+TIMEOUT_SECONDS = 60.0
+# An archive of images unpacks to about its own size.
+DISK_TO_UNPACK = 1.2
+
+
+def fetch(url: str, target: Path, sha256: str | None, progress: Progress, retries: int = RETRIES) -> None:
+    """Make `target` from `url`, unless it is there; progress(bytes, bytes in all). What has come of it stays for the next time.
+
+    Google Drive's confirmation page is answered, its quota page recognised. Raises `UserError` that says how to go on by hand.
+    """
+    if target.exists():
+        _check(target, sha256, url, target)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+
+    checked = False
+
+    def count(done: int, total: int | None) -> None:
+        nonlocal checked
+        if total is not None and not checked:
+            _check_disk(total - done, total, target)
+            checked = True
+        progress(done, total or 0)
+
+    by_hand = f"try again, or fetch it with a browser, put it at {target} and run this again"
+    arriving = target.with_name(f"{target.name}.arriving")
+    arriving.mkdir(exist_ok=True)
+    whole = arriving / target.name
+    try:
+        _download(url, whole, count, retries)
+    except FileURLRetrievalError as error:
+        reason = " ".join(line.strip() for line in str(error).split("\n\n")[1].split())
+        raise UserError(f"{url}: Google Drive refuses ({reason}); later {by_hand}") from error
+    except DownloadError as error:
+        raise UserError(f"{url}: not whole ({_line(error)}); {by_hand}") from error
+    except requests.RequestException as error:
+        raise UserError(f"{url}: cannot be fetched ({_line(error)}); {by_hand}") from error
+    try:
+        _check(whole, sha256, url, target)
+    except UserError:
+        whole.unlink()
+        raise
+    whole.rename(target)
+    arriving.rmdir()
+
+
+def _download(url: str, whole: Path, progress: Callable[[int, int | None], None], retries: int) -> None:
+    def attempt() -> None:
+        gdown.download(
+            url,
+            str(whole),
+            quiet=True,
+            resume=True,
+            retries=retries,
+            timeout=TIMEOUT_SECONDS,
+            use_cookies=False,
+            progress=progress,
+        )
+
+    try:
+        attempt()
+    except DownloadError as error:
+        if "byte range" not in str(error):
+            raise
+        # The server has another file by now, or does not know ranges: from the beginning, then.
+        for part in whole.parent.iterdir():
+            part.unlink()
+        attempt()
+
+
+def _check(path: Path, sha256: str | None, url: str, target: Path) -> None:
+    """Raises `UserError` where `path`, which is or becomes `target`, is not what it should be."""
+    if sha256 is not None:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != sha256:
+            raise UserError(
+                f"{target}: not the file that is known (sha256 {found[:12]} instead of {sha256[:12]}), from {url}; put the"
+                " right one there and run this again"
+            )
+    elif not is_archive(path):
+        with path.open("rb") as file:
+            start = file.read(512).lstrip().lower()
+        what = "a web page" if start.startswith((b"<!doctype html", b"<html")) else "no zip or tar file"
+        raise UserError(
+            f"{target}: {what} instead of an archive, from {url}; fetch it with a browser, put it there and run this again"
+        )
+
+
+def _check_disk(to_come: int, total: int, target: Path) -> None:
+    free, needed = free_disk(target.parent), int(to_come + total * DISK_TO_UNPACK)
+    if needed > free:
+        raise UserError(
+            f"data_dir: {needed / 1e9:.1f} GB are needed for {target.name} and what it unpacks to, {free / 1e9:.1f} GB are free"
+        )
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
