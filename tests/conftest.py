@@ -80,8 +80,11 @@ def _shared(relative: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def pacs_dir() -> Path:
-    return _shared("data/PACS")
+def pacs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real PACS, in a data_dir of the tests' own, where its image store goes."""
+    link = tmp_path_factory.mktemp("data") / "PACS"
+    link.symlink_to(_shared("data/PACS").resolve())
+    return link
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from vld.claim import LOCK, ClaimLost, RunningElsewhere, claim
-from vld.runs import claim as module
+from vld import claim as module
 
 HOLD = """
 import sys, time
@@ -76,7 +76,7 @@ def test_a_killed_holder_is_replaced_at_once(tmp_path: Path) -> None:
 def test_a_holder_that_stands_still_is_replaced_and_finds_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LEASE_SECONDS", 3.0)
     script = HOLD.replace(
-        "from vld.claim import claim", "from vld.runs import claim as m\nm.LEASE_SECONDS = 3.0\nclaim = m.claim"
+        "from vld.claim import claim", "from vld import claim as m\nm.LEASE_SECONDS = 3.0\nclaim = m.claim"
     )
     script = script.replace("as _", "").replace("announce=print):", "announce=print) as mine:")
     script = script.replace(

@@ -13,11 +13,11 @@ import torch
 from commands import script, train
 from PIL import Image
 from safetensors.torch import load_file
+from tiny import decode_dataset
 from torch import Tensor
 
 from vld.claim import claim
 from vld.data.folder import list_dataset
-from vld.data.images import decode_dataset
 from vld.data.split import split_indices
 from vld.evaluation import EvaluationSet, evaluation_set, predict, score
 from vld.runs import load_model, load_results

@@ -8,10 +8,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import decode_dataset
 from torch import nn
 
 from vld.data.folder import list_dataset
-from vld.data.images import Dataset, DomainImages, decode_dataset
+from vld.data.images import Dataset, DomainImages
 from vld.data.split import split_indices
 from vld.evaluation import IN, OUT, Count, EvaluationPart, EvaluationSet, Scores, evaluation_set, predict, score, select
 from vld.model import Classifier

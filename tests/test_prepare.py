@@ -187,7 +187,7 @@ def test_each_dataset_is_fetched_and_arranged(
     assert sum(len(domain.files) for domain in files.domains) == len(expected)
     assert f"warning: dataset={name}: " in capsys.readouterr().out  # so few images
     assert sorted(path.name for path in data_dir.iterdir() if not path.name.startswith(".")) == sorted(
-        {"archives", files.root.name}
+        {"archives", "stores", files.root.name}
     )
     # A dataset that is there is taken as it is.
     server.files.clear()

@@ -16,9 +16,9 @@ import yaml
 from commands import REPOSITORY, train
 from PIL import Image
 from safetensors.torch import load_file
+from tiny import decode_dataset
 
 from vld.data.folder import list_dataset
-from vld.data.images import decode_dataset
 from vld.errors import UserError
 from vld.evaluation import evaluation_set, predict, score
 from vld.runs import load_model, load_results

@@ -1,5 +1,8 @@
 """A run of milliseconds: three domains of twenty 10 x 10 images whose tint is their class, and a small network."""
 
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,8 +10,10 @@ import torch
 from torch import nn
 
 from vld.data.batches import TrainingBatches
+from vld.data.folder import DatasetFiles
 from vld.data.images import Dataset, DomainImages
 from vld.data.split import split_indices
+from vld.data.store import open_dataset
 from vld.evaluation import EvaluationSet, evaluation_set
 from vld.model import Classifier
 from vld.settings import OptimConfig
@@ -71,3 +76,11 @@ def make_model(*, pretrained: bool = True, dropout: float = RATE) -> Classifier:
 def settings(**changes: Any) -> OptimConfig:
     defaults: dict[str, Any] = {"lr": 0.05, "weight_decay": 0.01, "momentum": 0.9, "steps": 12, "milestones": [5, 9]}
     return OptimConfig(**{**defaults, **changes})
+
+
+def decode_dataset(
+    files: DatasetFiles, image_size: int, store_size: int, progress: Callable[[int, int], None]
+) -> Dataset:
+    """Decoded into a store that nobody else sees."""
+    with tempfile.TemporaryDirectory() as folder:  # what is mapped stays
+        return open_dataset(files, [Path(folder)], image_size, store_size, progress)

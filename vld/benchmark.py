@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from vld.data.images import decode_dataset
 from vld.device import describe, set_up
 from vld.errors import UserError
 from vld.evaluation import evaluation_set, predict
 from vld.inputs import check_inputs, initial_classifier
 from vld.run import training_batches
+from vld.runner import decoded
 from vld.runs.atomic import write_json
 from vld.runs.checkpoint import write_checkpoint
 from vld.runs.identity import flat_settings, run_id
@@ -43,8 +43,7 @@ def run_benchmark(config: Config, terminal: Terminal) -> dict[str, Any]:
     """
     inputs = check_inputs(config)
     set_up(inputs.device, config.deterministic)
-    with terminal.counting(f"decoding {config.dataset.name}") as progress:
-        dataset = decode_dataset(inputs.files, config.image_size, config.dataset.store_size, progress)
+    dataset = decoded(config, inputs.files, {}, terminal)
     model = initial_classifier(config, inputs.weights, inputs.precision, len(dataset.classes)).to(inputs.device)
     test_domain = inputs.test_domains[0]
     batches = training_batches(config, dataset, test_domain, inputs.device)

@@ -7,7 +7,7 @@ finds out within that time.
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import SoftFileLease, Timeout
@@ -43,10 +43,17 @@ class Claim:
 @contextmanager
 def claim(directory: Path, *, wait: bool, announce: Callable[[str], None]) -> Iterator[Claim]:
     """Hold the directory, which is made if need be. Where another process does, wait for it, or raise `RunningElsewhere`."""
-    directory.mkdir(parents=True, exist_ok=True)
     lease = SoftFileLease(directory / LOCK, lease_duration=LEASE_SECONDS)
+
+    def acquire(poll_interval: float, timeout: float = -1) -> None:
+        while True:
+            directory.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):  # the one who is done may remove the directory
+                lease.acquire(timeout=timeout, poll_interval=poll_interval)
+                return
+
     try:
-        lease.acquire(timeout=PATIENCE_SECONDS, poll_interval=0.1)
+        acquire(timeout=PATIENCE_SECONDS, poll_interval=0.1)
     except Timeout:
         owner = lease.owner
         who = f"process {owner.pid} on {owner.hostname.split('?')[0]}" if owner else "another process"
@@ -55,11 +62,11 @@ def claim(directory: Path, *, wait: bool, announce: Callable[[str], None]) -> It
                 f"{who} is working on it; waiting for that (if_running=skip does not), or until it has not been heard of for"
                 f" {LEASE_SECONDS:.0f} s"
             )
-            lease.acquire(poll_interval=0.5)
+            acquire(poll_interval=0.5)
         elif _silent(directory / LOCK):
             announce(f"{who} began it and has not been heard of; making sure, for {LEASE_SECONDS:.0f} s")
             try:
-                lease.acquire(timeout=1.1 * LEASE_SECONDS, poll_interval=0.5)
+                acquire(timeout=1.1 * LEASE_SECONDS, poll_interval=0.5)
             except Timeout:
                 raise RunningElsewhere(f"{who} is working on it") from None
         else:

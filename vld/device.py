@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+from pathlib import Path
 
 import torch
 
@@ -54,3 +55,18 @@ def _keep_freed_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
     except (OSError, AttributeError):
         return  # not glibc
+
+
+def available_memory() -> int:
+    """Bytes that this process can allocate without swapping: the machine's, or what its control group has left."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        machine = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        return machine if limit == "max" else min(machine, int(limit) - used)
+    except (OSError, ValueError):
+        return machine

@@ -1,6 +1,7 @@
-"""From nothing to a dataset that is ready to train on: fetch, unpack, arrange, verify."""
+"""From nothing to a dataset that is ready to train on: fetch, unpack, arrange, verify, decode."""
 
 import shutil
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from vld.data.catalog import SOURCES, Archive, Source
 from vld.data.download import DISK_TO_UNPACK, fetch
 from vld.data.folder import DatasetFiles, find_dataset, list_dataset, missing_dataset
 from vld.data.glyphs import draw_glyphs
+from vld.data.store import bytes_on_disk, fingerprint_of, open_dataset, source_key
 from vld.data.unpack import free_disk, unpack
 from vld.data.verify import check_content
 from vld.errors import UserError
@@ -29,6 +31,26 @@ def prepare(config: PrepareConfig, terminal: Terminal) -> DatasetFiles:
     files = find_dataset(config.dataset, Path(config.data_dir))
     for warning in check_content(files, config.dataset.verify):
         terminal.warn(warning)
+    stores = [Path(config.data_dir) / "stores"]
+    began = time.perf_counter()
+    with terminal.counting(f"decoding {name}") as progress:
+        dataset = open_dataset(
+            files, stores, config.image_size, config.dataset.store_size, progress, announce=terminal.say
+        )
+    took = time.perf_counter() - began
+    if config.verify:
+        with terminal.counting(f"verifying {name}") as progress:
+            if fingerprint_of(files, progress) != dataset.fingerprint:
+                raise UserError(
+                    f"dataset={name}: its images are not those that {stores[0]} was made from, although their files have the"
+                    f" same sizes and times; remove {stores[0]}/{name}-{source_key(files)}-* and run this again"
+                )
+    images = sum(len(domain.files) for domain in files.domains)
+    terminal.say(
+        f"{name}: {images:,} images in {len(files.domains)} domains of {len(files.classes)} classes,"
+        f" {'verified, ' if config.verify else ''}fingerprint {dataset.fingerprint[:8]};"
+        f" image store in {stores[0]} ({bytes_on_disk(stores, files) / 1e9:.2f} GB, {took:.1f} s)"
+    )
     return files
 
 

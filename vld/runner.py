@@ -5,9 +5,11 @@ from functools import partial
 from pathlib import Path
 
 from vld.data.folder import DatasetFiles
-from vld.data.images import Dataset, decode_dataset
+from vld.data.images import Dataset
 from vld.data.picture import draw_picture
-from vld.device import describe, set_up
+from vld.data.store import open_dataset
+from vld.device import available_memory, describe, set_up
+from vld.errors import UserError
 from vld.evaluation import evaluation_images
 from vld.inputs import Inputs, check_inputs, initial_classifier, inputs_key
 from vld.methods import first_member
@@ -53,6 +55,7 @@ def run_all(
     all_runs = [run for its_runs in runs for run in its_runs]
     if needed:
         check_kept([run.directory.path for run in all_runs if run.directory.result_file.exists()], needed)
+    _check_memory(all_runs)
     _forecast_disk(all_runs, terminal)
     for dataset in datasets.values():
         picture = Path(configs[0].output_dir) / "datasets" / f"{dataset.name}-{dataset.fingerprint[:8]}.png"
@@ -74,9 +77,23 @@ def decoded(config: Config, files: DatasetFiles, datasets: Datasets, terminal: T
     """The dataset with its images decoded, once for all settings that share it."""
     key = (files.root, config.image_size, config.dataset.store_size)
     if key not in datasets:
+        places = [Path(config.data_dir) / "stores", Path(config.output_dir) / "stores"]
         with terminal.counting(f"decoding {config.dataset.name}") as progress:
-            datasets[key] = decode_dataset(files, config.image_size, config.dataset.store_size, progress)
+            datasets[key] = open_dataset(
+                files, places, config.image_size, config.dataset.store_size, progress, terminal.say
+            )
     return datasets[key]
+
+
+def _check_memory(runs: list[Run]) -> None:
+    """Raises `UserError` where the images that a run is evaluated on do not fit into memory."""
+    for run in runs:
+        needed = evaluation_images(run.dataset, run.test_domain) * run.config.image_size**2 * 3
+        if needed > (available := available_memory()):
+            raise UserError(
+                f"dataset={run.dataset.name}: the images to evaluate on with {run.test_domain} left out need"
+                f" {needed / 2**30:.1f} GiB of memory and {available / 2**30:.1f} GiB are free; a smaller image_size needs less"
+            )
 
 
 def _say_what_runs(run: Run, terminal: Terminal) -> None:

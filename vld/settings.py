@@ -165,6 +165,8 @@ class PrepareConfig:
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     data_dir: str = "data"
     image_size: int = 224
+    verify: bool = False
+    """Decode every image again, although there is a store, and compare."""
 
 
 @dataclass

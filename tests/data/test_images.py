@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import decode_dataset
 from torchvision.transforms import Resize
 
 from vld.data.folder import list_dataset
-from vld.data.images import Dataset, DomainImages, decode_dataset
+from vld.data.images import Dataset, DomainImages
 from vld.errors import UserError
 
 IMAGE_SIZE = 32
@@ -202,6 +203,6 @@ def test_several_unreadable_files_are_counted(own_dataset_dir: Path) -> None:
         decode(own_dataset_dir)
 
 
-def test_too_large_for_memory(dataset_dir: Path) -> None:
-    with pytest.raises(UserError, match=r"dataset=some.*GiB of memory.*image_size"):
+def test_too_large_for_the_disk(dataset_dir: Path) -> None:
+    with pytest.raises(UserError, match=r"dataset=some: its image store needs .* GB of disk .*image_size"):
         decode(dataset_dir, image_size=2_000_000)

@@ -1,0 +1,282 @@
+"""The image store is made once, whole, by one process, and holds what the files hold."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import WriteDataset
+from PIL import Image
+from torch import Tensor
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import Compose, PILToTensor, Resize
+from torchvision.transforms.functional import resized_crop as torchvision_crop
+from torchvision.transforms.functional import to_tensor
+
+from vld.data.augment import draw_parameters, resized_crop
+from vld.data.folder import list_dataset
+from vld.data.images import Dataset
+from vld.data.split import split_indices
+from vld.data.store import fingerprint_of, open_dataset, source_key
+from vld.errors import UserError
+from vld.evaluation import evaluation_set, predict, score
+from vld.model import build_classifier
+from vld.settings import BackboneConfig
+
+
+def opened(root: Path, stores: Path, image_size: int = 16, store_size: int = 64) -> tuple[Dataset, list[int]]:
+    """The dataset, and after how many decoded images progress was told."""
+    told: list[int] = []
+    dataset = open_dataset(
+        list_dataset("some", root), [stores], image_size, store_size, lambda done, _: told.append(done)
+    )
+    return dataset, told
+
+
+def same(one: Dataset, other: Dataset) -> bool:
+    tensors = ("pixels", "stored_sizes", "original_sizes", "evaluation", "labels")
+    return one.fingerprint == other.fingerprint and all(
+        torch.equal(getattr(a, name), getattr(b, name))
+        for a, b in zip(one.domains, other.domains, strict=True)
+        for name in tensors
+    )
+
+
+def test_made_once_and_opened_ever_after(own_dataset_dir: Path, tmp_path: Path) -> None:
+    first, told = opened(own_dataset_dir, tmp_path / "stores")
+    assert told[-1] == 30
+    again, told = opened(own_dataset_dir, tmp_path / "stores")
+    assert told == []
+    assert same(first, again)
+    assert len(list((tmp_path / "stores").iterdir())) == 2
+
+
+def test_it_does_not_matter_where_the_images_are(own_dataset_dir: Path, tmp_path: Path) -> None:
+    opened(own_dataset_dir, tmp_path / "stores")
+    moved = own_dataset_dir.rename(tmp_path / "moved")
+    assert opened(moved, tmp_path / "stores")[1] == []
+
+
+def test_another_evaluation_size_leaves_the_pixels(own_dataset_dir: Path, tmp_path: Path) -> None:
+    stores = tmp_path / "stores"
+    first, _ = opened(own_dataset_dir, stores)
+    [pixels] = stores.glob("*-pixels-64")
+    before = pixels.stat().st_mtime_ns
+    other, told = opened(own_dataset_dir, stores, image_size=8)
+    assert told[-1] == 30
+    assert [path.name.split("-", 2)[2] for path in sorted(stores.iterdir())] == ["pixels-64", "views-16", "views-8"]
+    assert pixels.stat().st_mtime_ns == before
+    assert other.fingerprint == first.fingerprint
+    assert torch.equal(other.domains[0].pixels, first.domains[0].pixels)
+    assert other.domains[0].evaluation.shape == (10, 8, 8, 3)
+
+
+def add(root: Path) -> None:
+    shutil.copy(root / "art/cat/000.png", root / "art/cat/zzz.png")
+
+
+def replace(root: Path) -> None:
+    path = root / "art/cat/003.png"
+    Image.open(path).rotate(180).save(path)
+
+
+def move(root: Path) -> None:
+    (root / "art/cat/004.png").rename(root / "art/dog/0.png")
+
+
+def rename_class(root: Path) -> None:
+    for domain in root.iterdir():
+        (domain / "cat").rename(domain / "lion")
+
+
+@pytest.mark.parametrize("change", [add, replace, move, rename_class])
+def test_made_anew_when_the_source_changes(own_dataset_dir: Path, tmp_path: Path, change: object) -> None:
+    first, _ = opened(own_dataset_dir, tmp_path / "stores")
+    change(own_dataset_dir)  # type: ignore[operator]
+    after, told = opened(own_dataset_dir, tmp_path / "stores")
+    assert told
+    assert after.fingerprint != first.fingerprint
+    assert same(after, opened(own_dataset_dir, tmp_path / "elsewhere")[0])
+
+
+def test_a_change_without_a_trace_is_found_by_the_fingerprint(own_dataset_dir: Path, tmp_path: Path) -> None:
+    files = list_dataset("some", own_dataset_dir)
+    dataset, _ = opened(own_dataset_dir, tmp_path / "stores")
+    assert fingerprint_of(files, lambda *_: None) == dataset.fingerprint
+    path = own_dataset_dir / "art/cat/003.png"
+    with Image.open(path) as opened_image:
+        image = opened_image.convert("RGB")
+    before = path.stat()
+    image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
+    path.write_bytes(path.read_bytes()[: before.st_size].ljust(before.st_size, b"\0"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert source_key(list_dataset("some", own_dataset_dir)) == source_key(files)
+    try:
+        assert fingerprint_of(files, lambda *_: None) != dataset.fingerprint
+    except UserError as error:  # where the new file is the longer one
+        assert str(path) in str(error)
+
+
+BUILD = """
+import sys, time
+from pathlib import Path
+from vld.data import store
+from vld.data.folder import list_dataset
+slow = float(sys.argv[3])
+read = store.read_image
+def slowly(path):
+    time.sleep(slow)
+    return read(path)
+store.read_image = slowly
+decoded = []
+files = list_dataset("some", Path(sys.argv[1]))
+dataset = store.open_dataset(files, [Path(sys.argv[2])], 16, 64, lambda d, t: decoded.append(d), announce=print)
+print("decoded", len(decoded), dataset.fingerprint)
+"""
+
+
+def build(root: Path, stores: Path, slow: float) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", BUILD, str(root), str(stores), str(slow)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_two_builders_at_once_make_one_store(dataset_dir: Path, tmp_path: Path) -> None:
+    processes = [build(dataset_dir, tmp_path / "stores", slow=0.3) for _ in range(2)]
+    ended = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], ended
+    said = [text for text, _ in ended]
+    counts = sorted(int(text.split("decoded ")[1].split()[0]) for text in said)
+    assert counts[0] == 0
+    assert counts[1] > 0
+    assert any("is working on it" in text for text in said)
+    assert len({text.split()[-1] for text in said}) == 1
+    assert all(not path.name.startswith(".") for path in (tmp_path / "stores").iterdir())
+
+
+def test_a_killed_builder_leaves_no_half_store(dataset_dir: Path, tmp_path: Path) -> None:
+    stores = tmp_path / "stores"
+    process = build(dataset_dir, stores, slow=0.5)
+    while not list(stores.glob(".building-*/*/0.uint8")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert [path for path in stores.iterdir() if not path.name.startswith(".")] == []
+    dataset, told = opened(dataset_dir, stores)
+    assert told
+    assert same(dataset, opened(dataset_dir, tmp_path / "elsewhere")[0])
+    assert all(not path.name.startswith(".") for path in stores.iterdir())
+
+
+def test_an_unreadable_image_leaves_no_half_store(own_dataset_dir: Path, tmp_path: Path) -> None:
+    path = own_dataset_dir / "sketch/dog/002.png"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=str(path)):
+        opened(own_dataset_dir, tmp_path / "stores")
+    assert list((tmp_path / "stores").iterdir()) == []
+
+
+def test_a_damaged_store_is_named(own_dataset_dir: Path, tmp_path: Path) -> None:
+    opened(own_dataset_dir, tmp_path / "stores")
+    [path] = (tmp_path / "stores").glob("*-pixels-64/1.uint8")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"damaged .* remove them, they are made again"):
+        opened(own_dataset_dir, tmp_path / "stores")
+
+
+def test_where_the_first_place_cannot_be_written_to_the_second_is_taken(dataset_dir: Path, tmp_path: Path) -> None:
+    files = list_dataset("some", dataset_dir)
+    places = [Path("/proc/stores"), tmp_path / "stores"]
+    one = open_dataset(files, places, 16, 64, lambda *_: None)
+    assert len(list((tmp_path / "stores").iterdir())) == 2
+    with pytest.raises(UserError, match="no place for the image store: /proc/stores cannot be written to"):
+        open_dataset(files, places[:1], 16, 64, lambda *_: None)
+    # What is there is used wherever it is.
+    shutil.move(tmp_path / "stores", tmp_path / "moved")
+    told: list[int] = []
+    again = open_dataset(files, [tmp_path / "new", tmp_path / "moved"], 16, 64, lambda done, _: told.append(done))
+    assert same(one, again)
+    assert told == []
+
+
+def test_accuracies_from_the_store_are_those_from_the_files(dataset_dir: Path, tmp_path: Path) -> None:
+    """Evaluated as one would by hand: ImageFolder, torchvision's Resize, one image after the other."""
+    backbone = BackboneConfig(name="resnet18", architecture="resnet18", weights="none")
+    model = build_classifier(backbone, None, classes=2, dropout=0.5, head_seed=0, seed=0, autocast=False).eval()
+    images = evaluation_set(opened(dataset_dir, tmp_path / "stores", image_size=32)[0], "photo", 0, torch.device("cpu"))
+    scores = score(predict([model], images)[0].logits, images)
+    transform = Compose([Resize((32, 32)), PILToTensor()])
+    correct: dict[str, list[bool]] = {}
+    for index, domain in enumerate(("art", "photo", "sketch")):
+        folder = ImageFolder(str(dataset_dir / domain), transform)
+        chosen = range(len(folder)) if domain == "photo" else split_indices(len(folder), index, 0)[1].tolist()
+        for i in chosen:
+            image, label = folder[i]
+            with torch.no_grad():
+                logits = model.predict(image[None].float() / 255).logits
+            correct.setdefault(domain, []).append(int(logits.argmax()) == label)
+    assert scores.ood_acc == np.mean(correct["photo"])
+    assert scores.iid_acc == pytest.approx((np.mean(correct["art"]) + np.mean(correct["sketch"])) / 2, abs=1e-12)
+
+
+def training_view_errors(dataset: Dataset, files: list[Path], image_size: int, crops: int) -> Tensor:
+    """Differences, in 1/255, between crops from the store and torchvision's of the files, for the same boxes."""
+    [domain] = [domain for domain in dataset.domains if len(domain.labels) == len(files)][:1]
+    random = np.random.default_rng(0)
+    chosen = random.integers(len(files), size=crops)
+    parameters = draw_parameters(domain.original_sizes[chosen].numpy(), random)
+    views = resized_crop(
+        domain.pixels[chosen], domain.stored_sizes[chosen], domain.original_sizes[chosen], parameters, image_size
+    )
+    errors = []
+    for view, box, flip, index in zip(views, parameters.crops.tolist(), parameters.flips, chosen, strict=True):
+        with Image.open(files[index]) as image:
+            expected = to_tensor(torchvision_crop(image.convert("RGB"), *box, size=[image_size, image_size]))
+        errors.append(255 * (view - (expected.flip(2) if flip else expected)))
+    return torch.stack(errors)
+
+
+def test_training_views_of_real_images_are_the_files(pacs_dir: Path, tmp_path: Path) -> None:
+    """PACS' 227 x 227 are stored whole: what differs is that torchvision rounds to whole grey levels."""
+    root = tmp_path / "some"
+    for domain in ("photo", "sketch"):
+        for label in ("dog", "house"):
+            (root / domain / label).mkdir(parents=True)
+            for path in sorted((pacs_dir / domain / label).iterdir())[:10]:
+                shutil.copy(path, root / domain / label)
+    dataset, _ = opened(root, tmp_path / "stores", store_size=256)
+    errors = training_view_errors(dataset, sorted((root / "photo").rglob("*.*")), 96, 40).abs()
+    assert errors.mean() < 0.3
+    assert errors.max() <= 1.1
+
+
+def test_training_views_of_large_images_differ_by_little(
+    pacs_dir: Path, tmp_path: Path, write_dataset: WriteDataset
+) -> None:
+    """Images of 600 x 800 are stored at 256 x 256. At 224 px, training views differ by 2 grey levels (of 255) on average."""
+    root = write_dataset(tmp_path / "some", domains=("a", "b"), special=False)
+    photos = sorted((pacs_dir / "photo/house").iterdir()) + sorted((pacs_dir / "photo/dog").iterdir())
+    for number, path in enumerate(sorted(root.rglob("*.png"))):  # four photographs side by side: real detail
+        whole = Image.new("RGB", (800, 600))
+        for i in range(4):
+            with Image.open(photos[4 * number + i]) as photo:
+                whole.paste(
+                    photo.convert("RGB").resize((400, 300), Image.Resampling.BICUBIC), (400 * (i % 2), 300 * (i // 2))
+                )
+        whole.save(path)
+    dataset, _ = opened(root, tmp_path / "stores", store_size=256)
+    assert dataset.domains[0].pixels.shape[1:3] == (256, 256)
+    errors = training_view_errors(dataset, sorted((root / "a").rglob("*.png")), 224, 30).abs()
+    assert errors.mean() < 2.5
+    assert (errors > 16).float().mean() < 0.01
