@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from vld.claim import LOCK, ClaimLost, RunningElsewhere, claim
 from vld import claim as module
+from vld.claim import LOCK, ClaimLost, RunningElsewhere, claim
 
 HOLD = """
 import sys, time

@@ -470,7 +470,7 @@ def test_the_dashboard_s_view_is_what_would_be_sent(trained: Path) -> None:
     for _, settings in panels.values():
         for metric in settings.get("metrics", []):
             assert metric in history | summary
-        for axis in (settings["xAxis"], settings.get("yAxis")):
+        for axis in (settings.get("xAxis"), settings.get("yAxis")):
             if axis and ":" in axis:
                 where, name = axis.split(":")
                 assert name.removesuffix(".value") in {"summary": summary, "config": config}[where]

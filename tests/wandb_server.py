@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,13 @@ from typing import Any
 
 # Of the form that W&B's keys have.
 KEY = "0123456789abcdef0123456789abcdef01234567"
+
+
+RUN_FIELDS: dict[str, Any] = dict.fromkeys(
+    ("sweepName", "group", "jobType", "commit", "createdAt", "heartbeatAt", "systemMetrics", "historyKeys")
+)
+RUN_FIELDS |= {"historyKeys": {"sets": [], "keys": {}, "lastStep": -1}, "systemMetrics": "{}"}
+RUN_FIELDS |= {"state": "finished", "readOnly": False, "projectId": "1"}
 
 
 @dataclass
@@ -41,7 +49,12 @@ class WandbServer:
     runs: dict[str, ServedRun] = field(default_factory=dict)
     lines: int = 0
     """History lines that came in, in all."""
-    unknown: list[str] = field(default_factory=list)
+    refused: tuple[str, int] | None = None
+    """Beginning of the ids of runs that are refused when they are opened, and the HTTP status."""
+    refuses_stream: int | None = None
+    """The HTTP status with which everything about runs that are open is refused."""
+    views: list[dict[str, Any]] = field(default_factory=list)
+    """Saved views of the dashboard."""
 
     def environment(self) -> dict[str, str]:
         return {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": KEY, "WANDB_MODE": "online"}
@@ -49,6 +62,8 @@ class WandbServer:
     def answer(self, operation: str, variables: dict[str, Any]) -> dict[str, Any]:
         if operation == "Viewer":
             return {"viewer": {"id": "v", "entity": "team", "username": "u", "teams": {"edges": []}, "flags": "{}"}}
+        if operation == "GetDefaultEntity":
+            return {"viewer": {"id": "v", "entity": "team"}}
         if operation == "RunResumeStatus":
             run = self.runs.get(variables["name"])
             project = {"id": "p", "name": variables["project"], "entity": {"id": "e", "name": "team"}}
@@ -59,10 +74,15 @@ class WandbServer:
             project = {"id": "p", "name": variables["project"], "entity": {"id": "e", "name": "team"}}
             bucket = self.bucket(variables["name"], run) | {"project": project, "sweepName": None}
             return {"upsertBucket": {"bucket": bucket, "inserted": run.opened == 0}}
+        if operation == "Run":
+            run = self.runs.get(variables["name"])
+            return {"project": {"run": self.bucket(variables["name"], run) | RUN_FIELDS if run else None}}
+        if operation == "UpsertView2":
+            self.views.append(variables)
+            return {"upsertView": {"view": {"id": "1", "name": variables.get("name") or "nw-x-v"}, "inserted": True}}
         if operation == "CreateRunFiles":
             files = [{"name": name, "uploadUrl": f"{self.url}/upload"} for name in variables["files"]]
             return {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": files}}
-        self.unknown.append(operation)
         return {}
 
     def bucket(self, name: str, run: ServedRun) -> dict[str, Any]:
@@ -117,11 +137,29 @@ def serving() -> Iterator[WandbServer]:
             self.end_headers()
             self.wfile.write(body)
 
+        def refuse(self, status: int) -> None:
+            body = json.dumps({"errors": [{"message": "refused"}], "data": None}).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
         def do_POST(self) -> None:
             body = self.content()
             if self.path == "/graphql":
                 asked = json.loads(body)
-                self.reply({"data": server.answer(asked.get("operationName", ""), asked.get("variables") or {})})
+                variables = asked.get("variables") or {}
+                if (
+                    server.refused
+                    and "upsertBucket" in asked["query"]
+                    and variables["name"].startswith(server.refused[0])
+                ):
+                    self.refuse(server.refused[1])
+                    return
+                operation = asked.get("operationName") or re.findall(r"(?:query|mutation)\s+(\w+)", asked["query"])[0]
+                self.reply({"data": server.answer(operation, variables)})
+            elif self.path.endswith("/file_stream") and server.refuses_stream:
+                self.refuse(server.refuses_stream)
             elif self.path.endswith("/file_stream"):
                 server.stream(self.path.split("/")[-2], json.loads(body))
                 self.reply({})

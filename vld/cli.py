@@ -92,7 +92,7 @@ def run_command(job: Callable[[DictConfig], None], config_name: str, schema: typ
     except (KeyboardInterrupt, Stopped) as stop:
         number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
         with suppress(OSError):  # nobody may be there to read it
-            print(f"stopped by {number.name}; the same command goes on, and trains nothing twice", file=sys.stderr)
+            print(f"stopped by {number.name}; the same command goes on, and does nothing twice", file=sys.stderr)
         sys.exit(128 + number)
 
 
@@ -183,15 +183,22 @@ def _job(composed: DictConfig, work: "Callable[[Config, Terminal, Publisher], li
     try:
         config = typed_config(composed)
         publisher = Publisher(config.wandb, config.output_dir, say=terminal.say, warn=terminal.warn)
-        outcomes = work(config, terminal, publisher)
-    except (UserError, OSError) as problem:
-        error = problem
-    if outcomes:
-        show_results(outcomes, str(composed.method.name), terminal)
-    if publisher:
+        try:
+            outcomes = work(config, terminal, publisher)
+        except (UserError, OSError) as problem:
+            error = problem
+        if outcomes:
+            show_results(outcomes, str(composed.method.name), terminal)
         with terminal.counting("delivering to W&B") as progress:
             publisher.close(progress)
         publisher.summary()
+    except (UserError, OSError) as problem:
+        error = problem
+    except BaseException:  # Ctrl-C, say
+        if publisher:
+            publisher.abandon()
+            publisher.summary()
+        raise
     if in_sweep:  # the other jobs go on; the callback at the end of the sweep exits
         record = {
             "runs": [{"directory": str(o.directory), "failure": o.failure, "skipped": o.skipped} for o in outcomes],

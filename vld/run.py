@@ -99,6 +99,7 @@ def train_once(run: Run, terminal: Terminal, publisher: Publisher) -> Outcome:
             interruption.hand_over()
             continue  # those handlers want the run to go on
         except ClaimLost as lost:
+            publisher.leave(run.directory.path)
             _say(run, f"lost its lock ({lost}); looking who trains it now", terminal)
             interruption.hand_over()
             continue  # through the front door: finished, training elsewhere, or on from the last checkpoint

@@ -78,7 +78,8 @@ def history_of(rows: Sequence[Mapping[str, Any]], method: str, batch_size: int) 
             continue
         values = {name: row[name] for name in (*ACCURACIES, "train_loss", "lr", "feature_sq_norm")}
         values |= _by_domain(row["domain_acc"])
-        if before is not None and (seconds := row["train_seconds"] - before["train_seconds"]) > 0:
+        timed = before is not None and "train_seconds" in row and "train_seconds" in before
+        if before is not None and timed and (seconds := row["train_seconds"] - before["train_seconds"]) > 0:
             images = (row["step"] - before["step"]) * batch_size * (len(row["domain_acc"]) - 1)
             values["images_per_second"] = round(images / seconds, 1)
         history.append((row["step"], {name: value for name, value in values.items() if value is not None}))

@@ -1,6 +1,7 @@
 """Copy everything finished in an output_dir to Weights & Biases."""
 
 from pathlib import Path
+from urllib.parse import unquote
 
 from vld.errors import UserError
 from vld.settings import PublishConfig
@@ -8,9 +9,6 @@ from vld.terminal import Terminal
 from vld.tracking.content import wandb_runs
 from vld.tracking.publisher import Publisher
 from vld.tracking.workspace import build_workspace, check_installed, save_workspace
-
-# So many directories are asked for at a time: a pipe holds no more than some hundreds.
-AT_ONCE = 50
 
 
 def publish_all(config: PublishConfig, terminal: Terminal) -> int:
@@ -22,15 +20,21 @@ def publish_all(config: PublishConfig, terminal: Terminal) -> int:
         check_installed()
     publisher = Publisher(config.wandb, config.output_dir, say=terminal.say, warn=terminal.warn, announces=False)
     mode, why = publisher.connect()
+    if mode == "broken":
+        raise UserError(f"W&B: {why}")
     if mode == "disabled" or (mode != "online" and config.wandb.mode == "auto"):
         publisher.close()
         raise UserError(f"wandb.mode={config.wandb.mode}: {mode}, {why}; wandb.mode=offline makes offline copies")
-    with terminal.counting(f"to W&B ({mode})") as progress:
-        for directory in directories:
-            publisher.publish(directory)
-            publisher.wait(AT_ONCE, lambda done, _: progress(done, len(directories)))
-        publisher.close(lambda done, _: progress(done, len(directories)))
-    publisher.summary()
+    for directory in directories:
+        publisher.publish(directory)
+    try:
+        with terminal.counting(f"to W&B ({mode})") as progress:
+            publisher.close(progress)
+    except BaseException:
+        publisher.abandon()
+        raise
+    finally:
+        publisher.summary()
     if config.workspace:
         _save_workspace(config, publisher, terminal)
     return len(publisher.undelivered)
@@ -43,7 +47,7 @@ def _save_workspace(config: PublishConfig, publisher: Publisher, terminal: Termi
         raise UserError(
             f"workspace=true: no runs were delivered (W&B is {publisher.mode}), so there is nothing to view"
         )
-    [entity, project, _, _] = places[0].split("/")[-4:]
+    [entity, project, _, _] = map(unquote, places[0].split("/")[-4:])
     runs = [run for directory in publisher.delivered for run in wandb_runs(Path(directory))]
     try:
         url = save_workspace(build_workspace(entity, project, runs), Path(config.output_dir))
@@ -55,7 +59,10 @@ def _save_workspace(config: PublishConfig, publisher: Publisher, terminal: Termi
 
 
 def finished_directories(output_dir: Path) -> list[Path]:
-    """Of runs, then of combinations."""
-    return [
-        path.parent for kind in ("runs", "combined") for path in sorted(output_dir.glob(f"{kind}/*/*/*/result.json"))
+    """Of runs, then of combinations; those of runs that failed, too."""
+    found = [
+        path.parent
+        for pattern in ("runs/*/*/*/result.json", "runs/*/*/*/failure.json", "combined/*/*/*/result.json")
+        for path in sorted(output_dir.glob(pattern))
     ]
+    return list(dict.fromkeys(found))
