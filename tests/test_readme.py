@@ -70,6 +70,25 @@ def test_the_combinations_are_trained_and_made(small_glyphs: Path, tmp_path: Pat
     assert set(table[table.members.notna()].members.str.len()) == {4}
 
 
+def test_a_dataset_is_prepared_and_runs_are_published(tmp_path: Path) -> None:
+    for name, instead in (("prepare.py", f"data_dir={tmp_path}"), ("publish.py", "wandb.mode=offline")):
+        [command] = [block.strip() for block in BLOCKS if block.strip().startswith(f"python scripts/{name}")]
+        options = [option for option in shlex.split(command)[2:] if not option.startswith("output_dir=")]
+        glyphs = ["dataset=glyphs" if option.startswith("dataset=") else option for option in options]
+        output_dir = [f"output_dir={tmp_path}"] if name == "publish.py" else ["image_size=16"]
+        done = script(name, *glyphs, instead, *output_dir)
+        assert done.returncode == 0, done.stderr
+        if name == "prepare.py":
+            assert re.search(
+                r"glyphs: 2,400 images in 4 domains of 10 classes, fingerprint \w{8}; image store in", done.stdout
+            )
+            options = "dataset=glyphs backbone=resnet18 backbone.weights=none batch_size=1 optim.steps=1 test_domain=0"
+            small = (*options.split(), "image_size=16", "keep=[]", f"data_dir={tmp_path}", f"output_dir={tmp_path}")
+            assert train(*small).returncode == 0
+        else:
+            assert "3 offline runs" in done.stdout
+
+
 @pytest.mark.skipif(not (REPOSITORY / ".venv/made-from").exists(), reason="scripts/test.sh has not made .venv here")
 def test_the_demo_ends_with_its_tables_and_a_picture(tmp_path: Path) -> None:
     small = [f"{name}={value}" for name, value in SMALLER.items()]

@@ -79,7 +79,12 @@ class WandbServer:
             return {"project": {"run": self.bucket(variables["name"], run) | RUN_FIELDS if run else None}}
         if operation == "UpsertView2":
             self.views.append(variables)
-            return {"upsertView": {"view": {"id": "1", "name": variables.get("name") or "nw-x-v"}, "inserted": True}}
+            return {
+                "upsertView": {"view": {"id": "view-1", "name": variables["name"]}, "inserted": len(self.views) == 1}
+            }
+        if operation == "View":
+            saved = {"id": "view-1", **self.views[-1]}
+            return {"project": {"allViews": {"edges": [{"node": saved}]}}}
         if operation == "CreateRunFiles":
             files = [{"name": name, "uploadUrl": f"{self.url}/upload"} for name in variables["files"]]
             return {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": files}}

@@ -100,6 +100,7 @@ class Publisher:
                 self._give_up(f"nothing heard of it for {patience_seconds():.0f} s")
             progress(self.total - len(self.asked), self.total)
             time.sleep(0.05)
+        progress(self.total - len(self.asked), self.total)
 
     def close(self, progress: Callable[[int, int], None] = lambda *_: None) -> None:
         """Wait for everything that is still to be copied, and let the process end."""

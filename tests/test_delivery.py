@@ -1,0 +1,324 @@
+"""The process that talks to Weights & Biases, and all that can go wrong around it. Nothing is trained."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from commands import script, train
+from wandb_server import WandbServer, serving
+
+from vld.settings import WandbConfig
+from vld.tracking import publisher as publisher_module
+from vld.tracking.publish_all import finished_directories
+from vld.tracking.publisher import AT_ONCE, Publisher
+
+
+@pytest.fixture(scope="module")
+def run(small_glyphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run's directory."""
+    output_dir = tmp_path_factory.mktemp("outputs")
+    options = "dataset=glyphs backbone=efficientnet_lite0 image_size=32 batch_size=1 optim.steps=4 eval_every=2 keep=[]"
+    done = train(*options.split(), "test_domain=0", f"data_dir={small_glyphs}", f"output_dir={output_dir}")
+    assert done.returncode == 0, done.stderr
+    [path] = output_dir.glob("runs/glyphs/*/*")
+    return path
+
+
+@pytest.fixture
+def runs(run: Path, tmp_path: Path) -> list[Path]:
+    """Directories of three runs in tmp_path."""
+    made = []
+    for name in ("aaaaaaaaaaaa", "bbbbbbbbbbbb", "cccccccccccc"):
+        directory = tmp_path / "runs/glyphs/chalk" / name
+        shutil.copytree(run, directory)
+        result = json.loads((directory / "result.json").read_text())
+        (directory / "result.json").write_text(json.dumps(result | {"run_id": name}))
+        made.append(directory)
+    return made
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
+    with serving() as server:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(Publisher, "down_at", None)
+        yield server
+
+
+def new_publisher(tmp_path: Path, mode: str = "online") -> Publisher:
+    return Publisher(WandbConfig(mode=mode), str(tmp_path), say=print, warn=print)
+
+
+def published(tmp_path: Path, *directories: Path, mode: str = "online") -> Publisher:
+    publisher = new_publisher(tmp_path, mode)
+    for directory in directories:
+        publisher.publish(directory)
+    publisher.close()
+    return publisher
+
+
+def copies(tmp_path: Path) -> list[str]:
+    """The ids of the offline runs that are there."""
+    return sorted(path.name.split("-", 3)[3] for path in (tmp_path / "wandb").glob("offline-run-*"))
+
+
+ALL_OF_A = ["aaaaaaaaaaaa-ensemble", "aaaaaaaaaaaa-erm", "aaaaaaaaaaaa-weight_averaging"]
+
+
+def test_what_the_server_refuses_is_not_delivered(server: WandbServer, runs: list[Path], tmp_path: Path) -> None:
+    """wandb itself says nothing of it."""
+    server.refuses_stream = 403
+    refused = published(tmp_path, runs[0])
+    assert "W&B did not take what was sent" in refused.undelivered[str(runs[0])]
+    assert not (runs[0] / "wandb.json").exists()
+    server.refuses_stream = None
+    Publisher.down_at = None
+    assert published(tmp_path, runs[0]).undelivered == {}
+    assert server.runs["aaaaaaaaaaaa-erm"].summary["state"] == "finished"
+
+
+def test_one_refused_run_does_not_stop_the_others(
+    server: WandbServer, runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "5")
+    server.refused = ("aaaaaaaaaaaa", 400)
+    publisher = published(tmp_path, *runs)
+    assert list(publisher.undelivered) == [str(runs[0])]
+    assert sorted(publisher.delivered) == [str(runs[1]), str(runs[2])]
+    assert len(server.runs) == 6
+
+
+def test_a_server_that_is_down_is_asked_once_in_a_sweep(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving() as server:
+        gone = server.environment()
+    for name, value in (gone | {"WANDB_INIT_TIMEOUT": "2"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(Publisher, "down_at", None)
+    assert len(published(tmp_path, *runs).undelivered) == 3
+    assert Publisher.down_at is not None
+    again = published(tmp_path, *runs)
+    assert set(again.undelivered.values()) == {"W&B was down a moment ago"}
+
+
+def test_a_failed_run_is_published_as_such(server: WandbServer, runs: list[Path], tmp_path: Path) -> None:
+    result = json.loads((runs[0] / "result.json").read_text())
+    failure = {"what": "diverged", "run_id": result["run_id"], "settings": result["settings"]}
+    (runs[0] / "failure.json").write_text(json.dumps(failure))
+    (runs[0] / "result.json").unlink()
+    assert finished_directories(tmp_path) == [runs[1], runs[2], runs[0]]
+    publisher = published(tmp_path, runs[0])
+    assert publisher.undelivered == {}
+    served = server.runs["aaaaaaaaaaaa-erm"]
+    assert (served.summary["failure"], served.summary["state"], served.exit_code) == ("diverged", "failed", 1)
+
+
+def test_a_followed_run_that_another_process_delivered_ends_well(
+    server: WandbServer, runs: list[Path], tmp_path: Path
+) -> None:
+    first = new_publisher(tmp_path)
+    first.follow(runs[0])
+    deadline = time.monotonic() + 60
+    while "aaaaaaaaaaaa-erm" not in server.runs:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert published(tmp_path, runs[0]).undelivered == {}
+    first.publish(runs[0])
+    first.close()
+    assert first.undelivered == {}
+    assert {run.exit_code for run in server.runs.values()} == {0}
+
+
+def test_a_run_that_is_left_may_go_on(server: WandbServer, runs: list[Path], tmp_path: Path) -> None:
+    publisher = new_publisher(tmp_path)
+    publisher.follow(runs[0])
+    publisher.leave(runs[0])
+    publisher.publish(runs[1])
+    publisher.close()
+    assert server.runs["aaaaaaaaaaaa-erm"].exit_code == 1
+    assert server.runs["bbbbbbbbbbbb-erm"].exit_code == 0
+    assert published(tmp_path, runs[0]).undelivered == {}
+    assert server.runs["aaaaaaaaaaaa-erm"].exit_code == 0
+    steps = [row["_step"] for row in server.runs["aaaaaaaaaaaa-erm"].rows()]
+    assert steps == [0, 2, 4]
+
+
+def test_a_killed_process_leaves_one_copy_of_each(runs: list[Path], tmp_path: Path) -> None:
+    publisher = new_publisher(tmp_path, "offline")
+    publisher.publish(runs[0])
+    while not copies(tmp_path):
+        time.sleep(0.01)
+    assert publisher.process is not None
+    publisher.process.kill()
+    publisher.close()
+    assert publisher.undelivered == {str(runs[0]): "its process ended without a word"}
+    assert published(tmp_path, runs[0], mode="offline").undelivered == {}
+    assert copies(tmp_path) == ALL_OF_A
+
+
+@pytest.mark.parametrize("content", ["{", "5", '{"offline/-/vld": 5}', '{"offline/-/vld": {"aaaaaaaaaaaa-erm": null}}'])
+def test_a_damaged_note_counts_as_none(runs: list[Path], tmp_path: Path, content: str) -> None:
+    published(tmp_path, runs[0], mode="offline")
+    (runs[0] / "wandb.json").write_text(content)
+    publisher = published(tmp_path, runs[0], runs[1], mode="offline")
+    assert publisher.undelivered == {}
+    assert len(copies(tmp_path)) == 6
+    # What has been thrown away is made again.
+    shutil.rmtree(tmp_path / "wandb")
+    published(tmp_path, runs[0], mode="offline")
+    assert copies(tmp_path) == ALL_OF_A
+
+
+def test_a_stuck_process_holds_nobody_up(runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher_module, "patience_seconds", lambda: 2.0)
+    publisher = new_publisher(tmp_path, "offline")
+    publisher.publish(runs[0])
+    assert publisher.process is not None
+    publisher.process.send_signal(signal.SIGSTOP)
+    for number in range(3000):
+        publisher.follow(tmp_path / f"runs/glyphs/chalk/{number}")
+        publisher.publish(runs[number % 3])
+    assert len(publisher.asked) == 3
+    process = publisher.process
+    publisher.close()
+    assert process.poll() is not None
+    assert sorted(publisher.undelivered) == sorted(map(str, runs))
+    assert set(publisher.undelivered.values()) == {"nothing heard of it for 2 s"}
+
+
+def test_more_directories_than_are_asked_for_at_once(tmp_path: Path) -> None:
+    """Those that are unreadable are answered at once, so this takes no time."""
+    publisher = new_publisher(tmp_path, "offline")
+    for number in range(3 * AT_ONCE):
+        directory = tmp_path / f"runs/glyphs/chalk/{number:012d}"
+        directory.mkdir(parents=True)
+        (directory / "result.json").write_text("{}")
+        publisher.publish(directory)
+    seen: list[tuple[int, int]] = []
+    publisher.close(lambda done, total: seen.append((done, total)))
+    assert len(publisher.undelivered) == 3 * AT_ONCE
+    assert all("damaged" in why for why in publisher.undelivered.values())
+    assert seen[-1] == (150, 150)
+    assert seen == sorted(seen)
+
+
+def test_no_process_can_be_started(runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    monkeypatch.setattr(publisher_module.subprocess, "Popen", refuse)
+    publisher = published(tmp_path, runs[0], mode="offline")
+    assert "cannot be started" in publisher.undelivered[str(runs[0])]
+
+
+def test_what_was_asked_for_is_said_when_interrupted(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publisher = new_publisher(tmp_path / "with space (1)", "offline")
+    for directory in runs:
+        publisher.publish(directory)
+    process = publisher.process
+    assert process is not None
+    publisher.abandon()
+    publisher.summary()
+    said = re.search(
+        r"W&B: 3 of 3 run directories were not delivered \(interrupted\); (.*) delivers them", capsys.readouterr().out
+    )
+    assert said is not None
+    process.wait(timeout=60)
+    assert len(copies(tmp_path / "with space (1)")) <= 1  # what it was at, and no more
+    # The command can be pasted.
+    (tmp_path / "with space (1)").mkdir(exist_ok=True)
+    shutil.move(tmp_path / "runs", tmp_path / "with space (1)/runs")
+    pasted = subprocess.run(
+        f"{said[1].replace('python', sys.executable, 1)} wandb.mode=offline",
+        shell=True,
+        cwd=Path(__file__).parent.parent,
+        env=os.environ | {"WANDB_MODE": "offline"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert pasted.returncode == 0, pasted.stderr
+    assert len(copies(tmp_path / "with space (1)")) == 9
+
+
+def test_two_processes_deliver_a_directory_once(runs: list[Path], tmp_path: Path) -> None:
+    both = [new_publisher(tmp_path, "offline") for _ in range(2)]
+    for publisher in both:
+        for directory in runs:
+            publisher.publish(directory)
+    for publisher in both:
+        publisher.close()
+        assert publisher.undelivered == {}
+    assert len(copies(tmp_path)) == 9
+
+
+def test_signals_to_all_processes_of_a_job_do_not_end_it(runs: list[Path], tmp_path: Path) -> None:
+    publisher = new_publisher(tmp_path, "offline")
+    publisher.connect()
+    assert publisher.process is not None
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        publisher.process.send_signal(number)
+    publisher.publish(runs[0])
+    publisher.close()
+    assert publisher.undelivered == {}
+    assert copies(tmp_path) == ALL_OF_A
+
+
+MODES = {
+    "dryrun": ("offline", "so say WANDB_MODE"),
+    "offline": ("offline", "so say WANDB_MODE"),
+    "disabled": ("disabled", ""),
+    "online": ("offline", "not logged in"),
+    "shared": ("offline", "not logged in"),
+}
+
+
+@pytest.mark.parametrize("of_wandb", MODES)
+def test_modes_of_wandb(of_wandb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "NETRC", "WANDB_CONFIG_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "nobody"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_MODE", of_wandb)
+    publisher = new_publisher(tmp_path, "auto")
+    mode, why = publisher.connect()
+    publisher.close()
+    assert mode == MODES[of_wandb][0]
+    assert MODES[of_wandb][1] in why
+
+
+def test_an_address_that_is_none_is_said_at_once(runs: list[Path], tmp_path: Path) -> None:
+    assert len(runs) == 3
+    refused = script(
+        "publish.py", f"output_dir={tmp_path}", env={"WANDB_BASE_URL": "localhost:8080", "WANDB_MODE": "online"}
+    )
+    assert refused.returncode == 2
+    assert len(refused.stderr.splitlines()) == 1
+    assert "URL" in refused.stderr
+    assert "localhost" in refused.stderr
+
+
+def test_the_dashboard_s_view_is_saved_and_replaced(server: WandbServer, runs: list[Path], tmp_path: Path) -> None:
+    assert len(runs) == 3
+    for _ in range(2):
+        done = script("publish.py", f"output_dir={tmp_path}", "workspace=true")
+        assert done.returncode == 0, done.stderr
+        assert f"W&B: the view of the dashboard is at {server.url}/team/vld" in done.stdout
+    first, second = server.views
+    assert (first["entityName"], first["projectName"]) == ("team", "vld")
+    assert "id" not in first
+    assert second["id"] == "view-1"
+    assert second["name"] == first["name"]
+    for saved in server.views:
+        assert sorted(json.loads(saved["spec"])["section"]["customRunColors"]) == sorted(server.runs)
