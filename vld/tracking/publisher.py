@@ -35,6 +35,8 @@ class Publisher:
 
     down_at: ClassVar[float | None] = None
     """When W&B was found down: the next job of this process does not wait for it again."""
+    announced: ClassVar[set[str]] = set()
+    """What this process has said of the mode: once is enough for all jobs of a sweep."""
 
     def __init__(
         self,
@@ -214,7 +216,10 @@ class Publisher:
                     self.wishes.clear()
                 elif self.announces and self.wandb.mode == "auto":
                     others = "wandb.mode=online or disabled" if mode == "offline" else "wandb.mode=offline or disabled"
-                    self.say(f"W&B: {mode} ({self.why}); {others} changes that")
+                    announcement = f"W&B: {mode} ({self.why}); {others} changes that"
+                    if announcement not in Publisher.announced:
+                        Publisher.announced.add(announcement)
+                        self.say(announcement)
             elif directory := answer.get("delivered"):
                 self.asked.pop(directory, None)
                 self.undelivered.pop(directory, None)
