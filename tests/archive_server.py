@@ -21,6 +21,8 @@ class ArchiveServer:
     ranges: bool = True
     announces: int = 0
     """So many bytes more than there are."""
+    busy: list[int | None] = field(default_factory=list)
+    """What the next requests are answered with, None with what they ask for."""
     asked: list[tuple[str, str | None]] = field(default_factory=list)
     """(path, range) of every request."""
 
@@ -37,6 +39,9 @@ def serving_archives() -> Iterator[ArchiveServer]:
         def do_GET(self) -> None:
             wanted = self.headers.get("Range") if server.ranges else None
             server.asked.append((self.path, self.headers.get("Range")))
+            if server.busy and (status := server.busy.pop(0)):
+                self.send_error(status)
+                return
             name = self.path.split("?")[0].rsplit("/", 1)[-1]
             if page := server.pages.get(name):
                 self.send_response(200)
@@ -49,7 +54,7 @@ def serving_archives() -> Iterator[ArchiveServer]:
                 self.send_error(404)
                 return
             content = server.files[name]
-            start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+            start = int(wanted.removeprefix("bytes=").split("-")[0]) if wanted else 0
             self.send_response(206 if wanted else 200)
             self.send_header("Content-Type", "application/octet-stream")
             self.send_header("Content-Disposition", f'attachment; filename="{name}"')

@@ -10,6 +10,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
 import requests
@@ -20,7 +21,7 @@ from omegaconf import OmegaConf
 
 from vld.data import catalog, unpack
 from vld.data.download import fetch
-from vld.data.folder import list_dataset
+from vld.data.folder import list_csv, list_dataset
 from vld.data.unpack import unpack as unpack_archive
 from vld.errors import UserError
 from vld.prepare import prepare
@@ -181,6 +182,7 @@ def test_each_dataset_is_fetched_and_arranged(
     archives, expected = make(tmp_path, write_dataset)
     server.files |= archives
     known_list(name, archives, monkeypatch)
+    monkeypatch.setattr("vld.prepare.free_disk", lambda _: 10**12)  # what the whole of DomainNet takes
     data_dir = tmp_path / "data"
     files = prepare(config(name, data_dir, server), Terminal())
     assert tree(files.root) == expected
@@ -194,10 +196,21 @@ def test_each_dataset_is_fetched_and_arranged(
     assert prepare(config(name, data_dir, server), Terminal()) == files
 
 
+def test_too_little_disk_for_the_store_is_said_before_anything(
+    server: ArchiveServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vld.prepare.free_disk", lambda _: 10**11)
+    with pytest.raises(UserError, match=r"data_dir: 203.6 GB are needed for the image store, 100.0 GB are free"):
+        prepare(config("domain_net", tmp_path / "data", server), Terminal())
+    assert server.asked == []
+
+
 def test_known_counts_are_required(server: ArchiveServer, tmp_path: Path, write_dataset: WriteDataset) -> None:
     write_dataset(tmp_path / "source/kfold", domains=("art_painting", "cartoon", "photo", "sketch"))
     server.files["PACS.zip"] = zipped(tmp_path / "source")
-    with pytest.raises(UserError, match=r"art_painting has 10 images instead of 2048 .*; the archives are in"):
+    with pytest.raises(
+        UserError, match=r"art_painting has 10 images instead of 2048 .*; delete them and run this again"
+    ):
         prepare(config("pacs", tmp_path / "data", server, verify="strict"), Terminal())
     nothing_half_made(tmp_path / "data")
     # Nor is one trained on that lies there already.
@@ -290,6 +303,38 @@ def test_an_interrupted_download_goes_on_next_time(
     fetch(f"{server.url}/PACS.zip", target, None, progress, retries=0)
     assert target.read_bytes() == archive
     assert any(wanted for _, wanted in server.asked)
+
+
+@pytest.mark.parametrize("status", [503, 429])
+def test_a_server_that_is_busy_is_asked_again_and_nothing_is_thrown_away(
+    server: ArchiveServer, archive: bytes, tmp_path: Path, status: int
+) -> None:
+    server.files["PACS.zip"] = archive
+    server.drops = 1
+    target = tmp_path / "PACS.zip"
+    with pytest.raises(UserError):
+        fetch(f"{server.url}/PACS.zip", target, None, progress, retries=0)
+    [part] = target.with_name("PACS.zip.arriving").glob("*.part")
+    came = part.stat().st_size
+    assert came > 1_000_000
+    server.busy = [None, status, status]  # to the request for the rest, and to the question whether it knows ranges
+    with pytest.raises(UserError):
+        fetch(f"{server.url}/PACS.zip", target, None, progress, retries=0)
+    assert part.stat().st_size == came
+    server.busy = [status]
+    fetch(f"{server.url}/PACS.zip", target, None, progress, retries=2)
+    assert target.read_bytes() == archive
+    assert f"bytes={came}-" in [wanted for _, wanted in server.asked]
+
+
+def test_what_came_from_elsewhere_is_not_gone_on_with(server: ArchiveServer, archive: bytes, tmp_path: Path) -> None:
+    server.files |= {"PACS.zip": archive[::-1], "other.zip": archive}
+    server.drops = 1
+    target = tmp_path / "PACS.zip"
+    with pytest.raises(UserError):
+        fetch(f"{server.url}/PACS.zip", target, None, progress, retries=0)
+    fetch(f"{server.url}/other.zip", target, None, progress, retries=0)
+    assert target.read_bytes() == archive
 
 
 def test_a_size_that_is_not_kept_is_named(server: ArchiveServer, archive: bytes, tmp_path: Path) -> None:
@@ -433,8 +478,35 @@ def zip_with(name: str, times: int = 1) -> bytes:
     return archive.getvalue()
 
 
+def with_a_byte_changed(_: bytes) -> bytes:
+    """Of a tar.gz that tarfile itself takes for whole."""
+    random = Random(0)
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:gz") as file:
+        for number in range(20):
+            info = tarfile.TarInfo(f"kfold/photo/dog/{number}.jpg")
+            info.size = 20_000
+            file.addfile(info, io.BytesIO(random.randbytes(20_000)))
+    content = bytearray(archive.getvalue())
+    content[len(content) // 2] ^= 1
+    return bytes(content)
+
+
+def plain_tar(cut: int) -> bytes:
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as file:
+        for number in range(20):
+            info = tarfile.TarInfo(f"kfold/photo/dog/{number}.jpg")
+            info.size = 512
+            file.addfile(info, io.BytesIO(bytes(512)))
+    return archive.getvalue()[:cut]
+
+
 BAD_ARCHIVES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "damaged member": (damaged_zip, r"damaged \(Bad CRC-32"),
+    "a byte changed, tar.gz": (with_a_byte_changed, "damaged .*CRC"),
+    "cut between members, tar": (lambda _: plain_tar(7 * 1024), "damaged"),
+    "cut in a header, tar": (lambda _: plain_tar(7 * 1024 + 100), "damaged"),
     "truncated": (lambda archive: archive[: len(archive) // 2], "no zip or tar file"),
     "path out": (lambda _: with_member("../../outside.png"), "leads out of the folder"),
     "absolute path": (lambda _: with_member("/tmp/outside.png"), "leads out of the folder"),
@@ -480,7 +552,62 @@ def test_what_a_killed_process_left_is_no_hindrance(server: ArchiveServer, archi
     assert not (tmp_path / "data/.preparing-pacs").exists()
 
 
+@pytest.mark.parametrize("name", ["pacs", "glyphs"])
+def test_a_data_dir_that_cannot_be_is_one_line(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "PACS").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "glyphs").write_text("")
+    for data_dir in (tmp_path, tmp_path / "file", Path("/proc/data")):
+        refused = script("prepare.py", f"dataset={name}", f"data_dir={data_dir}", "dataset.mirror=http://127.0.0.1:9")
+        assert refused.returncode == 2
+        assert len(refused.stderr.splitlines()) == 1, refused.stderr
+        assert "data_dir=" in refused.stderr
+    for bad in ("image_size=0", "image_size=-3", "data_dir=", "dataset.mirror='http://[x'"):
+        refused = script("prepare.py", f"dataset={name}", f"data_dir={tmp_path}", bad)
+        assert refused.returncode == 2
+        assert refused.stderr.startswith(bad.split("=")[0]), refused.stderr
+        assert len(refused.stderr.splitlines()) == 1, refused.stderr
+
+
+def test_verify_reads_what_is_stored(tmp_path: Path, write_dataset: WriteDataset) -> None:
+    write_dataset(tmp_path / "mine")
+    options = ("dataset=folder", "dataset.name=mine", f"data_dir={tmp_path}", "image_size=16", "verify=true")
+    done = script("prepare.py", *options)
+    assert done.returncode == 0, done.stderr
+    assert "verified, fingerprint" in done.stdout
+    for kind in ("pixels", "views"):
+        [path] = (tmp_path / "stores").glob(f"*-{kind}-*/1.uint8")
+        whole = path.read_bytes()
+        path.write_bytes(bytes(len(whole)))
+        refused = script("prepare.py", *options)
+        assert refused.returncode == 2
+        assert re.search(
+            r"10 images are not what the store has of them, the first of them .*photo/cat/000.png", refused.stderr
+        )
+        path.write_bytes(whole)
+
+
 # Your own data
+
+
+def test_hidden_files_are_no_images(tmp_path: Path, write_dataset: WriteDataset) -> None:
+    root = write_dataset(tmp_path / "mine")
+    before = list_dataset("mine", root)
+    (root / "art/cat/._000.png").write_bytes(b"what a Mac leaves")
+    assert list_dataset("mine", root) == before
+
+
+def test_a_csv_s_order_is_a_folder_s(tmp_path: Path, write_dataset: WriteDataset) -> None:
+    root = write_dataset(tmp_path / "mine")
+    for name in ("a", "z"):
+        (root / "art/cat" / name).mkdir()
+    (root / "art/cat/001.png").rename(root / "art/cat/a/1.png")
+    (root / "art/cat/002.png").rename(root / "art/cat/z/0.png")
+    paths = sorted(root.rglob("*.png"), key=lambda path: path.name)
+    lines = [f"{path},{path.relative_to(root).parts[0]},{path.relative_to(root).parts[1]}" for path in paths]
+    (tmp_path / "mine.csv").write_text("\ufeffpath,domain,class\r\n" + "\r\n".join(lines))
+    listed = list_csv("mine", tmp_path / "mine.csv")
+    assert listed.domains == list_dataset("mine", root).domains
 
 
 def test_a_csv_lists_what_a_folder_holds(tmp_path: Path, write_dataset: WriteDataset) -> None:

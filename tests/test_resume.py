@@ -338,7 +338,7 @@ def test_a_signal_saves_the_run_and_the_same_command_goes_on(
     assert process.returncode == code, errors
     run_dir = the_run(tmp_path / "outputs")
     assert f"{number.name}: saved in {run_dir}" in output
-    assert errors == f"stopped by {number.name}; the same command goes on, and trains nothing twice\n"
+    assert errors == f"stopped by {number.name}; the same command goes on, and does nothing twice\n"
     assert sorted(path.name for path in run_dir.iterdir()) == ["checkpoint.pt", "config.yaml", "metrics.jsonl"]
     again = start()
     output, errors = again.communicate(timeout=120)
@@ -624,7 +624,7 @@ def test_a_process_that_stood_still_for_too_long_leaves_the_run_to_the_other(
     start: Start, tmp_path: Path, whole: Path
 ) -> None:
     script = tmp_path / "short.py"
-    script.write_text("from vld.runs import claim\nclaim.LEASE_SECONDS = 3.0\nfrom vld.cli import train\ntrain()\n")
+    script.write_text("from vld import claim\nclaim.LEASE_SECONDS = 3.0\nfrom vld.cli import train\ntrain()\n")
     first = start(script=str(script))
     wait_for(first, "step 10/40")
     first.send_signal(signal.SIGSTOP)

@@ -41,8 +41,11 @@ class Claim:
 
 
 @contextmanager
-def claim(directory: Path, *, wait: bool, announce: Callable[[str], None]) -> Iterator[Claim]:
-    """Hold the directory, which is made if need be. Where another process does, wait for it, or raise `RunningElsewhere`."""
+def claim(directory: Path, *, wait: bool, announce: Callable[[str], None], hint: str = "") -> Iterator[Claim]:
+    """Hold the directory, which is made if need be. Where another process does, wait for it, or raise `RunningElsewhere`.
+
+    hint: how not to wait, for the line that says so.
+    """
     lease = SoftFileLease(directory / LOCK, lease_duration=LEASE_SECONDS)
 
     def acquire(poll_interval: float, timeout: float = -1) -> None:
@@ -59,7 +62,7 @@ def claim(directory: Path, *, wait: bool, announce: Callable[[str], None]) -> It
         who = f"process {owner.pid} on {owner.hostname.split('?')[0]}" if owner else "another process"
         if wait:
             announce(
-                f"{who} is working on it; waiting for that (if_running=skip does not), or until it has not been heard of for"
+                f"{who} is working on it; waiting for that{hint}, or until it has not been heard of for"
                 f" {LEASE_SECONDS:.0f} s"
             )
             acquire(poll_interval=0.5)

@@ -23,7 +23,7 @@ from vld.errors import UserError
 from vld.evaluation import Scores, evaluation_set, predict, score
 from vld.inputs import check_output_dir, resolve_test_domains
 from vld.members import ENSEMBLE_OF_RUNS, Member, find_members, kept_file, member_configs
-from vld.run import Outcome, explained, now, software_versions
+from vld.run import SKIP_HINT, Outcome, explained, now, software_versions
 from vld.runner import Datasets, decoded, run_all
 from vld.runs.directory import RunDirectory, read_json, read_result
 from vld.runs.identity import run_id
@@ -175,6 +175,7 @@ def _combine_once(
             directory.path,
             wait=config.if_running == "wait",
             announce=lambda line: terminal.say(f"{test_domain}: {line}"),
+            hint=SKIP_HINT,
         ):
             if (result := combination.result()) is None:  # not made by the process that this one waited for
                 result = _made(combination, dataset, device, terminal)

@@ -42,7 +42,12 @@ def typed_config(composed: DictConfig) -> Config:
 def prepare_config(composed: DictConfig) -> PrepareConfig:
     """The same for the settings of `prepare.py`."""
     config = _typed(composed, PrepareConfig)
-    if problems := list(_dataset_problems(config.dataset)):
+    problems = list(_dataset_problems(config.dataset))
+    if config.image_size < 8:
+        problems.append(f"image_size={config.image_size}: must be a whole number of at least 8")
+    if not config.data_dir:
+        problems.append("data_dir=: must be a folder's path")
+    if problems:
         raise UserError("\n".join(problems))
     return config
 
@@ -195,7 +200,7 @@ def _dataset_problems(dataset: DatasetConfig) -> Iterator[str]:
         yield f"dataset.name={dataset.name}: must be the name of a folder"
     if dataset.verify not in ("strict", "warn"):
         yield f"dataset.verify={dataset.verify}: must be one of strict, warn"
-    if dataset.mirror is not None and not re.match(r"https?://", dataset.mirror):
+    if dataset.mirror is not None and not re.fullmatch(r"https?://[\w.-]+(:\d+)?(/\S*)?", dataset.mirror):
         yield f"dataset.mirror={dataset.mirror}: must be a URL, http://… or https://…"
 
 

@@ -1,49 +1,64 @@
 """From nothing to a dataset that is ready to train on: fetch, unpack, arrange, verify, decode."""
 
 import shutil
+import tempfile
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
-from vld.claim import claim
-from vld.data.catalog import SOURCES, Archive, Source
+from vld.claim import Claim, ClaimLost, claim
+from vld.data.catalog import CONTENTS, SOURCES, Source
 from vld.data.download import DISK_TO_UNPACK, fetch
 from vld.data.folder import DatasetFiles, find_dataset, list_dataset, missing_dataset
 from vld.data.glyphs import draw_glyphs
-from vld.data.store import bytes_on_disk, fingerprint_of, open_dataset, source_key
+from vld.data.store import bytes_on_disk, open_dataset, source_key, verify_store
 from vld.data.unpack import free_disk, unpack
-from vld.data.verify import check_content
+from vld.data.verify import MEND, check_content
 from vld.errors import UserError
 from vld.settings import DatasetConfig, PrepareConfig
 from vld.terminal import Terminal
 
 
 def prepare(config: PrepareConfig, terminal: Terminal) -> DatasetFiles:
-    """Make the dataset's folder, unless it is there, and check what is in it. Raises `UserError` that says how to go on."""
+    """Make the dataset's folder and its image store, unless they are there, and check what is in it.
+
+    Raises `UserError` that says how to go on.
+    """
+    try:
+        return _prepare(config, terminal)
+    except OSError as error:
+        raise UserError(
+            f"data_dir={config.data_dir}: {error.filename or 'a file'}: {error.strerror or error}"
+        ) from error
+
+
+def _prepare(config: PrepareConfig, terminal: Terminal) -> DatasetFiles:
     name, root = config.dataset.name, Path(config.data_dir) / config.dataset.folder
     if not root.is_dir() and config.dataset.csv is None:
+        if root.exists() or root.is_symlink():
+            raise UserError(f"data_dir={config.data_dir}: {root} is no folder (a link that leads nowhere, or a file)")
         if name == "glyphs":
             draw_glyphs(root)
         elif source := SOURCES.get(name):
-            _make(config.dataset, source, root, terminal)
+            _make(config, source, root, terminal)
         else:
             raise missing_dataset(name, root)
     files = find_dataset(config.dataset, Path(config.data_dir))
     for warning in check_content(files, config.dataset.verify):
         terminal.warn(warning)
     stores = [Path(config.data_dir) / "stores"]
+    sizes = (config.image_size, config.dataset.store_size)
     began = time.perf_counter()
     with terminal.counting(f"decoding {name}") as progress:
-        dataset = open_dataset(
-            files, stores, config.image_size, config.dataset.store_size, progress, announce=terminal.say
-        )
+        dataset = open_dataset(files, stores, *sizes, progress, announce=terminal.say)
     took = time.perf_counter() - began
     if config.verify:
         with terminal.counting(f"verifying {name}") as progress:
-            if fingerprint_of(files, progress) != dataset.fingerprint:
+            if different := verify_store(files, dataset, *sizes, progress):
                 raise UserError(
-                    f"dataset={name}: its images are not those that {stores[0]} was made from, although their files have the"
-                    f" same sizes and times; remove {stores[0]}/{name}-{source_key(files)}-* and run this again"
+                    f"dataset={name}: {len(different)} images are not what the store has of them, the first of them"
+                    f" {different[0]}; remove {stores[0]}/{name}-{source_key(files)}-* and run this again"
                 )
     images = sum(len(domain.files) for domain in files.domains)
     terminal.say(
@@ -54,49 +69,66 @@ def prepare(config: PrepareConfig, terminal: Terminal) -> DatasetFiles:
     return files
 
 
-def _make(dataset: DatasetConfig, source: Source, root: Path, terminal: Terminal) -> None:
+def _make(config: PrepareConfig, source: Source, root: Path, terminal: Terminal) -> None:
     """Everything happens in a folder beside `root`, which becomes `root` when it is whole and right."""
+    dataset = config.dataset
+    root.parent.mkdir(parents=True, exist_ok=True)
+    images = sum(CONTENTS[dataset.name].domains.values())
+    _check_disk(root.parent, images * 3 * (dataset.store_size**2 + config.image_size**2), "the image store")
     staging = root.with_name(f".preparing-{dataset.name}")
     archives = root.parent / "archives" / dataset.name
     try:
-        with claim(staging, wait=True, announce=terminal.say):
+        with claim(staging, wait=True, announce=terminal.say) as held:
             if root.is_dir():  # by the process that this one waited for
                 return
+            for left in staging.iterdir():  # what a process that was killed has left
+                if left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
+            own = Path(tempfile.mkdtemp(dir=staging))  # should this process lose its lock, the next one has another
             try:
-                _remove(staging)  # what a process that was killed has left
-                for archive in source.archives:
-                    url = f"{dataset.mirror.rstrip('/')}/{archive.file}" if dataset.mirror else archive.url
-                    if not (archives / archive.file).exists():
-                        terminal.say(f"fetching {url}")
-                    with terminal.counting(archive.file, in_bytes=True) as progress:
-                        fetch(url, archives / archive.file, archive.sha256, progress)
-                for archive in source.archives:
-                    _unpacked(archive, archives / archive.file, staging / "unpacked" / archive.file, terminal)
-                try:
-                    source.arrange(staging / "unpacked", staging / "ready")
-                    check_content(list_dataset(dataset.name, staging / "ready"), dataset.verify)
-                except UserError as error:
-                    raise UserError(f"{error}; the archives are in {archives}") from error
-                (staging / "ready").rename(root)
+                _arranged(dataset, source, archives, own, held, terminal)
+                if not held.holds():
+                    raise ClaimLost("not renewed")
+                (own / "ready").rename(root)
             finally:
-                _remove(staging)
+                shutil.rmtree(own, ignore_errors=True)
+    except ClaimLost as lost:
+        raise UserError(f"{staging}: another process is at it now ({lost}); run this again") from lost
     finally:
         with suppress(OSError):  # somebody else may be at work in it
             staging.rmdir()
     terminal.say(f"{root} is ready; {archives} can be deleted")
 
 
-def _unpacked(archive: Archive, path: Path, target: Path, terminal: Terminal) -> None:
-    if archive.sha256:  # a list, no archive
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
-        return
-    if (free := free_disk(path.parent)) < (needed := int(path.stat().st_size * DISK_TO_UNPACK)):
-        raise UserError(f"data_dir: {needed / 1e9:.1f} GB are needed to unpack {path}, {free / 1e9:.1f} GB are free")
-    with terminal.counting(f"unpacking {archive.file}", in_bytes=True) as progress:
-        unpack(path, target, progress)
+def _arranged(
+    dataset: DatasetConfig, source: Source, archives: Path, own: Path, held: Claim, terminal: Terminal
+) -> None:
+    """Make `own`/ready. Each archive is unpacked before the next is fetched, so that each looks at the disk as it is."""
+    for archive in source.archives:
+        url = f"{dataset.mirror.rstrip('/')}/{archive.file}" if dataset.mirror else archive.url
+        path, target = archives / archive.file, own / "unpacked" / archive.file
+        if not path.exists():
+            terminal.say(f"fetching {url}")
+        with terminal.counting(archive.file, in_bytes=True) as progress:
+            fetch(url, path, archive.sha256, progress)
+        held.check()
+        if archive.sha256:  # a list, no archive
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+            continue
+        _check_disk(path.parent, int(path.stat().st_size * DISK_TO_UNPACK), f"what {path} unpacks to")
+        with terminal.counting(f"unpacking {archive.file}", in_bytes=True) as progress:
+            unpack(path, target, progress)
+        held.check()
+    try:
+        source.arrange(own / "unpacked", own / "ready")
+        found = list_dataset(dataset.name, own / "ready")
+        check_content(replace(found, root=archives), dataset.verify)
+    except UserError as error:
+        text = str(error).replace(MEND, "delete them and run this again")
+        raise UserError(f"{text} (of the archives in {archives})") from error
 
 
-def _remove(staging: Path) -> None:
-    for folder in ("unpacked", "ready"):
-        shutil.rmtree(staging / folder, ignore_errors=True)
+def _check_disk(folder: Path, needed: int, what: str) -> None:
+    if (free := free_disk(folder)) < needed:
+        raise UserError(f"data_dir: {needed / 1e9:.1f} GB are needed for {what}, {free / 1e9:.1f} GB are free")

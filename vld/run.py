@@ -34,6 +34,8 @@ from vld.terminal import Terminal
 from vld.tracking.publisher import Publisher
 from vld.training import Evaluation, TrainingFailed, Trajectory, train
 
+SKIP_HINT = " (if_running=skip does not)"
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -83,7 +85,9 @@ def train_once(run: Run, terminal: Terminal, publisher: Publisher) -> Outcome:
             if finished := _finished(run, terminal):
                 return finished
             waiting = run.config.if_running == "wait"
-            with claim(run.directory.path, wait=waiting, announce=lambda line: _say(run, line, terminal)) as mine:
+            with claim(
+                run.directory.path, wait=waiting, announce=lambda line: _say(run, line, terminal), hint=SKIP_HINT
+            ) as mine:
                 if finished := _finished(run, terminal):  # by the process that this one waited for
                     return finished
                 try:

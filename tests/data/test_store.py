@@ -23,7 +23,7 @@ from vld.data.augment import draw_parameters, resized_crop
 from vld.data.folder import list_dataset
 from vld.data.images import Dataset
 from vld.data.split import split_indices
-from vld.data.store import fingerprint_of, open_dataset, source_key
+from vld.data.store import open_dataset, source_key, verify_store
 from vld.errors import UserError
 from vld.evaluation import evaluation_set, predict, score
 from vld.model import build_classifier
@@ -105,22 +105,51 @@ def test_made_anew_when_the_source_changes(own_dataset_dir: Path, tmp_path: Path
     assert same(after, opened(own_dataset_dir, tmp_path / "elsewhere")[0])
 
 
-def test_a_change_without_a_trace_is_found_by_the_fingerprint(own_dataset_dir: Path, tmp_path: Path) -> None:
-    files = list_dataset("some", own_dataset_dir)
+def verified(root: Path, dataset: Dataset) -> list[Path]:
+    return verify_store(list_dataset("some", root), dataset, 16, 64, lambda *_: None)
+
+
+def test_a_change_without_a_trace_is_found(own_dataset_dir: Path, tmp_path: Path) -> None:
     dataset, _ = opened(own_dataset_dir, tmp_path / "stores")
-    assert fingerprint_of(files, lambda *_: None) == dataset.fingerprint
-    path = own_dataset_dir / "art/cat/003.png"
-    with Image.open(path) as opened_image:
-        image = opened_image.convert("RGB")
+    assert verified(own_dataset_dir, dataset) == []
+    path = own_dataset_dir / "art/cat/003.bmp"  # of a size that does not depend on what is in it
+    (own_dataset_dir / "art/cat/003.png").unlink()
+    image = Image.new("RGB", (20, 20), "red")
+    image.save(path)
+    dataset, _ = opened(own_dataset_dir, tmp_path / "stores")
     before = path.stat()
-    image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
-    path.write_bytes(path.read_bytes()[: before.st_size].ljust(before.st_size, b"\0"))
+    Image.new("RGB", (20, 20), "blue").save(path)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert source_key(list_dataset("some", own_dataset_dir)) == source_key(files)
-    try:
-        assert fingerprint_of(files, lambda *_: None) != dataset.fingerprint
-    except UserError as error:  # where the new file is the longer one
-        assert str(path) in str(error)
+    assert opened(own_dataset_dir, tmp_path / "stores")[1] == []
+    assert verified(own_dataset_dir, dataset) == [path]
+
+
+def test_a_store_that_was_half_removed_is_made_again(own_dataset_dir: Path, tmp_path: Path) -> None:
+    first, _ = opened(own_dataset_dir, tmp_path / "stores")
+    [about] = (tmp_path / "stores").glob("*-pixels-64/about.json")
+    about.unlink()
+    again, told = opened(own_dataset_dir, tmp_path / "stores")
+    assert told
+    assert same(first, again)
+
+
+def test_a_builder_that_lost_its_lock_publishes_nothing(
+    dataset_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stood still, and another process is at it."""
+    monkeypatch.setattr("vld.claim.Claim.holds", lambda _: False)
+    with pytest.raises(UserError, match="another process makes the image store now"):
+        opened(dataset_dir, tmp_path / "stores")
+    assert list((tmp_path / "stores").iterdir()) == []
+
+
+def test_what_a_killed_builder_left_is_removed_whatever_its_sizes(dataset_dir: Path, tmp_path: Path) -> None:
+    files = list_dataset("some", dataset_dir)
+    left = tmp_path / f"stores/.building-some-{source_key(files)}/tmpx/some-views-100"
+    left.mkdir(parents=True)
+    (left / "0.uint8").write_bytes(b"half")
+    opened(dataset_dir, tmp_path / "stores")
+    assert all(not path.name.startswith(".") for path in (tmp_path / "stores").iterdir())
 
 
 BUILD = """
@@ -166,7 +195,7 @@ def test_two_builders_at_once_make_one_store(dataset_dir: Path, tmp_path: Path) 
 def test_a_killed_builder_leaves_no_half_store(dataset_dir: Path, tmp_path: Path) -> None:
     stores = tmp_path / "stores"
     process = build(dataset_dir, stores, slow=0.5)
-    while not list(stores.glob(".building-*/*/0.uint8")):
+    while not list(stores.glob(".building-*/*/*/0.uint8")):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)

@@ -5,7 +5,7 @@ are moved, not copied: the unpacked folder is thrown away afterwards. Each raise
 """
 
 import json
-import os
+import shutil
 from collections import defaultdict
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def arrange_vlcs(unpacked: Path, ready: Path) -> None:
 
 def arrange_terra_incognita(unpacked: Path, ready: Path) -> None:
     """Four camera locations and ten categories; DomainBed puts an image of two kept categories into both."""
-    annotations = sorted((unpacked / "eccv_18_annotations.tar.gz").rglob("*.json"))
+    annotations = sorted((unpacked / "eccv_18_annotations.tar.gz").rglob("[!.]*.json"))
     if not annotations:
         raise UserError("eccv_18_annotations.tar.gz: no annotation files (*.json) in it")
     files = {path.name: path for path in (unpacked / "eccv_18_all_images_sm.tar.gz").rglob("*") if path.is_file()}
@@ -61,9 +61,12 @@ def arrange_terra_incognita(unpacked: Path, ready: Path) -> None:
             f" {missing[0]}"
         )
     for file_name, places in wanted.items():
-        for place in places:
-            (ready / place).mkdir(parents=True, exist_ok=True)
-            os.link(files[file_name], ready / place / file_name)
+        first, *others = (ready / place / file_name for place in sorted(places))
+        first.parent.mkdir(parents=True, exist_ok=True)
+        files[file_name].rename(first)
+        for other in others:
+            other.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(first, other)
 
 
 def arrange_domain_net(unpacked: Path, ready: Path) -> None:

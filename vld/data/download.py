@@ -1,6 +1,8 @@
 """Fetching an archive: resumed after an interruption, retried, checked, and there under its name only when whole."""
 
 import hashlib
+import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,7 +51,7 @@ def fetch(url: str, target: Path, sha256: str | None, progress: Progress, retrie
         raise UserError(f"{url}: Google Drive refuses ({reason}); later {by_hand}") from error
     except DownloadError as error:
         raise UserError(f"{url}: not whole ({_line(error)}); {by_hand}") from error
-    except requests.RequestException as error:
+    except (requests.RequestException, ValueError) as error:
         raise UserError(f"{url}: cannot be fetched ({_line(error)}); {by_hand}") from error
     try:
         _check(whole, sha256, url, target)
@@ -57,31 +59,54 @@ def fetch(url: str, target: Path, sha256: str | None, progress: Progress, retrie
         whole.unlink()
         raise
     whole.rename(target)
-    arriving.rmdir()
+    shutil.rmtree(arriving)
 
 
 def _download(url: str, whole: Path, progress: Callable[[int, int | None], None], retries: int) -> None:
-    def attempt() -> None:
-        gdown.download(
-            url,
-            str(whole),
-            quiet=True,
-            resume=True,
-            retries=retries,
-            timeout=TIMEOUT_SECONDS,
-            use_cookies=False,
-            progress=progress,
-        )
+    """What has come before goes on, if it came from there. A server that is busy is asked again."""
+    source = whole.with_name("source")
+    if not source.exists() or source.read_text() != url:
+        _forget(whole)
+        source.write_text(url)
+    attempt = 0
+    while True:
+        try:
+            gdown.download(
+                url,
+                str(whole),
+                quiet=True,
+                resume=True,
+                retries=retries,
+                timeout=TIMEOUT_SECONDS,
+                use_cookies=False,
+                progress=progress,
+            )
+            return
+        except (DownloadError, requests.HTTPError) as error:
+            unranged = "byte range" in str(error)
+            if unranged and not _knows_ranges(url):
+                _forget(whole)  # from the beginning, then
+            elif not (unranged or _is_busy(error)) or attempt == retries:
+                raise
+            else:
+                time.sleep(min(2**attempt, 30))
+                attempt += 1
 
-    try:
-        attempt()
-    except DownloadError as error:
-        if "byte range" not in str(error):
-            raise
-        # The server has another file by now, or does not know ranges: from the beginning, then.
-        for part in whole.parent.iterdir():
-            part.unlink()
-        attempt()
+
+def _forget(whole: Path) -> None:
+    for part in whole.parent.glob(f"{whole.name}*"):
+        part.unlink()
+
+
+def _knows_ranges(url: str) -> bool:
+    """False only where the server answers a request for a part with the whole, or says that there is no such part."""
+    with requests.get(url, headers={"Range": "bytes=1-1"}, stream=True, timeout=TIMEOUT_SECONDS) as response:
+        return response.status_code not in (200, 416)
+
+
+def _is_busy(error: Exception) -> bool:
+    response = error.response if isinstance(error, requests.HTTPError) else None
+    return response is not None and response.status_code in (429, 500, 502, 503, 504)
 
 
 def _check(path: Path, sha256: str | None, url: str, target: Path) -> None:

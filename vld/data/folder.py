@@ -5,6 +5,7 @@ Images are in ImageFolder's order: by class, then by path.
 
 import csv
 import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def list_csv(name: str, path: Path) -> DatasetFiles:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{where}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     columns = ("path", "domain", "class")
     for number, row in enumerate(rows, 2):
@@ -76,10 +77,14 @@ def list_csv(name: str, path: Path) -> DatasetFiles:
         raise UserError(f"{where}: lists one class only ({classes[0]}); at least 2 are needed")
     domains = []
     for domain in sorted(listed):
-        samples = [(file, i) for i, label in enumerate(classes) for file in sorted(listed[domain][label])]
-        if len(set(samples)) < len(samples):
-            twice = next(file for file, _ in samples if [f for f, _ in samples].count(file) > 1)
-            raise UserError(f"{where}: lists {twice} twice in domain {domain}")
+        samples = [
+            (file, i)
+            for i, label in enumerate(classes)
+            for file in sorted(listed[domain][label], key=lambda file: (str(file.parent), file.name))
+        ]
+        [(most, times)] = Counter(file for file, _ in samples).most_common(1)
+        if times > 1:
+            raise UserError(f"{where}: lists {most} twice in domain {domain}")
         _check_enough(name, domain, len(samples))
         domains.append(DomainFiles(domain, tuple(file for file, _ in samples), tuple(i for _, i in samples)))
     return DatasetFiles(name, path, tuple(classes), tuple(domains))
@@ -147,15 +152,22 @@ def _check_tree(name: str, folder: Path) -> None:
 def _list_domain(name: str, folder: Path, classes: list[str]) -> DomainFiles:
     _check_tree(name, folder)
     samples = make_dataset(
-        str(folder), {label: i for i, label in enumerate(classes)}, extensions=IMG_EXTENSIONS, allow_empty=True
+        str(folder), {label: i for i, label in enumerate(classes)}, is_valid_file=_is_image, allow_empty=True
     )
     if not samples:
         raise UserError(f"dataset={name}: domain {folder.name} has no images in {folder} ({', '.join(IMG_EXTENSIONS)})")
-    empty = [label for i, label in enumerate(classes) if i not in {target for _, target in samples}]
+    there = {target for _, target in samples}
+    empty = [label for i, label in enumerate(classes) if i not in there]
     if empty:
         raise UserError(f"dataset={name}: domain {folder.name} has no images of {', '.join(empty)}")
     _check_enough(name, folder.name, len(samples))
     return DomainFiles(folder.name, tuple(Path(path) for path, _ in samples), tuple(target for _, target in samples))
+
+
+def _is_image(path: str) -> bool:
+    """Hidden files are not: a Mac leaves some beside every image."""
+    name = os.path.basename(path)  # noqa: PTH119  (of hundreds of thousands)
+    return not name.startswith(".") and name.lower().endswith(IMG_EXTENSIONS)
 
 
 def _check_enough(name: str, domain: str, images: int) -> None:

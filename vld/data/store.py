@@ -9,6 +9,8 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -21,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vld.claim import claim
+from vld.claim import Claim, ClaimLost, claim
 from vld.data.folder import DatasetFiles
 from vld.data.images import (
     Dataset,
@@ -64,18 +66,20 @@ def open_dataset(
         folder = _writable(files.name, folders)
         building = folder / f".building-{files.name}-{source}"
         try:
-            with claim(building, wait=True, announce=announce):
+            with claim(building, wait=True, announce=announce) as held:
                 found = [_find(folders, name) for name in names]  # by the process that this one waited for
-                pixels, views = (path is None for path in found)
-                if pixels or views:
-                    _build(files, folder, names, building, image_size, store_size, progress, pixels=pixels, views=views)
+                if None in found:
+                    missing = [name if path is None else None for name, path in zip(names, found, strict=True)]
+                    _build(files, folder, missing, building, image_size, store_size, progress, held)
+        except ClaimLost as lost:
+            raise UserError(f"{building}: another process makes the image store now ({lost}); run this again") from lost
         finally:
             with suppress(OSError):  # another process may be waiting in it
                 building.rmdir()
         found = [_find(folders, name) for name in names]
     pixels_dir, views_dir = found
-    assert pixels_dir is not None
-    assert views_dir is not None
+    if pixels_dir is None or views_dir is None:
+        raise UserError(f"dataset={files.name}: its image store has gone while this command ran; run it again")
     return _opened(files, pixels_dir, views_dir, image_size, store_size)
 
 
@@ -95,20 +99,37 @@ def source_key(files: DatasetFiles) -> str:
     return digest.hexdigest()[:12]
 
 
-def fingerprint_of(files: DatasetFiles, progress: Progress) -> str:
-    """The fingerprint of what the files hold now. Raises `UserError` naming those that are unreadable."""
+def verify_store(
+    files: DatasetFiles, dataset: Dataset, image_size: int, store_size: int, progress: Progress
+) -> list[Path]:
+    """Decode every image again; those whose pixels or evaluation view in the store are others. Raises `UserError` for files
+    that are unreadable, and where all are right but the fingerprint."""
     total = sum(len(domain.files) for domain in files.domains)
     digest, done = hashlib.sha256(repr(files.classes).encode()), 0
+    different: list[Path] = []
+
+    def compare(stored: DomainImages, place: int, path: Path) -> tuple[bool, bytes]:
+        image = read_image(path)
+        height, width = stored.stored_sizes[place].tolist()
+        same = np.array_equal(stored.pixels[place, :height, :width].numpy(), stored_pixels(image, store_size))
+        same = same and np.array_equal(stored.evaluation[place].numpy(), evaluation_view(image, image_size))
+        return same, pixel_digest(image)
+
     with _workers() as pool:
-        for domain in files.domains:
+        for domain, stored in zip(files.domains, dataset.domains, strict=True):
             digest.update(repr((domain.name, domain.labels)).encode())
             for start in range(0, len(domain.files), DECODED_AT_ONCE):
                 paths = domain.files[start : start + DECODED_AT_ONCE]
-                for one in _map_files(pool, lambda _, path: pixel_digest(read_image(path)), paths):
+                compared = _map_files(pool, partial(compare, stored), paths, start)
+                _check_readable(compared)
+                for path, (same, one) in zip(paths, compared, strict=True):  # type: ignore[misc]
                     digest.update(one)
+                    different += [] if same else [path]
                 done += len(paths)
                 progress(done, total)
-    return digest.hexdigest()
+    if not different and digest.hexdigest() != dataset.fingerprint:
+        raise UserError(f"dataset={files.name}: the image store has another fingerprint; remove it, it is made again")
+    return different
 
 
 def bytes_on_disk(folders: Sequence[Path], files: DatasetFiles) -> int:
@@ -135,65 +156,89 @@ def _writable(name: str, folders: Sequence[Path]) -> Path:
 def _build(
     files: DatasetFiles,
     folder: Path,
-    names: tuple[str, str],
+    missing: Sequence[str | None],
     building: Path,
     image_size: int,
     store_size: int,
     progress: Progress,
-    *,
-    pixels: bool,
-    views: bool,
+    held: Claim,
 ) -> None:
-    """One pass over the images, for both stores or the one that is missing."""
+    """One pass over the images, for the stores of pixels and of views, or the one of them that is missing.
+
+    Everything is written in a folder of this process's own: should it lose its lock, it shares no file with the next one.
+    """
+    for left in building.iterdir():  # what a process that was killed has left
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+    own = Path(tempfile.mkdtemp(dir=building))
+    own.chmod(0o755)
     total = sum(len(domain.files) for domain in files.domains)
-    parts = {name: building / name for name, wanted in zip(names, (pixels, views), strict=True) if wanted}
+    pixels, views = (None if name is None else own / name for name in missing)
     fingerprint = hashlib.sha256(repr(files.classes).encode())
+    unreadable: list[UserError] = []
     done = 0
     try:
         with _workers() as pool:
-            sizes = [
-                np.array(_map_files(pool, lambda _, path: size_of(path), domain.files), np.int64)
-                for domain in files.domains
-            ]
+            sizes = []
+            for domain in files.domains:
+                found = _map_files(pool, lambda _, path: size_of(path), domain.files)
+                _check_readable(found)
+                sizes.append(np.array(found, np.int64))
+                held.check()
             height, width = (min(store_size, max(int(s[:, axis].max()) for s in sizes)) for axis in (0, 1))
-            _check_disk(files.name, folder, total * 3 * (pixels * height * width + views * image_size**2))
-            for part in parts.values():
-                shutil.rmtree(part, ignore_errors=True)  # a process that was killed may have left it
-                part.mkdir()
+            wanted = (pixels is not None) * height * width + (views is not None) * image_size**2
+            _check_disk(files.name, folder, total * 3 * wanted)
+            for part in (pixels, views):
+                if part is not None:
+                    part.mkdir()
             for number, domain in enumerate(files.domains):
                 n = len(domain.files)
                 fingerprint.update(repr((domain.name, domain.labels)).encode())
-                stored = _array(parts.get(names[0]), number, (n, height, width, 3))
-                evaluation = _array(parts.get(names[1]), number, (n, image_size, image_size, 3))
+                stored = _array(pixels, number, (n, height, width, 3))
+                evaluation = _array(views, number, (n, image_size, image_size, 3))
                 for start in range(0, n, DECODED_AT_ONCE):
-                    chunk = range(start, min(start + DECODED_AT_ONCE, n))
-                    decode = partial(_decode, stored, evaluation, image_size, store_size)
-                    for digest in _map_files(pool, decode, domain.files[start : chunk.stop], start):
-                        fingerprint.update(digest)
-                    progress(done + chunk.stop, total)
+                    paths = domain.files[start : start + DECODED_AT_ONCE]
+                    for digest in _map_files(
+                        pool, partial(_decode, stored, evaluation, image_size, store_size), paths, start
+                    ):
+                        if isinstance(digest, UserError):
+                            unreadable.append(digest)
+                        else:
+                            fingerprint.update(digest)
+                    held.check()
+                    progress(done + start + len(paths), total)
                 done += n
                 for array in (stored, evaluation):
                     if array is not None:
                         array.flush()
+        _check_readable(unreadable)
         about: dict[str, Any] = {"version": VERSION, "name": files.name, "root": str(files.root.absolute())}
         about["domains"] = [domain.name for domain in files.domains]
-        if pixels:
+        if pixels is not None:
             about |= {"height": height, "width": width, "fingerprint": fingerprint.hexdigest()}
-            np.save(parts[names[0]] / "original_sizes.npy", np.concatenate(sizes))
-        for name, part in parts.items():
-            (part / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
-            part.rename(folder / name)
+            np.save(pixels / "original_sizes.npy", np.concatenate(sizes))
+        for part in (pixels, views):
+            if part is not None:
+                (part / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
+                if not held.holds():
+                    raise ClaimLost("not renewed")
+                shutil.rmtree(folder / part.name, ignore_errors=True)  # of one that was half removed
+                part.rename(folder / part.name)
+    except OSError as error:
+        raise UserError(
+            f"dataset={files.name}: the image store in {folder} cannot be written: {error.strerror}"
+        ) from error
     finally:
-        for part in parts.values():
-            shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(own, ignore_errors=True)
 
 
 def _array(part: Path | None, number: int, shape: tuple[int, ...]) -> "np.memmap[Any, np.dtype[np.uint8]] | None":
-    return None if part is None else np.memmap(part / f"{number}.uint8", np.uint8, "w+", shape=shape)
-
-
-def _size(_: int, path: Path) -> tuple[int, int]:
-    return size_of(path)
+    if part is None:
+        return None
+    path = part / f"{number}.uint8"
+    with path.open("wb") as file:  # all of it now: a disk that fills up later would kill the process
+        os.posix_fallocate(file.fileno(), 0, int(np.prod(shape)))
+    return np.memmap(path, np.uint8, "r+", shape=shape)
 
 
 def _decode(
@@ -235,7 +280,7 @@ def _opened(files: DatasetFiles, pixels_dir: Path, views_dir: Path, image_size: 
                 )
             )
         return Dataset(files.name, files.classes, tuple(domains), about["fingerprint"])
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{pixels_dir} or {views_dir}: damaged ({error}); remove them, they are made again") from error
 
 
@@ -243,7 +288,10 @@ def _mapped(path: Path, shape: tuple[int, ...]) -> Tensor:
     size = int(np.prod(shape))
     if path.stat().st_size != size:
         raise ValueError(f"{path.name} has {path.stat().st_size} bytes instead of {size}")
-    return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).view(shape)
+    mapped = np.memmap(path, np.uint8, "r", shape=shape)  # read only: it may be larger than memory
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(mapped)
 
 
 @contextmanager
@@ -255,8 +303,10 @@ def _workers() -> Iterator[Executor]:
         pool.shutdown(cancel_futures=True)
 
 
-def _map_files(pool: Executor, function: Callable[[int, Path], T], paths: Sequence[Path], first: int = 0) -> list[T]:
-    """`function` of every file and its number, in order; a `UserError` names those that cannot be read."""
+def _map_files(
+    pool: Executor, function: Callable[[int, Path], T], paths: Sequence[Path], first: int = 0
+) -> "list[T | UserError]":
+    """`function` of every file and its number, in order; a `UserError` in place of those that cannot be read."""
 
     def attempt(number: int, path: Path) -> T | UserError:
         try:
@@ -264,12 +314,15 @@ def _map_files(pool: Executor, function: Callable[[int, Path], T], paths: Sequen
         except Exception as error:  # damaged files make PIL raise nearly anything
             return UserError(f"unreadable image {path}: {' '.join(str(error).split()) or type(error).__name__}")
 
-    results = list(pool.map(attempt, range(first, first + len(paths)), paths))
+    return list(pool.map(attempt, range(first, first + len(paths)), paths))
+
+
+def _check_readable(results: Sequence[object]) -> None:
+    """Raises a `UserError` that names the first file that could not be read, and counts the others."""
     errors = [result for result in results if isinstance(result, UserError)]
     if errors:
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         raise UserError(f"{errors[0]}{more}; replace the file or remove it")
-    return [result for result in results if not isinstance(result, UserError)]
 
 
 def _check_disk(name: str, folder: Path, needed: int) -> None:

@@ -1,5 +1,6 @@
 """Archives from strangers: only plain files come out, only below the target, and not without end."""
 
+import gzip
 import shutil
 import tarfile
 import zipfile
@@ -13,6 +14,7 @@ from vld.errors import UserError
 
 Progress = Callable[[int, int], None]
 
+GZIP = b"\x1f\x8b"
 # Images hardly compress. Annotations do, but they are small.
 MOST_PER_BYTE, AND_SO_MUCH_MORE = 20, 2**30
 
@@ -24,6 +26,8 @@ def unpack(archive: Path, target: Path, progress: Progress) -> None:
     far more than an archive of its size has to.
     """
     target.mkdir(parents=True)
+    if not is_archive(archive):
+        raise damaged(archive, "no zip or tar file")
     allowed = MOST_PER_BYTE * archive.stat().st_size + AND_SO_MUCH_MORE
     try:
         for name, content in _members(archive, progress):
@@ -37,14 +41,21 @@ def unpack(archive: Path, target: Path, progress: Progress) -> None:
                     file.write(block)
     except FileExistsError as error:
         raise UserError(f"{archive}: holds {error.filename} twice, as a file or a folder") from error
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, LZMAError, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, LZMAError, EOFError) as error:
         raise damaged(archive, f"{error}") from error
-    except RuntimeError as error:  # zipfile's, of members under a password
+    except (
+        RuntimeError,
+        NotImplementedError,
+        ValueError,
+    ) as error:  # members under a password, or with impossible names
         raise damaged(archive, f"{error}") from error
 
 
 def is_archive(path: Path) -> bool:
-    return zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
+    try:
+        return zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
+    except (EOFError, zlib.error, LZMAError, gzip.BadGzipFile):
+        return False
 
 
 def damaged(archive: Path, why: str) -> UserError:
@@ -70,13 +81,32 @@ def _members(archive: Path, progress: Progress) -> Iterator[tuple[str, IO[bytes]
                 done += info.compress_size
                 progress(min(done, size), size)
         return
-    with archive.open("rb") as raw, tarfile.open(fileobj=raw, mode="r|*") as stream:
-        for member in stream:
-            if not (member.isfile() or member.isdir()):
-                raise UserError(f"{archive}: {member.name} is a link or a device; an archive of images has none")
-            if (inside := stream.extractfile(member)) is not None:
-                yield member.name, inside
-            progress(raw.tell(), size)
+    with archive.open("rb") as raw:
+        zipped = raw.read(2) == GZIP
+        raw.seek(0)
+        plain = gzip.GzipFile(fileobj=raw) if zipped else raw  # tarfile's own way looks at no check sum
+        with tarfile.open(fileobj=plain, mode="r|" if zipped else "r|*", tarinfo=_StrictTarInfo) as stream:
+            for member in stream:
+                if not (member.isfile() or member.isdir()):
+                    raise UserError(f"{archive}: {member.name} is a link or a device; an archive of images has none")
+                if (inside := stream.extractfile(member)) is not None:
+                    yield member.name, inside
+                progress(raw.tell(), size)
+        while plain.read(2**20):  # to its end, where the check sum is
+            pass
+
+
+class _StrictTarInfo(tarfile.TarInfo):
+    """tarfile takes a damaged header, and a file that just stops, for the end of the archive."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> "_StrictTarInfo":
+        try:
+            return super().fromtarfile(tarfile_)
+        except tarfile.HeaderError as error:
+            if isinstance(error, tarfile.EOFHeaderError):  # type: ignore[attr-defined]  # the end as it should be
+                raise
+            raise tarfile.ReadError(f"{error}" or "it ends in the middle") from error
 
 
 def _checked(archive: Path, name: str) -> PurePosixPath:
