@@ -5,12 +5,17 @@ that nobody has seen renewed for `LEASE_SECONDS`, since its machine is gone or s
 finds out within that time.
 """
 
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import SoftFileLease, Timeout
+
+from vld.errors import UserError
 
 LOCK = "running.lock"
 LEASE_SECONDS = 120.0
@@ -78,6 +83,44 @@ def claim(directory: Path, *, wait: bool, announce: Callable[[str], None], hint:
         yield Claim(lease)
     finally:
         lease.release()
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """A folder that is this process's alone, in a directory that it holds."""
+
+    own: Path
+    held: Claim
+
+    def move_out(self, made: Path, target: Path) -> None:
+        """Put what was made where it belongs. Raises `ClaimLost` where that is another process's to do by now."""
+        if not self.held.holds():
+            raise ClaimLost("not renewed")
+        made.rename(target)
+
+
+@contextmanager
+def workplace(directory: Path, *, announce: Callable[[str], None], another: str) -> Iterator[Workplace]:
+    """Hold `directory`, wait for it if need be, and make something in it that is moved out when it is whole.
+
+    What a process that was killed has left in it is removed, and in the end the directory is. Should this process lose its
+    lock, it shares no file with the next one. another: what that one does then, for the line that says so. Raises `UserError`.
+    """
+    try:
+        with claim(directory, wait=True, announce=announce) as held:
+            for left in directory.iterdir():
+                if left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
+            own = Path(tempfile.mkdtemp(dir=directory))
+            try:
+                yield Workplace(own, held)
+            finally:
+                shutil.rmtree(own, ignore_errors=True)
+    except ClaimLost as lost:
+        raise UserError(f"{directory}: another process {another} now ({lost}); run this again") from lost
+    finally:
+        with suppress(OSError):  # another process may be waiting in it
+            directory.rmdir()
 
 
 def _silent(lock: Path) -> bool:

@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -81,8 +82,16 @@ def run_command(job: Callable[[DictConfig], None], config_name: str, schema: typ
     for number in SIGNALS:
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _stop)
+
+    @wraps(job)
+    def guarded(composed: DictConfig) -> None:
+        try:
+            job(composed)
+        except UserError as error:  # before Hydra has its say about it
+            exit_with_user_error(str(error))
+
     try:
-        hydra.main(config_path=str(conf_dir()), config_name=config_name, version_base="1.3")(job)()
+        hydra.main(config_path=str(conf_dir()), config_name=config_name, version_base="1.3")(guarded)()
     except (UserError, HydraException, OmegaConfBaseException) as error:
         exit_with_user_error(describe_error(error, schema))
     except BrokenPipeError:  # the reader of --help, say `head`, has seen enough
@@ -183,15 +192,8 @@ def _job(composed: DictConfig, work: "Callable[[Config, Terminal, Publisher], li
     try:
         config = typed_config(composed)
         publisher = Publisher(config.wandb, config.output_dir, say=terminal.say, warn=terminal.warn)
-        try:
-            outcomes = work(config, terminal, publisher)
-        except (UserError, OSError) as problem:
-            error = problem
-        if outcomes:
-            show_results(outcomes, str(composed.method.name), terminal)
-        with terminal.counting("delivering to W&B") as progress:
-            publisher.close(progress)
-        publisher.summary()
+        outcomes = work(config, terminal, publisher)
+        show_results(outcomes, config.method.name, terminal)
     except (UserError, OSError) as problem:
         error = problem
     except BaseException:  # Ctrl-C, say
@@ -199,6 +201,9 @@ def _job(composed: DictConfig, work: "Callable[[Config, Terminal, Publisher], li
             publisher.abandon()
             publisher.summary()
         raise
+    if publisher:
+        with terminal.counting("delivering to W&B") as progress:
+            publisher.finish(progress)
     if in_sweep:  # the other jobs go on; the callback at the end of the sweep exits
         record = {
             "runs": [{"directory": str(o.directory), "failure": o.failure, "skipped": o.skipped} for o in outcomes],
@@ -232,31 +237,21 @@ def _benchmark_job(composed: DictConfig) -> None:
     from vld.benchmark import run_benchmark
     from vld.terminal import Terminal
 
-    try:
-        run_benchmark(typed_config(composed), Terminal())
-    except UserError as error:
-        exit_with_user_error(str(error))
+    run_benchmark(typed_config(composed), Terminal())
 
 
 def _prepare_job(composed: DictConfig) -> None:
     from vld.prepare import prepare
     from vld.terminal import Terminal
 
-    try:
-        prepare(prepare_config(composed), Terminal())
-    except UserError as error:
-        exit_with_user_error(str(error))
+    prepare(prepare_config(composed), Terminal())
 
 
 def _publish_job(composed: DictConfig) -> None:
     from vld.terminal import Terminal
     from vld.tracking.publish_all import publish_all
 
-    try:
-        undelivered = publish_all(publish_config(composed), Terminal())
-    except UserError as error:
-        exit_with_user_error(str(error))
-    if undelivered:
+    if publish_all(publish_config(composed), Terminal()):
         sys.exit(FAILED)
 
 

@@ -42,11 +42,11 @@ def typed_config(composed: DictConfig) -> Config:
 def prepare_config(composed: DictConfig) -> PrepareConfig:
     """The same for the settings of `prepare.py`."""
     config = _typed(composed, PrepareConfig)
-    problems = list(_dataset_problems(config.dataset))
-    if config.image_size < 8:
-        problems.append(f"image_size={config.image_size}: must be a whole number of at least 8")
-    if not config.data_dir:
-        problems.append("data_dir=: must be a folder's path")
+    problems = [
+        *_dataset_problems(config.dataset),
+        *_whole("image_size", config.image_size, 8),
+        *_folder("data_dir", config.data_dir),
+    ]
     if problems:
         raise UserError("\n".join(problems))
     return config
@@ -55,8 +55,8 @@ def prepare_config(composed: DictConfig) -> PrepareConfig:
 def publish_config(composed: DictConfig) -> PublishConfig:
     """The same for the settings of `publish.py`."""
     config = _typed(composed, PublishConfig)
-    if config.wandb.mode not in WANDB_MODES:
-        raise UserError(f"wandb.mode={config.wandb.mode}: must be one of {', '.join(WANDB_MODES)}")
+    if problems := list(_choice("wandb.mode", config.wandb.mode, WANDB_MODES)):
+        raise UserError("\n".join(problems))
     return config
 
 
@@ -122,25 +122,34 @@ def _keys_beyond(composed: DictConfig, schema: type, prefix: str = "") -> Iterat
             yield from _keys_beyond(composed[key], kind, f"{prefix}{key}.")
 
 
+def _number(name: str, value: float, allowed: str, good: bool) -> Iterator[str]:
+    if not (math.isfinite(value) and good):
+        yield f"{name}={value}: must be {allowed}"
+
+
+def _choice(name: str, value: str, allowed: tuple[str, ...]) -> Iterator[str]:
+    if value not in allowed:
+        yield f"{name}={value}: must be one of {', '.join(allowed)}"
+
+
+def _whole(name: str, value: int, least: int) -> Iterator[str]:
+    yield from _number(name, value, f"a whole number of at least {least}", value >= least)
+
+
+def _positive(name: str, value: float) -> Iterator[str]:
+    yield from _number(name, value, "a number above 0", value > 0)
+
+
+def _folder(name: str, path: str) -> Iterator[str]:
+    if not path:
+        yield f"{name}={path}: must be a folder's path"
+
+
 def _problems(config: Config) -> Iterator[str]:
-    def number(name: str, value: float, allowed: str, good: bool) -> Iterator[str]:
-        if not (math.isfinite(value) and good):
-            yield f"{name}={value}: must be {allowed}"
-
-    def choice(name: str, value: str, allowed: tuple[str, ...]) -> Iterator[str]:
-        if value not in allowed:
-            yield f"{name}={value}: must be one of {', '.join(allowed)}"
-
-    def whole(name: str, value: int, least: int) -> Iterator[str]:
-        yield from number(name, value, f"a whole number of at least {least}", value >= least)
-
-    def positive(name: str, value: float) -> Iterator[str]:
-        yield from number(name, value, "a number above 0", value > 0)
-
     yield from _dataset_problems(config.dataset)
 
-    yield from choice("backbone.library", config.backbone.library, ("torchvision", "timm"))
-    yield from positive("backbone.feature_scale", config.backbone.feature_scale)
+    yield from _choice("backbone.library", config.backbone.library, ("torchvision", "timm"))
+    yield from _positive("backbone.feature_scale", config.backbone.feature_scale)
     for option, triple in (("backbone.mean", config.backbone.mean), ("backbone.std", config.backbone.std)):
         if (
             len(triple) != 3
@@ -149,57 +158,53 @@ def _problems(config: Config) -> Iterator[str]:
         ):
             yield f"{option}={triple}: must be three numbers{' above 0' if option.endswith('std') else ''}"
 
-    yield from choice("method", config.method.name, METHODS + COMBINATIONS)
-    yield from choice("method.member_step", config.method.member_step, ("last", "iid"))
-    yield from choice("method.average", config.method.average, ("logits", "softmax"))
+    yield from _choice("method", config.method.name, METHODS + COMBINATIONS)
+    yield from _choice("method.member_step", config.method.member_step, ("last", "iid"))
+    yield from _choice("method.average", config.method.average, ("logits", "softmax"))
     if config.method.members and config.method.name in METHODS:
         yield f"method.members={config.method.members}: only {', '.join(COMBINATIONS)} have members"
-    yield from choice("optim", config.optim.name, ("sgd", "adam"))
-    yield from positive("optim.lr", config.optim.lr)
-    yield from number("optim.weight_decay", config.optim.weight_decay, "at least 0", config.optim.weight_decay >= 0)
-    yield from number("optim.momentum", config.optim.momentum, "in [0, 1)", 0 <= config.optim.momentum < 1)
-    yield from whole("optim.steps", config.optim.steps, 1)
+    yield from _choice("optim", config.optim.name, ("sgd", "adam"))
+    yield from _positive("optim.lr", config.optim.lr)
+    yield from _number("optim.weight_decay", config.optim.weight_decay, "at least 0", config.optim.weight_decay >= 0)
+    yield from _number("optim.momentum", config.optim.momentum, "in [0, 1)", 0 <= config.optim.momentum < 1)
+    yield from _whole("optim.steps", config.optim.steps, 1)
     milestones = config.optim.milestones
     if any(step < 1 for step in milestones) or sorted(set(milestones)) != milestones:
         yield f"optim.milestones={milestones}: must be increasing numbers of steps, each at least 1"
-    yield from number("optim.gamma", config.optim.gamma, "in (0, 1]", 0 < config.optim.gamma <= 1)
-    yield from positive("optim.last_layer_lr_factor", config.optim.last_layer_lr_factor)
+    yield from _number("optim.gamma", config.optim.gamma, "in (0, 1]", 0 < config.optim.gamma <= 1)
+    yield from _positive("optim.last_layer_lr_factor", config.optim.last_layer_lr_factor)
 
-    yield from whole("image_size", config.image_size, 8)
-    yield from number("dropout", config.dropout, "in [0, 1)", 0 <= config.dropout < 1)
-    yield from whole("batch_size", config.batch_size, 1)
-    yield from whole("eval_every", config.eval_every, 1)
-    yield from whole("averaging.start", config.averaging.start, 1)
-    yield from whole("averaging.interval", config.averaging.interval, 1)
-    yield from whole("ensemble.start", config.ensemble.start, 1)
-    yield from whole("ensemble.every", config.ensemble.every, 1)
+    yield from _whole("image_size", config.image_size, 8)
+    yield from _number("dropout", config.dropout, "in [0, 1)", 0 <= config.dropout < 1)
+    yield from _whole("batch_size", config.batch_size, 1)
+    yield from _whole("eval_every", config.eval_every, 1)
+    yield from _whole("averaging.start", config.averaging.start, 1)
+    yield from _whole("averaging.interval", config.averaging.interval, 1)
+    yield from _whole("ensemble.start", config.ensemble.start, 1)
+    yield from _whole("ensemble.every", config.ensemble.every, 1)
     for name in config.keep:
-        yield from choice("keep", name, KEEPABLE)
+        yield from _choice("keep", name, KEEPABLE)
     for option in ("seed", "split_seed", "head_seed"):
         value = getattr(config, option)
-        yield from number(option, value, "a whole number from 0 to 2^31 - 1", 0 <= value < 2**31)
-    for option in ("data_dir", "output_dir"):
-        path = getattr(config, option)
-        if not path:
-            yield f"{option}={path}: must be a folder's path"
-    yield from number(
+        yield from _number(option, value, "a whole number from 0 to 2^31 - 1", 0 <= value < 2**31)
+    yield from _folder("data_dir", config.data_dir)
+    yield from _folder("output_dir", config.output_dir)
+    yield from _number(
         "checkpoint_every", config.checkpoint_every, "a number of seconds, at least 0", config.checkpoint_every >= 0
     )
-    yield from choice("if_running", config.if_running, ("wait", "skip"))
+    yield from _choice("if_running", config.if_running, ("wait", "skip"))
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
         yield f"device={config.device}: must be auto, cpu, cuda or cuda:<index>"
-    yield from choice("precision", config.precision, ("auto", "fp32", "bf16"))
-    yield from choice("wandb.mode", config.wandb.mode, WANDB_MODES)
+    yield from _choice("precision", config.precision, ("auto", "fp32", "bf16"))
+    yield from _choice("wandb.mode", config.wandb.mode, WANDB_MODES)
     yield from _test_domain_problems(config.test_domain)
 
 
 def _dataset_problems(dataset: DatasetConfig) -> Iterator[str]:
-    if dataset.store_size < 8:
-        yield f"dataset.store_size={dataset.store_size}: must be a whole number of at least 8"
+    yield from _whole("dataset.store_size", dataset.store_size, 8)
     if dataset.name in ("", ".", "..") or "/" in dataset.name:
         yield f"dataset.name={dataset.name}: must be the name of a folder"
-    if dataset.verify not in ("strict", "warn"):
-        yield f"dataset.verify={dataset.verify}: must be one of strict, warn"
+    yield from _choice("dataset.verify", dataset.verify, ("strict", "warn"))
     if dataset.mirror is not None and not re.fullmatch(r"https?://[\w.-]+(:\d+)?(/\S*)?", dataset.mirror):
         yield f"dataset.mirror={dataset.mirror}: must be a URL, http://… or https://…"
 

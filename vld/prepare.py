@@ -1,20 +1,19 @@
 """From nothing to a dataset that is ready to train on: fetch, unpack, arrange, verify, decode."""
 
 import shutil
-import tempfile
 import time
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from vld.claim import Claim, ClaimLost, claim
+from vld.claim import Workplace, workplace
 from vld.data.catalog import CONTENTS, SOURCES, Source
+from vld.data.disk import check_disk
 from vld.data.download import DISK_TO_UNPACK, fetch
 from vld.data.folder import DatasetFiles, find_dataset, list_dataset, missing_dataset
 from vld.data.glyphs import draw_glyphs
-from vld.data.store import bytes_on_disk, open_dataset, source_key, verify_store
-from vld.data.unpack import free_disk, unpack
-from vld.data.verify import MEND, check_content
+from vld.data.store import open_dataset, source_key, verify_store
+from vld.data.unpack import unpack
+from vld.data.verify import check_content
 from vld.errors import UserError
 from vld.settings import DatasetConfig, PrepareConfig
 from vld.terminal import Terminal
@@ -61,10 +60,11 @@ def _prepare(config: PrepareConfig, terminal: Terminal) -> DatasetFiles:
                     f" {different[0]}; remove {stores[0]}/{name}-{source_key(files)}-* and run this again"
                 )
     images = sum(len(domain.files) for domain in files.domains)
+    size = sum(domain.pixels.nbytes + domain.evaluation.nbytes for domain in dataset.domains)
     terminal.say(
         f"{name}: {images:,} images in {len(files.domains)} domains of {len(files.classes)} classes,"
         f" {'verified, ' if config.verify else ''}fingerprint {dataset.fingerprint[:8]};"
-        f" image store in {stores[0]} ({bytes_on_disk(stores, files) / 1e9:.2f} GB, {took:.1f} s)"
+        f" image store in {stores[0]} ({size / 1e9:.2f} GB, {took:.1f} s)"
     )
     return files
 
@@ -74,61 +74,38 @@ def _make(config: PrepareConfig, source: Source, root: Path, terminal: Terminal)
     dataset = config.dataset
     root.parent.mkdir(parents=True, exist_ok=True)
     images = sum(CONTENTS[dataset.name].domains.values())
-    _check_disk(root.parent, images * 3 * (dataset.store_size**2 + config.image_size**2), "the image store")
+    check_disk(root.parent, images * 3 * (dataset.store_size**2 + config.image_size**2), "the image store")
     staging = root.with_name(f".preparing-{dataset.name}")
     archives = root.parent / "archives" / dataset.name
-    try:
-        with claim(staging, wait=True, announce=terminal.say) as held:
-            if root.is_dir():  # by the process that this one waited for
-                return
-            for left in staging.iterdir():  # what a process that was killed has left
-                if left.is_dir():
-                    shutil.rmtree(left, ignore_errors=True)
-            own = Path(tempfile.mkdtemp(dir=staging))  # should this process lose its lock, the next one has another
-            try:
-                _arranged(dataset, source, archives, own, held, terminal)
-                if not held.holds():
-                    raise ClaimLost("not renewed")
-                (own / "ready").rename(root)
-            finally:
-                shutil.rmtree(own, ignore_errors=True)
-    except ClaimLost as lost:
-        raise UserError(f"{staging}: another process is at it now ({lost}); run this again") from lost
-    finally:
-        with suppress(OSError):  # somebody else may be at work in it
-            staging.rmdir()
+    with workplace(staging, announce=terminal.say, another="is at it") as place:
+        if root.is_dir():  # by the process that this one waited for
+            return
+        _arranged(dataset, source, archives, place, terminal)
+        place.move_out(place.own / "ready", root)
     terminal.say(f"{root} is ready; {archives} can be deleted")
 
 
-def _arranged(
-    dataset: DatasetConfig, source: Source, archives: Path, own: Path, held: Claim, terminal: Terminal
-) -> None:
-    """Make `own`/ready. Each archive is unpacked before the next is fetched, so that each looks at the disk as it is."""
+def _arranged(dataset: DatasetConfig, source: Source, archives: Path, place: Workplace, terminal: Terminal) -> None:
+    """Make the folder `ready`. Each archive is unpacked before the next is fetched, so that each looks at the disk as it is."""
     for archive in source.archives:
         url = f"{dataset.mirror.rstrip('/')}/{archive.file}" if dataset.mirror else archive.url
-        path, target = archives / archive.file, own / "unpacked" / archive.file
+        path, target = archives / archive.file, place.own / "unpacked" / archive.file
         if not path.exists():
             terminal.say(f"fetching {url}")
         with terminal.counting(archive.file, in_bytes=True) as progress:
             fetch(url, path, archive.sha256, progress)
-        held.check()
+        place.held.check()
         if archive.sha256:  # a list, no archive
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
             continue
-        _check_disk(path.parent, int(path.stat().st_size * DISK_TO_UNPACK), f"what {path} unpacks to")
+        check_disk(path.parent, int(path.stat().st_size * DISK_TO_UNPACK), f"what {path} unpacks to")
         with terminal.counting(f"unpacking {archive.file}", in_bytes=True) as progress:
             unpack(path, target, progress)
-        held.check()
+        place.held.check()
     try:
-        source.arrange(own / "unpacked", own / "ready")
-        found = list_dataset(dataset.name, own / "ready")
-        check_content(replace(found, root=archives), dataset.verify)
+        source.arrange(place.own / "unpacked", place.own / "ready")
+        found = list_dataset(dataset.name, place.own / "ready")
+        check_content(replace(found, root=archives), dataset.verify, mend="delete them and run this again")
     except UserError as error:
-        text = str(error).replace(MEND, "delete them and run this again")
-        raise UserError(f"{text} (of the archives in {archives})") from error
-
-
-def _check_disk(folder: Path, needed: int, what: str) -> None:
-    if (free := free_disk(folder)) < needed:
-        raise UserError(f"data_dir: {needed / 1e9:.1f} GB are needed for {what}, {free / 1e9:.1f} GB are free")
+        raise UserError(f"{error} (of the archives in {archives})") from error

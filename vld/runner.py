@@ -87,9 +87,10 @@ def decoded(config: Config, files: DatasetFiles, datasets: Datasets, terminal: T
 
 def _check_memory(runs: list[Run]) -> None:
     """Raises `UserError` where the images that a run is evaluated on do not fit into memory."""
+    available = available_memory()
     for run in runs:
         needed = evaluation_images(run.dataset, run.test_domain) * run.config.image_size**2 * 3
-        if needed > (available := available_memory()):
+        if needed > available:
             raise UserError(
                 f"dataset={run.dataset.name}: the images to evaluate on with {run.test_domain} left out need"
                 f" {needed / 2**30:.1f} GiB of memory and {available / 2**30:.1f} GiB are free; a smaller image_size needs less"

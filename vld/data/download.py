@@ -10,7 +10,8 @@ import gdown
 import requests
 from gdown.exceptions import DownloadError, FileURLRetrievalError
 
-from vld.data.unpack import free_disk, is_archive
+from vld.data.disk import check_disk
+from vld.data.unpack import is_archive
 from vld.errors import UserError
 
 Progress = Callable[[int, int], None]
@@ -36,7 +37,8 @@ def fetch(url: str, target: Path, sha256: str | None, progress: Progress, retrie
     def count(done: int, total: int | None) -> None:
         nonlocal checked
         if total is not None and not checked:
-            _check_disk(total - done, total, target)
+            needed = int(total - done + total * DISK_TO_UNPACK)
+            check_disk(target.parent, needed, f"{target.name} and what it unpacks to")
             checked = True
         progress(done, total or 0)
 
@@ -125,14 +127,6 @@ def _check(path: Path, sha256: str | None, url: str, target: Path) -> None:
         what = "a web page" if start.startswith((b"<!doctype html", b"<html")) else "no zip or tar file"
         raise UserError(
             f"{target}: {what} instead of an archive, from {url}; fetch it with a browser, put it there and run this again"
-        )
-
-
-def _check_disk(to_come: int, total: int, target: Path) -> None:
-    free, needed = free_disk(target.parent), int(to_come + total * DISK_TO_UNPACK)
-    if needed > free:
-        raise UserError(
-            f"data_dir: {needed / 1e9:.1f} GB are needed for {target.name} and what it unpacks to, {free / 1e9:.1f} GB are free"
         )
 
 

@@ -1,7 +1,6 @@
 """Archives from strangers: only plain files come out, only below the target, and not without end."""
 
 import gzip
-import shutil
 import tarfile
 import zipfile
 import zlib
@@ -14,6 +13,17 @@ from vld.errors import UserError
 
 Progress = Callable[[int, int], None]
 
+# What reading a damaged archive raises, or one with members under a password or with impossible names.
+DAMAGE = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    gzip.BadGzipFile,
+    zlib.error,
+    LZMAError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+)
 GZIP = b"\x1f\x8b"
 # Images hardly compress. Annotations do, but they are small.
 MOST_PER_BYTE, AND_SO_MUCH_MORE = 20, 2**30
@@ -41,13 +51,7 @@ def unpack(archive: Path, target: Path, progress: Progress) -> None:
                     file.write(block)
     except FileExistsError as error:
         raise UserError(f"{archive}: holds {error.filename} twice, as a file or a folder") from error
-    except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, LZMAError, EOFError) as error:
-        raise damaged(archive, f"{error}") from error
-    except (
-        RuntimeError,
-        NotImplementedError,
-        ValueError,
-    ) as error:  # members under a password, or with impossible names
+    except DAMAGE as error:
         raise damaged(archive, f"{error}") from error
 
 
@@ -60,10 +64,6 @@ def is_archive(path: Path) -> bool:
 
 def damaged(archive: Path, why: str) -> UserError:
     return UserError(f"{archive}: damaged ({why}); remove it and run this again, or put a whole one there")
-
-
-def free_disk(folder: Path) -> int:
-    return shutil.disk_usage(folder).free
 
 
 def _members(archive: Path, progress: Progress) -> Iterator[tuple[str, IO[bytes]]]:

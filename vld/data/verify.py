@@ -4,11 +4,11 @@ from vld.data.catalog import CONTENTS
 from vld.data.folder import DatasetFiles
 from vld.errors import UserError
 
-MEND = "move it away and let prepare.py get it again"
 
-
-def check_content(files: DatasetFiles, verify: str) -> list[str]:
-    """What is to be warned of. Raises `UserError` where the content is wrong, unless verify is warn."""
+def check_content(
+    files: DatasetFiles, verify: str, mend: str = "move it away and let prepare.py get it again"
+) -> list[str]:
+    """What is to be warned of. Raises `UserError` where the content is wrong, unless verify is warn; mend: what to do then."""
     known = CONTENTS.get(files.name)
     wrong = discrepancies(files)
     if known is None or not wrong:
@@ -19,7 +19,7 @@ def check_content(files: DatasetFiles, verify: str) -> list[str]:
         return [text]
     if known.approximate and set(known.domains) == set(files.domain_names) and known.classes == len(files.classes):
         return [f"{text} (those counts are quoted widely, and were not counted first-hand)"]
-    raise UserError(f"{text}; {MEND}, or say dataset.verify=warn to use it as it is")
+    raise UserError(f"{text}; {mend}, or say dataset.verify=warn to use it as it is")
 
 
 def discrepancies(files: DatasetFiles) -> list[str]:

@@ -87,6 +87,10 @@ def history_of(rows: Sequence[Mapping[str, Any]], method: str, batch_size: int) 
     return history
 
 
+def _accuracies(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    return {f"{prefix}{name}": row[name] for name in (*ACCURACIES, "step")}
+
+
 def _by_domain(domain_acc: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:
     return {
         f"domain/{domain}/{part}": value
@@ -101,9 +105,9 @@ def _finished(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> l
     runs = []
     for method in dict.fromkeys(row["method"] for row in result["results"]):
         selected = {row["selection"]: row for row in result["results"] if row["method"] == method}
-        summary: dict[str, Any] = {name: selected["iid"][name] for name in (*ACCURACIES, "step")}
+        summary = _accuracies(selected["iid"])
         for selection, row in selected.items():
-            summary |= {f"{selection}/{name}": row[name] for name in (*ACCURACIES, "step")}
+            summary |= _accuracies(row, f"{selection}/")
         [at_headline] = [row for row in rows if (row["method"], row["step"]) == (method, summary["step"])]
         summary |= _by_domain(at_headline["domain_acc"])
         summary |= {name: result[name] for name in ("images_per_second", "seconds", "device")}
@@ -125,8 +129,7 @@ def _failed(failure: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> li
 def _combination(result: Mapping[str, Any]) -> WandbRun:
     how = {name: value for name, value in result["identity"].items() if name not in ("members", "protocol_version")}
     [row] = result["results"]
-    summary: dict[str, Any] = {name: row[name] for name in (*ACCURACIES, "step")}
-    summary |= {f"{row['selection']}/{name}": row[name] for name in (*ACCURACIES, "step")}
+    summary = _accuracies(row) | _accuracies(row, f"{row['selection']}/")
     summary |= _by_domain(row["domain_acc"])
     summary |= {f"member_mean/{name}": value for name, value in result["member_mean"].items()}
     if "trace" in result:

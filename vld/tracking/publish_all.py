@@ -27,14 +27,8 @@ def publish_all(config: PublishConfig, terminal: Terminal) -> int:
         raise UserError(f"wandb.mode={config.wandb.mode}: {mode}, {why}; wandb.mode=offline makes offline copies")
     for directory in directories:
         publisher.publish(directory)
-    try:
-        with terminal.counting(f"to W&B ({mode})") as progress:
-            publisher.close(progress)
-    except BaseException:
-        publisher.abandon()
-        raise
-    finally:
-        publisher.summary()
+    with terminal.counting(f"to W&B ({mode})") as progress:
+        publisher.finish(progress)
     if config.workspace:
         _save_workspace(config, publisher, terminal)
     return len(publisher.undelivered)

@@ -28,7 +28,7 @@ def patience_seconds() -> float:
 
 
 class Publisher:
-    """Asks for runs to be copied; nothing here waits for W&B but `connect`, `wait` and `close`.
+    """Asks for runs to be copied; nothing here waits for W&B but `connect`, `close` and `finish`.
 
     say, warn: print a line. announces: say whether W&B is used online or offline, where the settings leave that open.
     """
@@ -88,10 +88,10 @@ class Publisher:
             self.connected.wait(timeout=patience_seconds())
         return ("broken", self.broken) if self.broken else (self.mode, self.why)
 
-    def wait(self, left: int, progress: Callable[[int, int], None] = lambda *_: None) -> None:
-        """Until no more than `left` directories are to be copied, or W&B is given up; progress(done, asked for in all)."""
+    def close(self, progress: Callable[[int, int], None] = lambda *_: None) -> None:
+        """Wait until all is copied, or W&B is given up, and let the process end; progress(done, asked for in all)."""
         self.heard = time.monotonic()
-        while len(self.asked) > left:
+        while self.asked:
             self._pass_on()
             if self.process is None or self.process.poll() is not None:
                 if self.process is not None:
@@ -103,10 +103,6 @@ class Publisher:
             progress(self.total - len(self.asked), self.total)
             time.sleep(0.05)
         progress(self.total - len(self.asked), self.total)
-
-    def close(self, progress: Callable[[int, int], None] = lambda *_: None) -> None:
-        """Wait for everything that is still to be copied, and let the process end."""
-        self.wait(0, progress)
         if self.process is not None:
             self._let_go(self.process)
             with suppress(subprocess.TimeoutExpired):
@@ -118,6 +114,16 @@ class Publisher:
         self._give_up("interrupted")
         if self.process is not None:
             self._let_go(self.process)
+
+    def finish(self, progress: Callable[[int, int], None]) -> None:
+        """`close`, and say what was copied and what was not; interrupted, it says that at once."""
+        try:
+            self.close(progress)
+        except BaseException:
+            self.abandon()
+            raise
+        finally:
+            self.summary()
 
     @property
     def command(self) -> str:
@@ -171,7 +177,7 @@ class Publisher:
             try:
                 # A line is shorter than what pipes take in one piece: it is written whole or not at all.
                 os.write(self.process.stdin.fileno(), json.dumps({wish: directory}).encode() + b"\n")
-            except (OSError, ValueError):  # it is full, or the process has gone: `wait` finds out
+            except (OSError, ValueError):  # it is full, or the process has gone: `close` finds out
                 return
             self.wishes.popleft()
 
