@@ -3,6 +3,7 @@
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,20 @@ from torch import nn
 from vld.data.folder import list_dataset
 from vld.data.images import Dataset, DomainImages
 from vld.data.split import split_indices
-from vld.evaluation import IN, OUT, Count, EvaluationPart, EvaluationSet, Scores, evaluation_set, predict, score, select
+from vld.data.views import EvaluationViews
+from vld.evaluation import (
+    IN,
+    OUT,
+    Count,
+    EvaluationPart,
+    EvaluationSet,
+    Scores,
+    evaluation_images,
+    evaluation_set,
+    predict,
+    score,
+    select,
+)
 from vld.model import Classifier
 
 SIZES = {"art": 23, "cartoon": 41, "photo": 30, "sketch": 17}
@@ -38,7 +52,15 @@ def evaluation_of(counts: dict[tuple[str, str], int], test_domain: str) -> Evalu
         parts.append(EvaluationPart(domain, part, start, start + n))
         start += n
     labels = torch.randint(0, 4, (start,), generator=torch.Generator().manual_seed(0))
-    return EvaluationSet(test_domain, labels, tuple(parts), torch.zeros(start, 1, 1, 3, dtype=torch.uint8))
+    return EvaluationSet(test_domain, labels, tuple(parts), views_of(torch.zeros(start, 1, 1, 3, dtype=torch.uint8)))
+
+
+def views_of(images: torch.Tensor) -> EvaluationViews:
+    return EvaluationViews([images], [torch.arange(len(images))], CPU)
+
+
+def whole(images: EvaluationViews) -> torch.Tensor:
+    return torch.cat(list(images.chunks(7)))
 
 
 @pytest.mark.parametrize("split_seed", [0, 1])
@@ -57,19 +79,19 @@ def test_composition(test_domain: str, split_seed: int) -> None:
     for part, (name, kind, images) in zip(evaluation.parts, expected, strict=True):
         assert (part.domain, part.part, part.start) == (name, kind, stop)
         stop = part.stop
-        held = evaluation.images[part.start : part.stop, 0, 0, :2].tolist()
+        held = whole(evaluation.images)[part.start : part.stop, 0, 0, :2].tolist()
         assert [tuple(pixel) for pixel in held] == images
         assert evaluation.labels[part.start : part.stop].tolist() == [i * (d + 1) % 3 for d, i in images]
     assert stop == len(evaluation.images) == len(evaluation.labels)
-    whole = sorted(i for d, i in evaluation.images[:, 0, 0, :2].tolist() if list(SIZES)[d] == test_domain)
-    assert whole == list(range(SIZES[test_domain]))
+    left_out = sorted(i for d, i in whole(evaluation.images)[:, 0, 0, :2].tolist() if list(SIZES)[d] == test_domain)
+    assert left_out == list(range(SIZES[test_domain]))
 
 
 def test_composition_of_a_folder(dataset_dir: Path) -> None:
     """The evaluation views, not the stored pixels: 10 images of the test domain and 2 of each other one."""
     decoded = decode_dataset(list_dataset("some", dataset_dir), 16, 256, lambda *_: None)
     evaluation = evaluation_set(decoded, "photo", 0, CPU)
-    assert evaluation.images.shape == (14, 16, 16, 3)
+    assert whole(evaluation.images).shape == (14, 16, 16, 3)
     assert [(part.domain, part.part, part.stop - part.start) for part in evaluation.parts] == [
         ("art", OUT, 2),
         ("photo", IN, 8),
@@ -77,7 +99,7 @@ def test_composition_of_a_folder(dataset_dir: Path) -> None:
         ("sketch", OUT, 2),
     ]
     for position, index in enumerate(split_indices(10, 2, 0)[1]):
-        assert torch.equal(evaluation.images[12 + position], decoded.domains[2].evaluation[int(index)])
+        assert torch.equal(whole(evaluation.images)[12 + position], decoded.domains[2].evaluation[int(index)])
 
 
 @pytest.mark.parametrize("test_domain", SIZES)
@@ -227,7 +249,7 @@ def classifier() -> Classifier:
 def images_to_predict(n: int = 150) -> EvaluationSet:
     evaluation = evaluation_of({("a", OUT): 50, ("b", IN): n - 60, ("b", OUT): 10}, "b")
     images = torch.randint(0, 256, (n, 7, 7, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
-    return replace(evaluation, images=images)
+    return replace(evaluation, images=views_of(images))
 
 
 def test_predicts_every_image_in_order() -> None:
@@ -240,10 +262,36 @@ def test_predicts_every_image_in_order() -> None:
     model.eval()
     with torch.no_grad():
         for i in (0, 63, 64, 127, 128, 149):
-            image = evaluation.images[i].permute(2, 0, 1)[None].float() / 255
+            image = whole(evaluation.images)[i].permute(2, 0, 1)[None].float() / 255
             features = 0.5 * model.backbone((image - 0.5) / 0.2)
             torch.testing.assert_close(prediction.logits[i : i + 1], model.head(features), rtol=1e-5, atol=1e-6)
             torch.testing.assert_close(prediction.squared_norms[i], features.square().sum(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("how", [{}, {"resident": True}, {"ahead": 2}])
+@pytest.mark.parametrize("size", [1, 5, 64])
+def test_chunks_are_the_chosen_rows_in_order(size: int, how: dict[str, Any]) -> None:
+    """From the memory map or on the device, as needed or ahead; also from domains of which no row is chosen."""
+    views = [torch.randint(0, 256, (n, 2, 2, 3), dtype=torch.uint8) for n in (9, 4, 7)]
+    rows = [torch.tensor([8, 0, 3]), torch.tensor([], dtype=torch.int64), torch.tensor([2, 2, 6, 1])]
+    images = EvaluationViews(views, rows, CPU, **how)
+    chunks = list(images.chunks(size))
+    assert torch.equal(torch.cat(chunks), torch.cat([views[0][rows[0]], views[2][rows[2]]]))
+    assert [len(chunk) for chunk in chunks[:-1]] == [size] * (len(chunks) - 1)
+    assert len(images) == 7
+
+
+@pytest.mark.parametrize("limit", [1, 3, 100])
+def test_a_limit_takes_the_first_of_each_part(limit: int) -> None:
+    """The split has shuffled them. Of a domain that is left out, its parts keep their proportion."""
+    full, part = evaluation_set(dataset(), "photo", 0, CPU), evaluation_set(dataset(), "photo", 0, CPU, limit=limit)
+    assert len(part.images) == evaluation_images(dataset(), "photo", limit) == len(part.labels)
+    for one, other in zip(full.parts, part.parts, strict=True):
+        n = min(one.stop - one.start, limit if one.part == OUT else 4 * limit)
+        assert (other.domain, other.part, other.stop - other.start) == (one.domain, one.part, n)
+        for tensor in (lambda e: e.labels, lambda e: whole(e.images)):
+            assert torch.equal(tensor(part)[other.start : other.stop], tensor(full)[one.start : one.start + n])
+    assert evaluation_images(dataset(), "photo") == len(full.labels)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -134,6 +134,7 @@ def test_averaging_equal_weights_gives_them_exactly() -> None:
 
 def test_average_is_a_copy_and_in_float32() -> None:
     model = make_model()
+    model(torch.rand(2, 3, 8, 8)).sum().backward()
     average = WeightAverage(model, AveragingConfig(start=1, interval=1), steps=9, eval_every=1)
     average.update(1)
     before = copy.deepcopy(average.model)
@@ -145,7 +146,7 @@ def test_average_is_a_copy_and_in_float32() -> None:
     for name, value in average.model.state_dict().items():
         assert torch.equal(value, before.state_dict()[name])
         assert value.dtype in (torch.float32, torch.int64)
-    assert not any(parameter.requires_grad for parameter in average.model.parameters())
+    assert all(parameter.grad is None for parameter in average.model.parameters())
 
 
 def test_ensemble_sums_in_float32_and_does_not_change_its_members() -> None:

@@ -196,12 +196,16 @@ def _problems(config: Config) -> Iterator[str]:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
         yield f"device={config.device}: must be auto, cpu, cuda or cuda:<index>"
     yield from _choice("precision", config.precision, ("auto", "fp32", "bf16"))
+    config.compile = config.compile.lower()  # Hydra reads true as a boolean
+    yield from _choice("compile", config.compile, ("auto", "true", "false"))
     yield from _choice("wandb.mode", config.wandb.mode, WANDB_MODES)
     yield from _test_domain_problems(config.test_domain)
 
 
 def _dataset_problems(dataset: DatasetConfig) -> Iterator[str]:
     yield from _whole("dataset.store_size", dataset.store_size, 8)
+    if dataset.curve_images is not None:
+        yield from _whole("dataset.curve_images", dataset.curve_images, 1)
     if dataset.name in ("", ".", "..") or "/" in dataset.name:
         yield f"dataset.name={dataset.name}: must be the name of a folder"
     yield from _choice("dataset.verify", dataset.verify, ("strict", "warn"))

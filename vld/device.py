@@ -2,11 +2,14 @@
 
 import ctypes
 import os
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
 
 from vld.errors import UserError
+
+SHARE_FOR_IMAGES = 0.4
+"""Of the free GPU memory, for training and for evaluation images each time one of them is to be placed there."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
@@ -57,16 +60,23 @@ def _keep_freed_memory() -> None:
         return  # not glibc
 
 
-def available_memory() -> int:
-    """Bytes that this process can allocate without swapping: the machine's, or what its control group has left."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        machine = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        return machine if limit == "max" else min(machine, int(limit) - used)
-    except (OSError, ValueError):
-        return machine
+class Placing:
+    """Decides what lives in the device's memory, and says what does not fit there."""
+
+    def __init__(self, device: torch.device, say: Callable[[str], None]) -> None:
+        self.device, self._say = device, say
+
+    def on_device(self, what: str, size: int) -> bool:
+        """Whether `size` bytes of images are copied there once. A CPU reads the memory map itself."""
+        if self.device.type == "cpu":
+            return False
+        free, _ = torch.cuda.mem_get_info(self.device)
+        free += torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        budget = int(SHARE_FOR_IMAGES * free)
+        where = (
+            "in GPU memory"
+            if size <= budget
+            else f"read as they are needed (GPU memory has {budget / 1e9:.1f} GB for them)"
+        )
+        self._say(f"{size / 1e9:.1f} GB of {what}: {where}")
+        return size <= budget

@@ -1,5 +1,6 @@
 """Accuracies in and out of distribution, and the choice of the evaluation step that stands for a run."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from vld.data.images import Dataset
 from vld.data.split import held_out_count, split_indices
+from vld.data.views import EvaluationViews
 from vld.model import Classifier, Prediction
 
 IN, OUT = "in", "out"
@@ -41,40 +43,64 @@ class EvaluationLabels:
 
 @dataclass(frozen=True)
 class EvaluationSet(EvaluationLabels):
-    """The same with the images: uint8 [n, s, s, 3]."""
+    """The same with the images."""
 
-    images: Tensor
+    images: EvaluationViews
 
 
-def evaluation_set(dataset: Dataset, test_domain: str, split_seed: int, device: torch.device) -> EvaluationSet:
-    """The images on which a run that leaves `test_domain` out is evaluated, on `device`."""
-    images, labels, parts = [], [], []
+def evaluation_set(
+    dataset: Dataset,
+    test_domain: str,
+    split_seed: int,
+    device: torch.device,
+    *,
+    limit: int | None = None,
+    resident: bool = False,
+) -> EvaluationSet:
+    """The images on which a run that leaves `test_domain` out is evaluated, on `device`.
+
+    limit: at most so many of each *out* part, and four times as many of the *in* part, which keeps a whole domain's
+    proportions: a fixed random choice, since the split has shuffled them. resident: as in `EvaluationViews`.
+    """
+    views, rows, labels, parts = [], [], [], []
     start = 0
     for index, domain in enumerate(dataset.domains):
         in_indices, out_indices = split_indices(len(domain.labels), index, split_seed)
         wanted = [(OUT, out_indices)] if domain.name != test_domain else [(IN, in_indices), (OUT, out_indices)]
         for part, indices in wanted:
-            chosen = torch.from_numpy(indices)
-            images.append(domain.evaluation[chosen])
+            chosen = torch.from_numpy(indices[: _limited(len(indices), part, limit)])
+            views.append(domain.evaluation)
+            rows.append(chosen)
             labels.append(domain.labels[chosen])
             parts.append(EvaluationPart(domain.name, part, start, start + len(chosen)))
             start += len(chosen)
-    return EvaluationSet(test_domain, torch.cat(labels).to(device), tuple(parts), torch.cat(images).to(device))
+    images = EvaluationViews(views, rows, device, resident=resident)
+    return EvaluationSet(test_domain, torch.cat(labels).to(device), tuple(parts), images)
 
 
-def evaluation_images(dataset: Dataset, test_domain: str) -> int:
+def evaluation_images(dataset: Dataset, test_domain: str, limit: int | None = None) -> int:
     """How many images `evaluation_set` has."""
-    return sum(
-        len(domain.labels) if domain.name == test_domain else held_out_count(len(domain.labels))
-        for domain in dataset.domains
-    )
+    images = 0
+    for domain in dataset.domains:
+        n, held_out = len(domain.labels), held_out_count(len(domain.labels))
+        images += _limited(held_out, OUT, limit)
+        if domain.name == test_domain:
+            images += _limited(n - held_out, IN, limit)
+    return images
+
+
+def _limited(images: int, part: str, limit: int | None) -> int:
+    return images if limit is None else min(images, limit if part == OUT else 4 * limit)
 
 
 @torch.inference_mode()
 def predict(
-    models: Sequence[Classifier], evaluation: EvaluationSet, check: Callable[[], None] = lambda: None
+    models: Sequence[Classifier],
+    evaluation: EvaluationSet,
+    check: Callable[[], None] = lambda: None,
+    at_most: int | None = None,
 ) -> list[Prediction]:
-    """What each model says of every evaluation image, in one pass over the images.
+    """What each model says of every evaluation image, in one pass over the images (of the first `at_most` chunks only).
 
     Draws no random numbers and leaves the models' modes as they were. check() may stop it by raising, every few images.
     """
@@ -83,11 +109,15 @@ def predict(
     try:
         for model in models:
             model.eval()
-        for chunk in torch.split(evaluation.images, IMAGES_AT_ONCE[evaluation.images.device.type]):
+        at_once = IMAGES_AT_ONCE[evaluation.labels.device.type]
+        for images in itertools.islice(evaluation.images.chunks(at_once), at_most):
             check()
-            images = chunk.permute(0, 3, 1, 2).float() / 255
+            n = len(images)
+            if n < at_once and any(model.compiled for model in models):  # for them another size is another program
+                images = torch.cat([images, images.new_zeros(at_once - n, *images.shape[1:])])
             for model, predictions in zip(models, parts, strict=True):
-                predictions.append(model.predict(images))
+                prediction = model.predict(images)
+                predictions.append(Prediction(prediction.logits[:n], prediction.squared_norms[:n]))
     finally:
         for model, mode in zip(models, modes, strict=True):
             model.train(mode)

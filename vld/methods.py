@@ -52,7 +52,8 @@ class WeightAverage:
             kept.copy_(counter)
 
     def _begin(self) -> Classifier:
-        self.model = copy.deepcopy(self.trained).requires_grad_(False)
+        self.model = copy.deepcopy(self.trained)
+        self.model.zero_grad()  # gradients were copied along
         # Both networks keep their tensors and change them in place: found once, not in every step.
         pairs = list(zip(_tensors(self.model), _tensors(self.trained), strict=True))
         self._averaged = [pair for pair in pairs if pair[0].is_floating_point()]

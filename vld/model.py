@@ -1,6 +1,6 @@
 """The classifier that is fine-tuned: backbone, pooled representation, dropout, one linear layer."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
@@ -59,16 +59,19 @@ class Classifier(nn.Module):
         self.feature_scale = feature_scale
         self.pretrained = pretrained
         self.autocast = autocast
+        self.compute: Callable[..., Tensor] = represent
+        """`represent`, or what it was compiled to."""
         self.register_buffer("mean", torch.tensor(list(mean)).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(list(std)).view(1, 3, 1, 1), persistent=False)
         self.train()
 
+    @property
+    def compiled(self) -> bool:
+        return self.compute is not represent
+
     def representation(self, images: Tensor) -> Tensor:
         """The penultimate representation, float32 [B, d], before dropout."""
-        normalised = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        with _bfloat16(images.device) if self.autocast else nullcontext():
-            features: Tensor = self.backbone(normalised)
-        return features.float() * self.feature_scale
+        return self.compute(self.backbone, images, self.mean, self.std, self.feature_scale, self.autocast)
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Logits, float32 [B, classes]."""
@@ -92,6 +95,21 @@ class Classifier(nn.Module):
 
     def batch_norms(self) -> list[nn.Module]:
         return [module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
+def represent(
+    backbone: nn.Module, images: Tensor, mean: Tensor, std: Tensor, feature_scale: float, autocast: bool
+) -> Tensor:
+    """Images, float [B, 3, h, w] in [0, 1] or as they are stored (uint8 [B, h, w, 3]), to features, float32 [B, d].
+
+    A function of its own, so that what it is compiled to serves all networks of one architecture.
+    """
+    if images.dtype == torch.uint8:
+        images = images.permute(0, 3, 1, 2).float() / 255
+    normalised = ((images - mean) / std).contiguous(memory_format=torch.channels_last)
+    with _bfloat16(images.device) if autocast else nullcontext():
+        features: Tensor = backbone(normalised)
+    return features.float() * feature_scale
 
 
 def inverted_dropout(representation: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:

@@ -15,13 +15,15 @@ from typing import Any
 import torch
 
 import vld
+from vld import compilation
 from vld.claim import Claim, ClaimLost, RunningElsewhere, claim
 from vld.data.batches import TrainingBatches
 from vld.data.images import Dataset
 from vld.data.split import split_indices
-from vld.device import describe
+from vld.device import Placing, describe
 from vld.errors import UserError
-from vld.evaluation import evaluation_set
+from vld.evaluation import EvaluationSet, evaluation_images, evaluation_set
+from vld.final import evaluate_in_full, kept_meanwhile
 from vld.health import CollapseWatch, dropout_noise, noise_warning
 from vld.inputs import Inputs, initial_classifier
 from vld.interruption import Interrupted, Interruption
@@ -140,11 +142,10 @@ def _train(
     publisher.follow(directory.path)
 
     model = initial_classifier(config, run.inputs.weights, run.inputs.precision, len(run.dataset.classes)).to(device)
-    batches = training_batches(config, run.dataset, run.test_domain, device)
-    images = evaluation_set(run.dataset, run.test_domain, config.split_seed, device)
-    trajectory = Trajectory(
-        model, config.optim, eval_every=config.eval_every, averaging=config.averaging, ensemble=config.ensemble
-    )
+    placing = Placing(device, lambda line: _say(run, line, terminal))
+    images = run_evaluation_set(run, placing, limit=config.dataset.curve_images)
+    batches = training_batches(run, placing)
+    in_part = len(images.images) < evaluation_images(run.dataset, run.test_domain)
     record = Record()
     collapses = CollapseWatch(config.backbone.feature_scale, model.pretrained)
     environments = [environment_now(device, config.deterministic)]
@@ -152,7 +153,12 @@ def _train(
         noise = dropout_noise(model, batches.batch(0)[0])
         if warning := noise_warning(noise, config.dropout, config.backbone.feature_scale):
             terminal.warn(f"{run.test_domain}: {warning}")
-    else:
+    if compilation.is_wanted(config, device):
+        compilation.compile_run(model, batches, images, lambda line: _say(run, line, terminal))
+    trajectory = Trajectory(
+        model, config.optim, eval_every=config.eval_every, averaging=config.averaging, ensemble=config.ensemble
+    )
+    if saved is not None:
         trajectory.load_state_dict(saved["trajectory"])
         record.load_state_dict(saved["record"])
         collapses.load_state_dict(saved["collapses"])
@@ -186,10 +192,12 @@ def _train(
     def on_step(step: int) -> None:
         progress.stepped(step)
         mine.check()
-        if step > first_step and time.monotonic() - saved_at >= config.checkpoint_every:
+        due = time.monotonic() - saved_at >= config.checkpoint_every
+        if step > first_step and (due or (in_part and step == config.optim.steps)):  # its last evaluations take a while
             save()
 
     images_per_step = batches.images_per_step
+    kept = kept_meanwhile(config.keep) if in_part else config.keep
     with terminal.training(
         run.test_domain, config.method.name, config.optim.steps, images_per_step, first_step
     ) as progress:
@@ -199,7 +207,7 @@ def _train(
             ):
                 record.add(evaluation)
                 directory.write_metrics(record.rows)
-                keep_tensors(directory, config.keep, evaluation, record, config.optim.steps, images)
+                keep_tensors(directory, kept, evaluation, record, config.optim.steps, images)
                 progress.evaluated(evaluation)
                 if news := collapses.news(evaluation.step, evaluation.health):
                     terminal.warn(f"{run.test_domain}: {news}")
@@ -208,12 +216,20 @@ def _train(
             raise
     if not mine.holds():
         raise ClaimLost("not renewed")
+    rows = selected_rows(record.history)
+    if in_part:
+        everything = run_evaluation_set(run, placing)
+        with terminal.counting(f"{run.test_domain}: evaluating in full") as counted:
+            arguments = (rows, directory, record, config.keep, model, everything)
+            rows = evaluate_in_full(*arguments, interruption.check, counted)
+        if not mine.holds():
+            raise ClaimLost("not renewed")
     result = {
         "run_id": directory.path.name,
         "settings": run.identity,
         "domains": [domain.name for domain in run.dataset.domains],
         "classes": list(run.dataset.classes),
-        "results": selected_rows(record.history),
+        "results": rows,
         "batch_norm_statistics": "frozen" if model.pretrained else "trained; averaged like the weights",
         "health": _health(evaluation, noise, collapses),
         "images_per_second": round(config.optim.steps * images_per_step / evaluation.train_seconds, 1),
@@ -293,17 +309,28 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def training_batches(config: Config, dataset: Dataset, test_domain: str, device: torch.device) -> TrainingBatches:
-    """Batches of the *in* part of every domain but `test_domain`."""
-    chosen = [(i, domain) for i, domain in enumerate(dataset.domains) if domain.name != test_domain]
+def training_batches(run: Run, placing: Placing) -> TrainingBatches:
+    """Batches of the *in* part of every domain but the test domain."""
+    config, device = run.config, run.inputs.device
+    chosen = [(i, domain) for i, domain in enumerate(run.dataset.domains) if domain.name != run.test_domain]
     return TrainingBatches(
-        domains=tuple(domain for _, domain in chosen),
-        in_indices=tuple(split_indices(len(domain.labels), i, config.split_seed)[0] for i, domain in chosen),
+        domains=[domain for _, domain in chosen],
+        in_indices=[split_indices(len(domain.labels), i, config.split_seed)[0] for i, domain in chosen],
         images_per_domain=config.batch_size,
         image_size=config.image_size,
         device=device,
         seed=config.seed,
+        resident=placing.on_device("training images", sum(domain.pixels.numel() for _, domain in chosen)),
+        resize_dtype=torch.float16 if device.type == "cuda" and run.inputs.precision == "bf16" else torch.float32,
     )
+
+
+def run_evaluation_set(run: Run, placing: Placing, limit: int | None = None) -> EvaluationSet:
+    """What the run is evaluated on; with a limit, a fixed part of it."""
+    size = evaluation_images(run.dataset, run.test_domain, limit) * run.config.image_size**2 * 3
+    resident = placing.on_device("evaluation images", size)
+    arguments = (run.dataset, run.test_domain, run.config.split_seed, run.inputs.device)
+    return evaluation_set(*arguments, limit=limit, resident=resident)
 
 
 def software_versions() -> dict[str, str]:

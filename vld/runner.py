@@ -8,9 +8,9 @@ from vld.data.folder import DatasetFiles
 from vld.data.images import Dataset
 from vld.data.picture import draw_picture
 from vld.data.store import open_dataset
-from vld.device import available_memory, describe, set_up
-from vld.errors import UserError
+from vld.device import describe, set_up
 from vld.evaluation import evaluation_images
+from vld.final import NEEDED
 from vld.inputs import Inputs, check_inputs, initial_classifier, inputs_key
 from vld.methods import first_member
 from vld.run import Outcome, Run, train_once
@@ -55,7 +55,6 @@ def run_all(
     all_runs = [run for its_runs in runs for run in its_runs]
     if needed:
         check_kept([run.directory.path for run in all_runs if run.directory.result_file.exists()], needed)
-    _check_memory(all_runs)
     _forecast_disk(all_runs, terminal)
     for dataset in datasets.values():
         picture = Path(configs[0].output_dir) / "datasets" / f"{dataset.name}-{dataset.fingerprint[:8]}.png"
@@ -85,18 +84,6 @@ def decoded(config: Config, files: DatasetFiles, datasets: Datasets, terminal: T
     return datasets[key]
 
 
-def _check_memory(runs: list[Run]) -> None:
-    """Raises `UserError` where the images that a run is evaluated on do not fit into memory."""
-    available = available_memory()
-    for run in runs:
-        needed = evaluation_images(run.dataset, run.test_domain) * run.config.image_size**2 * 3
-        if needed > available:
-            raise UserError(
-                f"dataset={run.dataset.name}: the images to evaluate on with {run.test_domain} left out need"
-                f" {needed / 2**30:.1f} GiB of memory and {available / 2**30:.1f} GiB are free; a smaller image_size needs less"
-            )
-
-
 def _say_what_runs(run: Run, terminal: Terminal) -> None:
     config = run.config
     terminal.say(
@@ -122,6 +109,8 @@ def _forecast_disk(runs: list[Run], terminal: Terminal) -> None:
         bytes_kept(config.keep, model, evaluation_images(run.dataset, run.test_domain), classes) for run in unfinished
     )
     meanwhile = checkpoint_bytes(model, config.optim.name)
+    if config.dataset.curve_images is not None:
+        meanwhile += bytes_kept(NEEDED, model, 0, classes)
     there = [
         path for run in unfinished for path in run.directory.path.glob("*") if path.suffix in (".pt", ".safetensors")
     ]

@@ -46,6 +46,9 @@ class DatasetConfig:
     """Decoded training images are at most this many pixels high and wide (never upsampled)."""
     csv: str | None = None
     """Instead of folders: a file below data_dir with the columns path, domain and class."""
+    curve_images: int | None = None
+    """Of each *out* part (and four times as many of the left-out domain's *in* part) the learning curve is evaluated on;
+    the selected steps and the last are evaluated in full. null: always in full."""
     verify: str = "strict"
     """Where a known dataset does not hold what it must: strict refuses it, warn says so and goes on."""
     mirror: str | None = None
@@ -154,6 +157,8 @@ class Config:
     """What to do about a run that another process is training: wait for it, or skip it."""
     device: str = "auto"
     precision: str = "auto"
+    compile: str = "auto"
+    """Compile the network and the augmentation: true, false; auto: on a GPU, unless deterministic."""
     deterministic: bool = False
     wandb: WandbConfig = field(default_factory=WandbConfig)
 

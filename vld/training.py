@@ -212,9 +212,10 @@ def make_optimizer(model: Classifier, optim: OptimConfig) -> Optimizer:
         {"params": list(model.backbone.parameters()), "factor": 1.0},
         {"params": list(model.head.parameters()), "factor": optim.last_layer_lr_factor},
     ]
+    on_gpu = model.head.weight.device.type == "cuda"
     if optim.name == "adam":
-        return Adam(groups, lr=optim.lr, weight_decay=optim.weight_decay, betas=(optim.momentum, 0.999))
-    return SGD(groups, lr=optim.lr, weight_decay=optim.weight_decay, momentum=optim.momentum)
+        return Adam(groups, lr=optim.lr, weight_decay=optim.weight_decay, betas=(optim.momentum, 0.999), fused=on_gpu)
+    return SGD(groups, lr=optim.lr, weight_decay=optim.weight_decay, momentum=optim.momentum, fused=on_gpu)
 
 
 def set_learning_rate(optimizer: Optimizer, optim: OptimConfig, step: int) -> None:

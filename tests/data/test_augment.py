@@ -1,6 +1,7 @@
 """Augmentation on batches: each operation equals torchvision's, and the parameters have torchvision's distribution."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import fields
 from itertools import permutations, product
 
@@ -16,6 +17,8 @@ from torchvision.transforms.v2 import functional as reference
 from vld.data.augment import (
     AugmentParameters,
     augment,
+    augment_each,
+    augment_together,
     draw_parameters,
     jitter_colors,
     luminance,
@@ -179,6 +182,7 @@ def test_orders_differ() -> None:
     assert int(different.sum()) >= 24 * 20
 
 
+@pytest.mark.parametrize("how", [augment_each, augment_together])
 @settings(max_examples=60)
 @given(
     images=st.lists(
@@ -196,6 +200,7 @@ def test_orders_differ() -> None:
     seed=st.integers(0, 2**31),
 )
 def test_whole_pipeline(
+    how: Callable[..., Tensor],
     images: list[tuple[tuple[int, int, tuple[int, int, int, int]], bool, list[int], tuple[float, ...], bool]],
     size: int,
     seed: int,
@@ -213,7 +218,7 @@ def test_whole_pipeline(
         [factors for *_, factors, _ in images],
         [gray for *_, gray in images],
     )
-    augmented = augment(stored, sizes, sizes, drawn, size)
+    augmented = how(stored, sizes, sizes, drawn, size)
     assert augmented.shape == (len(images), 3, size, size)
     assert augmented.dtype == torch.float32
     for i, ((_, _, box), flip, order, factors, gray) in enumerate(images):
@@ -243,6 +248,19 @@ def test_boxes_are_scaled_to_the_stored_image(shape: tuple[int, int]) -> None:
         assert float((cropped - reference_crop(original, box, not flip, 48)).abs().mean()) > 0.05
         shifted = (box[0], box[1] + width // 12, *box[2:])
         assert float((cropped - reference_crop(original, shifted, flip, 48)).abs().mean()) > 0.02
+
+
+@pytest.mark.parametrize("stored_size", [(227, 227), (200, 256)])
+def test_the_ways_of_a_cpu_and_a_gpu_agree(stored_size: tuple[int, int]) -> None:
+    """On images of usual size, stored whole and reduced; with a GPU's half-precision products to a fifth of a grey level."""
+    random = np.random.default_rng(0)
+    pixels = torch.from_numpy(random.integers(0, 256, (6, *stored_size, 3), dtype=np.uint8))
+    stored, original = torch.tensor([stored_size] * 6), torch.tensor([[227, 300 if stored_size[1] == 256 else 227]] * 6)
+    drawn = draw_parameters(original.numpy(), random)
+    each = augment_each(pixels, stored, original, drawn, 96)
+    torch.testing.assert_close(augment_together(pixels, stored, original, drawn, 96), each, rtol=0.0, atol=1e-4)
+    crops = [resized_crop(pixels, stored, original, drawn, 96, dtype) for dtype in (torch.float32, torch.float16)]
+    assert float((255 * (crops[0] - crops[1])).abs().max()) < 0.2
 
 
 # Distributions. All draws are seeded, so the tests give the same answer every time.

@@ -1,13 +1,15 @@
 """Training batches are a pure function of seed and step, and hold nothing but *in* images of training domains."""
 
 import itertools
-from dataclasses import replace
+import queue
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from vld.data.ahead import Ahead
 from vld.data.batches import TrainingBatches
 from vld.data.images import DomainImages
 
@@ -38,12 +40,13 @@ def noise_domain(n: int = 6) -> DomainImages:
     return DomainImages("noise", pixels, sizes, sizes, pixels, torch.arange(n))
 
 
-def batches(seed: int = 0, images_per_domain: int = 5) -> TrainingBatches:
+def batches(seed: int = 0, images_per_domain: int = 5, image_size: int = 6, **how: Any) -> TrainingBatches:
     return TrainingBatches(
+        **how,
         domains=tuple(domain(i) for i in range(3)),
         in_indices=IN_INDICES,
         images_per_domain=images_per_domain,
-        image_size=6,
+        image_size=image_size,
         device=torch.device("cpu"),
         seed=seed,
     )
@@ -142,6 +145,37 @@ def test_repeated_images_are_augmented_each_in_its_own_way() -> None:
 
 
 def test_image_size_does_not_change_which_images() -> None:
-    drawn = batches(7)
-    assert torch.equal(drawn.batch(4)[1], replace(drawn, image_size=9).batch(4)[1])
-    assert replace(drawn, image_size=9).batch(4)[0].shape[2:] == (9, 9)
+    drawn, larger = batches(7), batches(7, image_size=9)
+    assert torch.equal(drawn.batch(4)[1], larger.batch(4)[1])
+    assert larger.batch(4)[0].shape[2:] == (9, 9)
+
+
+@pytest.mark.parametrize("how", [{"resident": True}, {"ahead": 3}, {"resident": True, "ahead": 2}])
+def test_both_ways_to_a_batch_give_the_same(how: dict[str, Any]) -> None:
+    """Gathered on the device or before; drawn ahead by a thread or when needed; also after a jump, as in a run that goes on."""
+    plain, other = batches(5), batches(5, **how)
+    for step in (0, 1, 2, 3, 40, 41, 2, 3):
+        assert same(other.batch(step), plain.batch(step))
+
+
+def test_a_batch_that_cannot_be_drawn_says_so_when_it_is_asked_for() -> None:
+    broken = batches(ahead=2)
+    broken._pixels[0] = broken._pixels[0][:2]
+    with pytest.raises(IndexError, match="index out of range"):
+        for step in range(9):
+            broken.batch(step)
+
+
+def test_steps_are_drawn_before_they_are_asked_for() -> None:
+    drawn: queue.Queue[int] = queue.Queue()
+
+    def make(step: int) -> int:
+        drawn.put(step)
+        return 10 * step
+
+    ahead = Ahead(make, 3)
+    assert ahead(5) == 50
+    assert [drawn.get(timeout=30) for _ in range(4)] == [5, 6, 7, 8]
+    assert ahead(6) == 60
+    assert drawn.get(timeout=30) == 9  # and nothing twice
+    assert drawn.empty()

@@ -1,8 +1,10 @@
-"""The study's training transform, on whole batches: every image has its own random parameters.
+"""The study's training transform: every image of a batch has its own random parameters.
 
 RandomResizedCrop(scale 0.7-1.0, ratio 3/4-4/3), horizontal flip 0.5, ColorJitter(0.3, 0.3, 0.3, 0.3),
 RandomGrayscale(0.1), as DomainBed composes them. Parameters are drawn with torchvision's distributions from a NumPy
-generator; applying them is deterministic and equals torchvision's functions on float images.
+generator; applying them is deterministic and equals torchvision's functions on float images. A GPU does the whole batch
+at once, every operation for every image, in a few kernels when compiled; a CPU goes image by image, each of which fits its
+caches, and does what that image needs.
 """
 
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 CROP_SCALE = (0.7, 1.0)
 CROP_RATIO = (3 / 4, 4 / 3)
@@ -20,6 +23,8 @@ JITTER = 0.3
 GRAYSCALE_PROBABILITY = 0.1
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+
+_HUGE = 1e30  # times the difference of any two unequal float32 in [0, 1] that have come from pixels: far more than 1
 
 
 @dataclass(frozen=True)
@@ -38,10 +43,12 @@ class AugmentParameters:
     factors: Tensor
     grays: Tensor
 
-    def to(self, device: torch.device) -> "AugmentParameters":
-        return AugmentParameters(
-            *(t.to(device, non_blocking=True) for t in (self.crops, self.flips, self.order, self.factors, self.grays))
-        )
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.crops, self.flips, self.order, self.factors, self.grays
+
+    def __getitem__(self, images: slice) -> "AugmentParameters":
+        return AugmentParameters(*(tensor[images] for tensor in self.tensors))
 
 
 def draw_parameters(original_sizes: NDArray[np.int64], random: np.random.Generator) -> AugmentParameters:
@@ -98,21 +105,82 @@ def _largest_box(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def augment(
+    pixels: Tensor,
+    stored_sizes: Tensor,
+    original_sizes: Tensor,
+    parameters: AugmentParameters,
+    image_size: int,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Apply `parameters` to stored images, uint8 [B, H, W, 3]; return float32 [B, 3, image_size, image_size] in [0, 1].
+
+    Boxes are in pixels of the original image; where the stored image is smaller they are scaled along. dtype: of the
+    products that resize on a GPU; float16 is exact to a tenth of a grey level.
+    """
+    if pixels.device.type == "cpu":
+        return augment_each(pixels, stored_sizes, original_sizes, parameters, image_size)
+    return augment_together(pixels, stored_sizes, original_sizes, parameters, image_size, dtype)
+
+
+def augment_each(
     pixels: Tensor, stored_sizes: Tensor, original_sizes: Tensor, parameters: AugmentParameters, image_size: int
 ) -> Tensor:
-    """Apply `parameters` to stored images, uint8 [B, H, W, 3]; return float32 [B, 3, image_size, image_size] in [0, 1]."""
-    images = resized_crop(pixels, stored_sizes, original_sizes, parameters, image_size)
+    """`augment`, image by image."""
+    images = torch.empty(len(pixels), 3, image_size, image_size)
+    orders, factors = parameters.order.tolist(), parameters.factors.tolist()
+    boxes, flips, grays = parameters.crops.tolist(), parameters.flips.tolist(), parameters.grays.tolist()
+    whole = (stored_sizes == original_sizes).all(1).tolist()
+    for i, image in enumerate(images):
+        if whole[i]:
+            top, left, height, width = boxes[i]
+            box = pixels[i, top : top + height, left : left + width].permute(2, 0, 1)[None].float()
+            cropped = interpolate(box, (image_size, image_size), mode="bilinear", antialias=True)[0].div_(255)
+            image.copy_(cropped.flip(2) if flips[i] else cropped)
+        else:  # a box whose edges lie between pixels
+            one = slice(i, i + 1)
+            image.copy_(
+                resized_crop(pixels[one], stored_sizes[one], original_sizes[one], parameters[one], image_size)[0]
+            )
+        for operation in orders[i]:
+            factor = factors[i][operation]
+            if operation == BRIGHTNESS:
+                image.mul_(factor).clamp_(0, 1)
+            elif operation == CONTRAST:
+                other = luminance(image).mean().mul_(1 - factor)
+                image.mul_(factor).add_(other).clamp_(0, 1)
+            elif operation == SATURATION:
+                other = luminance(image).mul_(1 - factor)
+                image.mul_(factor).add_(other).clamp_(0, 1)
+            else:
+                image.copy_(shift_hue(image, factor))
+        if grays[i]:
+            image.copy_(luminance(image).expand_as(image))
+    return images
+
+
+def augment_together(
+    pixels: Tensor,
+    stored_sizes: Tensor,
+    original_sizes: Tensor,
+    parameters: AugmentParameters,
+    image_size: int,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """`augment`, all images at once: no step depends on what was drawn, so nothing waits for the host and all compiles."""
+    images = resized_crop(pixels, stored_sizes, original_sizes, parameters, image_size, dtype)
     images = jitter_colors(images, parameters.order, parameters.factors)
     return torch.where(parameters.grays[:, None, None, None], luminance(images), images)
 
 
 def resized_crop(
-    pixels: Tensor, stored_sizes: Tensor, original_sizes: Tensor, parameters: AugmentParameters, image_size: int
+    pixels: Tensor,
+    stored_sizes: Tensor,
+    original_sizes: Tensor,
+    parameters: AugmentParameters,
+    image_size: int,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Crop, flip and resize (bilinear, antialiased) with one pair of matrix products a batch.
-
-    Boxes are in pixels of the original image; where the stored image is smaller they are scaled along.
-    """
+    """Crop, flip and resize (bilinear, antialiased) with one pair of matrix products a batch."""
     batch, height, width, _ = pixels.shape
     scale = (stored_sizes / original_sizes).float()
     start, length = parameters.crops[:, :2] * scale, parameters.crops[:, 2:] * scale
@@ -120,10 +188,10 @@ def resized_crop(
     columns = resize_weights(start[:, 1], length[:, 1], image_size, width)
     columns = torch.where(parameters.flips[:, None, None], columns.flip(1), columns)
 
-    images = torch.bmm(rows, pixels.view(batch, height, width * 3).float() / 255)
+    images = torch.bmm(rows.to(dtype), pixels.view(batch, height, width * 3).to(dtype))
     images = images.view(batch, image_size, width, 3).permute(0, 2, 1, 3).reshape(batch, width, image_size * 3)
-    images = torch.bmm(columns, images).view(batch, image_size, image_size, 3)  # [B, x, y, channel]
-    return images.permute(0, 3, 2, 1).contiguous()
+    images = torch.bmm(columns.to(dtype), images).view(batch, image_size, image_size, 3)  # [B, x, y, channel]
+    return images.permute(0, 3, 2, 1).float().contiguous() / 255
 
 
 def resize_weights(start: Tensor, length: Tensor, size_out: int, size_in: int) -> Tensor:
@@ -152,30 +220,34 @@ def jitter_colors(images: Tensor, order: Tensor, factors: Tensor) -> Tensor:
         other = torch.where(kind == CONTRAST, gray.mean(dim=(1, 2, 3), keepdim=True), gray)
         other = torch.where(kind == BRIGHTNESS, 0.0, other)
         blended = (factor * images + (1 - factor) * other).clamp(0, 1)
-        hue = (operation == HUE).nonzero()[:, 0]
-        blended[hue] = shift_hue(images[hue], factor[hue])
-        images = blended
+        images = torch.where(kind == HUE, shift_hue(images, factor), blended)
     return images
 
 
 def luminance(images: Tensor) -> Tensor:
-    """[B, 3, h, w] to [B, 1, h, w], with torchvision's weights (ITU-R 601-2)."""
-    red, green, blue = images.unbind(1)
-    return (0.2989 * red + 0.587 * green + 0.114 * blue).unsqueeze(1)
+    """[..., 3, h, w] to [..., 1, h, w], with torchvision's weights (ITU-R 601-2)."""
+    red, green, blue = images.unbind(-3)
+    return (0.2989 * red).add_(green, alpha=0.587).add_(blue, alpha=0.114).unsqueeze(-3)
 
 
-def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
-    """Turn the hue of images [B, 3, h, w] in [0, 1] by `shift` [B, 1, 1, 1] of a full circle (RGB to HSV and back)."""
-    value = images.amax(1, keepdim=True)
-    chroma = value - images.amin(1, keepdim=True)
-    red, green, blue = images[:, :1], images[:, 1:2], images[:, 2:]
-    safe = torch.where(chroma == 0, 1.0, chroma)
-    sector = torch.where(
-        value == red,
-        (green - blue) / safe,
-        torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
-    )
-    # Channel c of the turned colour is value - chroma * clamp(min(k, 4 - k), 0, 1), k = (offset_c + sector) mod 6.
-    offset = torch.tensor([5.0, 3.0, 1.0], device=images.device)[None, :, None, None]
-    k = (offset + sector + 6 * shift) % 6
-    return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
+def shift_hue(images: Tensor, shift: Tensor | float) -> Tensor:
+    """Turn the hue of images [..., 3, h, w] in [0, 1] by `shift` of a full circle (RGB to HSV and back)."""
+    red, green, blue = images.unbind(-3)
+    value = torch.maximum(torch.maximum(red, green), blue)
+    chroma = value - torch.minimum(torch.minimum(red, green), blue)
+    # Which channel is the largest, the first of equal ones, as 0 or 1: comparisons and `where` are ten times slower on CPUs.
+    is_red = (1 - _HUGE * (value - red)).clamp_(0, 1)
+    is_green = (1 - _HUGE * (value - green)).clamp_(0, 1).mul_(1 - is_red)
+    is_blue = 1 - is_red - is_green
+    sector = is_red * (green - blue) + is_green * (blue - red) + is_blue * (red - green)
+    sector /= chroma.clamp(min=1 / _HUGE)
+    sector += 2 * is_green + 4 * is_blue
+    sector += 6 * (shift.squeeze(-3) if isinstance(shift, Tensor) else shift)
+    # Channel c of the turned colour is value - chroma * clamp(2 - |k - 2|, 0, 1), k = (offset_c + sector) mod 6.
+    turned = torch.empty_like(images)
+    for channel, offset in enumerate((5, 3, 1)):
+        k = sector + offset
+        k -= (k / 6).floor_().mul_(6)
+        k.sub_(2).abs_().neg_().add_(2).clamp_(0, 1).mul_(chroma)
+        turned.select(-3, channel).copy_(value - k)
+    return turned

@@ -1,30 +1,49 @@
 """Training batches: so many images of each training domain, drawn with replacement, augmented on the device."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vld.data.augment import augment, draw_parameters
+from vld.data.ahead import Ahead, Courier, Sent
+from vld.data.augment import AugmentParameters, augment, draw_parameters
 from vld.data.images import DomainImages
 from vld.seeds import BATCHES, numpy_generator
 
+STEPS_AHEAD = 3
 
-@dataclass(frozen=True)
+
 class TrainingBatches:
     """The batches of a run, a pure function of (seed, step): any step's batch can be drawn without the ones before it.
 
-    domains: the training domains, with all their images; in_indices: for each, which of them training may draw.
+    domains: the training domains, with all their images; in_indices: for each, which of them training may draw. With
+    `resident`, their pixels are copied to the device once, where batches are gathered; else they are gathered from the memory
+    map and copied, `ahead` steps before they are needed, as is all else that a batch is made from.
     """
 
-    domains: tuple[DomainImages, ...]
-    in_indices: tuple[NDArray[np.int64], ...]
-    images_per_domain: int
-    image_size: int
-    device: torch.device
-    seed: int
+    def __init__(
+        self,
+        domains: Sequence[DomainImages],
+        in_indices: Sequence[NDArray[np.int64]],
+        images_per_domain: int,
+        image_size: int,
+        device: torch.device,
+        seed: int,
+        *,
+        resident: bool = False,
+        ahead: int | None = None,
+        resize_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.domains, self.in_indices = tuple(domains), tuple(in_indices)
+        self.images_per_domain, self.image_size = images_per_domain, image_size
+        self.device, self.seed, self.resize_dtype = device, seed, resize_dtype
+        self.augment: Callable[..., Tensor] = augment
+        self.resident = resident
+        self._pixels = [domain.pixels.to(device) if resident else domain.pixels for domain in domains]
+        self._courier = Courier(device)
+        self._drawn = Ahead(self._draw, (0 if device.type == "cpu" else STEPS_AHEAD) if ahead is None else ahead)
 
     @property
     def images_per_step(self) -> int:
@@ -32,22 +51,25 @@ class TrainingBatches:
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Images float32 [B, 3, s, s] in [0, 1] and labels int64 [B], on the device."""
+        pixels, labels, stored_sizes, original_sizes, *parameters = self._drawn(step).received()
+        if self.resident:  # then they are image numbers, as many of each domain
+            rows = torch.split(pixels, self.images_per_domain)
+            pixels = torch.cat([source[chosen] for source, chosen in zip(self._pixels, rows, strict=True)])
+        drawn = AugmentParameters(*parameters)
+        images = self.augment(pixels, stored_sizes, original_sizes, drawn, self.image_size, self.resize_dtype)
+        return images, labels
+
+    def _draw(self, step: int) -> Sent:
+        """Everything that a batch is made from, on its way to the device."""
         random = numpy_generator(self.seed, BATCHES, step)
-        drawn = [
+        rows = [
             torch.from_numpy(indices[random.integers(len(indices), size=self.images_per_domain)])
             for indices in self.in_indices
         ]
-        parts = list(zip(self.domains, drawn, strict=True))
+        parts = list(zip(self.domains, rows, strict=True))
         original_sizes = torch.cat([domain.original_sizes[index] for domain, index in parts])
         stored_sizes = torch.cat([domain.stored_sizes[index] for domain, index in parts])
         labels = torch.cat([domain.labels[index] for domain, index in parts])
-        pixels = torch.cat([domain.pixels[index.to(domain.pixels.device)] for domain, index in parts])
+        pixels = torch.cat(rows) if self.resident else self._courier.gather(self._pixels, rows)
         parameters = draw_parameters(original_sizes.numpy(), random)
-        images = augment(
-            pixels.to(self.device),
-            stored_sizes.to(self.device, non_blocking=True),
-            original_sizes.to(self.device, non_blocking=True),
-            parameters.to(self.device),
-            self.image_size,
-        )
-        return images, labels.to(self.device, non_blocking=True)
+        return self._courier.send((pixels, labels, stored_sizes, original_sizes, *parameters.tensors))

@@ -35,6 +35,7 @@ NOT_IDENTITY = frozenset(
         "if_running",
         "device",
         "precision",
+        "compile",
         "deterministic",
         "wandb.mode",
         "wandb.project",

@@ -41,14 +41,19 @@ def keep_tensors(
         if select(record.history[method], selection) != evaluation.step:
             continue
         if name.endswith(LOGITS):
-            parts = [(part.domain, part.part, part.start, part.stop) for part in labels.parts]
-            directory.write_tensors(
-                name,
-                {"logits": evaluation.logits[method].half(), "labels": labels.labels.int()},
-                {"step": evaluation.step, "test_domain": labels.test_domain, "parts": parts},
-            )
+            write_logits(directory, name, evaluation.logits[method], evaluation.step, labels)
         else:
             directory.write_tensors(name, evaluation.models[method].state_dict(), {"step": evaluation.step})
+
+
+def write_logits(directory: RunDirectory, name: str, logits: Tensor, step: int, labels: EvaluationLabels) -> None:
+    """logits: float32 [n, classes], of the images of `labels`."""
+    parts = [(part.domain, part.part, part.start, part.stop) for part in labels.parts]
+    directory.write_tensors(
+        name,
+        {"logits": logits.half(), "labels": labels.labels.int()},
+        {"step": step, "test_domain": labels.test_domain, "parts": parts},
+    )
 
 
 def drop_stale(directory: RunDirectory, record: Record, keep: Iterable[str] = KEEPABLE) -> None:
@@ -61,11 +66,12 @@ def drop_stale(directory: RunDirectory, record: Record, keep: Iterable[str] = KE
             continue
         method, selection = name.removesuffix(LOGITS).split("-")
         selected = select(record.history[method], selection) if method in record.history else None
-        if name not in wanted or selected is None or _step(path) != selected:
+        if name not in wanted or selected is None or kept_step(path) != selected:
             path.unlink()
 
 
-def _step(path: Path) -> int | None:
+def kept_step(path: Path) -> int | None:
+    """The step of a kept file; None where there is none, or none that can be read."""
     try:
         with safe_open(path, framework="pt") as file:
             return int(_about(file)["step"])

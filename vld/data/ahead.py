@@ -1,0 +1,75 @@
+"""What the device must not wait for is made ahead of its need by a thread, and copied there in the background."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+class Ahead(Generic[T]):
+    """`make(0)`, `make(1)`, …: each asked for in turn, while a thread makes the `depth` that follow (0: no thread)."""
+
+    def __init__(self, make: Callable[[int], T], depth: int) -> None:
+        self._make, self._depth = make, depth
+        self._thread = ThreadPoolExecutor(1) if depth else None
+        self._made: dict[int, Future[T]] = {}
+
+    def __call__(self, number: int) -> T:
+        """`make(number)`, whatever was asked for before. What it raises is raised here."""
+        if self._thread is None:
+            return self._make(number)
+        wanted = range(number, number + self._depth + 1)
+        for other in [other for other in self._made if other not in wanted]:
+            self._made.pop(other).cancel()
+        for other in wanted:
+            if other not in self._made:
+                self._made[other] = self._thread.submit(self._make, other)
+        return self._made.pop(number).result()
+
+
+@dataclass(frozen=True)
+class Sent:
+    """Tensors on their way to a device."""
+
+    tensors: tuple[Tensor, ...]
+    arrived: torch.cuda.Event | None
+
+    def received(self) -> tuple[Tensor, ...]:
+        """For what is computed next on the device's current stream, which waits for them; the host does not."""
+        if self.arrived is not None:
+            stream = torch.cuda.current_stream(self.tensors[0].device)
+            stream.wait_event(self.arrived)
+            for tensor in self.tensors:  # their memory was another stream's
+                tensor.record_stream(stream)
+        return self.tensors
+
+
+class Courier:
+    """Copies tensors to a device, beside what that computes. On a CPU they stay where they are."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def send(self, tensors: Sequence[Tensor]) -> Sent:
+        if self._stream is None:
+            return Sent(tuple(tensors), None)
+        with torch.cuda.stream(self._stream):
+            # Only from pinned memory does a copy not hold up its thread; it is kept until the copy is done.
+            moved = tuple(tensor.pin_memory().to(self.device, non_blocking=True) for tensor in tensors)
+            return Sent(moved, self._stream.record_event())
+
+    def gather(self, sources: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
+        """The rows of each source, one after the other, in memory from which they can be sent at once."""
+        shape = (sum(map(len, rows)), *sources[0].shape[1:])
+        gathered = torch.empty(shape, dtype=sources[0].dtype, pin_memory=self._stream is not None)
+        start = 0
+        for source, chosen in zip(sources, rows, strict=True):
+            torch.index_select(source, 0, chosen, out=gathered[start : start + len(chosen)])
+            start += len(chosen)
+        return gathered
