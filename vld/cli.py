@@ -4,6 +4,7 @@ torch takes seconds to import, so whatever needs it is imported when a job start
 answer at once.
 """
 
+import multiprocessing
 import os
 import re
 import shutil
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from vld.terminal import Terminal
 
 FAILED, USER_ERROR = 1, 2
+
+BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+JOBLIB_LAUNCHER = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
 
 LIST_OPTIONS = ("test_domain", "keep", "optim.milestones", "backbone.mean", "backbone.std", "method.members")
 SELECTION_NOTE = "each method at its own step of best i.i.d. accuracy (selection iid)"
@@ -185,7 +189,12 @@ def _job(composed: DictConfig, work: "Callable[[Config, Terminal, Publisher], li
 
     hydra_config = HydraConfig.get()
     in_sweep = hydra_config.mode == RunMode.MULTIRUN
-    terminal = Terminal()
+    beside_others = in_sweep and hydra_config.launcher._target_ != BASIC_LAUNCHER
+    terminal = Terminal(job=hydra_config.job.num if beside_others else None)
+    if hydra_config.launcher._target_ == JOBLIB_LAUNCHER:
+        from vld.device import keep_to_one_gpu
+
+        keep_to_one_gpu(_worker_number())
     outcomes: list[Outcome] = []
     error: UserError | OSError | None = None
     publisher: Publisher | None = None
@@ -193,7 +202,8 @@ def _job(composed: DictConfig, work: "Callable[[Config, Terminal, Publisher], li
         config = typed_config(composed)
         publisher = Publisher(config.wandb, config.output_dir, say=terminal.say, warn=terminal.warn)
         outcomes = work(config, terminal, publisher)
-        show_results(outcomes, config.method.name, terminal)
+        if not beside_others:  # else their tables would be mixed up: the one at the end has them all
+            show_results(outcomes, config.method.name, terminal)
     except (UserError, OSError) as problem:
         error = problem
     except BaseException:  # Ctrl-C, say
@@ -224,6 +234,12 @@ def _job(composed: DictConfig, work: "Callable[[Config, Terminal, Publisher], li
         terminal.fail(str(error))
     if not in_sweep and (error or any(outcome.failure for outcome in outcomes)):
         sys.exit(FAILED)
+
+
+def _worker_number() -> int:
+    """Of a launcher's processes: LokyProcess-1, LokyProcess-2, …"""
+    digits = re.search(r"\d+$", multiprocessing.current_process().name)
+    return int(digits[0]) if digits else 0
 
 
 def _remove_job_dir(job_dir: Path) -> None:

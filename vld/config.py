@@ -30,6 +30,16 @@ ConfigStore.instance().store(name="prepare_schema", node=PrepareConfig)
 ConfigStore.instance().store(name="publish_schema", node=PublishConfig)
 
 
+def _gpus() -> int:
+    """How many jobs run at a time where nothing is said: one on each GPU."""
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+OmegaConf.register_new_resolver("vld.gpus", _gpus, replace=True)
+
+
 def typed_config(composed: DictConfig) -> Config:
     """Turn what Hydra composed into a valid `Config`, or raise a `UserError` with a line for everything wrong."""
     config = _typed(composed, Config)

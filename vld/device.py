@@ -26,6 +26,15 @@ def resolve_device(wanted: str) -> torch.device:
     return device
 
 
+def keep_to_one_gpu(number: int) -> None:
+    """Make one of several GPUs the only one that this process sees: the `number`th, counted round. Before CUDA is in use."""
+    count = torch.cuda.device_count()
+    if count > 1 and not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = visible.split(",") if visible else [f"{index}" for index in range(count)]
+        os.environ["CUDA_VISIBLE_DEVICES"] = names[number % count]
+
+
 def resolve_precision(wanted: str, device: torch.device) -> str:
     """auto: bf16 on a GPU (last layer, sums and averages in float32 all the same), fp32 on the CPU."""
     if wanted == "auto":

@@ -90,19 +90,24 @@ class Log(io.TextIOBase):
 class Terminal:
     """Everything goes to standard output but what a user must mend, which goes to standard error."""
 
-    def __init__(self) -> None:
+    def __init__(self, job: int | None = None) -> None:
+        """job: the number of one that shares the terminal with others; it writes lines that say so, and no bars."""
         # A log or a pipe has no width: tables there are as wide as they need be. Names of domains are no markup.
         width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 250
-        self.console = Console(file=cast(IO[str], Log()), highlight=False, markup=False, width=width)
+        self.job = "" if job is None else f"[{job}] "
+        plain = None if job is None else False
+        self.console = Console(
+            file=cast(IO[str], Log()), highlight=False, markup=False, width=width, force_terminal=plain
+        )
 
     def say(self, line: str) -> None:
-        self.console.print(line, soft_wrap=True)
+        self.console.print(f"{self.job}{line}", soft_wrap=True)
 
     def warn(self, line: str) -> None:
-        self.console.print(f"warning: {line}", style="yellow", soft_wrap=True)
+        self.console.print(f"{self.job}warning: {line}", style="yellow", soft_wrap=True)
 
     def fail(self, line: str) -> None:
-        self.console.print(f"failed: {line}", style="bold red", soft_wrap=True)
+        self.console.print(f"{self.job}failed: {line}", style="bold red", soft_wrap=True)
 
     @contextmanager
     def counting(self, label: str, *, in_bytes: bool = False) -> Iterator[Callable[[int, int], None]]:
@@ -124,7 +129,7 @@ class Terminal:
         self, label: str, method: str, steps: int, images_per_step: int, first_step: int
     ) -> Iterator[RunProgress]:
         if not self.console.is_terminal:
-            yield RunProgress(self.console, None, label, method, steps, images_per_step, first_step)
+            yield RunProgress(self.console, None, f"{self.job}{label}", method, steps, images_per_step, first_step)
             return
         whole = Column(no_wrap=True)  # on a narrow terminal the bar gives way, not the figures
         with Progress(

@@ -1,0 +1,126 @@
+"""Compiled, a run computes the same; where compiling fails, it goes on without and says so."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import SEED, make_batches, make_evaluation_set, make_model, settings
+from torch._dynamo.utils import counters
+
+from vld import compilation
+from vld.evaluation import predict
+from vld.settings import AveragingConfig, Config, EnsembleConfig
+from vld.training import Evaluation, Trajectory, train
+
+compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="compiling on a CPU needs g++")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(compilation, "ANNOUNCED_SECONDS", float("inf"))
+    torch._dynamo.reset()
+    compilation._compiled.cache_clear()
+
+
+def trained(*, compiled: bool, pretrained: bool = True) -> tuple[list[Evaluation], list[str], int]:
+    """Evaluations without dropout (its masks are drawn outside), what was said, and the programs made after the trial."""
+    model, batches, images, said = (
+        make_model(pretrained=pretrained, dropout=0),
+        make_batches(),
+        make_evaluation_set(),
+        [],
+    )
+    if compiled:
+        compilation.compile_run(model, batches, images, said.append)
+    programs = counters["stats"]["unique_graphs"]
+    every = {"averaging": AveragingConfig(1, 1), "ensemble": EnsembleConfig(4, 4)}
+    trajectory = Trajectory(model, settings(steps=8), eval_every=4, **every)
+    evaluations = list(train(trajectory, batches, images, seed=SEED))
+    assert model.compiled == (compiled and not said)
+    return evaluations, said, counters["stats"]["unique_graphs"] - programs
+
+
+@compiler
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_a_compiled_run_has_the_same_logits_and_compiles_nothing_on_the_way(pretrained: bool) -> None:
+    eager, _, _ = trained(compiled=False, pretrained=pretrained)
+    compiled, said, programs = trained(compiled=True, pretrained=pretrained)
+    assert said == []
+    assert programs == 0
+    for one, other in zip(eager, compiled, strict=True):
+        assert one.logits.keys() == other.logits.keys()
+        for method, logits in one.logits.items():
+            torch.testing.assert_close(other.logits[method], logits, rtol=1e-3, atol=1e-4)
+
+
+@compiler
+def test_trying_leaves_the_network_as_it_was() -> None:
+    """Batch-norm statistics too, which learn from scratch, and the random state."""
+    model = make_model(pretrained=False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.random.get_rng_state()
+    compilation.compile_run(model, make_batches(), make_evaluation_set(), print)
+    assert model.compiled
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@compiler
+def test_the_last_chunk_is_filled_up_and_cut_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vld.evaluation.IMAGES_AT_ONCE", {"cpu": 8})
+    model, images = make_model(), make_evaluation_set()
+    eager = predict([model], images)[0]
+    assert len(images.images) % 8
+    compilation.compile_run(model, make_batches(), images, print)
+    programs = counters["stats"]["unique_graphs"]
+    compiled = predict([model], images)[0]
+    assert counters["stats"]["unique_graphs"] == programs
+    torch.testing.assert_close(compiled.logits, eager.logits, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(compiled.squared_norms, eager.squared_norms, rtol=1e-3, atol=1e-4)
+
+
+def test_without_a_compiler_a_run_goes_on_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("/nonexistent/g++",))
+    eager, _, _ = trained(compiled=False)
+    other, said, _ = trained(compiled=True)
+    [line] = said
+    assert line.startswith("not compiled, which is slower and changes nothing else (")
+    assert "\n" not in line
+    for one, same in zip(eager, other, strict=True):
+        assert all(torch.equal(same.logits[method], logits) for method, logits in one.logits.items())
+
+
+def test_out_of_memory_is_no_failure_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(compilation, "predict", full)
+    monkeypatch.setattr(compilation, "_compiled", lambda function: function)
+    with pytest.raises(torch.OutOfMemoryError):
+        compilation.compile_run(make_model(), make_batches(), make_evaluation_set(), print)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "deterministic", "expected"),
+    [
+        ("auto", "cuda", False, True),
+        ("auto", "cuda", True, False),
+        ("auto", "cpu", False, False),
+        ("true", "cpu", True, True),
+        ("false", "cuda", False, False),
+    ],
+)
+def test_who_compiles(wanted: str, device: str, deterministic: bool, expected: bool) -> None:
+    config = Config(compile=wanted, deterministic=deterministic)
+    assert compilation.is_wanted(config, torch.device(device)) == expected
+
+
+def test_compiled_programs_stay_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert compilation.set_up_cache() == tmp_path / "vld" / "compiled"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/elsewhere")
+    assert compilation.set_up_cache() == Path("/elsewhere")
