@@ -1,19 +1,25 @@
 """Compiled, a run computes the same; where compiling fails, it goes on without and says so."""
 
 import shutil
+import sysconfig
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny import SEED, make_batches, make_evaluation_set, make_model, settings
 from torch._dynamo.utils import counters
 
 from vld import compilation
+from vld.data.augment import augment_together, draw_parameters
 from vld.evaluation import predict
 from vld.settings import AveragingConfig, Config, EnsembleConfig
 from vld.training import Evaluation, Trajectory, train
 
-compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="compiling on a CPU needs g++")
+HEADERS = Path(sysconfig.get_path("include")) / "Python.h"
+compiler = pytest.mark.skipif(
+    shutil.which("g++") is None or not HEADERS.exists(), reason="compiling on a CPU needs g++ and Python's headers"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -80,6 +86,19 @@ def test_the_last_chunk_is_filled_up_and_cut_again(monkeypatch: pytest.MonkeyPat
     assert counters["stats"]["unique_graphs"] == programs
     torch.testing.assert_close(compiled.logits, eager.logits, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(compiled.squared_norms, eager.squared_norms, rtol=1e-3, atol=1e-4)
+
+
+@compiler
+def test_augmentation_compiles_whole() -> None:
+    """Without a break in the graph, at which a GPU would wait for the host; and computes the same."""
+    random = np.random.default_rng(0)
+    pixels = torch.from_numpy(random.integers(0, 256, (6, 40, 50, 3), dtype=np.uint8))
+    stored = torch.tensor([[40, 50]] * 6)
+    original = torch.tensor([[40, 50]] * 3 + [[80, 75]] * 3)
+    drawn = draw_parameters(original.numpy(), random)
+    compiled = torch.compile(augment_together, dynamic=False, fullgraph=True)
+    expected = augment_together(pixels, stored, original, drawn, 24)
+    torch.testing.assert_close(compiled(pixels, stored, original, drawn, 24), expected, rtol=0.0, atol=1e-4)
 
 
 def test_without_a_compiler_a_run_goes_on_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -250,10 +250,10 @@ def _remove_job_dir(job_dir: Path) -> None:
 
 
 def _benchmark_job(composed: DictConfig) -> None:
-    from vld.benchmark import run_benchmark
+    from vld.benchmark.measure import run_benchmark
     from vld.terminal import Terminal
 
-    run_benchmark(typed_config(composed), Terminal())
+    run_benchmark(typed_config(composed), HydraConfig.get().overrides.task, Terminal())
 
 
 def _prepare_job(composed: DictConfig) -> None:

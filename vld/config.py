@@ -30,6 +30,12 @@ ConfigStore.instance().store(name="prepare_schema", node=PrepareConfig)
 ConfigStore.instance().store(name="publish_schema", node=PublishConfig)
 
 
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def _gpus() -> int:
     """How many jobs run at a time where nothing is said: one on each GPU."""
     import torch
@@ -38,6 +44,7 @@ def _gpus() -> int:
 
 
 OmegaConf.register_new_resolver("vld.gpus", _gpus, replace=True)
+OmegaConf.register_new_resolver("vld.on_gpu", lambda yes, no: yes if _has_gpu() else no, replace=True)
 
 
 def typed_config(composed: DictConfig) -> Config:

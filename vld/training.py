@@ -110,12 +110,7 @@ def train(
     the trajectory can be saved. check() is called there and often in evaluations; what it raises leaves the trajectory as it
     was at the latest on_step. Raises `TrainingFailed` when the loss is no longer finite.
     """
-    model, optimizer, average, ensemble = (
-        trajectory.model,
-        trajectory.optimizer,
-        trajectory.average,
-        trajectory.ensemble,
-    )
+    model, average, ensemble = trajectory.model, trajectory.average, trajectory.ensemble
     optim, losses, clock = trajectory.optim, trajectory.losses, trajectory.clock
     model.train()
     for step in range(trajectory.step, optim.steps + 1):
@@ -154,17 +149,23 @@ def train(
                     )
         if step == optim.steps:
             return
-        set_learning_rate(optimizer, optim, step)
         inputs, labels = batches.batch(step)
-        torch.manual_seed(derived_seed(seed, BACKBONE, step))  # what a backbone draws by itself (stochastic depth)
-        loss = cross_entropy(model(inputs, torch_generator(seed, DROPOUT, step, batches.device)), labels)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        losses.append(update(trajectory, inputs, labels, seed, step))
         average.update(step + 1)
-        losses.append(loss.detach())
         if batches.device.type == "cpu":  # free there; on a GPU the loss is looked at when it is evaluated
-            check_finite(loss.item(), step + 1)
+            check_finite(losses[-1].item(), step + 1)
+
+
+def update(trajectory: Trajectory, inputs: Tensor, labels: Tensor, seed: int, step: int) -> Tensor:
+    """One step of the optimiser on one batch; its loss, detached."""
+    model, optimizer = trajectory.model, trajectory.optimizer
+    set_learning_rate(optimizer, trajectory.optim, step)
+    torch.manual_seed(derived_seed(seed, BACKBONE, step))  # what a backbone draws by itself (stochastic depth)
+    loss = cross_entropy(model(inputs, torch_generator(seed, DROPOUT, step, inputs.device)), labels)
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return loss.detach()
 
 
 class Clock:

@@ -236,18 +236,19 @@ def shift_hue(images: Tensor, shift: Tensor | float) -> Tensor:
     value = torch.maximum(torch.maximum(red, green), blue)
     chroma = value - torch.minimum(torch.minimum(red, green), blue)
     # Which channel is the largest, the first of equal ones, as 0 or 1: comparisons and `where` are ten times slower on CPUs.
-    is_red = (1 - _HUGE * (value - red)).clamp_(0, 1)
-    is_green = (1 - _HUGE * (value - green)).clamp_(0, 1).mul_(1 - is_red)
-    is_blue = 1 - is_red - is_green
-    sector = is_red * (green - blue) + is_green * (blue - red) + is_blue * (red - green)
+    is_red = (value - red).mul_(-_HUGE).add_(1).clamp_(0, 1)
+    is_green = (value - green).mul_(-_HUGE).add_(1).clamp_(0, 1).mul_(1 - is_red)
+    is_blue = (1 - is_red).sub_(is_green)
+    sector = (green - blue).mul_(is_red).addcmul_(is_green, blue - red).addcmul_(is_blue, red - green)
     sector /= chroma.clamp(min=1 / _HUGE)
-    sector += 2 * is_green + 4 * is_blue
+    sector.add_(is_green, alpha=2).add_(is_blue, alpha=4)
     sector += 6 * (shift.squeeze(-3) if isinstance(shift, Tensor) else shift)
-    # Channel c of the turned colour is value - chroma * clamp(2 - |k - 2|, 0, 1), k = (offset_c + sector) mod 6.
+    sector -= (sector / 6).floor_().mul_(6)  # in [0, 6), red at 0, green at 2, blue at 4
+    # A channel lies below `value` by chroma times its distance from where it is largest, in sectors, less 1, within [0, 1].
     turned = torch.empty_like(images)
-    for channel, offset in enumerate((5, 3, 1)):
-        k = sector + offset
-        k -= (k / 6).floor_().mul_(6)
-        k.sub_(2).abs_().neg_().add_(2).clamp_(0, 1).mul_(chroma)
-        turned.select(-3, channel).copy_(value - k)
+    below = (sector - 3).abs_().neg_().add_(2).clamp_(0, 1)
+    turned.select(-3, 0).copy_(torch.addcmul(value, below, chroma, value=-1))
+    for channel, opposite in ((1, 5), (2, 1)):
+        below = (sector - opposite).abs_().sub_(3).abs_().sub_(1).clamp_(0, 1)
+        turned.select(-3, channel).copy_(torch.addcmul(value, below, chroma, value=-1))
     return turned

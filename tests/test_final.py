@@ -1,0 +1,138 @@
+"""A learning curve on a fixed part of the images: selected by it, reported in full."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commands import REPOSITORY, train
+from safetensors.torch import load_file
+
+from vld.final import kept_meanwhile
+
+OPTIONS = [
+    "dataset=glyphs",
+    "test_domain=chalk",
+    "backbone=resnet18",
+    "backbone.weights=none",
+    "image_size=16",
+    "batch_size=4",
+    "dropout=0.5",
+    "optim.steps=12",
+    "eval_every=3",
+    "averaging.start=3",
+    "ensemble.start=3",
+    "ensemble.every=3",
+    "optim.lr=0.01",
+    "keep=[erm-last-logits,erm-iid-logits,ensemble-last-logits,weight_averaging-iid]",
+]
+LIMIT = 7
+
+
+@pytest.fixture(scope="module")
+def glyphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def runs(glyphs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Run directories of the same run, evaluated in full and on a part."""
+    directories = {}
+    for name, more in (("full", []), ("part", [f"dataset.curve_images={LIMIT}"])):
+        output_dir = tmp_path_factory.mktemp(name)
+        done = train(*OPTIONS, *more, f"data_dir={glyphs}", f"output_dir={output_dir}")
+        assert done.returncode == 0, done.stdout + done.stderr
+        [directories[name]] = (output_dir / "runs/glyphs/chalk").iterdir()
+    return directories
+
+
+def result(run_dir: Path) -> dict[str, Any]:
+    return json.loads((run_dir / "result.json").read_text())
+
+
+def metrics(run_dir: Path) -> dict[tuple[str, int], dict[str, Any]]:
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return {(row["method"], row["step"]): row for row in rows}
+
+
+ACCURACIES = ("iid_acc", "ood_acc", "ood_in_acc", "ood_out_acc")
+
+
+def test_it_is_another_run(runs: dict[str, Path]) -> None:
+    assert runs["full"].name != runs["part"].name
+
+
+def test_the_curve_counts_the_limited_images(runs: dict[str, Path]) -> None:
+    for row in metrics(runs["part"]).values():
+        assert (row["iid_acc"] * 3 * LIMIT) == pytest.approx(round(row["iid_acc"] * 3 * LIMIT))
+        assert (row["ood_acc"] * 5 * LIMIT) == pytest.approx(round(row["ood_acc"] * 5 * LIMIT))
+
+
+def test_selected_steps_have_the_accuracies_of_an_evaluation_in_full(runs: dict[str, Path]) -> None:
+    """The step that the part's curve selects, with the numbers that the full curve has there."""
+    full, part = metrics(runs["full"]), metrics(runs["part"])
+    rows = result(runs["part"])["results"]
+    assert len(rows) == 9
+    for row in rows:
+        method, step = row["method"], row["step"]
+        if method == "ensemble":
+            assert row["evaluated_on"] == "curve"
+            expected = part[method, step]
+        else:
+            assert row["evaluated_on"] == "all"
+            expected = full[method, step]
+        assert {name: row[name] for name in ACCURACIES} == {name: expected[name] for name in ACCURACIES}
+        if row["selection"] == "iid":
+            curve = {s: r["iid_acc"] for (m, s), r in part.items() if m == method}
+            assert step == min(s for s, acc in curve.items() if acc == max(curve.values()))
+    assert all("evaluated_on" not in row for row in result(runs["full"])["results"])
+
+
+def test_what_is_kept_is_what_was_asked_for(runs: dict[str, Path]) -> None:
+    full, part = runs["full"], runs["part"]
+    assert sorted(path.name for path in part.glob("*.safetensors")) == sorted(
+        p.name for p in full.glob("*.safetensors")
+    )
+    one, other = (load_file(run / "erm-last-logits.safetensors") for run in (full, part))
+    assert torch.equal(one["logits"], other["logits"])
+    assert torch.equal(one["labels"], other["labels"])
+    assert len(load_file(part / "ensemble-last-logits.safetensors")["logits"]) == (3 + 5) * LIMIT
+
+
+def test_interrupted_while_it_is_evaluated_in_full_it_ends_the_same(
+    runs: dict[str, Path], glyphs: Path, tmp_path: Path
+) -> None:
+    options = [*OPTIONS, f"dataset.curve_images={LIMIT}", f"data_dir={glyphs}", f"output_dir={tmp_path}"]
+    stopping = (
+        "import os, signal, vld.run\n"
+        "in_full = vld.run.evaluate_in_full\n"
+        "def stopped(*arguments):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return in_full(*arguments)\n"
+        "vld.run.evaluate_in_full = stopped\n"
+        "from vld.cli import train\n"
+        "train()\n"
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    stopped = subprocess.run([sys.executable, "-c", stopping, *options], cwd=REPOSITORY, env=environment, check=False)
+    assert stopped.returncode == 128 + signal.SIGTERM
+    [run_dir] = (tmp_path / "runs/glyphs/chalk").iterdir()
+    assert (run_dir / "checkpoint.pt").exists()
+    assert not (run_dir / "result.json").exists()
+    done = train(*options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "goes on from step" in done.stdout
+    assert result(run_dir)["results"] == result(runs["part"])["results"]
+
+
+def test_kept_meanwhile() -> None:
+    meanwhile = kept_meanwhile(["erm-last", "erm-last-logits", "ensemble-iid-logits"])
+    assert {f"{m}-{s}" for m in ("erm", "weight_averaging") for s in ("iid", "last", "oracle_step")} < set(meanwhile)
+    assert "ensemble-iid-logits" in meanwhile
+    assert "erm-last-logits" not in meanwhile  # of all images: written when they have been evaluated
+    assert len(meanwhile) == len(set(meanwhile))
