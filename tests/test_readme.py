@@ -42,7 +42,7 @@ def test_anatomy_of_one_command_runs_on_real_pacs(pacs_dir: Path, tmp_path: Path
 
 
 def test_the_sweep_runs_and_so_does_the_python(tmp_path: Path) -> None:
-    [command] = [command for command in TRAIN_COMMANDS if "dataset=glyphs" in command]
+    [command] = [c for c in TRAIN_COMMANDS if "dataset=glyphs" in c and "launcher" not in c]
     done = train(*smaller(command, data_dir=str(tmp_path), output_dir=str(tmp_path / "outputs"), test_domain="chalk"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("chalk  step 2/2") == 3
@@ -54,6 +54,21 @@ def test_the_sweep_runs_and_so_does_the_python(tmp_path: Path) -> None:
     exec(code.replace('"outputs"', repr(str(tmp_path / "outputs"))), names)
     assert len(names["table"]) == 3 * 3 * 3  # type: ignore[arg-type]  # runs, methods, selections
     assert type(names["model"]).__name__ == "Classifier"
+
+
+def test_several_jobs_at_a_time_run(small_glyphs: Path, tmp_path: Path) -> None:
+    [command] = [command for command in TRAIN_COMMANDS if "hydra/launcher=parallel" in command]
+    done = train(*smaller(command, data_dir=str(small_glyphs), output_dir=str(tmp_path)))
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "runs/glyphs").rglob("result.json"))) == 4
+
+
+def test_the_benchmark_s_command_is_one() -> None:
+    """It takes minutes; test_benchmark_command.py runs a small one."""
+    [command] = [block.strip() for block in BLOCKS if block.strip().startswith("python scripts/benchmark.py")]
+    done = script("benchmark.py", *shlex.split(command)[2:], "--cfg", "job", "--resolve")
+    assert done.returncode == 0, done.stderr
+    assert "batch_size: " in done.stdout
 
 
 def test_the_combinations_are_trained_and_made(small_glyphs: Path, tmp_path: Path) -> None:

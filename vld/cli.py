@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vld.config import option_names, prepare_config, publish_config, typed_config, unknown_option
 from vld.errors import UserError
 from vld.interruption import SIGNALS
-from vld.settings import COMBINATIONS, Config, PrepareConfig, PublishConfig
+from vld.settings import COMBINATIONS, Config, PrepareConfig, PublishConfig, StatusConfig
 from vld.tracking.publisher import Publisher
 
 if TYPE_CHECKING:
@@ -55,6 +55,13 @@ def combine() -> None:
 def benchmark() -> None:
     """The command `vld-benchmark` and `scripts/benchmark.py`; its options are those of `vld-train`."""
     run_command(_benchmark_job, "benchmark")
+
+
+def status() -> None:
+    """The command `vld-status` and `scripts/status.py`; its options are those of `vld-train`, and say which runs."""
+    if not {"-m", "--multirun"} & set(sys.argv[1:]) and not any(word.startswith("-") for word in sys.argv[1:]):
+        sys.argv.append("-m")  # what is shown may be a sweep, or a study, which always is
+    run_command(_nothing, "status", StatusConfig)
 
 
 def prepare() -> None:
@@ -156,6 +163,11 @@ def outcomes_dir(composed: DictConfig) -> Path:
     return Path(composed.hydra.sweep.dir) / "outcomes"
 
 
+def _nothing(composed: DictConfig) -> None:
+    """What `status.py` shows is shown before its jobs would start (`vld.sweep`)."""
+    raise UserError(f"{composed.hydra.mode}: status.py has no jobs; leave -m and hydra.mode out")
+
+
 def _train_job(composed: DictConfig) -> None:
     """Train; where a combination is asked for, its members first."""
 
@@ -221,6 +233,8 @@ def _job(composed: DictConfig, work: "Callable[[Config, Terminal, Publisher], li
             "refused": isinstance(error, UserError),
             "undelivered": len(publisher.undelivered) if publisher else 0,
             "publish": publisher.command if publisher else "",
+            "command": ["python", *sys.argv[:1]] if sys.argv[0].endswith(".py") else sys.argv[:1],
+            "overrides": list(hydra_config.overrides.task),
         }
         sweep_dir = Path(hydra_config.sweep.dir)
         try:

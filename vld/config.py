@@ -21,37 +21,53 @@ from vld.settings import (
     DatasetConfig,
     PrepareConfig,
     PublishConfig,
+    StatusConfig,
 )
 
 T = TypeVar("T")
 
 ConfigStore.instance().store(name="schema", node=Config)
 ConfigStore.instance().store(name="prepare_schema", node=PrepareConfig)
+ConfigStore.instance().store(name="status_schema", node=StatusConfig)
 ConfigStore.instance().store(name="publish_schema", node=PublishConfig)
 
 
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
 def _gpus() -> int:
-    """How many jobs run at a time where nothing is said: one on each GPU."""
     import torch
 
-    return max(1, torch.cuda.device_count())
+    return torch.cuda.device_count()
 
 
+# For presets: `${vld.gpus:}` is how many there are; `${vld.if:condition,yes,no}`.
 OmegaConf.register_new_resolver("vld.gpus", _gpus, replace=True)
-OmegaConf.register_new_resolver("vld.on_gpu", lambda yes, no: yes if _has_gpu() else no, replace=True)
+OmegaConf.register_new_resolver("vld.if", lambda condition, yes, no: yes if condition else no, replace=True)
 
 
 def typed_config(composed: DictConfig) -> Config:
     """Turn what Hydra composed into a valid `Config`, or raise a `UserError` with a line for everything wrong."""
-    config = _typed(composed, Config)
-    problems = list(_problems(config))
-    if problems:
+    return checked_config(merged_config(composed))
+
+
+def merged_config(composed: DictConfig, schema: type = Config) -> DictConfig:
+    """What Hydra composed, without unknown keys and missing values, in the types of the schema; nothing resolved yet."""
+    unknown = [unknown_option(key, schema) for key in _keys_beyond(composed, schema)]
+    if unknown:
+        raise UserError("\n".join(unknown))
+    # Read before anything is resolved: a value that is missing makes others, which refer to it, unreadable.
+    settings = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    missing = sorted(str(key) for key in OmegaConf.missing_keys(settings))
+    if missing:
+        raise UserError("\n".join(f"{key}: a value is needed, say {key}=…" for key in missing))
+    merged = OmegaConf.merge(OmegaConf.structured(schema), settings)
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def checked_config(merged: DictConfig) -> Config:
+    """The settings as plain objects, or a `UserError` with a line for every value that is not allowed."""
+    config = OmegaConf.to_object(merged)
+    assert isinstance(config, Config)
+    if problems := list(_problems(config)):
         raise UserError("\n".join(problems))
     return config
 
@@ -78,15 +94,7 @@ def publish_config(composed: DictConfig) -> PublishConfig:
 
 
 def _typed(composed: DictConfig, schema: type[T]) -> T:
-    unknown = [unknown_option(key, schema) for key in _keys_beyond(composed, schema)]
-    if unknown:
-        raise UserError("\n".join(unknown))
-    # Read before anything is resolved: a value that is missing makes others, which refer to it, unreadable.
-    settings = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-    missing = sorted(str(key) for key in OmegaConf.missing_keys(settings))
-    if missing:
-        raise UserError("\n".join(f"{key}: a value is needed, say {key}=…" for key in missing))
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), settings))
+    config = OmegaConf.to_object(merged_config(composed, schema))
     assert isinstance(config, schema)
     return config
 
@@ -175,6 +183,8 @@ def _problems(config: Config) -> Iterator[str]:
         ):
             yield f"{option}={triple}: must be three numbers{' above 0' if option.endswith('std') else ''}"
 
+    for method in config.study.combinations:
+        yield from _choice("study.combinations", method, COMBINATIONS)
     yield from _choice("method", config.method.name, METHODS + COMBINATIONS)
     yield from _choice("method.member_step", config.method.member_step, ("last", "iid"))
     yield from _choice("method.average", config.method.average, ("logits", "softmax"))

@@ -40,9 +40,12 @@ def inputs_key(config: Config) -> str:
     return repr(parts)
 
 
-def check_inputs(config: Config) -> Inputs:
-    """Raises `UserError` for a missing device, an unusable output folder, bad data or weights."""
-    device = resolve_device(config.device)
+def check_inputs(config: Config, *, here: bool = True) -> Inputs:
+    """Raises `UserError` for a missing device, an unusable output folder, bad data or weights.
+
+    here: it is this machine's device; else another's, which may have a GPU where this one has none.
+    """
+    device = resolve_device(config.device if here else "cpu")
     precision = resolve_precision(config.precision, device)
     existing_folder = check_output_dir(Path(config.output_dir))
     root = Path(config.data_dir) / config.dataset.folder

@@ -18,15 +18,20 @@ from vld.device import resolve_device, resolve_precision
 from vld.errors import UserError
 from vld.model import load_backbone_weights
 from vld.runs.directory import RunDirectory
-from vld.runs.identity import NOT_IDENTITY, RANDOM_WEIGHTS, run_identity, weights_fingerprint
+from vld.runs.identity import (
+    CONTENT,
+    NOT_IDENTITY,
+    PRECISION,
+    RANDOM_WEIGHTS,
+    WEIGHTS,
+    identity_key,
+    run_identity,
+    weights_fingerprint,
+)
 from vld.runs.keep import check_kept
 from vld.settings import Config, MethodConfig
 
 ENSEMBLE_OF_RUNS = "ensemble_of_runs"
-
-WEIGHTS, PRECISION = "backbone.weights_fingerprint", "precision"
-# What the settings alone do not tell; it has to be equal among members all the same.
-CONTENT = ("dataset.fingerprint", WEIGHTS, PRECISION)
 
 # Why some settings cannot vary among members, by the beginning of their names …
 FIXED = {
@@ -116,7 +121,7 @@ def member_configs(config: Config) -> list[tuple[dict[str, Any], Config]]:
         values = dict(zip(axes, chosen, strict=True))
         member = with_values(config, values)
         member.method = MethodConfig(name="erm")
-        key = _key(_identity(member, ""))
+        key = identity_key(_identity(member, ""))
         if key in members:
             raise UserError(f"method.members={config.method.members}: {_shown(values)} is there twice")
         members[key] = values, member
@@ -148,8 +153,8 @@ def find_members(config: Config, test_domain: str, options: Sequence[str]) -> li
     known = _known_content(config)
     found = []
     for values, member in wanted:
-        key = _key(_identity(member, test_domain))
-        same = [run for run in finished if _key(run.settings) == key and _is_of(run, known)]
+        key = identity_key(_identity(member, test_domain))
+        same = [run for run in finished if identity_key(run.settings) == key and _is_of(run, known)]
         found.append([Member(values, run.path, run.result) for run in same])
     sets: dict[str, list[Member]] = {}
     for runs in found:
@@ -218,14 +223,10 @@ def _identity(config: Config, test_domain: str) -> dict[str, Any]:
     return run_identity(config, test_domain, dataset_fingerprint="", weights_fingerprint="", precision="")
 
 
-def _key(identity: Mapping[str, Any]) -> str:
-    return json.dumps({name: value for name, value in identity.items() if name not in CONTENT}, sort_keys=True)
-
-
 def _nearest(missing: Config, test_domain: str, others: list[Member]) -> str:
     """In which settings the run differs that comes nearest to a missing one, of those that are no members."""
-    wanted = json.loads(_key(_identity(missing, test_domain)))
-    their_settings = [json.loads(_key(run.settings)) for run in others]
+    wanted = json.loads(identity_key(_identity(missing, test_domain)))
+    their_settings = [json.loads(identity_key(run.settings)) for run in others]
     differences = [differing([wanted, settings]) for settings in their_settings]
     if not differences:
         return ""

@@ -127,7 +127,21 @@ class WandbConfig:
 
 
 @dataclass
+class StudyConfig:
+    """A named grid of runs that makes one figure of the paper, or one of your own: `hydra.sweeper.params` are its axes."""
+
+    name: str | None = None
+    shares: list[str] = field(default_factory=list)
+    """Other studies, some of whose runs its figure shows as well."""
+    combinations: list[str] = field(default_factory=list)
+    """Methods that combine its runs."""
+    members: list[str] = field(default_factory=list)
+    """The axes along which they combine."""
+
+
+@dataclass
 class Config:
+    study: StudyConfig = field(default_factory=StudyConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
@@ -160,7 +174,19 @@ class Config:
     compile: str = "auto"
     """Compile the network and the augmentation: true, false; auto: on a GPU, unless deterministic."""
     deterministic: bool = False
+    dry_run: bool = False
+    """Check every job, say what is finished and what is left to do, and stop there."""
     wandb: WandbConfig = field(default_factory=WandbConfig)
+
+
+@dataclass
+class StatusConfig(Config):
+    """The settings of `status.py`: those of the runs, and how to show them."""
+
+    watch: bool = False
+    """Show it again and again, until all runs are finished."""
+    format: str = "table"
+    """table or json."""
 
 
 @dataclass

@@ -1,36 +1,73 @@
 """Around the jobs of a command: every job is checked before the first starts, one table when all have ended."""
 
+import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from hydra import compose
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from vld.cli import FAILED, SELECTION_NOTE, USER_ERROR, describe_error, exit_with_user_error, outcomes_dir
+from vld.cli import (
+    BASIC_LAUNCHER,
+    FAILED,
+    JOBLIB_LAUNCHER,
+    SELECTION_NOTE,
+    USER_ERROR,
+    describe_error,
+    exit_with_user_error,
+    outcomes_dir,
+)
 from vld.config import typed_config
 from vld.errors import UserError
-from vld.settings import COMBINATIONS, Config
+from vld.jobs import Job, axes_of, jobs_of
+from vld.settings import COMBINATIONS
+
+if TYPE_CHECKING:
+    from vld.terminal import Terminal
+
+TRAINING_COMMANDS = ("train", "benchmark")
 
 
 class JobsCallback(Callback):
     """Hydra turns what a callback raises into warnings, but for SystemExit."""
 
     def on_run_start(self, config: DictConfig, config_name: str | None = None, **_: Any) -> None:
-        check_jobs([config], trains=config_name != "combine")
+        problems: dict[str, None] = {}
+        jobs = []
+        try:
+            jobs = [Job(tuple(config.hydra.overrides.task), typed_config(config))]
+        except (UserError, OmegaConfBaseException) as error:
+            problems |= dict.fromkeys(describe_error(error).splitlines())
+        needed = check_jobs(jobs, problems, trains=config_name in TRAINING_COMMANDS, here=True)
+        if config_name == "train" and jobs[0].config.dry_run:
+            forecast_and_stop(jobs, needed, "this command")
 
     def on_multirun_start(self, config: DictConfig, config_name: str | None = None, **_: Any) -> None:
-        try:
-            jobs = compose_jobs(config)
-        except (HydraException, OmegaConfBaseException) as error:
-            exit_with_user_error(describe_error(error))
-        check_jobs(jobs, trains=config_name != "combine")
+        from vld.terminal import Terminal
+
+        problems: dict[str, None] = {}
+        own = ("watch", "format") if config_name == "status" else ()
+        jobs = list(jobs_of(axes_of(config, without=own), problems))
+        trains = config_name in TRAINING_COMMANDS
+        here = config.hydra.launcher._target_ in (BASIC_LAUNCHER, JOBLIB_LAUNCHER)
+        if trains and (
+            combining := [job for job in jobs if job.config.study.name and job.config.method.name in COMBINATIONS]
+        ):
+            method, study = combining[0].config.method.name, combining[0].config.study.name
+            problems[f"method={method}: train.py trains a study's runs; combine.py study={study} combines them"] = None
+        needed = check_jobs(jobs, problems, trains=trains, here=here)
+        name = jobs[0].config.study.name or "this sweep"
+        if config_name == "status":
+            finish_status(jobs, name, config)
+        if config_name == "combine" and jobs[0].config.study.name:
+            finish_combining(jobs)
+        if config_name == "train" and (jobs[0].config.study.name or jobs[0].config.dry_run):
+            if jobs[0].config.dry_run:
+                forecast_and_stop(jobs, needed, name)
+            say_what_is_to_do(jobs, needed, name, Terminal())
         self.jobs = len(jobs)
         shutil.rmtree(outcomes_dir(config), ignore_errors=True)  # of an earlier sweep with this hydra.sweep.dir
 
@@ -44,44 +81,120 @@ class JobsCallback(Callback):
             sys.exit(code)
 
 
-def compose_jobs(config: DictConfig) -> list[DictConfig]:
-    """The configuration of every job of a sweep, as Hydra's sweeper will make them."""
-    always = OmegaConf.to_container(config.hydra.sweeper.params) if config.hydra.sweeper.params else {}
-    assert isinstance(always, dict)
-    words = [f"{key!s}={value}" for key, value in always.items()] + list(config.hydra.overrides.task)
-    overrides = OverridesParser.create().parse_overrides(words)
-    [jobs] = BasicSweeper.split_arguments(overrides, max_batch_size=None)
-    return [compose(config.hydra.job.config_name, overrides=list(job)) for job in jobs]
-
-
-def check_jobs(jobs: list[DictConfig], *, trains: bool) -> None:
+def check_jobs(jobs: list[Job], problems: dict[str, None], *, trains: bool, here: bool) -> list[Any]:
     """Exit with code 2 and one list of everything wrong in any of the jobs, before anything is made.
 
-    trains: they need images, weights and a device, too.
+    trains: they need images, weights and, if they run `here`, the device, too: those inputs are returned.
     """
-    problems: dict[str, None] = {}
-    configs: list[Config] = []
     for job in jobs:
-        try:
-            config = typed_config(job)
-            if config.method.name in COMBINATIONS:
-                from vld.members import member_configs  # needs torch: see vld.cli
+        if job.config.method.name in COMBINATIONS:
+            from vld.members import member_configs  # needs torch: see vld.cli
 
-                member_configs(config)
-        except (UserError, OmegaConfBaseException) as error:
-            problems |= dict.fromkeys(describe_error(error).splitlines())
-            continue
-        configs.append(config)
+            try:
+                member_configs(job.config)
+            except (UserError, OmegaConfBaseException) as error:
+                problems |= dict.fromkeys(describe_error(error).splitlines())
+    checked: list[Any] = []
     if trains and not problems:
         from vld.inputs import check_inputs, inputs_key
 
-        for config in {inputs_key(config): config for config in configs}.values():
+        for config in {inputs_key(job.config): job.config for job in jobs}.values():
             try:
-                check_inputs(config)
+                checked.append(check_inputs(config, here=here))
             except UserError as error:
                 problems |= dict.fromkeys(str(error).splitlines())
     if problems:
         exit_with_user_error("\n".join(problems))
+    return checked
+
+
+def say_what_is_to_do(jobs: list[Job], inputs: list[Any], name: str, terminal: "Terminal") -> None:
+    """One line before the first job: how many runs there are, how many are finished, how long the others take, and their disk.
+
+    Exits with code 2 where the disk has less.
+    """
+    from vld.runs.keep import megabytes
+    from vld.status import summary
+    from vld.study import FINISHED, bytes_to_keep, progress_of, wanted_runs
+
+    try:
+        progress = progress_of(wanted_runs(jobs))
+        to_do = [one.wanted for one in progress if one.state != FINISHED]
+        size = bytes_to_keep(to_do, inputs)
+        output_dir = jobs[0].config.output_dir
+        free = shutil.disk_usage(inputs[0].existing_folder).free
+        if size > free:
+            raise UserError(
+                f"output_dir={output_dir}: the runs to do keep {megabytes(size)} and {megabytes(free)} of disk are free;"
+                " keep=[] keeps the least"
+            )
+    except UserError as error:
+        exit_with_user_error(str(error))
+    terminal.say(f"{summary(progress, name)}, {megabytes(size)} of disk")
+
+
+def forecast_and_stop(jobs: list[Job], inputs: list[Any], name: str) -> NoReturn:
+    """`dry_run=true`: the runs that are left to do, one a line, and what they take."""
+    from vld.status import described
+    from vld.study import FINISHED, progress_of, wanted_runs
+    from vld.terminal import Terminal
+
+    terminal = Terminal()
+    try:
+        for one in progress_of(wanted_runs(jobs)):
+            if one.state != FINISHED:
+                terminal.say(f"{one.state}: {described(one)}")
+    except UserError as error:
+        exit_with_user_error(str(error))
+    say_what_is_to_do(jobs, inputs, name, terminal)
+    sys.exit(0)
+
+
+def finish_status(jobs: list[Job], name: str, config: DictConfig) -> NoReturn:
+    """What `status.py` does, in place of its jobs."""
+    from vld.status import show_status
+    from vld.study import wanted_runs
+    from vld.terminal import Terminal
+
+    if config.format not in ("table", "json"):
+        exit_with_user_error(f"format={config.format}: must be one of table, json")
+    problems: dict[str, None] = {}
+    try:
+        runs, shared = wanted_runs(jobs), {}
+        for study in jobs[0].config.study.shares:
+            words = [
+                word for word in config.hydra.overrides.task if word.split("=")[0] not in ("watch", "format", "study")
+            ]
+            shared[study] = wanted_runs(jobs_of(study_axes(study, words), problems))
+        if problems:
+            raise UserError("\n".join(problems))
+        arguments = {"name": name, "watch": config.watch, "as_json": config.format == "json"}
+        complete = show_status(runs, shared, terminal=Terminal(), **arguments)
+    except UserError as error:
+        exit_with_user_error(str(error))
+    sys.exit(0 if complete else FAILED)
+
+
+def study_axes(study: str, words: list[str]) -> list[str]:
+    """The axes of another study, narrowed by the same words."""
+    from hydra import compose
+
+    task = [f"study={study}", *words]
+    without_axes = compose("train", overrides=[f"study={study}"], return_hydra_config=True)
+    always = without_axes.hydra.sweeper.params
+    return [f"{key!s}={value}" for key, value in always.items()] + task
+
+
+def finish_combining(jobs: list[Job]) -> NoReturn:
+    """What `combine.py study=…` does, in place of its jobs."""
+    from vld.combine import combine_study
+    from vld.terminal import Terminal
+
+    try:
+        code = combine_study(jobs, Terminal())
+    except UserError as error:
+        exit_with_user_error(str(error))
+    sys.exit(code)
 
 
 def summarise_sweep(outcomes: Path, jobs: int, chosen: str) -> int:
@@ -101,15 +214,21 @@ def summarise_sweep(outcomes: Path, jobs: int, chosen: str) -> int:
     for run in runs:
         if run["skipped"]:
             terminal.say(f"skipped: {run['directory']}: {run['skipped']}")
-    failures = [f"{run['directory']}: {run['failure']}" for run in runs if run["failure"]]
-    failures += [record["error"] for record in records if record["error"]]
     if undelivered := sum(record["undelivered"] for record in records):
         command = next(record["publish"] for record in records if record["undelivered"])
         terminal.warn(f"W&B: {undelivered} run directories were not delivered; {command} delivers them")
+    failed = False
+    for record in records:
+        failures = [f"{run['directory']}: {run['failure']}" for run in record["runs"] if run["failure"]]
+        failures += [record["error"]] if record["error"] else []
+        for line in failures:
+            terminal.fail(line)
+        if failures:
+            failed = True
+            terminal.say(f"  again, just that: {shlex.join([*record['command'], '-m', *record['overrides']])}")
     if len(records) < jobs:
-        failures.append(f"{jobs - len(records)} of {jobs} jobs ended without a word")
-    for line in failures:
-        terminal.fail(line)
+        failed = True
+        terminal.fail(f"{jobs - len(records)} of {jobs} jobs ended without a word; the same command starts those again")
     if any(record["refused"] for record in records):
         return USER_ERROR
-    return FAILED if failures else 0
+    return FAILED if failed else 0

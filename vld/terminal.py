@@ -4,7 +4,7 @@ import io
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, Any, cast
 
@@ -248,6 +248,29 @@ class Terminal:
         self.console.print(table)
         if len(domains) > 1:
             self.say("averages over the test domains; under a domain's name: o.o.d. accuracy with that domain left out")
+
+    def counts_table(
+        self, headings: Sequence[str], states: Sequence[str], rows: Mapping[tuple[str, ...], Mapping[str, int]]
+    ) -> None:
+        """How many runs of each kind are in each state; sums below."""
+        table = Table()
+        for heading in headings:
+            table.add_column(heading)
+        for heading in (*states, "all"):
+            table.add_column(heading, justify="right")
+        for kind, counts in rows.items():
+            shown = [f"{counts.get(state, 0) or '–'}" for state in states]
+            table.add_row(*kind, *shown, f"{sum(counts.values())}")
+        if len(rows) > 1:
+            sums = [sum(counts.get(state, 0) for counts in rows.values()) for state in states]
+            table.add_section()
+            table.add_row("all", *[""] * (len(headings) - 1), *[f"{n or '–'}" for n in sums], f"{sum(sums)}")
+        self.console.print(table)
+
+    def clear(self) -> None:
+        """The screen, if it is one: in a log, what follows comes after what was there."""
+        if self.console.is_terminal:
+            self.console.clear()
 
 
 def members_used(result: dict[str, Any]) -> str:

@@ -17,6 +17,11 @@ RANDOM_WEIGHTS = "random"
 # Settings that leave a run's numbers as they are. Those of a weights file and a dataset folder are replaced by the content.
 NOT_IDENTITY = frozenset(
     {
+        "study.name",
+        "study.shares",
+        "study.combinations",
+        "study.members",
+        "dry_run",
         "dataset.folder",
         "dataset.csv",
         "dataset.verify",
@@ -42,6 +47,16 @@ NOT_IDENTITY = frozenset(
         "wandb.entity",
     }
 )
+
+
+WEIGHTS, PRECISION = "backbone.weights_fingerprint", "precision"
+# What the settings alone do not tell.
+CONTENT = ("dataset.fingerprint", WEIGHTS, PRECISION)
+
+
+def identity_key(identity: Mapping[str, Any]) -> str:
+    """Equal for runs of the same settings, whatever their data, weights and precision."""
+    return json.dumps({name: value for name, value in identity.items() if name not in CONTENT}, sort_keys=True)
 
 
 def flat_settings(config: Config) -> dict[str, Any]:

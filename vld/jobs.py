@@ -1,0 +1,75 @@
+"""The jobs of a sweep, composed and checked before the first of them starts."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from hydra import compose
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vld.cli import describe_error
+from vld.config import checked_config, merged_config, option_names
+from vld.errors import UserError
+from vld.settings import Config
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job's overrides, as Hydra will be given them, and its settings."""
+
+    overrides: tuple[str, ...]
+    config: Config
+
+
+def axes_of(config: DictConfig, without: tuple[str, ...] = ()) -> list[str]:
+    """The overrides of a sweep: the axes of its study, then those of the command, which replace them (but those of `without`)."""
+    always = OmegaConf.to_container(config.hydra.sweeper.params) if config.hydra.sweeper.params else {}
+    assert isinstance(always, dict)
+    task = [word for word in config.hydra.overrides.task if word.split("=")[0] not in without]
+    return [f"{key!s}={value}" for key, value in always.items()] + task
+
+
+def jobs_of(axes: Sequence[str], problems: dict[str, None], config_name: str = "train") -> Iterator[Job]:
+    """Every job of a sweep, as Hydra's sweeper will make them; what is wrong with others is added to `problems`.
+
+    Only presets are composed anew: of thousands of jobs most differ in plain values.
+    """
+    [jobs] = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(list(axes)), max_batch_size=None)
+    values_of = set(option_names())
+    bases: dict[object, DictConfig | UserError] = {}
+    for words in jobs:
+        parsed = OverridesParser.create().parse_overrides(list(words))
+        plain = [override for override in parsed if _is_plain(override, values_of)]
+        others = tuple(str(override.input_line) for override in parsed if override not in plain)
+        key = (others, tuple(override.key_or_group for override in plain))  # then each value below replaces another
+        try:
+            if key not in bases:
+                bases[key] = merged_config(_composed(config_name, words))
+            base = bases[key]
+            if isinstance(base, UserError):
+                raise base
+            for override in plain:
+                try:
+                    OmegaConf.update(base, override.key_or_group, override.value())
+                except OmegaConfBaseException as error:
+                    raise UserError(f"{override.input_line}: {str(error).splitlines()[0]}") from error
+            yield Job(tuple(words), checked_config(base))
+        except UserError as error:
+            problems |= dict.fromkeys(str(error).splitlines())
+            bases.setdefault(key, error)
+
+
+def _composed(config_name: str, words: Sequence[str]) -> DictConfig:
+    try:
+        return compose(config_name, overrides=list(words))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(describe_error(error)) from error
+
+
+def _is_plain(override: Override, names: set[str]) -> bool:
+    """A value of an option, which no other part of the composition depends on."""
+    return override.type is OverrideType.CHANGE and override.package is None and override.key_or_group in names

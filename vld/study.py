@@ -1,0 +1,217 @@
+"""The runs of a study, and how far each of them is, told from run directories alone."""
+
+import json
+import os
+import socket
+import statistics
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import SoftFileLease
+from torch import nn
+
+from vld.claim import LEASE_SECONDS, LOCK
+from vld.data import glyphs
+from vld.data.catalog import CONTENTS
+from vld.data.split import held_out_count
+from vld.errors import UserError
+from vld.inputs import Inputs, initial_classifier, resolve_test_domains
+from vld.jobs import Job
+from vld.runs.identity import identity_key, run_identity
+from vld.runs.keep import bytes_kept
+from vld.settings import Config
+
+FINISHED, RUNNING, INTERRUPTED, FAILED, MISSING = STATES = ("finished", "running", "interrupted", "failed", "missing")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One run that a study needs, known by its settings: what its data and weights hold may be another machine's to know."""
+
+    config: Config
+    test_domain: str
+    overrides: tuple[str, ...]
+    """Of the job that trains it."""
+
+    @property
+    def key(self) -> str:
+        unknown = run_identity(
+            self.config, self.test_domain, dataset_fingerprint="", weights_fingerprint="", precision=""
+        )
+        return identity_key(unknown)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is. path: None where nothing is there; step, seconds_left: of one that has begun; reason: of a failed one."""
+
+    wanted: Wanted
+    state: str
+    path: Path | None = None
+    step: int | None = None
+    seconds_left: float | None = None
+    reason: str | None = None
+    seconds: float | None = None
+    """That a finished one took."""
+
+
+def wanted_runs(jobs: Iterable[Job]) -> list[Wanted]:
+    """The runs of these jobs, each once. Raises `UserError` where it is not known which domains `test_domain` stands for."""
+    runs: dict[str, Wanted] = {}
+    for job in jobs:
+        for test_domain in test_domains(job.config):
+            wanted = Wanted(job.config, test_domain, job.overrides)
+            runs.setdefault(wanted.key, wanted)
+    return list(runs.values())
+
+
+def test_domains(config: Config) -> tuple[str, ...]:
+    wanted = config.test_domain if isinstance(config.test_domain, list) else [config.test_domain]
+    if all(isinstance(entry, str) and entry != "all" and not entry.isdigit() for entry in wanted):
+        return tuple(dict.fromkeys(wanted))
+    return resolve_test_domains(config.test_domain, domain_names(config))
+
+
+def domain_names(config: Config) -> tuple[str, ...]:
+    """Those of a known dataset, of the dataset's folder, or of a run that has finished."""
+    name = config.dataset.name
+    if name in CONTENTS:
+        return tuple(sorted(CONTENTS[name].domains))
+    if name == "glyphs":
+        return tuple(sorted(glyphs.DOMAINS))
+    root = Path(config.data_dir) / config.dataset.folder
+    if config.dataset.csv is None and root.is_dir():
+        return tuple(sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")))
+    for path in sorted((Path(config.output_dir) / "runs" / name).glob("*/*/result.json")):
+        domains = _read(path).get("domains")
+        if isinstance(domains, list):
+            return tuple(sorted(domains))
+    raise UserError(f"test_domain={config.test_domain}: the domains of {name} are not known here; say their names")
+
+
+def progress_of(runs: Iterable[Wanted]) -> list[Progress]:
+    """How far each run is. Where several directories have its settings (other data, weights or precision), the furthest."""
+    runs = list(runs)
+    found: dict[str, list[Progress]] = {}
+    by_key = {run.key: run for run in runs}
+    for folder in {_folder(run) for run in runs}:
+        for path in folder.glob("*"):
+            settings, result = _settings(path)
+            if settings is None or (run := by_key.get(identity_key(settings))) is None:
+                continue
+            if run.config.precision not in ("auto", settings.get("precision")):
+                continue
+            found.setdefault(run.key, []).append(_progress(run, path, result))
+    nothing = {run.key: Progress(run, MISSING) for run in runs}
+    return [min(found.get(run.key, [nothing[run.key]]), key=lambda p: STATES.index(p.state)) for run in runs]
+
+
+def seconds_to_go(progress: Iterable[Progress]) -> float | None:
+    """What the runs that are not finished will take, one after the other: as long a step as the median of finished runs of the
+    same network and image size. None where some have no such example."""
+    per_step: dict[tuple[str, int, int], list[float]] = {}
+    progress = list(progress)
+    for one in progress:
+        if one.seconds is not None:
+            per_step.setdefault(_kind(one.wanted.config), []).append(one.seconds / one.wanted.config.optim.steps)
+    total = 0.0
+    for one in progress:
+        config = one.wanted.config
+        if one.state == FINISHED:
+            continue
+        if _kind(config) not in per_step:
+            return None
+        total += (config.optim.steps - (one.step or 0)) * statistics.median(per_step[_kind(config)])
+    return total
+
+
+def bytes_to_keep(runs: Iterable[Wanted], inputs: Sequence[Inputs]) -> int:
+    """What these runs, whose inputs have been checked, will keep in all."""
+    sizes: dict[tuple[str, str, int], nn.Module] = {}
+    total = 0
+    for run in runs:
+        config = run.config
+        files = next(one.files for one in inputs if one.files.name == config.dataset.name)
+        key = (config.backbone.library, config.backbone.architecture, len(files.classes))
+        if key not in sizes:
+            sizes[key] = initial_classifier(config, None, "fp32", len(files.classes))
+        evaluated = sum(
+            len(domain.files) if domain.name == run.test_domain else held_out_count(len(domain.files))
+            for domain in files.domains
+        )
+        total += bytes_kept(config.keep, sizes[key], evaluated, len(files.classes))
+    return total
+
+
+def _kind(config: Config) -> tuple[str, int, int]:
+    return config.backbone.name, config.image_size, config.batch_size
+
+
+def _folder(run: Wanted) -> Path:
+    return Path(run.config.output_dir) / "runs" / run.config.dataset.name / run.test_domain
+
+
+def _settings(path: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """What makes the run in this directory, and its result. None for what is not there or damaged."""
+    result = _read(path / "result.json")
+    if isinstance(settings := result.get("settings"), dict):
+        return settings, result
+    try:
+        config = yaml.load(
+            (path / "config.yaml").read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        )
+    except (OSError, ValueError, yaml.YAMLError):
+        return None, None
+    identity = config.get("identity") if isinstance(config, dict) else None
+    return (identity, None) if isinstance(identity, dict) else (None, None)
+
+
+def _progress(run: Wanted, path: Path, result: Mapping[str, Any] | None) -> Progress:
+    if result is not None:
+        return Progress(run, FINISHED, path, run.config.optim.steps, 0.0, seconds=result.get("seconds"))
+    if failure := _read(path / "failure.json"):
+        return Progress(run, FAILED, path, reason=str(failure.get("what")))
+    step, seconds_left = _last_evaluation(path, run.config.optim.steps)
+    state = RUNNING if is_running(path) else INTERRUPTED
+    return Progress(run, state, path, step, seconds_left)
+
+
+def _last_evaluation(path: Path, steps: int) -> tuple[int, float | None]:
+    try:
+        row = json.loads((path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+        step, seconds = int(row["step"]), float(row["seconds"])
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return 0, None
+    return step, (steps - step) * seconds / step if step else None
+
+
+def is_running(path: Path) -> bool:
+    """Whether a process holds the run, as far as can be told: its lock is renewed and, if it is of this machine, it lives."""
+    lock = path / LOCK
+    try:
+        if time.time() - lock.stat().st_mtime > LEASE_SECONDS:
+            return False
+        owner = SoftFileLease(lock, lease_duration=LEASE_SECONDS).owner
+    except (OSError, ValueError):
+        return False
+    if owner is None or owner.hostname.split("?")[0] != socket.gethostname():
+        return True
+    try:
+        os.kill(owner.pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # another user's
+    return True
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
