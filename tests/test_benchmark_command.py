@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from commands import script
 
+from vld.benchmark.conventional import pytorch_s_defaults
 from vld.benchmark.forecast import EXPERIMENTS, evaluation_sizes, forecast
 from vld.data.catalog import CONTENTS
 
@@ -62,6 +64,19 @@ def test_forecast_has_the_protocol_s_sums() -> None:
     assert trained == pytest.approx(4.75e9, rel=0.01)
     small = [entry for entry in forecast(never, 1.0, instantly) if entry.name != "figure4"]
     assert sum(entry.hours for entry in small) * 3600 == pytest.approx(1.2e9, rel=0.1)
+
+
+def test_the_conventional_step_is_pytorch_s_default() -> None:
+    allowed = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False  # as `set_up` leaves it
+    try:
+        with pytorch_s_defaults():
+            assert torch.backends.cudnn.enabled
+            assert torch.backends.cudnn.allow_tf32
+        assert torch.backends.cudnn.enabled
+        assert not torch.backends.cudnn.allow_tf32
+    finally:
+        torch.backends.cudnn.allow_tf32 = allowed
 
 
 def test_forecast_of_disk() -> None:

@@ -2,7 +2,9 @@
 
 import shutil
 import sysconfig
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from torch._dynamo.utils import counters
 
 from vld import compilation
 from vld.data.augment import augment_together, draw_parameters
+from vld.data.views import EvaluationViews
 from vld.evaluation import predict
 from vld.settings import AveragingConfig, Config, EnsembleConfig
 from vld.training import Evaluation, Trajectory, train
@@ -75,9 +78,13 @@ def test_trying_leaves_the_network_as_it_was() -> None:
 
 
 @compiler
-def test_the_last_chunk_is_filled_up_and_cut_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("how", [{}, {"resident": True}, {"ahead": 2}])
+def test_the_last_chunk_is_filled_up_and_cut_again(monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]) -> None:
+    """By the program that the trial has made, wherever the images come from."""
     monkeypatch.setattr("vld.evaluation.IMAGES_AT_ONCE", {"cpu": 8})
     model, images = make_model(), make_evaluation_set()
+    views = EvaluationViews([torch.cat(list(images.images.chunks(99)))], [torch.arange(28)], torch.device("cpu"), **how)
+    images = replace(images, images=views)
     eager = predict([model], images)[0]
     assert len(images.images) % 8
     compilation.compile_run(model, make_batches(), images, print)
@@ -112,14 +119,16 @@ def test_without_a_compiler_a_run_goes_on_and_says_so(monkeypatch: pytest.Monkey
         assert all(torch.equal(same.logits[method], logits) for method, logits in one.logits.items())
 
 
-def test_out_of_memory_is_no_failure_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_memory_for_the_trial_may_be_enough_for_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("full")
 
     monkeypatch.setattr(compilation, "predict", full)
     monkeypatch.setattr(compilation, "_compiled", lambda function: function)
-    with pytest.raises(torch.OutOfMemoryError):
-        compilation.compile_run(make_model(), make_batches(), make_evaluation_set(), print)
+    model, said = make_model(), []
+    compilation.compile_run(model, make_batches(), make_evaluation_set(), said.append)
+    assert not model.compiled
+    assert "OutOfMemoryError: full" in said[0]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from commands import REPOSITORY, train
 from safetensors.torch import load_file
 
 from vld.final import kept_meanwhile
+from vld.runs import load_results
 
 OPTIONS = [
     "dataset=glyphs",
@@ -128,6 +129,30 @@ def test_interrupted_while_it_is_evaluated_in_full_it_ends_the_same(
     assert done.returncode == 0, done.stdout + done.stderr
     assert "goes on from step" in done.stdout
     assert result(run_dir)["results"] == result(runs["part"])["results"]
+
+
+def test_killed_when_all_is_evaluated_it_ends_the_same(runs: dict[str, Path], glyphs: Path, tmp_path: Path) -> None:
+    """Just before the result is written: the weights to evaluate have to be there still."""
+    options = [*OPTIONS, f"dataset.curve_images={LIMIT}", f"data_dir={glyphs}", f"output_dir={tmp_path}"]
+    killing = (
+        "import os\n"
+        "from vld.runs.directory import RunDirectory\n"
+        "RunDirectory.finish = lambda *_: os._exit(9)\n"
+        "from vld.cli import train\n"
+        "train()\n"
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    killed = subprocess.run([sys.executable, "-c", killing, *options], cwd=REPOSITORY, env=environment, check=False)
+    assert killed.returncode == 9
+    done = train(*options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ensemble (on a part)" in done.stdout
+    assert "erm (on a part)" not in done.stdout
+    [run_dir] = (tmp_path / "runs/glyphs/chalk").iterdir()
+    assert result(run_dir)["results"] == result(runs["part"])["results"]
+    table = load_results(tmp_path).set_index(["method", "selection"]).evaluated_on
+    assert set(table["ensemble"]) == {"curve"}
+    assert set(table["erm"]) == set(table["weight_averaging"]) == {"all"}
 
 
 def test_kept_meanwhile() -> None:

@@ -11,12 +11,19 @@ from tiny import SEED, make_dataset, make_model, settings
 from vld import compilation
 from vld.data.batches import TrainingBatches
 from vld.data.split import split_indices
+from vld.device import set_up
 from vld.evaluation import evaluation_set, predict
 from vld.settings import AveragingConfig, EnsembleConfig
 from vld.training import Trajectory
 from vld.training import train as train_from
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.fixture(autouse=True)
+def float32_without_tf32() -> None:
+    set_up(torch.device("cuda"), deterministic=False)
+
 
 OPTIONS = [
     "dataset=glyphs", "test_domain=chalk", "backbone=resnet18", "backbone.weights=none", "image_size=64",

@@ -63,7 +63,8 @@ def test_a_process_keeps_to_one_gpu(
 ) -> None:
     """Of those that it may see; one that sees a single GPU keeps to that."""
     if visible is None:
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # noted, so that it is as before in the end
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(visible.split(",")) if visible else 4)

@@ -109,11 +109,32 @@ def run_command(job: Callable[[DictConfig], None], config_name: str, schema: typ
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # an output folder that Hydra cannot make
         exit_with_user_error(f"output_dir: {error.filename or 'a file'}: {error.strerror or error}")
+    except Exception as error:
+        from vld.sweep import JobsCallback  # imports this module
+
+        if JobsCallback.started is None:
+            raise
+        exit_after_lost_job(JobsCallback.started, error)
     except (KeyboardInterrupt, Stopped) as stop:
         number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
         with suppress(OSError):  # nobody may be there to read it
             print(f"stopped by {number.name}; the same command goes on, and does nothing twice", file=sys.stderr)
         sys.exit(128 + number)
+
+
+def exit_after_lost_job(started: "tuple[Path, int, str]", error: Exception) -> NoReturn:
+    """The launcher gave up, since the process of a job was killed, say: show what there is, and how to go on."""
+    from vld.sweep import summarise_sweep
+
+    summarise_sweep(*started)
+    reason = next(iter(str(error).strip().splitlines()), "")
+    with suppress(OSError):
+        print(
+            f"the launcher stopped: {type(error).__name__}: {reason:.300}\njobs that it has given to a cluster go on;"
+            " the same command goes on with what is not finished, and does nothing twice",
+            file=sys.stderr,
+        )
+    sys.exit(FAILED)
 
 
 class Stopped(BaseException):
@@ -203,7 +224,7 @@ def _job(composed: DictConfig, work: "Callable[[Config, Terminal, Publisher], li
     in_sweep = hydra_config.mode == RunMode.MULTIRUN
     beside_others = in_sweep and hydra_config.launcher._target_ != BASIC_LAUNCHER
     terminal = Terminal(job=hydra_config.job.num if beside_others else None)
-    if hydra_config.launcher._target_ == JOBLIB_LAUNCHER:
+    if hydra_config.launcher._target_ == JOBLIB_LAUNCHER and composed.device == "auto":
         from vld.device import keep_to_one_gpu
 
         keep_to_one_gpu(_worker_number())
@@ -287,6 +308,8 @@ def _publish_job(composed: DictConfig) -> None:
 
 def show_results(outcomes: "list[Outcome]", method: str, terminal: "Terminal") -> None:
     """The table of one job, and where its runs are."""
+    from vld.terminal import shown_method
+
     finished = [(outcome, outcome.result) for outcome in outcomes if outcome.result is not None]
     if not finished:
         return
@@ -294,7 +317,9 @@ def show_results(outcomes: "list[Outcome]", method: str, terminal: "Terminal") -
         terminal.combination_table(method, {outcome.test_domain: result for outcome, result in finished})
     else:
         rows = [
-            row | {"test_domain": outcome.test_domain, "collapse": result.get("health", {}).get("collapse")}
+            row
+            | {"test_domain": outcome.test_domain, "collapse": result.get("health", {}).get("collapse")}
+            | {"method": shown_method(row)}
             for outcome, result in finished
             for row in result["results"]
             if row["selection"] == "iid"

@@ -50,9 +50,12 @@ def compile_run(model: Classifier, batches: TrainingBatches, images: EvaluationS
         predict([trial], images, at_most=1)
         if batches.device.type == "cuda":
             torch.cuda.synchronize(batches.device)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # whatever a compiler and its tools may raise
+    except (
+        Exception
+    ) as error:  # whatever a compiler and its tools may raise; a trial also takes memory, which a run may not
+        del trial
+        if batches.device.type == "cuda":
+            torch.cuda.empty_cache()
         batches.augment = augment_before
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         say(f"not compiled, which is slower and changes nothing else ({type(error).__name__}: {reason:.200})")

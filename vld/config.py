@@ -32,13 +32,13 @@ ConfigStore.instance().store(name="status_schema", node=StatusConfig)
 ConfigStore.instance().store(name="publish_schema", node=PublishConfig)
 
 
-def _gpus() -> int:
+def _gpus(device: str = "auto") -> int:
     import torch
 
-    return torch.cuda.device_count()
+    return 0 if device == "cpu" else torch.cuda.device_count()
 
 
-# For presets: `${vld.gpus:}` is how many there are; `${vld.if:condition,yes,no}`.
+# For presets: `${vld.gpus:${device}}` is how many that may use; `${vld.if:condition,yes,no}`.
 OmegaConf.register_new_resolver("vld.gpus", _gpus, replace=True)
 OmegaConf.register_new_resolver("vld.if", lambda condition, yes, no: yes if condition else no, replace=True)
 

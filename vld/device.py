@@ -9,7 +9,7 @@ import torch
 from vld.errors import UserError
 
 SHARE_FOR_IMAGES = 0.4
-"""Of the free GPU memory, for training and for evaluation images each time one of them is to be placed there."""
+"""Of the GPU memory that is free when a run begins, for its evaluation and training images together."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
@@ -74,18 +74,22 @@ class Placing:
 
     def __init__(self, device: torch.device, say: Callable[[str], None]) -> None:
         self.device, self._say = device, say
+        self.budget = 0
+        if device.type != "cpu":
+            free, _ = torch.cuda.mem_get_info(device)
+            free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            self.budget = int(SHARE_FOR_IMAGES * free)
 
     def on_device(self, what: str, size: int) -> bool:
         """Whether `size` bytes of images are copied there once. A CPU reads the memory map itself."""
         if self.device.type == "cpu":
             return False
-        free, _ = torch.cuda.mem_get_info(self.device)
-        free += torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-        budget = int(SHARE_FOR_IMAGES * free)
+        fits = size <= self.budget
         where = (
             "in GPU memory"
-            if size <= budget
-            else f"read as they are needed (GPU memory has {budget / 1e9:.1f} GB for them)"
+            if fits
+            else f"read as they are needed (GPU memory has {self.budget / 1e9:.1f} GB left for them)"
         )
         self._say(f"{size / 1e9:.1f} GB of {what}: {where}")
-        return size <= budget
+        self.budget -= size if fits else 0
+        return fits

@@ -93,7 +93,7 @@ def _limited(images: int, part: str, limit: int | None) -> int:
     return images if limit is None else min(images, limit if part == OUT else 4 * limit)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # inference tensors beside others would be another program each, where networks are compiled
 def predict(
     models: Sequence[Classifier],
     evaluation: EvaluationSet,

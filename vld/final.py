@@ -39,11 +39,11 @@ def evaluate_in_full(
 ) -> list[dict[str, Any]]:
     """`rows` (a method, a selection and its step each) with the accuracies on all `images`; `evaluated_on` says which have them.
 
-    Writes the logits that `keep` asks for. A row whose weights are not there, since an attempt that was interrupted had chosen
-    another step, keeps the subset's. Loads other weights into `model`.
+    Those rows get `domain_acc`, too. Writes the logits that `keep` asks for. A row whose weights are not there, since an attempt
+    that was interrupted had chosen another step, keeps the subset's. Loads other weights into `model`.
     """
     steps = sorted({(row["method"], row["step"]) for row in rows if row["method"] in WITH_WEIGHTS})
-    found: dict[tuple[str, int], dict[str, float]] = {}
+    found: dict[tuple[str, int], dict[str, Any]] = {}
     for number, (method, step) in enumerate(steps):
         progress(number, len(steps))
         standing = [s for s in SELECTIONS if select(record.history[method], s) == step]
@@ -53,7 +53,8 @@ def evaluate_in_full(
             continue
         model.load_state_dict(load_file(path))
         prediction = predict([model], images, check)[0]
-        found[method, step] = accuracies(score(prediction.logits, images))
+        scores = score(prediction.logits, images)
+        found[method, step] = accuracies(scores) | {"domain_acc": scores.domain_acc}
         for selection in standing:
             if (name := f"{method}-{selection}{LOGITS}") in keep:
                 write_logits(directory, name, prediction.logits, step, images)

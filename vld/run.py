@@ -5,7 +5,7 @@ import errno
 import platform
 import time
 import traceback
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -23,7 +23,7 @@ from vld.data.split import split_indices
 from vld.device import Placing, describe
 from vld.errors import UserError
 from vld.evaluation import EvaluationSet, evaluation_images, evaluation_set
-from vld.final import evaluate_in_full, kept_meanwhile
+from vld.final import SUBSET, WITH_WEIGHTS, evaluate_in_full, kept_meanwhile
 from vld.health import CollapseWatch, dropout_noise, noise_warning
 from vld.inputs import Inputs, initial_classifier
 from vld.interruption import Interrupted, Interruption
@@ -136,25 +136,37 @@ def _train(
     run: Run, mine: Claim, interruption: Interruption, terminal: Terminal, publisher: Publisher
 ) -> dict[str, Any]:
     """Train a run from its checkpoint or its beginning to its result. Raises `Interrupted` when all is saved."""
+    placing = Placing(run.inputs.device, lambda line: _say(run, line, terminal))
+    images = run_evaluation_set(run, placing, limit=run.config.dataset.curve_images)
+    with closing(training_batches(run, placing)) as batches:
+        return _train_on(batches, images, run, mine, interruption, terminal, publisher)
+
+
+def _train_on(
+    batches: TrainingBatches,
+    images: EvaluationSet,
+    run: Run,
+    mine: Claim,
+    interruption: Interruption,
+    terminal: Terminal,
+    publisher: Publisher,
+) -> dict[str, Any]:
     config, device, directory = run.config, run.inputs.device, run.directory
     other_settings = {name: value for name, value in flat_settings(config).items() if name in NOT_IDENTITY}
     saved = directory.start(run.identity, other_settings)
     publisher.follow(directory.path)
 
     model = initial_classifier(config, run.inputs.weights, run.inputs.precision, len(run.dataset.classes)).to(device)
-    placing = Placing(device, lambda line: _say(run, line, terminal))
-    images = run_evaluation_set(run, placing, limit=config.dataset.curve_images)
-    batches = training_batches(run, placing)
     in_part = len(images.images) < evaluation_images(run.dataset, run.test_domain)
     record = Record()
     collapses = CollapseWatch(config.backbone.feature_scale, model.pretrained)
-    environments = [environment_now(device, config.deterministic)]
     if saved is None:
         noise = dropout_noise(model, batches.batch(0)[0])
         if warning := noise_warning(noise, config.dropout, config.backbone.feature_scale):
             terminal.warn(f"{run.test_domain}: {warning}")
     if compilation.is_wanted(config, device):
         compilation.compile_run(model, batches, images, lambda line: _say(run, line, terminal))
+    environments = [environment_now(device, config.deterministic, model.compiled)]
     trajectory = Trajectory(
         model, config.optim, eval_every=config.eval_every, averaging=config.averaging, ensemble=config.ensemble
     )
@@ -214,16 +226,19 @@ def _train(
         except Interrupted:
             save()
             raise
-    if not mine.holds():
-        raise ClaimLost("not renewed")
     rows = selected_rows(record.history)
     if in_part:
-        everything = run_evaluation_set(run, placing)
+        everything = run_evaluation_set(run, Placing(device, lambda line: _say(run, line, terminal)))
         with terminal.counting(f"{run.test_domain}: evaluating in full") as counted:
             arguments = (rows, directory, record, config.keep, model, everything)
             rows = evaluate_in_full(*arguments, interruption.check, counted)
-        if not mine.holds():
-            raise ClaimLost("not renewed")
+        if part := [row for row in rows if row["evaluated_on"] == SUBSET and row["method"] in WITH_WEIGHTS]:
+            terminal.warn(
+                f"{run.test_domain}: {len(part)} results are of a part of the images: their weights were replaced before the"
+                " interruption"
+            )
+    if not mine.holds():
+        raise ClaimLost("not renewed")
     result = {
         "run_id": directory.path.name,
         "settings": run.identity,
@@ -239,8 +254,10 @@ def _train(
         "earlier_environments": environments[1:],
         "finished": now(),
     }
-    drop_stale(directory, record, config.keep)
     directory.finish(result)
+    drop_stale(
+        directory, record, config.keep
+    )  # what was kept to be evaluated in full is needed until there is a result
     if missing := missing_files(directory.path, config.keep):
         terminal.warn(
             f"{run.test_domain}: lacks {', '.join(missing)}, chosen before the interruption and not kept then"
@@ -295,14 +312,16 @@ def _say(run: Run, line: str, terminal: Terminal) -> None:
     terminal.say(f"{run.test_domain}: {line}")
 
 
-def environment_now(device: torch.device, deterministic: bool) -> dict[str, Any]:
+def environment_now(device: torch.device, deterministic: bool, compiled: bool) -> dict[str, Any]:
     """What the last digits of a run's numbers depend on, beside its identity."""
-    return {"device": describe(device), "deterministic": deterministic, "software": software_versions()}
+    how = {"device": describe(device), "deterministic": deterministic, "compiled": compiled}
+    return how | {"software": software_versions()}
 
 
 def _described(environment: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in environment["software"].items())
-    return f"{environment['device']} ({versions}, deterministic={str(environment['deterministic']).lower()})"
+    how = ", ".join(f"{name}={str(environment[name]).lower()}" for name in ("deterministic", "compiled"))
+    return f"{environment['device']} ({versions}, {how})"
 
 
 def now() -> str:

@@ -4,7 +4,7 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
@@ -33,6 +33,9 @@ TRAINING_COMMANDS = ("train", "benchmark")
 
 class JobsCallback(Callback):
     """Hydra turns what a callback raises into warnings, but for SystemExit."""
+
+    started: ClassVar[tuple[Path, int, str] | None] = None
+    """Of the sweep whose jobs have been launched: where they note their outcomes, how many they are, and the method to show."""
 
     def on_run_start(self, config: DictConfig, config_name: str | None = None, **_: Any) -> None:
         problems: dict[str, None] = {}
@@ -68,12 +71,13 @@ class JobsCallback(Callback):
             if jobs[0].config.dry_run:
                 forecast_and_stop(jobs, needed, name)
             say_what_is_to_do(jobs, needed, name, Terminal())
-        self.jobs = len(jobs)
         shutil.rmtree(outcomes_dir(config), ignore_errors=True)  # of an earlier sweep with this hydra.sweep.dir
+        JobsCallback.started = outcomes_dir(config), len(jobs), config.method.name
 
-    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+    def on_multirun_end(self, **_: Any) -> None:
         try:
-            code = summarise_sweep(outcomes_dir(config), self.jobs, config.method.name)
+            assert self.started
+            code = summarise_sweep(*self.started)
         except Exception as error:
             print(f"the results of this sweep could not be put together: {error}", file=sys.stderr)
             code = FAILED

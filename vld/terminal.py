@@ -149,12 +149,14 @@ class Terminal:
 
         rows: method, test_domain, iid_acc, ood_acc, step, collapse.
         """
-        methods = sorted(dict.fromkeys(row["method"] for row in rows), key=lambda method: method != chosen)
+        methods = sorted(
+            dict.fromkeys(row["method"] for row in rows), key=lambda method: method.split(" ")[0] != chosen
+        )
         table = Table()
         for heading in ("method", "test domain", "i.i.d. %", "o.o.d. %", "step"):
             table.add_column(heading, justify="left" if heading in ("method", "test domain") else "right")
         for method in methods:
-            style = "bold" if method == chosen else ""
+            style = "bold" if method.split(" ")[0] == chosen else ""
             mine = [row for row in rows if row["method"] == method]
             for i, row in enumerate(mine):
                 name = f"{row['test_domain']} (collapsed)" if row["collapse"] else row["test_domain"]
@@ -228,7 +230,7 @@ class Terminal:
                 continue
             for row in result["results"]:
                 if row["selection"] == "iid":
-                    by_method.setdefault(row["method"], {})[test_domain] = row
+                    by_method.setdefault(shown_method(row), {})[test_domain] = row
         table = Table()
         for name in (*varied, "method"):
             table.add_column(name)
@@ -271,6 +273,11 @@ class Terminal:
         """The screen, if it is one: in a log, what follows comes after what was there."""
         if self.console.is_terminal:
             self.console.clear()
+
+
+def shown_method(row: Mapping[str, Any]) -> str:
+    """A result's method, marked where it is of a part of the images only (`dataset.curve_images`)."""
+    return f"{row['method']} (on a part)" if row.get("evaluated_on") == "curve" else str(row["method"])
 
 
 def members_used(result: dict[str, Any]) -> str:

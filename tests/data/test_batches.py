@@ -2,6 +2,8 @@
 
 import itertools
 import queue
+import threading
+import weakref
 from typing import Any
 
 import numpy as np
@@ -164,6 +166,18 @@ def test_a_batch_that_cannot_be_drawn_says_so_when_it_is_asked_for() -> None:
     with pytest.raises(IndexError, match="index out of range"):
         for step in range(9):
             broken.batch(step)
+
+
+def test_closed_batches_let_go_of_images_and_thread() -> None:
+    """Of a run that has ended, without waiting for the garbage collector."""
+    drawn = batches(resident=True, ahead=2)
+    drawn.batch(0)
+    pixels = weakref.ref(drawn._pixels[0])
+    threads = threading.active_count()
+    drawn.domains = ()
+    drawn.close()
+    assert pixels() is None
+    assert threading.active_count() == threads - 1
 
 
 def test_steps_are_drawn_before_they_are_asked_for() -> None:

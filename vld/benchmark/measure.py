@@ -12,11 +12,11 @@ import torch
 
 from vld import compilation
 from vld.benchmark.bookkeeping import WANDB_STEPS, time_checkpoint, time_load_results, time_wandb
-from vld.benchmark.conventional import ConventionalBatches, evaluation_images_per_second
-from vld.benchmark.forecast import Forecast, forecast
+from vld.benchmark.conventional import ConventionalBatches, evaluation_images_per_second, pytorch_s_defaults
+from vld.benchmark.forecast import EXPERIMENTS, Forecast, forecast
 from vld.benchmark.startup import seconds_to_first_step
 from vld.device import Placing, describe, set_up
-from vld.evaluation import IMAGES_AT_ONCE, evaluation_images, predict
+from vld.evaluation import IMAGES_AT_ONCE, predict
 from vld.inputs import check_inputs, initial_classifier
 from vld.run import Run, run_evaluation_set, software_versions, training_batches
 from vld.runner import decoded
@@ -31,8 +31,6 @@ STEPS_AT_ONCE = {"cpu": 1, "cuda": 30}
 """Steps between two looks at the clock: a GPU is only busy when it need not be looked at."""
 EVALUATED_CHUNKS = {"cpu": 1, "cuda": 40}
 FINISHED_RUNS = 3000
-# Of a run of the paper.
-PAPER_STEPS, PAPER_EVALUATIONS = 10_000, 35
 METHODS_EVALUATED_APART = 3
 
 
@@ -44,6 +42,11 @@ def run_benchmark(config: Config, options: Sequence[str], terminal: Terminal) ->
     output_dir = Path(config.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     dataset = decoded(config, inputs.files, {}, terminal)
+    terminal.say(
+        "starting train.py twice, for the time to the first step"
+    )  # before this process takes the GPU's memory
+    own = [option for option in options if not option.startswith(("output_dir=", "optim.steps=", "eval_every="))]
+    first_step = seconds_to_first_step([*own, f"test_domain={test_domain}", f"batch_size={config.batch_size}"])
     run = Run(config, inputs, dataset, weights_fingerprint(inputs.weights), test_domain)
     placing = Placing(device, terminal.say)
     images, batches = run_evaluation_set(run, placing, config.dataset.curve_images), training_batches(run, placing)
@@ -71,7 +74,7 @@ def run_benchmark(config: Config, options: Sequence[str], terminal: Terminal) ->
         ours.average.update(step + 1)
 
     def usual_step(step: int) -> None:
-        with torch.backends.cudnn.flags(allow_tf32=True):  # PyTorch's default
+        with pytorch_s_defaults():
             update(usual, *conventional.batch(), config.seed, step)
 
     parts: dict[str, Callable[[int], object]] = {
@@ -89,7 +92,7 @@ def run_benchmark(config: Config, options: Sequence[str], terminal: Terminal) ->
                 if number >= 0:
                     times[name].append(seconds / at_once)
             # What its workers had ready by then does not count; then they are left to fill up again, out of the way.
-            for _ in range(conventional.waiting if device.type == "cuda" else 1):
+            for _ in range(conventional.waiting):
                 usual_step(0)
             seconds = timed(lambda: deque(map(usual_step, range(at_once)), maxlen=0), device)
             if number >= 0:
@@ -106,24 +109,22 @@ def run_benchmark(config: Config, options: Sequence[str], terminal: Terminal) ->
     rate = statistics.median(
         2 * evaluated / timed(lambda: predict(both, images, at_most=chunks), device) for _ in range(3)
     )
-    usual_rate = evaluation_images_per_second(
-        usual.model, inputs.files, test_domain, config.split_seed, config.image_size, chunks
-    )
+    with pytorch_s_defaults():
+        usual_rate = evaluation_images_per_second(
+            usual.model, inputs.files, test_domain, config.split_seed, config.image_size, chunks
+        )
     per_core = input_per_core(conventional, batches.batch, batches.images_per_step) if device.type == "cpu" else None
 
     checkpoint_seconds, checkpoint_bytes = time_checkpoint(ours, output_dir)
     with terminal.counting("reading results") as progress:
         reading = time_load_results(config, FINISHED_RUNS, progress)
     copying = time_wandb(config)
-    terminal.say("starting train.py twice, for the time to the first step")
-    own = [option for option in options if not option.startswith(("output_dir=", "optim.steps=", "eval_every="))]
-    cold, warm = seconds_to_first_step([*own, f"test_domain={test_domain}", f"batch_size={config.batch_size}"])
-
-    in_full = evaluation_images(dataset, test_domain)
+    experiment = next((e for e in EXPERIMENTS if config.dataset.name in e.datasets), EXPERIMENTS[0])
+    evaluations = -(-experiment.steps // experiment.eval_every) + 1
     full_step, bare = step_seconds["full step"], step_seconds["bare step"]
-    our_run = PAPER_STEPS * full_step + PAPER_EVALUATIONS * 2 * in_full / rate
-    usual_run = PAPER_STEPS * step_seconds["conventional step"]
-    usual_run += PAPER_EVALUATIONS * METHODS_EVALUATED_APART * in_full / usual_rate
+    our_run = experiment.steps * full_step + evaluations * 2 * len(images.images) / rate
+    usual_run = experiment.steps * step_seconds["conventional step"]
+    usual_run += evaluations * METHODS_EVALUATED_APART * len(images.images) / usual_rate
     in_training, per_step = WANDB_STEPS * full_step, batches.images_per_step
     kept = lambda n, classes: bytes_kept(config.keep, ours.model, n, classes)  # noqa: E731
     forecasts = forecast(per_step / full_step, rate, kept)
@@ -143,9 +144,10 @@ def run_benchmark(config: Config, options: Sequence[str], terminal: Terminal) ->
         "full_step_to_ceiling": bare / full_step,
         "conventional_step_to_full_step": step_seconds["conventional step"] / full_step,
         "evaluation_images_per_second": {"both networks in one pass": rate, "conventional": usual_rate},
+        "paper_run_steps": experiment.steps,
         "paper_run_hours": {"ours": our_run / 3600, "conventional": usual_run / 3600, "ratio": usual_run / our_run},
         "input_images_per_second_and_core": per_core,
-        "seconds_to_first_step": {"cold": cold, "warm": warm},
+        "seconds_to_first_step": dict(zip(("cold", "warm"), first_step, strict=True)),
         "peak_memory_bytes": peak_memory(device),
         "share_of_the_training_time": {
             "weight average": step_seconds["weight average"] / config.averaging.interval / full_step,
@@ -225,8 +227,8 @@ def show(report: dict[str, Any], forecasts: Sequence[Forecast], terminal: Termin
         say(
             f"input pipeline on one core: {per_core['ours']:.0f} images/s, {per_core['ratio']:.1f} times the conventional"
         )
-    first = report["seconds_to_first_step"]
-    say(f"from the command to the first step: {first['cold']:.1f} s, with everything compiled {first['warm']:.1f} s")
+    first = {name: "not known" if s is None else f"{s:.1f} s" for name, s in report["seconds_to_first_step"].items()}
+    say(f"from the command to the first step: {first['cold']}, with everything compiled {first['warm']}")
     say(
         "peak memory: " + ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in report["peak_memory_bytes"].items())
     )

@@ -31,6 +31,12 @@ class Ahead(Generic[T]):
                 self._made[other] = self._thread.submit(self._make, other)
         return self._made.pop(number).result()
 
+    def close(self) -> None:
+        """Let go of what was made and not asked for, and of the thread."""
+        self._made.clear()
+        if self._thread is not None:
+            self._thread.shutdown(wait=True, cancel_futures=True)
+
 
 @dataclass(frozen=True)
 class Sent:

@@ -59,6 +59,11 @@ class TrainingBatches:
         images = self.augment(pixels, stored_sizes, original_sizes, drawn, self.image_size, self.resize_dtype)
         return images, labels
 
+    def close(self) -> None:
+        """Let go of what is in the device's memory: the next run needs it."""
+        self._drawn.close()
+        self._pixels = []
+
     def _draw(self, step: int) -> Sent:
         """Everything that a batch is made from, on its way to the device."""
         random = numpy_generator(self.seed, BATCHES, step)

@@ -109,7 +109,7 @@ def _finished(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> l
         for selection, row in selected.items():
             summary |= _accuracies(row, f"{selection}/")
         [at_headline] = [row for row in rows if (row["method"], row["step"]) == (method, summary["step"])]
-        summary |= _by_domain(at_headline["domain_acc"])
+        summary |= _by_domain(selected["iid"].get("domain_acc") or at_headline["domain_acc"])
         summary |= {name: result[name] for name in ("images_per_second", "seconds", "device")}
         summary |= {"collapse": result["health"]["collapse"], "state": "finished", "failure": None}
         history = history_of(rows, method, settings["batch_size"])

@@ -1,0 +1,210 @@
+"""A study on a real SLURM of one node: one array, jobs warned, killed and failing, a launcher killed, all completed in the end."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import REPOSITORY, script, train
+
+NEEDED = ("sbatch", "slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd")
+ABSENT = [name for name in NEEDED if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None]
+pytestmark = [
+    pytest.mark.skipif(bool(ABSENT), reason=f"needs SLURM ({', '.join(ABSENT)} not installed)"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="starting SLURM needs root"),
+]
+
+STUDY = """
+# @package _global_
+study:
+  name: mine
+  combinations: [ensemble_of_runs]
+  members: [seed]
+
+image_size: 16
+batch_size: 8
+eval_every: 100
+optim:
+  steps: 1200
+  milestones: [600]
+keep: [erm-last-logits]
+
+hydra:
+  mode: MULTIRUN
+  sweeper:
+    params:
+      dataset: glyphs
+      backbone: resnet18
+      backbone.weights: none
+      dropout: 0.5
+      optim.lr: 1e-3
+      seed: 0,1
+      test_domain: 0,1,2,3
+"""
+LAUNCHER = [
+    "hydra/launcher=slurm", "hydra.launcher.gpus_per_node=null", "hydra.launcher.cpus_per_task=1",
+    "hydra.launcher.mem_gb=null", "hydra.launcher.timeout_min=30", "hydra.launcher.signal_delay_s=60",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    folder = tmp_path_factory.mktemp("slurm")
+    command = ["bash", str(REPOSITORY / "scripts/slurm.sh"), str(folder)]
+    started = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert started.returncode == 0, started.stdout + started.stderr
+    yield
+    subprocess.run([*command, "stop"], check=True, timeout=60)
+
+
+@pytest.fixture
+def study(tmp_path: Path, small_glyphs: Path) -> list[str]:
+    """The options of a study of one's own: a file of a folder."""
+    (tmp_path / "conf/study").mkdir(parents=True)
+    (tmp_path / "conf/study/mine.yaml").write_text(STUDY.lstrip())
+    return [
+        *("--config-dir", str(tmp_path / "conf"), "study=mine"),
+        *(f"data_dir={small_glyphs}", f"output_dir={tmp_path / 'outputs'}"),
+    ]
+
+
+def until(condition: Callable[[], Any], what: str, seconds: float = 240) -> Any:
+    began = time.monotonic()
+    while not (value := condition()):
+        assert time.monotonic() - began < seconds, f"waited in vain for {what}: {squeue()}"
+        time.sleep(0.3)
+    return value
+
+
+def squeue(*options: str) -> str:
+    return subprocess.run(["squeue", "--noheader", *options], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def slurm_command(*words: str) -> None:
+    subprocess.run(words, check=True, capture_output=True, timeout=60)
+
+
+def status(study: list[str]) -> tuple[int, dict[str, Any]]:
+    done = script("status.py", *study, "format=json")
+    assert done.returncode in (0, 1), done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+def metrics(run_dir: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if "seconds" not in name} for row in rows]
+
+
+def test_a_study_of_eight_runs_survives_everything(slurm: None, study: list[str], tmp_path: Path) -> None:
+    code, before = status(study)
+    assert code == 1
+    assert before["counts"] == {"finished": 0, "running": 0, "interrupted": 0, "failed": 0, "missing": 8}
+
+    log = (tmp_path / "launcher.log").open("w")
+    launcher = subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "scripts/train.py"), *study, *LAUNCHER],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        # One array of eight jobs; two of them train.
+        until(lambda: len(squeue("--array", "--format=%i").split()) == 8, "eight jobs")
+        assert len({job.split("_")[0] for job in squeue("--array", "--format=%i").split()}) == 1
+        runs = tmp_path / "outputs/runs/glyphs"
+        until(lambda: len(list(runs.glob("*/*/metrics.jsonl"))) >= 2, "two runs that train")
+        code, now = status(study)
+        assert code == 1
+        assert now["counts"]["running"] >= 1
+        assert sum(now["counts"].values()) == 8
+
+        # The warning signal: saved, requeued under the same number.
+        first, second = sorted(squeue("--states=RUNNING", "--array", "--format=%i").split())[:2]
+        slurm_command("scancel", "--signal=USR2", "--batch", first)
+        saved = until(lambda: list(runs.glob("*/*/checkpoint.pt")), "a checkpoint")[0].parent
+        until(lambda: first not in squeue("--states=RUNNING", "--array", "--format=%i").split(), "the requeue")
+
+        # A killed job, and then a killed launcher.
+        slurm_command("scancel", "--signal=KILL", "--full", second)
+        os.killpg(launcher.pid, signal.SIGKILL)
+        launcher.wait(30)
+    finally:
+        if launcher.poll() is None:
+            os.killpg(launcher.pid, signal.SIGKILL)
+
+    def begin_the_requeued() -> bool:
+        """SLURM lets a requeued job wait for two minutes."""
+        subprocess.run(["scontrol", "update", f"JobId={first}", "StartTime=now"], check=False, capture_output=True)
+        return not squeue()
+
+    until(begin_the_requeued, "the end of all jobs", 400)
+    code, after = status(study)
+    assert code == 1
+    assert after["counts"]["finished"] == 7
+    [lost] = [run for run in after["runs"] if run["state"] != "finished"]
+    assert lost["state"] in (
+        "interrupted",
+        "missing",
+        "running",
+    )  # of a lock that nobody renews this is not known at once
+
+    # What was requeued is the same as without an interruption.
+    result = json.loads((saved / "result.json").read_text())
+    assert "checkpoint.pt" not in os.listdir(saved)
+    [there] = [run for run in after["runs"] if run["directory"] == str(saved)]
+    alone = tmp_path / "alone"
+    done = train(*study, *there["overrides"], f"output_dir={alone}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    [whole] = alone.glob("runs/glyphs/*/*")
+    assert whole.name == saved.name
+    assert metrics(saved) == metrics(whole)
+    assert result["results"] == json.loads((whole / "result.json").read_text())["results"]
+
+    # The same command trains what is missing, and nothing twice.
+    finished = {path: path.stat().st_mtime_ns for path in runs.glob("*/*/result.json")}
+    again = train(*study, *LAUNCHER, timeout=400)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "mine: 8 runs, 7 finished, 1 to do" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    code, complete = status(study)
+    assert code == 0
+    assert complete["counts"]["finished"] == 8
+    assert again.stdout.count("│ erm") == 2  # a line for each seed in the table at the end
+
+    combined = script("combine.py", *study)
+    assert combined.returncode == 0, combined.stdout + combined.stderr
+    assert len(list((tmp_path / "outputs/combined/glyphs").glob("*/*/result.json"))) == 4
+
+    # A job that fails among others that succeed: on record, with its reason and the command that tries just it again.
+    mixed = train(*study, *LAUNCHER, "optim.lr=1e-3,1e30", "test_domain=0", "seed=0", timeout=400)
+    assert mixed.returncode == 1
+    assert "became" in mixed.stdout or "no longer finite" in mixed.stdout
+    [again_line] = [line for line in mixed.stdout.splitlines() if "again, just that: " in line]
+    assert "optim.lr=1e+30" in again_line
+    code, failed = status([*study, "optim.lr=1e-3,1e30", "test_domain=0", "seed=0"])
+    assert code == 1
+    assert failed["counts"] == {"finished": 1, "running": 0, "interrupted": 0, "failed": 1, "missing": 0}
+    [reason] = [run["reason"] for run in failed["runs"] if run["state"] == "failed"]
+    assert "step 1" in reason
+
+
+def test_a_study_larger_than_an_array_is_split(slurm: None, study: list[str], tmp_path: Path) -> None:
+    """`hydra.sweeper.max_batch_size` jobs at a time, one array after the other."""
+    done = train(
+        *study, *LAUNCHER, "optim.steps=2", "eval_every=2", "seed=0", "test_domain=0,1,2", "hydra.sweeper.max_batch_size=2",
+        timeout=400,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list((tmp_path / "outputs/runs/glyphs").glob("*/*/result.json"))) == 3
+    jobs = subprocess.run(
+        ["sacct", "--noheader", "--allocations", "--format=JobID", "--starttime=now-1hour"], capture_output=True, text=True
+    ).stdout.split()  # fmt: skip
+    assert [
+        len([job for job in jobs if job.split("_")[0] == array]) for array in sorted({j.split("_")[0] for j in jobs})
+    ][-2:] == [2, 1]
