@@ -13,7 +13,9 @@ wait_for() { # until the command succeeds, for ten seconds
 
 if [ "${2:-}" = stop ]; then
     for name in slurmd slurmctld slurmdbd mariadbd; do
-        [ ! -f "$folder/$name.pid" ] || kill "$(cat "$folder/$name.pid")" 2>/dev/null || true
+        pid=$(cat "$folder/$name.pid" 2>/dev/null) || continue
+        kill "$pid" 2>/dev/null || true
+        for _ in $(seq 100); do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; done
     done
     exit 0
 fi
@@ -31,7 +33,8 @@ wait_for bash -c 'munge -n | unmunge'
 socket=$folder/sql/socket
 chown mysql: "$folder/sql"
 [ -d "$folder/sql/mysql" ] || mariadb-install-db --user=mysql --datadir="$folder/sql" --skip-test-db \
-    --auth-root-authentication-method=normal >"$folder/log/install-db.log" 2>&1
+    --auth-root-authentication-method=normal >"$folder/log/install-db.log" 2>&1 ||
+    { cat "$folder/log/install-db.log" >&2; echo "slurm.sh: the user mysql has to be able to enter $folder" >&2; exit 1; }
 mariadbd --no-defaults --user=mysql --datadir="$folder/sql" --socket="$socket" --skip-networking \
     --pid-file="$folder/sql/mariadbd.pid" --innodb-buffer-pool-size=64M >"$folder/log/mariadbd.log" 2>&1 &
 echo $! >"$folder/mariadbd.pid"

@@ -1,0 +1,335 @@
+"""Studies: their grids are the protocol's, they are checked and counted before the first job, and told from run directories."""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from commands import REPOSITORY, script, train
+from hydra import compose, initialize_config_dir
+
+from vld.claim import LOCK
+from vld.config import typed_config
+from vld.jobs import Job, jobs_of
+from vld.runs.identity import run_id, run_identity
+from vld.study import Progress, Wanted, is_running, progress_of, seconds_to_go, wanted_runs
+from vld.sweep import study_axes
+
+STUDIES = sorted(path.stem for path in (REPOSITORY / "conf/study").glob("*.yaml"))
+# Protocol, section 4: the runs that each figure adds to those before it.
+NEW_RUNS = {
+    "figure2": 576,
+    "figure3": 576,
+    "figure4": 432,
+    "figure5": 288,
+    "figure6": 576,
+    "figure7": 0,
+    "figure8": 576,
+}
+
+
+@pytest.fixture(autouse=True)
+def presets() -> Iterator[None]:
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        yield
+
+
+def jobs(study: str, *words: str) -> list[Job]:
+    problems: dict[str, None] = {}
+    made = list(jobs_of(study_axes(study, list(words)), problems))
+    assert not problems
+    return made
+
+
+def test_each_study_adds_the_protocol_s_runs() -> None:
+    seen: set[str] = set()
+    added = {}
+    for study in NEW_RUNS:
+        wanted = {run.key for run in wanted_runs(jobs(study))}
+        added[study] = len(wanted - seen)
+        seen |= wanted
+    assert added == NEW_RUNS
+    assert len(seen) == 3216 - 192  # those of Figure 9 come with linear fine-tuning
+
+
+def settings_of(study: str) -> dict[str, set[Any]]:
+    configs = [job.config for job in jobs(study)]
+    return {
+        "datasets": {config.dataset.name for config in configs},
+        "backbones": {config.backbone.name for config in configs},
+        "dropout": {config.dropout for config in configs},
+        "lr": {config.optim.lr for config in configs},
+        "weight_decay": {config.optim.weight_decay for config in configs},
+        "seeds": {config.seed for config in configs},
+        "steps": {config.optim.steps for config in configs},
+        "milestones": {tuple(config.optim.milestones) for config in configs},
+        "factor with dropout": {c.optim.last_layer_lr_factor for c in configs if c.dropout},
+        "factor without": {c.optim.last_layer_lr_factor for c in configs if not c.dropout},
+        "eval_every": {config.eval_every for config in configs},
+        "batch_size": {config.batch_size for config in configs},
+        "image_size": {config.image_size for config in configs},
+        "optim": {config.optim.name for config in configs},
+    }
+
+
+SMALL = {"vlcs", "pacs", "office_home", "terra_incognita"}
+FIGURE2: dict[str, set[Any]] = {
+    "datasets": SMALL,
+    "backbones": {"resnet50"},
+    "dropout": {0.0, 0.9},
+    "lr": {1e-3, 5e-4},
+    "weight_decay": {1e-4, 5e-5, 1e-5},
+    "seeds": {0, 1, 2},
+    "steps": {10_000},
+    "milestones": {(5_000,)},
+    "factor with dropout": {1.0},
+    "factor without": {1.0},
+    "eval_every": {300},
+    "batch_size": {32},
+    "image_size": {224},
+    "optim": {"sgd"},
+}
+RATES = {0.0, 0.5, 0.9, 0.95}
+
+
+@pytest.mark.parametrize(
+    ("study", "differences"),
+    [
+        ("figure2", {}),
+        ("figure3", {"dropout": {0.5, 0.95}, "factor without": set()}),
+        (
+            "figure4",
+            {
+                "datasets": {"domain_net"},
+                "dropout": RATES,
+                "lr": {3e-3, 5e-3},
+                "steps": {30_000},
+                "milestones": {(15_000, 25_000)},
+                "eval_every": {1_000},
+            },
+        ),
+        (
+            "figure5",
+            {"datasets": {"vlcs"}, "backbones": {"resnet50_scratch"}, "dropout": RATES, "lr": {5e-3, 1e-2}},
+        ),
+        ("figure6", {"factor with dropout": {10.0}, "factor without": {10.0}}),
+        ("figure7", {"dropout": {0.9}, "factor without": set()}),
+        ("figure8", {"backbones": {"resnet50_v1"}, "factor with dropout": {10.0}}),
+    ],
+)
+def test_grids_are_the_protocol_s(study: str, differences: dict[str, set[Any]]) -> None:
+    assert settings_of(study) == FIGURE2 | differences
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_study_says_its_name_and_knows_the_studies_it_shares_runs_with(study: str) -> None:
+    config = jobs(study)[0].config
+    assert config.study.name == study
+    assert set(config.study.shares) <= set(STUDIES)
+    axes = compose("train", overrides=[f"study={study}"], return_hydra_config=True).hydra.sweeper.params
+    assert set(config.study.members) <= set(axes)
+
+
+def test_figure8_and_figure6_share_the_other_backbone_s_runs() -> None:
+    """#2 with all tricks is Figure 6's with dropout, #2 naive Figure 2's without."""
+    tricks = {run.key for run in wanted_runs(jobs("figure8", "backbone=resnet50", "dropout=0.9"))}
+    naive = {run.key for run in wanted_runs(jobs("figure8", "backbone=resnet50", "dropout=0"))}
+    assert tricks == {run.key for run in wanted_runs(jobs("figure6", "dropout=0.9"))}
+    assert naive == {run.key for run in wanted_runs(jobs("figure2", "dropout=0"))}
+
+
+def test_any_axis_is_narrowed_on_the_command_line() -> None:
+    narrowed = jobs("figure2", "dataset=pacs", "seed=1,2", "optim.lr=2e-3", "test_domain=sketch")
+    assert len(narrowed) == 2 * 3 * 2
+    assert {job.config.dataset.name for job in narrowed} == {"pacs"}
+    assert {job.config.optim.lr for job in narrowed} == {2e-3}
+    assert {run.test_domain for run in wanted_runs(narrowed)} == {"sketch"}
+
+
+def test_jobs_are_what_hydra_composes() -> None:
+    """Made quickly from a few compositions; each equals its own."""
+    made = jobs("figure8", "dataset=pacs,vlcs", "seed=0", "optim=adam,sgd", "backbone=resnet50_v1,resnet18")
+    assert len(made) == 2 * 2 * 2 * 2 * 2 * 3 * 4
+    for job in made[:: len(made) // 12]:
+        assert typed_config(compose("train", overrides=list(job.overrides))) == job.config
+
+
+def test_everything_wrong_is_said_before_anything_is_done(tmp_path: Path) -> None:
+    done = train("study=demo", "dropout=0,1.5,-1", "seed=0,x", f"output_dir={tmp_path / 'o'}", f"data_dir={tmp_path}")
+    assert done.returncode == 2
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 3
+    assert {line.split(":")[0] for line in lines} == {"dropout=1.5", "dropout=-1.0", "seed=x"}
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_study_s_combinations_are_not_train_s(tmp_path: Path) -> None:
+    done = train("study=demo", "method=model_soup", f"output_dir={tmp_path}", f"data_dir={tmp_path}")
+    assert done.returncode == 2
+    assert "combine.py study=demo" in done.stderr
+
+
+# A study of one's own, run small.
+
+SMALL_STUDY = """
+# @package _global_
+study:
+  name: mine
+  combinations: [model_soup, ensemble_of_runs]
+  members: [optim.lr, seed]
+  shares: [demo]
+
+image_size: 16
+batch_size: 1
+eval_every: 2
+optim:
+  steps: 2
+keep: [erm-last, erm-last-logits]
+
+hydra:
+  mode: MULTIRUN
+  sweeper:
+    params:
+      dataset: glyphs
+      backbone: efficientnet_lite0
+      optim.lr: 1e-3,1e-4
+      seed: 0,1
+      dropout: 0,0.5
+      test_domain: 0,1
+"""
+
+
+@pytest.fixture(scope="module")
+def own_study(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("conf")
+    (folder / "study").mkdir()
+    (folder / "study/mine.yaml").write_text(SMALL_STUDY.lstrip())
+    return ["--config-dir", str(folder), "study=mine"]
+
+
+def test_a_study_of_one_s_own_from_end_to_end(own_study: list[str], small_glyphs: Path, tmp_path: Path) -> None:
+    options = [*own_study, f"data_dir={small_glyphs}", f"output_dir={tmp_path / 'outputs'}"]
+
+    def status(*more: str) -> tuple[int, str]:
+        done = script("status.py", *options, *more)
+        assert done.stderr == ""
+        return done.returncode, done.stdout
+
+    planned = train(*options, "dry_run=true")
+    assert planned.returncode == 0, planned.stderr
+    assert planned.stdout.count("missing: glyphs/") == 16
+    assert "mine: 16 runs, 0 finished, 16 to do; how long they take is not known" in planned.stdout
+    assert " MB of disk" in planned.stdout
+    assert not list((tmp_path / "outputs").rglob("runs"))
+    nothing = script("combine.py", *options)
+    assert nothing.returncode == 1
+    assert nothing.stdout.count("not combined: ") >= 1
+
+    half = train(*options, "dropout=0.5")
+    assert half.returncode == 0, half.stderr
+    assert "mine: 8 runs, 0 finished, 8 to do" in half.stdout
+    code, table = status()
+    assert code == 1
+    assert "mine: 16 runs, 8 finished, 8 to do, about " in table
+    assert "its figure shows runs of demo as well: 0 of " in table
+    assert status("dropout=0.5")[0] == 0
+    combined = script("combine.py", *options)
+    assert combined.returncode == 1  # of dropout 0 nothing is there
+    made = [json.loads(path.read_text()) for path in (tmp_path / "outputs/combined").rglob("result.json")]
+    assert {result["settings"]["dropout"] for result in made} == {0.5}
+    assert sorted((r["identity"]["method"], r["settings"]["test_domain"], len(r["members"])) for r in made) == [
+        (method, domain, 4) for method in ("ensemble_of_runs", "model_soup") for domain in ("chalk", "mosaic")
+    ]
+
+    # A run that fails, one that was left, one that another process trains.
+    runs = [path.parent for path in (tmp_path / "outputs/runs").rglob("result.json")]
+    for path in runs[:3]:
+        (path / "result.json").unlink()
+    (runs[0] / "failure.json").write_text(json.dumps({"what": "the loss became nan at step 7"}))
+    (runs[1] / LOCK).write_text("4242\nanother-machine\n")
+    code, table = status("dropout=0.5")
+    assert code == 1
+    assert "the loss became nan at step 7" in table
+    counts = json.loads(status("dropout=0.5", "format=json")[1])["counts"]
+    assert counts == {"finished": 5, "running": 1, "interrupted": 1, "failed": 1, "missing": 0}
+    (runs[1] / LOCK).unlink()
+    again = train(*options, "dropout=0.5")
+    assert again.returncode == 0, again.stderr
+    assert "mine: 8 runs, 5 finished, 3 to do, about " in again.stdout
+    assert again.stdout.count("finished before, not trained again") == 5
+    assert status("dropout=0.5", "watch=true")[0] == 0  # ends, since all is finished
+
+
+def test_status_of_a_plain_sweep_and_of_one_command(tmp_path: Path) -> None:
+    options = [
+        "dataset=glyphs",
+        "backbone=resnet18",
+        "backbone.weights=none",
+        "test_domain=0",
+        f"output_dir={tmp_path}",
+    ]
+    for words, runs in ((options, 1), ([*options, "-m", "seed=0,1,2"], 3), ([*options, "seed=0,1"], 2)):
+        done = script("status.py", *words)
+        assert done.returncode == 1, done.stderr
+        assert f"this sweep: {runs} runs, 0 finished" in done.stdout
+    wrong = script("status.py", *options, "format=xml")
+    assert wrong.returncode == 2
+    assert "format=xml: must be one of table, json" in wrong.stderr
+    misspelt = script("status.py", *options, "wtch=true")
+    assert misspelt.returncode == 2
+    assert "did you mean watch?" in misspelt.stderr
+
+
+def wanted(**changes: Any) -> Wanted:
+    [job] = jobs("demo", "dropout=0", "seed=0", "test_domain=chalk", *(f"{k}={v}" for k, v in changes.items()))
+    return wanted_runs([job])[0]
+
+
+def test_a_run_is_known_by_its_settings_whatever_its_data_weights_and_precision(tmp_path: Path) -> None:
+    run = wanted(output_dir=tmp_path)
+
+    def write(precision: str, name: str, content: dict[str, Any], **other: Any) -> None:
+        identity = run_identity(
+            run.config, "chalk", dataset_fingerprint=precision, weights_fingerprint="w", precision=precision
+        )
+        identity |= other
+        path = tmp_path / "runs/glyphs/chalk" / run_id(identity)
+        path.mkdir(parents=True)
+        (path / "config.yaml").write_text(yaml.safe_dump({"identity": identity}))
+        (path / name).write_text(json.dumps({"settings": identity} | content))
+
+    [nothing] = progress_of([run])
+    assert nothing.state == "missing"
+    write("fp32", "failure.json", {"what": "why"}, seed=5)  # another run's
+    assert progress_of([run]) == [nothing]
+    write("fp32", "failure.json", {"what": "why"})
+    assert [(p.state, p.reason) for p in progress_of([run])] == [("failed", "why")]
+    write("bf16", "result.json", {"seconds": 50.0})
+    assert [(p.state, p.seconds) for p in progress_of([run])] == [("finished", 50.0)]
+    run.config.precision = "fp32"
+    assert [p.state for p in progress_of([run])] == ["failed"]
+
+
+def test_seconds_to_go_are_those_of_runs_alike() -> None:
+    done, begun, other = wanted(), wanted(), wanted(image_size=64)
+    finished = [Progress(done, "finished", seconds=seconds) for seconds in (10.0, 20.0, 90.0)]
+    assert seconds_to_go([*finished, Progress(begun, "running", step=50)]) == pytest.approx(150 * 20 / 200)
+    assert seconds_to_go(finished) == 0
+    assert seconds_to_go([*finished, Progress(other, "missing")]) is None
+
+
+def test_a_lock_tells_whether_a_process_works(tmp_path: Path) -> None:
+    lock = tmp_path / LOCK
+    assert not is_running(tmp_path)
+    lock.write_text(f"{os.getpid()}\n{socket.gethostname()}\n")
+    assert is_running(tmp_path)
+    lock.write_text("4242\nanother-machine\n")
+    assert is_running(tmp_path)
+    old = time.time() - 1000
+    os.utime(lock, (old, old))
+    assert not is_running(tmp_path)
