@@ -9,7 +9,7 @@ from commands import REPOSITORY, train
 
 from vld.settings import COMBINATIONS, METHODS
 
-PRESETS = sorted((REPOSITORY / "conf").glob("*/*.yaml"))
+PRESETS = sorted(path for path in (REPOSITORY / "conf").glob("*/*.yaml") if path.parent.name != "study")
 SMALL = ("dataset=glyphs", "test_domain=0", "image_size=32", "batch_size=1", "optim.steps=1", "dropout=0.5", "keep=[]")
 
 

@@ -56,6 +56,37 @@ def test_the_sweep_runs_and_so_does_the_python(tmp_path: Path) -> None:
     assert type(names["model"]).__name__ == "Classifier"
 
 
+def test_the_demo_study_runs_is_looked_at_and_combined(small_glyphs: Path, tmp_path: Path) -> None:
+    [command] = [command for command in TRAIN_COMMANDS if "study=demo" in command]
+    [block] = [block for block in BLOCKS if "scripts/status.py" in block]
+    places = [f"data_dir={small_glyphs}", f"output_dir={tmp_path}"]
+    small = ["optim.steps=2", "eval_every=2", "test_domain=0", "batch_size=1", "image_size=16", "optim.milestones=[1]"]
+    done = train(*shlex.split(command)[2:], *small, *places)
+    assert done.returncode == 0, done.stderr
+    assert "demo: 4 runs, 0 finished, 4 to do" in done.stdout
+    for line in block.strip().splitlines():
+        done = script(line.split()[1].removeprefix("scripts/"), *shlex.split(line)[2:], *small, *places)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_study_shown_is_one(tmp_path: Path) -> None:
+    [text] = re.findall(r"```yaml\n(.*?)```", README, re.S)
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study/mine.yaml").write_text(text)
+    shown = script("status.py", "--config-dir", str(tmp_path), "study=mine", f"output_dir={tmp_path}")
+    assert shown.returncode == 1, shown.stderr
+    assert "mine: 48 runs, 0 finished" in shown.stdout
+
+
+def test_the_cluster_s_command_composes() -> None:
+    """test_slurm.py submits others."""
+    [command] = [command for command in TRAIN_COMMANDS if "hydra/launcher=slurm" in command]
+    composed = train(*shlex.split(command)[2:], "--cfg", "hydra")
+    assert composed.returncode == 0, composed.stderr
+    assert "partition: gpu" in composed.stdout
+    assert "max_num_timeout: 100" in composed.stdout
+
+
 def test_several_jobs_at_a_time_run(small_glyphs: Path, tmp_path: Path) -> None:
     [command] = [command for command in TRAIN_COMMANDS if "hydra/launcher=parallel" in command]
     done = train(*smaller(command, data_dir=str(small_glyphs), output_dir=str(tmp_path)))
