@@ -251,6 +251,7 @@ def _made(
         combined = _soup(combination, dataset, device, terminal)
     return {
         "run_id": combination.directory.path.name,
+        "study": combination.config.study.name,
         "identity": combination.identity,
         "settings": _common_settings(members),
         "members": [member.run_id for member in members],

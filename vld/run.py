@@ -241,6 +241,7 @@ def _train_on(
         raise ClaimLost("not renewed")
     result = {
         "run_id": directory.path.name,
+        "study": config.study.name,
         "settings": run.identity,
         "domains": [domain.name for domain in run.dataset.domains],
         "classes": list(run.dataset.classes),
@@ -289,6 +290,7 @@ def _failed(run: Run, error: Exception, terminal: Terminal) -> Outcome:
                     "where": traceback.format_exc(),
                     "when": now(),
                     "run_id": run.directory.path.name,
+                    "study": run.config.study.name,
                     "settings": run.identity,
                 }
             )

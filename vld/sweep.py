@@ -53,7 +53,8 @@ class JobsCallback(Callback):
 
         problems: dict[str, None] = {}
         own = ("watch", "format") if config_name == "status" else ()
-        jobs = list(jobs_of(axes_of(config, without=own), problems))
+        of_runs = config_name == "status" or config.study.name  # what is looked at or combined are runs of train.py
+        jobs = list(jobs_of(axes_of(config, without=own), problems, "train" if of_runs else str(config_name)))
         trains = config_name in TRAINING_COMMANDS
         here = config.hydra.launcher._target_ in (BASIC_LAUNCHER, JOBLIB_LAUNCHER)
         if trains and (
@@ -74,7 +75,7 @@ class JobsCallback(Callback):
         shutil.rmtree(outcomes_dir(config), ignore_errors=True)  # of an earlier sweep with this hydra.sweep.dir
         JobsCallback.started = outcomes_dir(config), len(jobs), config.method.name
 
-    def on_multirun_end(self, **_: Any) -> None:
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:  # noqa: ARG002
         try:
             assert self.started
             code = summarise_sweep(*self.started)

@@ -57,8 +57,9 @@ def wandb_runs(directory: Path) -> list[WandbRun]:
 def wandb_run_in_training(directory: Path) -> WandbRun:
     """The W&B run of the network itself, before it has a result. Raises `UserError` where the directory has no config.yaml."""
     try:
-        identity = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))["identity"]
-        return _run(identity, directory.name, "erm", [])
+        stored = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
+        study = stored.get("other", {}).get("study.name")
+        return _run(stored["identity"], directory.name, "erm", [], about={"study": study})
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
         raise UserError(f"{directory}: damaged ({error!r})") from error
 
@@ -113,7 +114,7 @@ def _finished(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> l
         summary |= {name: result[name] for name in ("images_per_second", "seconds", "device")}
         summary |= {"collapse": result["health"]["collapse"], "state": "finished", "failure": None}
         history = history_of(rows, method, settings["batch_size"])
-        runs.append(_run(settings, result["run_id"], method, history, summary))
+        runs.append(_run(settings, result["run_id"], method, history, summary, {"study": result.get("study")}))
     return runs
 
 
@@ -121,7 +122,14 @@ def _failed(failure: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> li
     settings = failure["settings"]
     summary = {"state": "failed", "failure": failure["what"]}
     return [
-        _run(settings, failure["run_id"], method, history_of(rows, method, settings["batch_size"]), dict(summary))
+        _run(
+            settings,
+            failure["run_id"],
+            method,
+            history_of(rows, method, settings["batch_size"]),
+            dict(summary),
+            {"study": failure.get("study")},
+        )
         for method in dict.fromkeys(["erm", *(row["method"] for row in rows)])
     ]
 
@@ -135,7 +143,7 @@ def _combination(result: Mapping[str, Any]) -> WandbRun:
     if "trace" in result:
         summary["members_kept"] = sum(taste["kept"] for taste in result["trace"])
     summary |= {"seconds": result["seconds"], "device": result["device"], "state": "finished", "failure": None}
-    about = {"members": result["members"], "number_of_members": len(result["members"])}
+    about = {"study": result.get("study"), "members": result["members"], "number_of_members": len(result["members"])}
     about |= {name: value for name, value in how.items() if name != "method"}
     values = sorted(json.dumps(values, sort_keys=True) for values in result["member_values"].values())
     return _run(result["settings"], result["run_id"], how["method"], [], summary, about, group_by=[how, values])
