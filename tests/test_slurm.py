@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -194,6 +195,9 @@ def test_a_study_of_eight_runs_survives_everything(study: list[str], tmp_path: P
     assert "became" in mixed.stdout or "no longer finite" in mixed.stdout
     [again_line] = [line for line in mixed.stdout.splitlines() if "again, just that: " in line]
     assert "optim.lr=1e+30" in again_line
+    words = shlex.split(again_line.split(": ", 1)[1])
+    assert words[:3] == ["python", str(REPOSITORY / "scripts/train.py"), "--config-dir"]
+    assert "hydra/launcher=slurm" in words
     code, failed = status([*study, "optim.lr=1e-3,1e30", "test_domain=0", "seed=0"])
     assert code == 1
     assert failed["counts"] == {"finished": 1, "running": 0, "interrupted": 0, "failed": 1, "missing": 0}

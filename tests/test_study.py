@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +11,11 @@ import pytest
 import yaml
 from commands import REPOSITORY, script, train
 from hydra import compose, initialize_config_dir
+from omegaconf import open_dict
 
 from vld.claim import LOCK
 from vld.config import typed_config
-from vld.jobs import Job, jobs_of
+from vld.jobs import Job, axes_of, jobs_of
 from vld.runs.identity import run_id, run_identity
 from vld.study import Progress, Wanted, is_running, progress_of, seconds_to_go, wanted_runs
 from vld.sweep import study_axes
@@ -41,9 +41,27 @@ def presets() -> Iterator[None]:
 
 def jobs(study: str, *words: str) -> list[Job]:
     problems: dict[str, None] = {}
-    made = list(jobs_of(study_axes(study, list(words)), problems))
+    axes = study_axes(study, list(words))
+    assert axes is not None
+    made = list(jobs_of(axes, problems))
     assert not problems
     return made
+
+
+def jobs_of_command(study: str, *words: str) -> list[Job]:
+    """Of `study=… words`, which may also replace an axis by values that it does not have."""
+    composed = compose("train", overrides=[f"study={study}"], return_hydra_config=True)
+    with open_dict(composed):
+        composed.hydra.overrides.task = [f"study={study}", *words]
+    problems: dict[str, None] = {}
+    made = list(jobs_of(axes_of(composed), problems))
+    assert not problems
+    return made
+
+
+def test_another_study_is_narrowed_to_the_runs_that_it_has() -> None:
+    assert study_axes("figure2", ["dropout=0.5"]) is None
+    assert len(jobs("figure2", "dropout=0.5,0.9", "dataset=pacs", "wandb.mode=offline")) == 72
 
 
 def test_each_study_adds_the_protocol_s_runs() -> None:
@@ -137,14 +155,15 @@ def test_every_study_says_its_name_and_knows_the_studies_it_shares_runs_with(stu
 
 def test_figure8_and_figure6_share_the_other_backbone_s_runs() -> None:
     """#2 with all tricks is Figure 6's with dropout, #2 naive Figure 2's without."""
-    tricks = {run.key for run in wanted_runs(jobs("figure8", "backbone=resnet50", "dropout=0.9"))}
-    naive = {run.key for run in wanted_runs(jobs("figure8", "backbone=resnet50", "dropout=0"))}
+    tricks = {run.key for run in wanted_runs(jobs_of_command("figure8", "backbone=resnet50", "dropout=0.9"))}
+    naive = {run.key for run in wanted_runs(jobs_of_command("figure8", "backbone=resnet50", "dropout=0"))}
     assert tricks == {run.key for run in wanted_runs(jobs("figure6", "dropout=0.9"))}
     assert naive == {run.key for run in wanted_runs(jobs("figure2", "dropout=0"))}
 
 
 def test_any_axis_is_narrowed_on_the_command_line() -> None:
-    narrowed = jobs("figure2", "dataset=pacs", "seed=1,2", "optim.lr=2e-3", "test_domain=sketch")
+    words = ["dataset=pacs", "seed=1,2", "optim.lr=2e-3", "test_domain=sketch"]
+    narrowed = jobs_of_command("figure2", *words)
     assert len(narrowed) == 2 * 3 * 2
     assert {job.config.dataset.name for job in narrowed} == {"pacs"}
     assert {job.config.optim.lr for job in narrowed} == {2e-3}
@@ -153,7 +172,7 @@ def test_any_axis_is_narrowed_on_the_command_line() -> None:
 
 def test_jobs_are_what_hydra_composes() -> None:
     """Made quickly from a few compositions; each equals its own."""
-    made = jobs("figure8", "dataset=pacs,vlcs", "seed=0", "optim=adam,sgd", "backbone=resnet50_v1,resnet18")
+    made = jobs_of_command("figure8", "dataset=pacs,vlcs", "seed=0", "optim=adam,sgd", "backbone=resnet50_v1,resnet18")
     assert len(made) == 2 * 2 * 2 * 2 * 2 * 3 * 4
     for job in made[:: len(made) // 12]:
         assert typed_config(compose("train", overrides=list(job.overrides))) == job.config
@@ -166,6 +185,59 @@ def test_everything_wrong_is_said_before_anything_is_done(tmp_path: Path) -> Non
     assert len(lines) == 3
     assert {line.split(":")[0] for line in lines} == {"dropout=1.5", "dropout=-1.0", "seed=x"}
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["train.py", "status.py", "combine.py"])
+def test_a_study_that_is_none_is_refused(command: str, tmp_path: Path) -> None:
+    done = script(command, "study=figur2", f"output_dir={tmp_path}")
+    assert done.returncode == 2
+    assert done.stderr.startswith("study=figur2: must be one of demo, figure2, ")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "# @package _global_\nstudy:\n  name: bad\nhydra:\n  sweeper:\n    params:\n      seed: 0,1\n",
+            "study=bad: its file must say hydra.mode: MULTIRUN",
+        ),
+        (
+            "# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      seed: 0,1\n",
+            "study=bad: its file must say study.name",
+        ),
+        (
+            "# @package _global_\nstudy:\n  name: bad\n  members: [sed]\nhydra:\n  mode: MULTIRUN\n",
+            "study.members: sed: no such option, did you mean seed?",
+        ),
+    ],
+)
+def test_a_study_file_that_lacks_something_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study/bad.yaml").write_text(text)
+    done = train("--config-dir", str(tmp_path), "study=bad", "dataset=glyphs", f"output_dir={tmp_path / 'o'}")
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert not (tmp_path / "o").exists()
+
+
+def test_one_bad_value_hides_no_other(tmp_path: Path) -> None:
+    done = train("study=demo", "seed=x,0", "dropout=1.5,0", f"output_dir={tmp_path}", f"data_dir={tmp_path}")
+    assert done.returncode == 2
+    assert {line.split(":")[0] for line in done.stderr.strip().splitlines()} == {"seed=x", "dropout=1.5"}
+
+
+def test_the_dry_run_of_a_combination_has_its_members(small_glyphs: Path, tmp_path: Path) -> None:
+    done = train(
+        "dataset=glyphs", "backbone=efficientnet_lite0", "test_domain=0", "method=ensemble_of_runs", "dry_run=true",
+        'method.members=["seed=0,1,2"]', f"data_dir={small_glyphs}", f"output_dir={tmp_path / 'o'}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "this command: 3 runs, 0 finished" in done.stdout
+
+
+def test_random_and_published_weights_are_other_runs() -> None:
+    words = ("dropout=0", "seed=0", "test_domain=0", "backbone.weights=null,none", "precision=fp32,bf16")
+    assert len(wanted_runs(jobs_of_command("demo", *words))) == 4
 
 
 def test_a_study_s_combinations_are_not_train_s(tmp_path: Path) -> None:
@@ -286,7 +358,9 @@ def test_status_of_a_plain_sweep_and_of_one_command(tmp_path: Path) -> None:
 
 
 def wanted(**changes: Any) -> Wanted:
-    [job] = jobs("demo", "dropout=0", "seed=0", "test_domain=chalk", *(f"{k}={v}" for k, v in changes.items()))
+    [job] = jobs_of_command(
+        "demo", "dropout=0", "seed=0", "test_domain=chalk", *(f"{k}={v}" for k, v in changes.items())
+    )
     return wanted_runs([job])[0]
 
 
@@ -326,8 +400,6 @@ def test_seconds_to_go_are_those_of_runs_alike() -> None:
 def test_a_lock_tells_whether_a_process_works(tmp_path: Path) -> None:
     lock = tmp_path / LOCK
     assert not is_running(tmp_path)
-    lock.write_text(f"{os.getpid()}\n{socket.gethostname()}\n")
-    assert is_running(tmp_path)
     lock.write_text("4242\nanother-machine\n")
     assert is_running(tmp_path)
     old = time.time() - 1000

@@ -59,7 +59,7 @@ def benchmark() -> None:
 
 def status() -> None:
     """The command `vld-status` and `scripts/status.py`; its options are those of `vld-train`, and say which runs."""
-    if not {"-m", "--multirun"} & set(sys.argv[1:]) and not any(word.startswith("-") for word in sys.argv[1:]):
+    if not {"-m", "--multirun", "-h", "--help", "-c", "--cfg", "-i", "--info", "--version"} & set(sys.argv[1:]):
         sys.argv.append("-m")  # what is shown may be a sweep, or a study, which always is
     run_command(_nothing, "status", StatusConfig)
 
@@ -254,7 +254,6 @@ def _job(composed: DictConfig, work: "Callable[[Config, Terminal, Publisher], li
             "refused": isinstance(error, UserError),
             "undelivered": len(publisher.undelivered) if publisher else 0,
             "publish": publisher.command if publisher else "",
-            "command": ["python", *sys.argv[:1]] if sys.argv[0].endswith(".py") else sys.argv[:1],
             "overrides": list(hydra_config.overrides.task),
         }
         sweep_dir = Path(hydra_config.sweep.dir)

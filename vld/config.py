@@ -183,6 +183,9 @@ def _problems(config: Config) -> Iterator[str]:
         ):
             yield f"{option}={triple}: must be three numbers{' above 0' if option.endswith('std') else ''}"
 
+    for name in config.study.members:
+        if name not in option_names():
+            yield f"study.members: {unknown_option(name)}"
     for method in config.study.combinations:
         yield from _choice("study.combinations", method, COMBINATIONS)
     yield from _choice("method", config.method.name, METHODS + COMBINATIONS)

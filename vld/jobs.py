@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from hydra import compose
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
@@ -38,11 +39,12 @@ def jobs_of(axes: Sequence[str], problems: dict[str, None], config_name: str = "
 
     Only presets are composed anew: of thousands of jobs most differ in plain values.
     """
-    [jobs] = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(list(axes)), max_batch_size=None)
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    [jobs] = BasicSweeper.split_arguments(parser.parse_overrides(list(axes)), max_batch_size=None)
     values_of = set(option_names())
     bases: dict[object, DictConfig | UserError] = {}
     for words in jobs:
-        parsed = OverridesParser.create().parse_overrides(list(words))
+        parsed = parser.parse_overrides(list(words))
         plain = [override for override in parsed if _is_plain(override, values_of)]
         others = tuple(str(override.input_line) for override in parsed if override not in plain)
         key = (others, tuple(override.key_or_group for override in plain))  # then each value below replaces another
@@ -60,7 +62,8 @@ def jobs_of(axes: Sequence[str], problems: dict[str, None], config_name: str = "
             yield Job(tuple(words), checked_config(base))
         except UserError as error:
             problems |= dict.fromkeys(str(error).splitlines())
-            bases.setdefault(key, error)
+            if key not in bases and not plain:  # else the next job's values may be better
+                bases[key] = error
 
 
 def _composed(config_name: str, words: Sequence[str]) -> DictConfig:

@@ -1,17 +1,15 @@
 """The runs of a study, and how far each of them is, told from run directories alone."""
 
 import json
-import os
-import socket
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import SoftFileLease
 from torch import nn
 
 from vld.claim import LEASE_SECONDS, LOCK
@@ -19,11 +17,14 @@ from vld.data import glyphs
 from vld.data.catalog import CONTENTS
 from vld.data.split import held_out_count
 from vld.errors import UserError
+from vld.final import NEEDED
 from vld.inputs import Inputs, initial_classifier, resolve_test_domains
 from vld.jobs import Job
-from vld.runs.identity import identity_key, run_identity
-from vld.runs.keep import bytes_kept
-from vld.settings import Config
+from vld.members import member_configs
+from vld.model import load_backbone_weights
+from vld.runs.identity import PRECISION, RANDOM_WEIGHTS, WEIGHTS, identity_key, run_identity, weights_fingerprint
+from vld.runs.keep import bytes_kept, checkpoint_bytes
+from vld.settings import COMBINATIONS, BackboneConfig, Config
 
 FINISHED, RUNNING, INTERRUPTED, FAILED, MISSING = STATES = ("finished", "running", "interrupted", "failed", "missing")
 
@@ -63,15 +64,19 @@ def wanted_runs(jobs: Iterable[Job]) -> list[Wanted]:
     """The runs of these jobs, each once. Raises `UserError` where it is not known which domains `test_domain` stands for."""
     runs: dict[str, Wanted] = {}
     for job in jobs:
-        for test_domain in test_domains(job.config):
-            wanted = Wanted(job.config, test_domain, job.overrides)
-            runs.setdefault(wanted.key, wanted)
+        combined = job.config.method.name in COMBINATIONS
+        for config in [member for _, member in member_configs(job.config)] if combined else [job.config]:
+            for test_domain in test_domains(config):
+                wanted = Wanted(config, test_domain, job.overrides)
+                another = (wanted.key, config.backbone.weights, config.precision, config.output_dir)
+                runs.setdefault(repr(another), wanted)
     return list(runs.values())
 
 
 def test_domains(config: Config) -> tuple[str, ...]:
     wanted = config.test_domain if isinstance(config.test_domain, list) else [config.test_domain]
-    if all(isinstance(entry, str) and entry != "all" and not entry.isdigit() for entry in wanted):
+    known = config.dataset.name in CONTENTS or config.dataset.name == "glyphs"
+    if not known and all(isinstance(entry, str) and entry != "all" and not entry.isdigit() for entry in wanted):
         return tuple(dict.fromkeys(wanted))
     return resolve_test_domains(config.test_domain, domain_names(config))
 
@@ -96,18 +101,34 @@ def domain_names(config: Config) -> tuple[str, ...]:
 def progress_of(runs: Iterable[Wanted]) -> list[Progress]:
     """How far each run is. Where several directories have its settings (other data, weights or precision), the furthest."""
     runs = list(runs)
-    found: dict[str, list[Progress]] = {}
-    by_key = {run.key: run for run in runs}
-    for folder in {_folder(run) for run in runs}:
-        for path in folder.glob("*"):
+    found: list[list[Progress]] = [[Progress(run, MISSING)] for run in runs]
+    by_key: dict[tuple[Path, str], list[int]] = {}
+    for number, run in enumerate(runs):
+        by_key.setdefault((_folder(run), run.key), []).append(number)
+    for folder in dict.fromkeys(folder for folder, _ in by_key):
+        for path in sorted(folder.glob("*")):
             settings, result = _settings(path)
-            if settings is None or (run := by_key.get(identity_key(settings))) is None:
-                continue
-            if run.config.precision not in ("auto", settings.get("precision")):
-                continue
-            found.setdefault(run.key, []).append(_progress(run, path, result))
-    nothing = {run.key: Progress(run, MISSING) for run in runs}
-    return [min(found.get(run.key, [nothing[run.key]]), key=lambda p: STATES.index(p.state)) for run in runs]
+            for number in by_key.get((folder, identity_key(settings)), []) if settings else []:
+                if settings and _may_be(runs[number].config, settings):
+                    found[number].append(_progress(runs[number], path, result))
+    return [min(some, key=lambda progress: STATES.index(progress.state)) for some in found]
+
+
+def _may_be(config: Config, settings: Mapping[str, Any]) -> bool:
+    """Whether a run with the same settings is of the weights and the precision that were asked for, as far as is known here."""
+    weights, there = config.backbone.weights, settings.get(WEIGHTS)
+    if config.precision not in ("auto", settings.get(PRECISION)) or (weights == "none") != (there == RANDOM_WEIGHTS):
+        return False
+    return weights in (None, "none") or _fingerprint(str(weights)) in (None, there)
+
+
+@cache
+def _fingerprint(weights: str) -> str | None:
+    """Of a weights file; None where this machine does not have it."""
+    try:
+        return weights_fingerprint(load_backbone_weights(BackboneConfig(weights=weights)))
+    except UserError:
+        return None
 
 
 def seconds_to_go(progress: Iterable[Progress]) -> float | None:
@@ -129,10 +150,10 @@ def seconds_to_go(progress: Iterable[Progress]) -> float | None:
     return total
 
 
-def bytes_to_keep(runs: Iterable[Wanted], inputs: Sequence[Inputs]) -> int:
-    """What these runs, whose inputs have been checked, will keep in all."""
+def bytes_to_keep(runs: Iterable[Wanted], inputs: Sequence[Inputs], jobs_at_a_time: int) -> tuple[int, int]:
+    """What these runs, whose inputs have been checked, will keep in all, and what so many of them take while they train."""
     sizes: dict[tuple[str, str, int], nn.Module] = {}
-    total = 0
+    total, runs, meanwhile = 0, list(runs), 0
     for run in runs:
         config = run.config
         files = next(one.files for one in inputs if one.files.name == config.dataset.name)
@@ -144,7 +165,10 @@ def bytes_to_keep(runs: Iterable[Wanted], inputs: Sequence[Inputs]) -> int:
             for domain in files.domains
         )
         total += bytes_kept(config.keep, sizes[key], evaluated, len(files.classes))
-    return total
+        needed = NEEDED if config.dataset.curve_images is not None else ()
+        of_one = checkpoint_bytes(sizes[key], config.optim.name) + bytes_kept(needed, sizes[key], 0, 0)
+        meanwhile = max(meanwhile, of_one)
+    return total, meanwhile * min(jobs_at_a_time, len(runs))
 
 
 def _kind(config: Config) -> tuple[str, int, int]:
@@ -190,23 +214,12 @@ def _last_evaluation(path: Path, steps: int) -> tuple[int, float | None]:
 
 
 def is_running(path: Path) -> bool:
-    """Whether a process holds the run, as far as can be told: its lock is renewed and, if it is of this machine, it lives."""
-    lock = path / LOCK
+    """Whether a process holds the run, as far as can be told from anywhere: its lock is renewed. Of one that was killed that is
+    known after `LEASE_SECONDS`."""
     try:
-        if time.time() - lock.stat().st_mtime > LEASE_SECONDS:
-            return False
-        owner = SoftFileLease(lock, lease_duration=LEASE_SECONDS).owner
-    except (OSError, ValueError):
+        return time.time() - (path / LOCK).stat().st_mtime <= LEASE_SECONDS
+    except OSError:
         return False
-    if owner is None or owner.hostname.split("?")[0] != socket.gethostname():
-        return True
-    try:
-        os.kill(owner.pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # another user's
-    return True
 
 
 def _read(path: Path) -> dict[str, Any]:

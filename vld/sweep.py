@@ -3,9 +3,16 @@
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
+from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -37,7 +44,20 @@ class JobsCallback(Callback):
     started: ClassVar[tuple[Path, int, str] | None] = None
     """Of the sweep whose jobs have been launched: where they note their outcomes, how many they are, and the method to show."""
 
+    again: ClassVar[list[str]] = []
+    """The command, without the jobs' options."""
+
     def on_run_start(self, config: DictConfig, config_name: str | None = None, **_: Any) -> None:
+        with in_one_line():
+            self._before_a_run(config, config_name)
+
+    def on_multirun_start(self, config: DictConfig, config_name: str | None = None, **_: Any) -> None:
+        with in_one_line():
+            self._before_a_sweep(config, config_name)
+
+    def _before_a_run(self, config: DictConfig, config_name: str | None) -> None:
+        if config.hydra.sweeper.params:
+            raise UserError(f"study={config.hydra.runtime.choices.study}: its file must say hydra.mode: MULTIRUN")
         problems: dict[str, None] = {}
         jobs = []
         try:
@@ -48,10 +68,13 @@ class JobsCallback(Callback):
         if config_name == "train" and jobs[0].config.dry_run:
             forecast_and_stop(jobs, needed, "this command")
 
-    def on_multirun_start(self, config: DictConfig, config_name: str | None = None, **_: Any) -> None:
+    def _before_a_sweep(self, config: DictConfig, config_name: str | None) -> None:
         from vld.terminal import Terminal
 
         problems: dict[str, None] = {}
+        study = config.hydra.runtime.choices.get("study")
+        if study and not config.study.name:
+            raise UserError(f"study={study}: its file must say study.name")
         own = ("watch", "format") if config_name == "status" else ()
         of_runs = config_name == "status" or config.study.name  # what is looked at or combined are runs of train.py
         jobs = list(jobs_of(axes_of(config, without=own), problems, "train" if of_runs else str(config_name)))
@@ -70,10 +93,11 @@ class JobsCallback(Callback):
             finish_combining(jobs)
         if config_name == "train" and (jobs[0].config.study.name or jobs[0].config.dry_run):
             if jobs[0].config.dry_run:
-                forecast_and_stop(jobs, needed, name)
-            say_what_is_to_do(jobs, needed, name, Terminal())
+                forecast_and_stop(jobs, needed, name, at_a_time(config))
+            say_what_is_to_do(jobs, needed, name, Terminal(), at_a_time(config))
         shutil.rmtree(outcomes_dir(config), ignore_errors=True)  # of an earlier sweep with this hydra.sweep.dir
         JobsCallback.started = outcomes_dir(config), len(jobs), config.method.name
+        JobsCallback.again = command_of(config)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:  # noqa: ARG002
         try:
@@ -84,6 +108,35 @@ class JobsCallback(Callback):
             code = FAILED
         if code:
             sys.exit(code)
+
+
+@contextmanager
+def in_one_line() -> Iterator[None]:
+    """What a user must mend ends the command with code 2; anything else does not go unnoticed either."""
+    try:
+        yield
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        exit_with_user_error(describe_error(error))
+    except Exception as error:
+        print(f"before the first job: {type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(FAILED)
+
+
+def at_a_time(config: DictConfig) -> int:
+    """How many jobs of a sweep run at once, at most."""
+    launcher = config.hydra.launcher
+    return int(launcher.get("n_jobs") or launcher.get("array_parallelism") or 1)
+
+
+def command_of(config: DictConfig) -> list[str]:
+    """The command that was given, with what is Hydra's and without what a job's options replace."""
+    words = iter(sys.argv[1:])
+    places = []
+    for word in words:
+        if word.split("=")[0] in ("--config-dir", "--config-path", "-cd", "-cp"):
+            places += [word] if "=" in word else [word, next(words, "")]
+    program = ["python", sys.argv[0]] if sys.argv[0].endswith(".py") else [sys.argv[0]]
+    return [*program, *places, *config.hydra.overrides.hydra]
 
 
 def check_jobs(jobs: list[Job], problems: dict[str, None], *, trains: bool, here: bool) -> list[Any]:
@@ -113,7 +166,9 @@ def check_jobs(jobs: list[Job], problems: dict[str, None], *, trains: bool, here
     return checked
 
 
-def say_what_is_to_do(jobs: list[Job], inputs: list[Any], name: str, terminal: "Terminal") -> None:
+def say_what_is_to_do(
+    jobs: list[Job], inputs: list[Any], name: str, terminal: "Terminal", jobs_at_a_time: int = 1
+) -> None:
     """One line before the first job: how many runs there are, how many are finished, how long the others take, and their disk.
 
     Exits with code 2 where the disk has less.
@@ -125,20 +180,20 @@ def say_what_is_to_do(jobs: list[Job], inputs: list[Any], name: str, terminal: "
     try:
         progress = progress_of(wanted_runs(jobs))
         to_do = [one.wanted for one in progress if one.state != FINISHED]
-        size = bytes_to_keep(to_do, inputs)
+        size, meanwhile = bytes_to_keep(to_do, inputs, jobs_at_a_time)
         output_dir = jobs[0].config.output_dir
         free = shutil.disk_usage(inputs[0].existing_folder).free
-        if size > free:
+        if size + meanwhile > free:
             raise UserError(
-                f"output_dir={output_dir}: the runs to do keep {megabytes(size)} and {megabytes(free)} of disk are free;"
-                " keep=[] keeps the least"
+                f"output_dir={output_dir}: the runs to do keep {megabytes(size)}, checkpoints take {megabytes(meanwhile)}"
+                f" meanwhile, and {megabytes(free)} of disk are free; keep=[] keeps the least"
             )
     except UserError as error:
         exit_with_user_error(str(error))
-    terminal.say(f"{summary(progress, name)}, {megabytes(size)} of disk")
+    terminal.say(f"{summary(progress, name)}, {megabytes(size)} of disk ({megabytes(meanwhile)} more meanwhile)")
 
 
-def forecast_and_stop(jobs: list[Job], inputs: list[Any], name: str) -> NoReturn:
+def forecast_and_stop(jobs: list[Job], inputs: list[Any], name: str, jobs_at_a_time: int = 1) -> NoReturn:
     """`dry_run=true`: the runs that are left to do, one a line, and what they take."""
     from vld.status import described
     from vld.study import FINISHED, progress_of, wanted_runs
@@ -151,7 +206,7 @@ def forecast_and_stop(jobs: list[Job], inputs: list[Any], name: str) -> NoReturn
                 terminal.say(f"{one.state}: {described(one)}")
     except UserError as error:
         exit_with_user_error(str(error))
-    say_what_is_to_do(jobs, inputs, name, terminal)
+    say_what_is_to_do(jobs, inputs, name, terminal, jobs_at_a_time)
     sys.exit(0)
 
 
@@ -170,7 +225,8 @@ def finish_status(jobs: list[Job], name: str, config: DictConfig) -> NoReturn:
             words = [
                 word for word in config.hydra.overrides.task if word.split("=")[0] not in ("watch", "format", "study")
             ]
-            shared[study] = wanted_runs(jobs_of(study_axes(study, words), problems))
+            if (axes := study_axes(study, words)) is not None:
+                shared[study] = wanted_runs(jobs_of(axes, problems))
         if problems:
             raise UserError("\n".join(problems))
         arguments = {"name": name, "watch": config.watch, "as_json": config.format == "json"}
@@ -180,14 +236,26 @@ def finish_status(jobs: list[Job], name: str, config: DictConfig) -> NoReturn:
     sys.exit(0 if complete else FAILED)
 
 
-def study_axes(study: str, words: list[str]) -> list[str]:
-    """The axes of another study, narrowed by the same words."""
-    from hydra import compose
+def study_axes(study: str, words: list[str]) -> list[str] | None:
+    """The axes of another study, narrowed by the same words; None where it has no runs of theirs."""
+    always = compose("train", overrides=[f"study={study}"], return_hydra_config=True).hydra.sweeper.params or {}
+    axes = {f"{key}": f"{value}" for key, value in always.items()}
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    for word in words:
+        narrowed, name = parser.parse_override(word), word.split("=")[0]
+        if name in axes:
+            both = [
+                value for value in _values(narrowed) if value in _values(parser.parse_override(f"{name}={axes[name]}"))
+            ]
+            if not both:
+                return None
+            axes[name] = ",".join(map(str, both))
+    others = [word for word in words if word.split("=")[0] not in axes]
+    return [*(f"{name}={values}" for name, values in axes.items()), f"study={study}", *others]
 
-    task = [f"study={study}", *words]
-    without_axes = compose("train", overrides=[f"study={study}"], return_hydra_config=True)
-    always = without_axes.hydra.sweeper.params
-    return [f"{key!s}={value}" for key, value in always.items()] + task
+
+def _values(override: Override) -> list[Any]:
+    return list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
 
 
 def finish_combining(jobs: list[Job]) -> NoReturn:
@@ -230,10 +298,12 @@ def summarise_sweep(outcomes: Path, jobs: int, chosen: str) -> int:
             terminal.fail(line)
         if failures:
             failed = True
-            terminal.say(f"  again, just that: {shlex.join([*record['command'], '-m', *record['overrides']])}")
+            terminal.say(f"  again, just that: {shlex.join([*JobsCallback.again, '-m', *record['overrides']])}")
     if len(records) < jobs:
         failed = True
-        terminal.fail(f"{jobs - len(records)} of {jobs} jobs ended without a word; the same command starts those again")
+        terminal.fail(
+            f"{jobs - len(records)} of {jobs} jobs have said nothing of how they ended; status.py says how far they are"
+        )
     if any(record["refused"] for record in records):
         return USER_ERROR
     return FAILED if failed else 0
