@@ -37,6 +37,7 @@ CHANGES_NUMBERS: dict[str, Any] = {
     "eval_every": 100,
     "averaging.start": 1,
     "averaging.interval": 300,
+    "dataset.curve_images": 500,
     "ensemble.start": 1,
     "ensemble.every": 100,
     "seed": 1,
@@ -45,6 +46,12 @@ CHANGES_NUMBERS: dict[str, Any] = {
 }
 # … and for every one that does not.
 CHANGES_NO_NUMBERS: dict[str, Any] = {
+    "study.name": "figure2",
+    "study.shares": ["figure3"],
+    "study.combinations": ["model_soup"],
+    "study.members": ["seed"],
+    "dry_run": True,
+    "compile": "true",
     "dataset.folder": "elsewhere",
     "dataset.csv": "elsewhere.csv",
     "dataset.verify": "warn",

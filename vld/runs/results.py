@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 COLUMNS = [
     *("run_id", "dataset", "test_domain"),
     *SETTING_COLUMNS,
-    *("method", "selection", "step", *ACCURACIES, "members", "evaluated_on"),
+    *("method", "selection", "step", *ACCURACIES, "members"),
 ]
 WHOLE_NUMBERS = ("seed", "split_seed", "steps", "step")
 """May be null, which pandas' plain integers cannot be."""
@@ -31,8 +31,7 @@ WHOLE_NUMBERS = ("seed", "split_seed", "steps", "step")
 def load_results(output_dir: str | Path) -> pd.DataFrame:
     """One row per finished run or combination × method × selection (columns: `COLUMNS`). Damaged ones are named and left out.
 
-    `members` are the run ids of a combination's; what varies among them is null in its row. `evaluated_on` is `curve` for
-    results on the part of the images that the learning curve was evaluated on (`dataset.curve_images`), else `all`.
+    `members` are the run ids of a combination's; what varies among them is null in its row.
     """
     rows: list[dict[str, Any]] = []
     for kind, identity in (("runs", "settings"), ("combined", "identity")):
@@ -51,8 +50,7 @@ def result_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
     settings = result["settings"]
     run = {"run_id": result["run_id"], "dataset": settings["dataset.name"], "test_domain": settings["test_domain"]}
     run |= {column: settings[name] for column, name in SETTING_COLUMNS.items()}
-    others = {"members": result.get("members"), "evaluated_on": "all"}
-    return [run | others | row for row in result["results"]]
+    return [run | row | {"members": result.get("members")} for row in result["results"]]
 
 
 def load_model(run_dir: str | Path, weights: str = "erm-last") -> Classifier:
