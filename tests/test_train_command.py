@@ -463,6 +463,7 @@ def test_help_names_every_option() -> None:
     set_by_presets = {
         *("dataset.name", "dataset.folder", "method.name", "optim.name"),
         *(f"backbone.{leaf}" for leaf in ("name", "library", "architecture", "published", "mean", "std")),
+        *(f"study.{leaf}" for leaf in ("name", "shares", "combinations", "members")),
     }
     for name in set(option_names()) - set_by_presets:
         assert re.search(rf"\b{re.escape(name)}=", told), name
