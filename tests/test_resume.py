@@ -422,7 +422,7 @@ def test_a_full_disk_is_a_clear_failure_and_loses_nothing(data_dir: Path, tmp_pa
     assert "Traceback" not in full.stdout + full.stderr
     run_dir = the_run(tmp_path)
     failure = json.loads((run_dir / "failure.json").read_text())
-    assert failure.keys() == {"what", "how_to_go_on", "where", "when", "run_id", "settings"}
+    assert failure.keys() == {"what", "how_to_go_on", "where", "when", "run_id", "study", "settings"}
     assert "make room" in failure["how_to_go_on"]
     assert sorted(path.name for path in run_dir.iterdir()) == ["config.yaml", "failure.json", "metrics.jsonl"]
     again = train(*options)
