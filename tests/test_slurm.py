@@ -81,7 +81,7 @@ def study(tmp_path: Path, small_glyphs: Path) -> list[str]:
     ]
 
 
-def until(condition: Callable[[], Any], what: str, seconds: float = 240) -> Any:
+def until(condition: Callable[[], Any], what: str, seconds: float = 400) -> Any:
     began = time.monotonic()
     while not (value := condition()):
         assert time.monotonic() - began < seconds, f"waited in vain for {what}: {squeue()}"
@@ -91,6 +91,10 @@ def until(condition: Callable[[], Any], what: str, seconds: float = 240) -> Any:
 
 def squeue(*options: str) -> str:
     return subprocess.run(["squeue", "--noheader", *options], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def running_jobs() -> list[str]:
+    return sorted(squeue("--states=RUNNING", "--array", "--format=%i").split())
 
 
 def send(number: str, job: str) -> None:
@@ -133,10 +137,11 @@ def test_a_study_of_eight_runs_survives_everything(study: list[str], tmp_path: P
         assert not now["complete"]
 
         # The warning signal: saved, requeued under the same number.
-        first, second = sorted(squeue("--states=RUNNING", "--array", "--format=%i").split())[:2]
+        running = until(lambda: len(r := running_jobs()) > 1 and r, "two jobs at a time")
+        first, second = running[:2]
         send("USR2", first)
         saved = until(lambda: list(runs.glob("*/*/checkpoint.pt")), "a checkpoint")[0].parent
-        until(lambda: first not in squeue("--states=RUNNING", "--array", "--format=%i").split(), "the requeue")
+        until(lambda: first not in running_jobs(), "the requeue")
 
         # A killed job, and then a killed launcher.
         send("KILL", second)
@@ -151,7 +156,7 @@ def test_a_study_of_eight_runs_survives_everything(study: list[str], tmp_path: P
         subprocess.run(["scontrol", "update", f"JobId={first}", "StartTime=now"], check=False, capture_output=True)
         return not squeue()
 
-    until(begin_the_requeued, "the end of all jobs", 400)
+    until(begin_the_requeued, "the end of all jobs", 900)
     code, after = status(study)
     assert code == 1
     assert after["counts"]["finished"] == 7
@@ -176,7 +181,7 @@ def test_a_study_of_eight_runs_survives_everything(study: list[str], tmp_path: P
 
     # The same command trains what is missing, and nothing twice.
     finished = {path: path.stat().st_mtime_ns for path in runs.glob("*/*/result.json")}
-    again = train(*study, *LAUNCHER, timeout=400)
+    again = train(*study, *LAUNCHER, timeout=900)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "mine: 8 runs, 7 finished, 1 to do" in again.stdout
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
@@ -190,7 +195,7 @@ def test_a_study_of_eight_runs_survives_everything(study: list[str], tmp_path: P
     assert len(list((tmp_path / "outputs/combined/glyphs").glob("*/*/result.json"))) == 4
 
     # A job that fails among others that succeed: on record, with its reason and the command that tries just it again.
-    mixed = train(*study, *LAUNCHER, "optim.lr=1e-3,1e30", "test_domain=0", "seed=0", timeout=400)
+    mixed = train(*study, *LAUNCHER, "optim.lr=1e-3,1e30", "test_domain=0", "seed=0", timeout=900)
     assert mixed.returncode == 1
     assert "became" in mixed.stdout or "no longer finite" in mixed.stdout
     [again_line] = [line for line in mixed.stdout.splitlines() if "again, just that: " in line]
@@ -210,7 +215,7 @@ def test_a_study_larger_than_an_array_is_split(study: list[str], tmp_path: Path)
     """`hydra.sweeper.max_batch_size` jobs at a time, one array after the other."""
     done = train(
         *study, *LAUNCHER, "optim.steps=2", "eval_every=2", "seed=0", "test_domain=0,1,2", "hydra.sweeper.max_batch_size=2",
-        timeout=400,
+        timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(list((tmp_path / "outputs/runs/glyphs").glob("*/*/result.json"))) == 3
