@@ -222,6 +222,5 @@ def test_a_study_larger_than_an_array_is_split(study: list[str], tmp_path: Path)
     jobs = subprocess.run(
         ["sacct", "--noheader", "--allocations", "--format=JobID", "--starttime=now-1hour"], capture_output=True, text=True
     ).stdout.split()  # fmt: skip
-    assert [
-        len([job for job in jobs if job.split("_")[0] == array]) for array in sorted({j.split("_")[0] for j in jobs})
-    ][-2:] == [2, 1]
+    arrays = sorted({job.split("_")[0] for job in jobs}, key=int)[-2:]
+    assert [len([job for job in jobs if job.split("_")[0] == array]) for array in arrays] == [2, 1]
