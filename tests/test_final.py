@@ -51,6 +51,12 @@ def runs(glyphs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     return directories
 
 
+def train_after(code: str, *options: str) -> "subprocess.CompletedProcess[bytes]":
+    """`train.py`, after this code."""
+    command = [sys.executable, "-c", f"{code}from vld.cli import train\ntrain()\n", *options]
+    return subprocess.run(command, cwd=REPOSITORY, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
+
+
 def result(run_dir: Path) -> dict[str, Any]:
     return json.loads((run_dir / "result.json").read_text())
 
@@ -115,11 +121,8 @@ def test_interrupted_while_it_is_evaluated_in_full_it_ends_the_same(
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    return in_full(*arguments)\n"
         "vld.run.evaluate_in_full = stopped\n"
-        "from vld.cli import train\n"
-        "train()\n"
     )
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    stopped = subprocess.run([sys.executable, "-c", stopping, *options], cwd=REPOSITORY, env=environment, check=False)
+    stopped = train_after(stopping, *options)
     assert stopped.returncode == 128 + signal.SIGTERM
     [run_dir] = (tmp_path / "runs/glyphs/chalk").iterdir()
     assert (run_dir / "checkpoint.pt").exists()
@@ -133,15 +136,8 @@ def test_interrupted_while_it_is_evaluated_in_full_it_ends_the_same(
 def test_killed_when_all_is_evaluated_it_ends_the_same(runs: dict[str, Path], glyphs: Path, tmp_path: Path) -> None:
     """Just before the result is written: the weights to evaluate have to be there still."""
     options = [*OPTIONS, f"dataset.curve_images={LIMIT}", f"data_dir={glyphs}", f"output_dir={tmp_path}"]
-    killing = (
-        "import os\n"
-        "from vld.runs.directory import RunDirectory\n"
-        "RunDirectory.finish = lambda *_: os._exit(9)\n"
-        "from vld.cli import train\n"
-        "train()\n"
-    )
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    killed = subprocess.run([sys.executable, "-c", killing, *options], cwd=REPOSITORY, env=environment, check=False)
+    killing = "import os\nfrom vld.runs.directory import RunDirectory\nRunDirectory.finish = lambda *_: os._exit(9)\n"
+    killed = train_after(killing, *options)
     assert killed.returncode == 9
     done = train(*options)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from vld.config import option_names, prepare_config, publish_config, typed_config, unknown_option
+from vld.config import describe_error, option_names, prepare_config, publish_config, typed_config
 from vld.errors import UserError
 from vld.interruption import SIGNALS
 from vld.settings import COMBINATIONS, Config, PrepareConfig, PublishConfig, StatusConfig
@@ -38,7 +38,6 @@ FAILED, USER_ERROR = 1, 2
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 JOBLIB_LAUNCHER = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
 
-LIST_OPTIONS = ("test_domain", "keep", "optim.milestones", "backbone.mean", "backbone.std", "method.members")
 SELECTION_NOTE = "each method at its own step of best i.i.d. accuracy (selection iid)"
 
 
@@ -152,31 +151,6 @@ def exit_with_user_error(message: str) -> NoReturn:
     with suppress(OSError):
         print(message, file=sys.stderr)
     sys.exit(USER_ERROR)
-
-
-def describe_error(error: BaseException, schema: type = Config) -> str:
-    """What is wrong in one line (several only where several things are), from Hydra's and omegaconf's longer messages."""
-    text = str(error)
-    if isinstance(error, UserError):
-        return text
-    if match := re.search(r"Could not find '([\w/]+)/([^'/]*)'\s+Available options in '[\w/]+':\n((?:\t.*\n?)*)", text):
-        group, choice, options = match.groups()
-        return f"{group}={choice}: must be one of {', '.join(options.split())}"
-    if match := re.search(r"Could not override '([^']*)'", text):
-        return unknown_option(match[1], schema)
-    if match := re.search(r"Missing mandatory value: (\S+)", text):
-        return f"{match[1]}: a value is needed, say {match[1]}=…"
-    if match := re.search(r"Error merging override (.*)", text):
-        reason = str(error.__cause__).splitlines()[0] if error.__cause__ else "has a wrong type"
-        key, _, value = match[1].partition("=")
-        return f"{match[1]}: write '{key}=[{value}]'" if key in LIST_OPTIONS else f"{match[1]}: {reason}"
-    if match := re.search(r"Ambiguous value for argument '([^']*)'", text):
-        key, _, values = match[1].partition("=")
-        as_list = f", or write '{key}=[{values}]' for a list" if key in LIST_OPTIONS else ""
-        return f"{match[1]}: add -m to run each of the values{as_list}"
-    if "See https://hydra.cc" in text:  # the override grammar
-        return f"{text.splitlines()[0]}: not understood; options are written key=value"
-    return " ".join(text.split())
 
 
 def outcomes_dir(composed: DictConfig) -> Path:

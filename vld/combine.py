@@ -22,17 +22,15 @@ from vld.device import describe, resolve_device, set_up
 from vld.errors import UserError
 from vld.evaluation import Scores, evaluation_set, predict, score
 from vld.inputs import check_output_dir, resolve_test_domains
-from vld.jobs import Job
 from vld.members import ENSEMBLE_OF_RUNS, Member, find_members, kept_file, member_configs
 from vld.run import SKIP_HINT, Outcome, explained, now, software_versions
 from vld.runner import Datasets, decoded, run_all
 from vld.runs.directory import RunDirectory, read_json, read_result
-from vld.runs.identity import flat_settings, run_id
+from vld.runs.identity import run_id
 from vld.runs.keep import read_logits
 from vld.runs.record import accuracies
 from vld.runs.results import load_weights, network
 from vld.settings import Config
-from vld.study import test_domains
 from vld.terminal import Terminal
 from vld.tracking.publisher import Publisher
 
@@ -116,43 +114,6 @@ def combine_all(
     if problems:
         raise UserError("\n".join(problems))
     return _combine(config, members, {} if datasets is None else datasets, terminal, publisher)
-
-
-def combine_study(jobs: Sequence[Job], terminal: Terminal) -> int:
-    """Make every combination of a study whose members are all finished; the command's exit code: 0 when that was all."""
-    study = jobs[0].config.study
-    if not study.combinations:
-        raise UserError(f"study={study.name}: has no combinations")
-    groups: dict[str, tuple[Config, dict[str, dict[str, None]]]] = {}
-    for job in jobs:
-        settings = flat_settings(job.config)
-        key = repr({name: value for name, value in settings.items() if name not in study.members})
-        _, axes = groups.setdefault(key, (job.config, {name: {} for name in study.members}))
-        for name in study.members:
-            axes[name][f"{settings[name]}"] = None
-    outcomes: list[Outcome] = []
-    problems: dict[str, None] = {}
-    datasets: Datasets = {}
-    publisher = Publisher(jobs[0].config.wandb, jobs[0].config.output_dir, say=terminal.say, warn=terminal.warn)
-    for config, axes in groups.values():
-        config.method.members = [f"{name}={','.join(values)}" for name, values in axes.items()]
-        for test_domain in test_domains(config):
-            for method in study.combinations:
-                config.method.name, config.test_domain = method, test_domain
-                try:
-                    outcomes += combine_all(config, terminal, publisher, datasets=datasets)
-                except UserError as error:
-                    problems |= dict.fromkeys(str(error).split("; this trains them")[0].splitlines())
-    if results := [outcome.result for outcome in outcomes if outcome.result]:
-        terminal.sweep_table(results, study.combinations[0])
-    with terminal.counting("delivering to W&B") as progress:
-        publisher.finish(progress)
-    for line in problems:
-        terminal.say(f"not combined: {line}")
-    for outcome in outcomes:
-        if outcome.failure:
-            terminal.fail(f"{outcome.directory}: {outcome.failure}")
-    return 1 if problems or any(outcome.failure for outcome in outcomes) else 0
 
 
 def _test_domains(config: Config) -> tuple[str, ...]:

@@ -50,9 +50,8 @@ def compile_run(model: Classifier, batches: TrainingBatches, images: EvaluationS
         predict([trial], images, at_most=1)
         if batches.device.type == "cuda":
             torch.cuda.synchronize(batches.device)
-    except (
-        Exception
-    ) as error:  # whatever a compiler and its tools may raise; a trial also takes memory, which a run may not
+    except Exception as error:
+        # Whatever a compiler and its tools may raise. The trial also takes memory, which the run may do without.
         del trial
         if batches.device.type == "cuda":
             torch.cuda.empty_cache()

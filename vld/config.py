@@ -26,6 +26,8 @@ from vld.settings import (
 
 T = TypeVar("T")
 
+LIST_OPTIONS = ("test_domain", "keep", "optim.milestones", "backbone.mean", "backbone.std", "method.members")
+
 ConfigStore.instance().store(name="schema", node=Config)
 ConfigStore.instance().store(name="prepare_schema", node=PrepareConfig)
 ConfigStore.instance().store(name="status_schema", node=StatusConfig)
@@ -131,6 +133,31 @@ def unknown_option(key: str, schema: type = Config) -> str:
     """The line for an option that does not exist."""
     near = difflib.get_close_matches(key, option_names(schema), n=1)
     return f"{key}: no such option{f', did you mean {near[0]}?' if near else ''} (--help lists them)"
+
+
+def describe_error(error: BaseException, schema: type = Config) -> str:
+    """What is wrong in one line (several only where several things are), from Hydra's and omegaconf's longer messages."""
+    text = str(error)
+    if isinstance(error, UserError):
+        return text
+    if match := re.search(r"Could not find '([\w/]+)/([^'/]*)'\s+Available options in '[\w/]+':\n((?:\t.*\n?)*)", text):
+        group, choice, options = match.groups()
+        return f"{group}={choice}: must be one of {', '.join(options.split())}"
+    if match := re.search(r"Could not override '([^']*)'", text):
+        return unknown_option(match[1], schema)
+    if match := re.search(r"Missing mandatory value: (\S+)", text):
+        return f"{match[1]}: a value is needed, say {match[1]}=…"
+    if match := re.search(r"Error merging override (.*)", text):
+        reason = str(error.__cause__).splitlines()[0] if error.__cause__ else "has a wrong type"
+        key, _, value = match[1].partition("=")
+        return f"{match[1]}: write '{key}=[{value}]'" if key in LIST_OPTIONS else f"{match[1]}: {reason}"
+    if match := re.search(r"Ambiguous value for argument '([^']*)'", text):
+        key, _, values = match[1].partition("=")
+        as_list = f", or write '{key}=[{values}]' for a list" if key in LIST_OPTIONS else ""
+        return f"{match[1]}: add -m to run each of the values{as_list}"
+    if "See https://hydra.cc" in text:  # the override grammar
+        return f"{text.splitlines()[0]}: not understood; options are written key=value"
+    return " ".join(text.split())
 
 
 def _keys_beyond(composed: DictConfig, schema: type, prefix: str = "") -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Accuracies in and out of distribution, and the choice of the evaluation step that stands for a run."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -80,11 +80,16 @@ def evaluation_set(
 
 def evaluation_images(dataset: Dataset, test_domain: str, limit: int | None = None) -> int:
     """How many images `evaluation_set` has."""
+    return images_evaluated({domain.name: len(domain.labels) for domain in dataset.domains}, test_domain, limit)
+
+
+def images_evaluated(sizes: Mapping[str, int], test_domain: str, limit: int | None = None) -> int:
+    """The same of a dataset of which only the number of images in each domain is known."""
     images = 0
-    for domain in dataset.domains:
-        n, held_out = len(domain.labels), held_out_count(len(domain.labels))
+    for domain, n in sizes.items():
+        held_out = held_out_count(n)
         images += _limited(held_out, OUT, limit)
-        if domain.name == test_domain:
+        if domain == test_domain:
             images += _limited(n - held_out, IN, limit)
     return images
 

@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from safetensors.torch import load_file
+from torch import nn
 
-from vld.evaluation import EvaluationSet, predict, score, select
+from vld.evaluation import EvaluationSet, predict, score
 from vld.model import Classifier
 from vld.runs.directory import RunDirectory
-from vld.runs.keep import LOGITS, kept_step, write_logits
-from vld.runs.record import Record, accuracies
-from vld.settings import METHODS, SELECTIONS
+from vld.runs.keep import LOGITS, bytes_kept, checkpoint_bytes, kept_step, write_logits
+from vld.runs.record import accuracies
+from vld.settings import METHODS, SELECTIONS, Config
 
 WITH_WEIGHTS = METHODS[:2]
 NEEDED = tuple(f"{method}-{selection}" for method in WITH_WEIGHTS for selection in SELECTIONS)
@@ -27,10 +28,15 @@ def kept_meanwhile(keep: Sequence[str]) -> list[str]:
     return list(dict.fromkeys([*NEEDED, *(name for name in keep if name not in given)]))
 
 
+def bytes_meanwhile(config: Config, model: nn.Module) -> int:
+    """Disk that a run takes while it trains, beside what it keeps in the end."""
+    needed = 0 if config.dataset.curve_images is None else bytes_kept(NEEDED, model, 0, 0)
+    return checkpoint_bytes(model, config.optim.name) + needed
+
+
 def evaluate_in_full(
     rows: Sequence[dict[str, Any]],
     directory: RunDirectory,
-    record: Record,
     keep: Sequence[str],
     model: Classifier,
     images: EvaluationSet,
@@ -46,7 +52,7 @@ def evaluate_in_full(
     found: dict[tuple[str, int], dict[str, Any]] = {}
     for number, (method, step) in enumerate(steps):
         progress(number, len(steps))
-        standing = [s for s in SELECTIONS if select(record.history[method], s) == step]
+        standing = [row["selection"] for row in rows if (row["method"], row["step"]) == (method, step)]
         paths = [directory.path / f"{method}-{selection}.safetensors" for selection in standing]
         path = next((path for path in paths if kept_step(path) == step), None)
         if path is None:

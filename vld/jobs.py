@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from hydra import compose
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -12,8 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vld.cli import describe_error
-from vld.config import checked_config, merged_config, option_names
+from vld.config import checked_config, describe_error, merged_config, option_names
 from vld.errors import UserError
 from vld.settings import Config
 
@@ -39,13 +39,13 @@ def jobs_of(axes: Sequence[str], problems: dict[str, None], config_name: str = "
 
     Only presets are composed anew: of thousands of jobs most differ in plain values.
     """
-    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    parser = overrides_parser()
     [jobs] = BasicSweeper.split_arguments(parser.parse_overrides(list(axes)), max_batch_size=None)
-    values_of = set(option_names())
+    options = set(option_names())
     bases: dict[object, DictConfig | UserError] = {}
     for words in jobs:
         parsed = parser.parse_overrides(list(words))
-        plain = [override for override in parsed if _is_plain(override, values_of)]
+        plain = [override for override in parsed if _is_plain(override, options)]
         others = tuple(str(override.input_line) for override in parsed if override not in plain)
         key = (others, tuple(override.key_or_group for override in plain))  # then each value below replaces another
         try:
@@ -64,6 +64,16 @@ def jobs_of(axes: Sequence[str], problems: dict[str, None], config_name: str = "
             problems |= dict.fromkeys(str(error).splitlines())
             if key not in bases and not plain:  # else the next job's values may be better
                 bases[key] = error
+
+
+def overrides_parser() -> OverridesParser:
+    """One that knows the presets, which `backbone=glob(resnet*)` refers to."""
+    return OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+
+
+def values_of(override: Override) -> list[Any]:
+    """All of an axis, or the one that is set."""
+    return list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
 
 
 def _composed(config_name: str, words: Sequence[str]) -> DictConfig:

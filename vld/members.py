@@ -16,6 +16,7 @@ from hydra.errors import HydraException
 from vld.config import option_names, unknown_option, with_values
 from vld.device import resolve_device, resolve_precision
 from vld.errors import UserError
+from vld.jobs import values_of
 from vld.model import load_backbone_weights
 from vld.runs.directory import RunDirectory
 from vld.runs.identity import (
@@ -25,7 +26,7 @@ from vld.runs.identity import (
     RANDOM_WEIGHTS,
     WEIGHTS,
     identity_key,
-    run_identity,
+    settings_key,
     weights_fingerprint,
 )
 from vld.runs.keep import check_kept
@@ -85,7 +86,7 @@ def member_axes(config: Config) -> dict[str, list[Any]]:
             override = OverridesParser.create().parse_override(text)
             if override.type is not OverrideType.CHANGE:
                 raise UserError(f"method.members={text}: not understood; written as seed=0,1,2")
-            values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
+            values = values_of(override)
         except HydraException as error:
             raise UserError(f"method.members={text}: not understood; written as seed=0,1,2") from error
         name = override.key_or_group
@@ -121,7 +122,7 @@ def member_configs(config: Config) -> list[tuple[dict[str, Any], Config]]:
         values = dict(zip(axes, chosen, strict=True))
         member = with_values(config, values)
         member.method = MethodConfig(name="erm")
-        key = identity_key(_identity(member, ""))
+        key = settings_key(member, "")
         if key in members:
             raise UserError(f"method.members={config.method.members}: {_shown(values)} is there twice")
         members[key] = values, member
@@ -153,7 +154,7 @@ def find_members(config: Config, test_domain: str, options: Sequence[str]) -> li
     known = _known_content(config)
     found = []
     for values, member in wanted:
-        key = identity_key(_identity(member, test_domain))
+        key = settings_key(member, test_domain)
         same = [run for run in finished if identity_key(run.settings) == key and _is_of(run, known)]
         found.append([Member(values, run.path, run.result) for run in same])
     sets: dict[str, list[Member]] = {}
@@ -219,13 +220,9 @@ def _is_of(run: Member, known: Mapping[str, str]) -> bool:
     return all(run.settings[name] == value for name, value in known.items())
 
 
-def _identity(config: Config, test_domain: str) -> dict[str, Any]:
-    return run_identity(config, test_domain, dataset_fingerprint="", weights_fingerprint="", precision="")
-
-
 def _nearest(missing: Config, test_domain: str, others: list[Member]) -> str:
     """In which settings the run differs that comes nearest to a missing one, of those that are no members."""
-    wanted = json.loads(identity_key(_identity(missing, test_domain)))
+    wanted = json.loads(settings_key(missing, test_domain))
     their_settings = [json.loads(identity_key(run.settings)) for run in others]
     differences = [differing([wanted, settings]) for settings in their_settings]
     if not differences:

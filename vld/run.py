@@ -230,7 +230,7 @@ def _train_on(
     if in_part:
         everything = run_evaluation_set(run, Placing(device, lambda line: _say(run, line, terminal)))
         with terminal.counting(f"{run.test_domain}: evaluating in full") as counted:
-            arguments = (rows, directory, record, config.keep, model, everything)
+            arguments = (rows, directory, config.keep, model, everything)
             rows = evaluate_in_full(*arguments, interruption.check, counted)
         if part := [row for row in rows if row["evaluated_on"] == SUBSET and row["method"] in WITH_WEIGHTS]:
             terminal.warn(
@@ -256,9 +256,8 @@ def _train_on(
         "finished": now(),
     }
     directory.finish(result)
-    drop_stale(
-        directory, record, config.keep
-    )  # what was kept to be evaluated in full is needed until there is a result
+    # Only now: what was kept to be evaluated in full is needed until there is a result.
+    drop_stale(directory, record, config.keep)
     if missing := missing_files(directory.path, config.keep):
         terminal.warn(
             f"{run.test_domain}: lacks {', '.join(missing)}, chosen before the interruption and not kept then"

@@ -10,13 +10,13 @@ from vld.data.picture import draw_picture
 from vld.data.store import open_dataset
 from vld.device import describe, set_up
 from vld.evaluation import evaluation_images
-from vld.final import NEEDED
+from vld.final import bytes_meanwhile
 from vld.inputs import Inputs, check_inputs, initial_classifier, inputs_key
 from vld.methods import first_member
 from vld.run import Outcome, Run, train_once
 from vld.runs.atomic import write_atomically
 from vld.runs.identity import weights_fingerprint
-from vld.runs.keep import bytes_kept, check_disk, check_kept, checkpoint_bytes, megabytes
+from vld.runs.keep import bytes_kept, check_disk, check_kept, megabytes
 from vld.settings import Config
 from vld.terminal import Terminal
 from vld.tracking.publisher import Publisher
@@ -108,9 +108,7 @@ def _forecast_disk(runs: list[Run], terminal: Terminal) -> None:
     kept = sum(
         bytes_kept(config.keep, model, evaluation_images(run.dataset, run.test_domain), classes) for run in unfinished
     )
-    meanwhile = checkpoint_bytes(model, config.optim.name)
-    if config.dataset.curve_images is not None:
-        meanwhile += bytes_kept(NEEDED, model, 0, classes)
+    meanwhile = bytes_meanwhile(config, model)
     there = [
         path for run in unfinished for path in run.directory.path.glob("*") if path.suffix in (".pt", ".safetensors")
     ]

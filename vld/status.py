@@ -3,7 +3,7 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vld.study import FAILED, FINISHED, INTERRUPTED, RUNNING, STATES, Progress, Wanted, progress_of, seconds_to_go
@@ -85,9 +85,9 @@ def described(one: Progress) -> str:
 
 
 def as_dictionary(progress: Sequence[Progress], others: Mapping[str, Sequence[Progress]], name: str) -> dict[str, Any]:
-    counted: Callable[[Sequence[Progress]], dict[str, int]] = lambda some: {  # noqa: E731
-        state: sum(one.state == state for one in some) for state in STATES
-    }
+    def counted(some: Sequence[Progress]) -> dict[str, int]:
+        return {state: sum(one.state == state for one in some) for state in STATES}
+
     return {
         "name": name,
         "complete": all(one.state == FINISHED for one in progress),

@@ -15,15 +15,16 @@ from torch import nn
 from vld.claim import LEASE_SECONDS, LOCK
 from vld.data import glyphs
 from vld.data.catalog import CONTENTS
-from vld.data.split import held_out_count
 from vld.errors import UserError
-from vld.final import NEEDED
+from vld.evaluation import images_evaluated
+from vld.final import bytes_meanwhile
 from vld.inputs import Inputs, initial_classifier, resolve_test_domains
 from vld.jobs import Job
 from vld.members import member_configs
 from vld.model import load_backbone_weights
-from vld.runs.identity import PRECISION, RANDOM_WEIGHTS, WEIGHTS, identity_key, run_identity, weights_fingerprint
-from vld.runs.keep import bytes_kept, checkpoint_bytes
+from vld.runs.directory import read_json
+from vld.runs.identity import PRECISION, RANDOM_WEIGHTS, WEIGHTS, identity_key, settings_key, weights_fingerprint
+from vld.runs.keep import bytes_kept
 from vld.settings import COMBINATIONS, BackboneConfig, Config
 
 FINISHED, RUNNING, INTERRUPTED, FAILED, MISSING = STATES = ("finished", "running", "interrupted", "failed", "missing")
@@ -40,10 +41,7 @@ class Wanted:
 
     @property
     def key(self) -> str:
-        unknown = run_identity(
-            self.config, self.test_domain, dataset_fingerprint="", weights_fingerprint="", precision=""
-        )
-        return identity_key(unknown)
+        return settings_key(self.config, self.test_domain)
 
 
 @dataclass(frozen=True)
@@ -160,14 +158,9 @@ def bytes_to_keep(runs: Iterable[Wanted], inputs: Sequence[Inputs], jobs_at_a_ti
         key = (config.backbone.library, config.backbone.architecture, len(files.classes))
         if key not in sizes:
             sizes[key] = initial_classifier(config, None, "fp32", len(files.classes))
-        evaluated = sum(
-            len(domain.files) if domain.name == run.test_domain else held_out_count(len(domain.files))
-            for domain in files.domains
-        )
+        evaluated = images_evaluated({domain.name: len(domain.files) for domain in files.domains}, run.test_domain)
         total += bytes_kept(config.keep, sizes[key], evaluated, len(files.classes))
-        needed = NEEDED if config.dataset.curve_images is not None else ()
-        of_one = checkpoint_bytes(sizes[key], config.optim.name) + bytes_kept(needed, sizes[key], 0, 0)
-        meanwhile = max(meanwhile, of_one)
+        meanwhile = max(meanwhile, bytes_meanwhile(config, sizes[key]))
     return total, meanwhile * min(jobs_at_a_time, len(runs))
 
 
@@ -223,8 +216,8 @@ def is_running(path: Path) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """What is not there, or damaged, says nothing."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(path)
+    except UserError:
         return {}
-    return value if isinstance(value, dict) else {}

@@ -9,9 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from hydra import compose
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
@@ -23,19 +20,19 @@ from vld.cli import (
     JOBLIB_LAUNCHER,
     SELECTION_NOTE,
     USER_ERROR,
-    describe_error,
     exit_with_user_error,
     outcomes_dir,
 )
-from vld.config import typed_config
+from vld.config import describe_error, typed_config
 from vld.errors import UserError
-from vld.jobs import Job, axes_of, jobs_of
+from vld.jobs import Job, axes_of, jobs_of, overrides_parser, values_of
 from vld.settings import COMBINATIONS
 
 if TYPE_CHECKING:
-    from vld.terminal import Terminal
+    from vld.inputs import Inputs
 
 TRAINING_COMMANDS = ("train", "benchmark")
+STATUS_OPTIONS = ("watch", "format")
 
 
 class JobsCallback(Callback):
@@ -66,16 +63,14 @@ class JobsCallback(Callback):
             problems |= dict.fromkeys(describe_error(error).splitlines())
         needed = check_jobs(jobs, problems, trains=config_name in TRAINING_COMMANDS, here=True)
         if config_name == "train" and jobs[0].config.dry_run:
-            forecast_and_stop(jobs, needed, "this command")
+            say_what_is_to_do(jobs, needed, "this command")
 
     def _before_a_sweep(self, config: DictConfig, config_name: str | None) -> None:
-        from vld.terminal import Terminal
-
         problems: dict[str, None] = {}
         study = config.hydra.runtime.choices.get("study")
         if study and not config.study.name:
             raise UserError(f"study={study}: its file must say study.name")
-        own = ("watch", "format") if config_name == "status" else ()
+        own = STATUS_OPTIONS if config_name == "status" else ()
         of_runs = config_name == "status" or config.study.name  # what is looked at or combined are runs of train.py
         jobs = list(jobs_of(axes_of(config, without=own), problems, "train" if of_runs else str(config_name)))
         trains = config_name in TRAINING_COMMANDS
@@ -92,9 +87,7 @@ class JobsCallback(Callback):
         if config_name == "combine" and jobs[0].config.study.name:
             finish_combining(jobs)
         if config_name == "train" and (jobs[0].config.study.name or jobs[0].config.dry_run):
-            if jobs[0].config.dry_run:
-                forecast_and_stop(jobs, needed, name, at_a_time(config))
-            say_what_is_to_do(jobs, needed, name, Terminal(), at_a_time(config))
+            say_what_is_to_do(jobs, needed, name, at_a_time(config))
         shutil.rmtree(outcomes_dir(config), ignore_errors=True)  # of an earlier sweep with this hydra.sweep.dir
         JobsCallback.started = outcomes_dir(config), len(jobs), config.method.name
         JobsCallback.again = command_of(config)
@@ -139,7 +132,7 @@ def command_of(config: DictConfig) -> list[str]:
     return [*program, *places, *config.hydra.overrides.hydra]
 
 
-def check_jobs(jobs: list[Job], problems: dict[str, None], *, trains: bool, here: bool) -> list[Any]:
+def check_jobs(jobs: list[Job], problems: dict[str, None], *, trains: bool, here: bool) -> "list[Inputs]":
     """Exit with code 2 and one list of everything wrong in any of the jobs, before anything is made.
 
     trains: they need images, weights and, if they run `here`, the device, too: those inputs are returned.
@@ -152,7 +145,7 @@ def check_jobs(jobs: list[Job], problems: dict[str, None], *, trains: bool, here
                 member_configs(job.config)
             except (UserError, OmegaConfBaseException) as error:
                 problems |= dict.fromkeys(describe_error(error).splitlines())
-    checked: list[Any] = []
+    checked: list[Inputs] = []
     if trains and not problems:
         from vld.inputs import check_inputs, inputs_key
 
@@ -166,48 +159,32 @@ def check_jobs(jobs: list[Job], problems: dict[str, None], *, trains: bool, here
     return checked
 
 
-def say_what_is_to_do(
-    jobs: list[Job], inputs: list[Any], name: str, terminal: "Terminal", jobs_at_a_time: int = 1
-) -> None:
+def say_what_is_to_do(jobs: list[Job], inputs: "list[Inputs]", name: str, jobs_at_a_time: int = 1) -> None:
     """One line before the first job: how many runs there are, how many are finished, how long the others take, and their disk.
 
-    Exits with code 2 where the disk has less.
+    With `dry_run=true` those others first, one a line, and then that is all. Raises `UserError` where the disk has less.
     """
     from vld.runs.keep import megabytes
-    from vld.status import summary
+    from vld.status import described, summary
     from vld.study import FINISHED, bytes_to_keep, progress_of, wanted_runs
-
-    try:
-        progress = progress_of(wanted_runs(jobs))
-        to_do = [one.wanted for one in progress if one.state != FINISHED]
-        size, meanwhile = bytes_to_keep(to_do, inputs, jobs_at_a_time)
-        output_dir = jobs[0].config.output_dir
-        free = shutil.disk_usage(inputs[0].existing_folder).free
-        if size + meanwhile > free:
-            raise UserError(
-                f"output_dir={output_dir}: the runs to do keep {megabytes(size)}, checkpoints take {megabytes(meanwhile)}"
-                f" meanwhile, and {megabytes(free)} of disk are free; keep=[] keeps the least"
-            )
-    except UserError as error:
-        exit_with_user_error(str(error))
-    terminal.say(f"{summary(progress, name)}, {megabytes(size)} of disk ({megabytes(meanwhile)} more meanwhile)")
-
-
-def forecast_and_stop(jobs: list[Job], inputs: list[Any], name: str, jobs_at_a_time: int = 1) -> NoReturn:
-    """`dry_run=true`: the runs that are left to do, one a line, and what they take."""
-    from vld.status import described
-    from vld.study import FINISHED, progress_of, wanted_runs
     from vld.terminal import Terminal
 
-    terminal = Terminal()
-    try:
-        for one in progress_of(wanted_runs(jobs)):
-            if one.state != FINISHED:
-                terminal.say(f"{one.state}: {described(one)}")
-    except UserError as error:
-        exit_with_user_error(str(error))
-    say_what_is_to_do(jobs, inputs, name, terminal, jobs_at_a_time)
-    sys.exit(0)
+    terminal, config = Terminal(), jobs[0].config
+    progress = progress_of(wanted_runs(jobs))
+    to_do = [one for one in progress if one.state != FINISHED]
+    if config.dry_run:
+        for one in to_do:
+            terminal.say(f"{one.state}: {described(one)}")
+    size, meanwhile = bytes_to_keep([one.wanted for one in to_do], inputs, jobs_at_a_time)
+    free = shutil.disk_usage(inputs[0].existing_folder).free
+    if size + meanwhile > free:
+        raise UserError(
+            f"output_dir={config.output_dir}: the runs to do keep {megabytes(size)}, checkpoints take {megabytes(meanwhile)}"
+            f" meanwhile, and {megabytes(free)} of disk are free; keep=[] keeps the least"
+        )
+    terminal.say(f"{summary(progress, name)}, {megabytes(size)} of disk ({megabytes(meanwhile)} more meanwhile)")
+    if config.dry_run:
+        sys.exit(0)
 
 
 def finish_status(jobs: list[Job], name: str, config: DictConfig) -> NoReturn:
@@ -217,22 +194,17 @@ def finish_status(jobs: list[Job], name: str, config: DictConfig) -> NoReturn:
     from vld.terminal import Terminal
 
     if config.format not in ("table", "json"):
-        exit_with_user_error(f"format={config.format}: must be one of table, json")
+        raise UserError(f"format={config.format}: must be one of table, json")
     problems: dict[str, None] = {}
-    try:
-        runs, shared = wanted_runs(jobs), {}
-        for study in jobs[0].config.study.shares:
-            words = [
-                word for word in config.hydra.overrides.task if word.split("=")[0] not in ("watch", "format", "study")
-            ]
-            if (axes := study_axes(study, words)) is not None:
-                shared[study] = wanted_runs(jobs_of(axes, problems))
-        if problems:
-            raise UserError("\n".join(problems))
-        arguments = {"name": name, "watch": config.watch, "as_json": config.format == "json"}
-        complete = show_status(runs, shared, terminal=Terminal(), **arguments)
-    except UserError as error:
-        exit_with_user_error(str(error))
+    runs, shared = wanted_runs(jobs), {}
+    words = [word for word in config.hydra.overrides.task if word.split("=")[0] not in (*STATUS_OPTIONS, "study")]
+    for study in jobs[0].config.study.shares:
+        if (axes := study_axes(study, words)) is not None:
+            shared[study] = wanted_runs(jobs_of(axes, problems))
+    if problems:
+        raise UserError("\n".join(problems))
+    arguments = {"name": name, "watch": config.watch, "as_json": config.format == "json"}
+    complete = show_status(runs, shared, terminal=Terminal(), **arguments)
     sys.exit(0 if complete else FAILED)
 
 
@@ -240,13 +212,12 @@ def study_axes(study: str, words: list[str]) -> list[str] | None:
     """The axes of another study, narrowed by the same words; None where it has no runs of theirs."""
     always = compose("train", overrides=[f"study={study}"], return_hydra_config=True).hydra.sweeper.params or {}
     axes = {f"{key}": f"{value}" for key, value in always.items()}
-    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    parser = overrides_parser()
     for word in words:
-        narrowed, name = parser.parse_override(word), word.split("=")[0]
+        name = word.split("=")[0]
         if name in axes:
-            both = [
-                value for value in _values(narrowed) if value in _values(parser.parse_override(f"{name}={axes[name]}"))
-            ]
+            its_own = values_of(parser.parse_override(f"{name}={axes[name]}"))
+            both = [value for value in values_of(parser.parse_override(word)) if value in its_own]
             if not both:
                 return None
             axes[name] = ",".join(map(str, both))
@@ -254,20 +225,12 @@ def study_axes(study: str, words: list[str]) -> list[str] | None:
     return [*(f"{name}={values}" for name, values in axes.items()), f"study={study}", *others]
 
 
-def _values(override: Override) -> list[Any]:
-    return list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
-
-
 def finish_combining(jobs: list[Job]) -> NoReturn:
     """What `combine.py study=…` does, in place of its jobs."""
-    from vld.combine import combine_study
+    from vld.combine_study import combine_study
     from vld.terminal import Terminal
 
-    try:
-        code = combine_study(jobs, Terminal())
-    except UserError as error:
-        exit_with_user_error(str(error))
-    sys.exit(code)
+    sys.exit(combine_study(jobs, Terminal()))
 
 
 def summarise_sweep(outcomes: Path, jobs: int, chosen: str) -> int:

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import fmean
 
 from vld.data.catalog import CONTENTS
-from vld.data.split import held_out_count
+from vld.evaluation import images_evaluated
 
 SMALL = ("vlcs", "pacs", "office_home", "terra_incognita")
 
@@ -20,6 +21,11 @@ class Experiment:
     steps: int = 10_000
     eval_every: int = 300
     curve_images: int | None = None
+
+    @property
+    def evaluations(self) -> int:
+        """Of a run: at step 0, every `eval_every` steps, and at the last."""
+        return -(-self.steps // self.eval_every) + 1
 
 
 EXPERIMENTS = (
@@ -53,8 +59,7 @@ def forecast(
             evaluated, whole = evaluation_sizes(list(content.domains.values()), experiment.curve_images)
             # A GPU's speed is one of images, however many of them make a step.
             trained = experiment.steps * 32 * (len(content.domains) - 1)
-            evaluations = -(-experiment.steps // experiment.eval_every) + 1
-            forwarded = evaluations * 2 * evaluated
+            forwarded = experiment.evaluations * 2 * evaluated
             if experiment.curve_images is not None:  # members of the ensemble between evaluations, and six in full
                 forwarded += experiment.steps // 300 * evaluated + 6 * whole
             seconds += experiment.runs * (trained / train_images_per_second + forwarded / evaluation_images_per_second)
@@ -66,10 +71,6 @@ def forecast(
 
 def evaluation_sizes(domains: list[int], limit: int | None) -> tuple[float, float]:
     """Images in an evaluation of a run and in one in full, averaged over which of these domains is left out."""
-    out = [held_out_count(n) for n in domains]
-    whole = sum(domains) / len(domains) + sum(out) * (1 - 1 / len(domains))
-    if limit is None:
-        return whole, whole
-    limited = [min(n, limit) for n in out]
-    left_out = [min(n - held, 4 * limit) for n, held in zip(domains, out, strict=True)]
-    return sum(limited) + sum(left_out) / len(domains), whole
+    sizes = {f"{number}": n for number, n in enumerate(domains)}
+    part, whole = (fmean(images_evaluated(sizes, domain, at_most) for domain in sizes) for at_most in (limit, None))
+    return part, whole

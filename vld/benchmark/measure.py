@@ -5,6 +5,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from vld.runner import decoded
 from vld.runs.atomic import write_json
 from vld.runs.identity import weights_fingerprint
 from vld.runs.keep import bytes_kept
-from vld.settings import AveragingConfig, Config, EnsembleConfig
+from vld.settings import METHODS, AveragingConfig, Config, EnsembleConfig
 from vld.terminal import Terminal
 from vld.training import Trajectory, update
 
@@ -31,7 +32,6 @@ STEPS_AT_ONCE = {"cpu": 1, "cuda": 30}
 """Steps between two looks at the clock: a GPU is only busy when it need not be looked at."""
 EVALUATED_CHUNKS = {"cpu": 1, "cuda": 40}
 FINISHED_RUNS = 3000
-METHODS_EVALUATED_APART = 3
 
 
 def run_benchmark(config: Config, options: Sequence[str], terminal: Terminal) -> dict[str, Any]:
@@ -42,9 +42,8 @@ def run_benchmark(config: Config, options: Sequence[str], terminal: Terminal) ->
     output_dir = Path(config.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     dataset = decoded(config, inputs.files, {}, terminal)
-    terminal.say(
-        "starting train.py twice, for the time to the first step"
-    )  # before this process takes the GPU's memory
+    # Before this process takes the GPU's memory.
+    terminal.say("starting train.py twice, for the time to the first step")
     own = [option for option in options if not option.startswith(("output_dir=", "optim.steps=", "eval_every="))]
     first_step = seconds_to_first_step([*own, f"test_domain={test_domain}", f"batch_size={config.batch_size}"])
     run = Run(config, inputs, dataset, weights_fingerprint(inputs.weights), test_domain)
@@ -120,14 +119,12 @@ def run_benchmark(config: Config, options: Sequence[str], terminal: Terminal) ->
         reading = time_load_results(config, FINISHED_RUNS, progress)
     copying = time_wandb(config)
     experiment = next((e for e in EXPERIMENTS if config.dataset.name in e.datasets), EXPERIMENTS[0])
-    evaluations = -(-experiment.steps // experiment.eval_every) + 1
     full_step, bare = step_seconds["full step"], step_seconds["bare step"]
-    our_run = experiment.steps * full_step + evaluations * 2 * len(images.images) / rate
+    our_run = experiment.steps * full_step + experiment.evaluations * 2 * len(images.images) / rate
     usual_run = experiment.steps * step_seconds["conventional step"]
-    usual_run += evaluations * METHODS_EVALUATED_APART * len(images.images) / usual_rate
+    usual_run += experiment.evaluations * len(METHODS) * len(images.images) / usual_rate
     in_training, per_step = WANDB_STEPS * full_step, batches.images_per_step
-    kept = lambda n, classes: bytes_kept(config.keep, ours.model, n, classes)  # noqa: E731
-    forecasts = forecast(per_step / full_step, rate, kept)
+    forecasts = forecast(per_step / full_step, rate, partial(bytes_kept, config.keep, ours.model))
     report = {
         "device": describe(device),
         "precision": inputs.precision,

@@ -145,14 +145,12 @@ def augment_each(
             factor = factors[i][operation]
             if operation == BRIGHTNESS:
                 image.mul_(factor).clamp_(0, 1)
-            elif operation == CONTRAST:
-                other = luminance(image).mean().mul_(1 - factor)
-                image.mul_(factor).add_(other).clamp_(0, 1)
-            elif operation == SATURATION:
-                other = luminance(image).mul_(1 - factor)
-                image.mul_(factor).add_(other).clamp_(0, 1)
-            else:
+            elif operation == HUE:
                 image.copy_(shift_hue(image, factor))
+            else:
+                other = luminance(image)
+                other = other.mean() if operation == CONTRAST else other
+                image.mul_(factor).add_(other.mul_(1 - factor)).clamp_(0, 1)
         if grays[i]:
             image.copy_(luminance(image).expand_as(image))
     return images

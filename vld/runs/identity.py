@@ -84,6 +84,11 @@ def run_identity(
     }
 
 
+def settings_key(config: Config, test_domain: str) -> str:
+    """`identity_key` of the runs with these settings."""
+    return identity_key(run_identity(config, test_domain, dataset_fingerprint="", weights_fingerprint="", precision=""))
+
+
 def run_id(identity: Mapping[str, Any]) -> str:
     canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]

@@ -1,0 +1,51 @@
+"""The combinations of a study: of every set of its runs that differ along the study's member axes alone."""
+
+from collections.abc import Sequence
+
+from vld.combine import combine_all
+from vld.errors import UserError
+from vld.jobs import Job
+from vld.run import Outcome
+from vld.runner import Datasets
+from vld.runs.identity import flat_settings
+from vld.settings import Config
+from vld.study import test_domains
+from vld.terminal import Terminal
+from vld.tracking.publisher import Publisher
+
+
+def combine_study(jobs: Sequence[Job], terminal: Terminal) -> int:
+    """Make every combination of a study whose members are all finished; the command's exit code: 0 when that was all."""
+    study = jobs[0].config.study
+    if not study.combinations:
+        raise UserError(f"study={study.name}: has no combinations")
+    groups: dict[str, tuple[Config, dict[str, dict[str, None]]]] = {}
+    for job in jobs:
+        settings = flat_settings(job.config)
+        key = repr({name: value for name, value in settings.items() if name not in study.members})
+        _, axes = groups.setdefault(key, (job.config, {name: {} for name in study.members}))
+        for name in study.members:
+            axes[name][f"{settings[name]}"] = None
+    outcomes: list[Outcome] = []
+    problems: dict[str, None] = {}
+    datasets: Datasets = {}
+    publisher = Publisher(jobs[0].config.wandb, jobs[0].config.output_dir, say=terminal.say, warn=terminal.warn)
+    for config, axes in groups.values():
+        config.method.members = [f"{name}={','.join(values)}" for name, values in axes.items()]
+        for test_domain in test_domains(config):
+            for method in study.combinations:
+                config.method.name, config.test_domain = method, test_domain
+                try:
+                    outcomes += combine_all(config, terminal, publisher, datasets=datasets)
+                except UserError as error:
+                    problems |= dict.fromkeys(str(error).split("; this trains them")[0].splitlines())
+    if results := [outcome.result for outcome in outcomes if outcome.result]:
+        terminal.sweep_table(results, study.combinations[0])
+    with terminal.counting("delivering to W&B") as progress:
+        publisher.finish(progress)
+    for line in problems:
+        terminal.say(f"not combined: {line}")
+    for outcome in outcomes:
+        if outcome.failure:
+            terminal.fail(f"{outcome.directory}: {outcome.failure}")
+    return 1 if problems or any(outcome.failure for outcome in outcomes) else 0
