@@ -17,9 +17,9 @@ from vld.errors import UserError
 from vld.members import find_members, member_configs
 from vld.model import load_backbone_weights
 from vld.runs.directory import RunDirectory
-from vld.runs.identity import RANDOM_WEIGHTS, run_id, run_identity, weights_fingerprint
+from vld.runs.identity import RANDOM_WEIGHTS, run_id, run_identity, varied_settings, weights_fingerprint
 from vld.settings import BackboneConfig, Config, DatasetConfig, MethodConfig, WandbConfig
-from vld.terminal import Terminal, varied_settings
+from vld.terminal import Terminal
 from vld.tracking.publisher import Publisher
 
 NOT_PUBLISHED = Publisher(WandbConfig(mode="disabled"), "outputs", say=print, warn=print)

@@ -25,9 +25,9 @@ def test_the_wheel_runs_elsewhere(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
 
-    def vld_train(*options: str) -> "subprocess.CompletedProcess[str]":
+    def vld(command: str, *options: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            [sys.executable, site / "bin/vld-train", *options],
+            [sys.executable, site / f"bin/vld-{command}", *options],
             cwd=elsewhere,
             env=os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"},
             capture_output=True,
@@ -44,7 +44,8 @@ def test_the_wheel_runs_elsewhere(tmp_path: Path) -> None:
         check=True,
     )
     assert Path(where.stdout.strip()) == site / "vld/conf"
-    done = vld_train(
+    done = vld(
+        "train",
         "dataset=glyphs",
         "test_domain=0",
         "backbone=resnet18",
@@ -56,4 +57,7 @@ def test_the_wheel_runs_elsewhere(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert len(list((elsewhere / "outputs/runs/glyphs").rglob("result.json"))) == 1
     assert (elsewhere / "data/glyphs/print/A").is_dir()
-    assert vld_train("dataset=nothing").returncode == 2
+    assert vld("train", "dataset=nothing").returncode == 2
+    done = vld("report")
+    assert done.returncode == 0, done.stderr
+    assert "ERM" in (elsewhere / "outputs/report/index.html").read_text()

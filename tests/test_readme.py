@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import REPOSITORY, script, train
@@ -67,6 +68,24 @@ def test_the_demo_study_runs_is_looked_at_and_combined(small_glyphs: Path, tmp_p
     for line in block.strip().splitlines():
         done = script(line.split()[1].removeprefix("scripts/"), *shlex.split(line)[2:], *small, *places)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_report_is_made_and_its_functions_work_in_a_notebook(small_glyphs: Path, tmp_path: Path) -> None:
+    [block] = [block for block in BLOCKS if "scripts/report.py" in block]
+    [python] = [block for block in BLOCKS if "from vld.report import" in block]
+    small = ["optim.steps=2", "eval_every=2", "batch_size=1", "image_size=16", "optim.milestones=[1]"]
+    places = [f"data_dir={small_glyphs}", f"output_dir={tmp_path}"]
+    assert train("study=demo", "seed=0", *small, *places).returncode == 0
+    everything, of_study = (shlex.split(line)[2:] for line in block.strip().splitlines())
+    assert everything == ["output_dir=outputs"]
+    for options in ([], [*of_study, "seed=0", *small]):
+        done = script("report.py", *options, f"output_dir={tmp_path}")
+        assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "report").rglob("index.html"))) == 2
+    names: dict[str, Any] = {}
+    exec(re.sub(r"^    ", "", python, flags=re.M).replace('"outputs"', repr(str(tmp_path))), names)
+    assert [one.label for one in names["series"]][:2] == ["ERM, dropout 0", "weight averaging, dropout 0"]
+    assert len(names["series"]) == 6
 
 
 def test_the_study_shown_is_one(tmp_path: Path) -> None:

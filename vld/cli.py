@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vld.config import describe_error, option_names, prepare_config, publish_config, typed_config
 from vld.errors import UserError
 from vld.interruption import SIGNALS
-from vld.settings import COMBINATIONS, Config, PrepareConfig, PublishConfig, StatusConfig
+from vld.settings import COMBINATIONS, Config, PrepareConfig, PublishConfig, ReportConfig, StatusConfig
 from vld.tracking.publisher import Publisher
 
 if TYPE_CHECKING:
@@ -58,9 +58,18 @@ def benchmark() -> None:
 
 def status() -> None:
     """The command `vld-status` and `scripts/status.py`; its options are those of `vld-train`, and say which runs."""
+    _look_at_runs("status", StatusConfig)
+
+
+def report() -> None:
+    """The command `vld-report` and `scripts/report.py`; its options are those of `vld-train`, and narrow what is reported."""
+    _look_at_runs("report", ReportConfig)
+
+
+def _look_at_runs(config_name: str, schema: type) -> None:
     if not {"-m", "--multirun", "-h", "--help", "-c", "--cfg", "-i", "--info", "--version"} & set(sys.argv[1:]):
-        sys.argv.append("-m")  # what is shown may be a sweep, or a study, which always is
-    run_command(_nothing, "status", StatusConfig)
+        sys.argv.append("-m")  # what is looked at may be a sweep, or a study, which always is
+    run_command(_nothing, config_name, schema)
 
 
 def prepare() -> None:
@@ -159,8 +168,8 @@ def outcomes_dir(composed: DictConfig) -> Path:
 
 
 def _nothing(composed: DictConfig) -> None:
-    """What `status.py` shows is shown before its jobs would start (`vld.sweep`)."""
-    raise UserError(f"{composed.hydra.mode}: status.py has no jobs; leave -m and hydra.mode out")
+    """What `status.py` and `report.py` show is shown before jobs would start (`vld.sweep`)."""
+    raise UserError(f"{composed.hydra.mode}: this command has no jobs; leave -m and hydra.mode out")
 
 
 def _train_job(composed: DictConfig) -> None:

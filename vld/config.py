@@ -21,6 +21,7 @@ from vld.settings import (
     DatasetConfig,
     PrepareConfig,
     PublishConfig,
+    ReportConfig,
     StatusConfig,
 )
 
@@ -31,6 +32,7 @@ LIST_OPTIONS = ("test_domain", "keep", "optim.milestones", "backbone.mean", "bac
 ConfigStore.instance().store(name="schema", node=Config)
 ConfigStore.instance().store(name="prepare_schema", node=PrepareConfig)
 ConfigStore.instance().store(name="status_schema", node=StatusConfig)
+ConfigStore.instance().store(name="report_schema", node=ReportConfig)
 ConfigStore.instance().store(name="publish_schema", node=PublishConfig)
 
 

@@ -190,6 +190,16 @@ class StatusConfig(Config):
 
 
 @dataclass
+class ReportConfig(Config):
+    """The settings of `report.py`: those of the runs, which narrow it, and how to show them."""
+
+    selection: str = "iid"
+    """Which evaluation step stands for a run: iid, last or oracle_step."""
+    run: str | None = None
+    """The id of a run whose learning curves are drawn; null: of the best of each dataset."""
+
+
+@dataclass
 class PrepareConfig:
     """The settings of `prepare.py`."""
 

@@ -30,9 +30,11 @@ from vld.settings import COMBINATIONS
 
 if TYPE_CHECKING:
     from vld.inputs import Inputs
+    from vld.study import Wanted
 
 TRAINING_COMMANDS = ("train", "benchmark")
-STATUS_OPTIONS = ("watch", "format")
+# Of the commands that look at runs of train.py: their own options.
+LOOKING = {"status": ("watch", "format"), "report": ("selection", "run")}
 
 
 class JobsCallback(Callback):
@@ -70,8 +72,8 @@ class JobsCallback(Callback):
         study = config.hydra.runtime.choices.get("study")
         if study and not config.study.name:
             raise UserError(f"study={study}: its file must say study.name")
-        own = STATUS_OPTIONS if config_name == "status" else ()
-        of_runs = config_name == "status" or config.study.name  # what is looked at or combined are runs of train.py
+        own = LOOKING.get(str(config_name), ())
+        of_runs = config_name in LOOKING or config.study.name  # what is looked at or combined are runs of train.py
         jobs = list(jobs_of(axes_of(config, without=own), problems, "train" if of_runs else str(config_name)))
         trains = config_name in TRAINING_COMMANDS
         here = config.hydra.launcher._target_ in (BASIC_LAUNCHER, JOBLIB_LAUNCHER)
@@ -84,6 +86,8 @@ class JobsCallback(Callback):
         name = jobs[0].config.study.name or "this sweep"
         if config_name == "status":
             finish_status(jobs, name, config)
+        if config_name == "report":
+            finish_report(jobs, config)
         if config_name == "combine" and jobs[0].config.study.name:
             finish_combining(jobs)
         if config_name == "train" and (jobs[0].config.study.name or jobs[0].config.dry_run):
@@ -195,17 +199,38 @@ def finish_status(jobs: list[Job], name: str, config: DictConfig) -> NoReturn:
 
     if config.format not in ("table", "json"):
         raise UserError(f"format={config.format}: must be one of table, json")
+    arguments = {"name": name, "watch": config.watch, "as_json": config.format == "json"}
+    complete = show_status(wanted_runs(jobs), shared_runs(jobs, config, "status"), terminal=Terminal(), **arguments)
+    sys.exit(0 if complete else FAILED)
+
+
+def finish_report(jobs: list[Job], config: DictConfig) -> NoReturn:
+    """What `report.py` does, in place of its jobs."""
+    from vld.report.command import report
+    from vld.study import wanted_runs
+
+    words = [word for word in config.hydra.overrides.task if word.split("=")[0] != "output_dir"]
+    study, runs = config.study.name, None
+    if study:
+        runs = [*wanted_runs(jobs), *(run for its in shared_runs(jobs, config, "report").values() for run in its)]
+    report(jobs, runs, words, selection=config.selection, run=config.run, output_dir=Path(jobs[0].config.output_dir))
+    sys.exit(0)
+
+
+def shared_runs(jobs: list[Job], config: DictConfig, config_name: str) -> "dict[str, list[Wanted]]":
+    """The runs of other studies that a study's figure shows as well, narrowed by the same words."""
+    from vld.study import wanted_runs
+
     problems: dict[str, None] = {}
-    runs, shared = wanted_runs(jobs), {}
-    words = [word for word in config.hydra.overrides.task if word.split("=")[0] not in (*STATUS_OPTIONS, "study")]
-    for study in jobs[0].config.study.shares:
-        if (axes := study_axes(study, words)) is not None:
-            shared[study] = wanted_runs(jobs_of(axes, problems))
+    words = [word for word in config.hydra.overrides.task if word.split("=")[0] not in (*LOOKING[config_name], "study")]
+    shared = {
+        study: wanted_runs(jobs_of(axes, problems))
+        for study in jobs[0].config.study.shares
+        if (axes := study_axes(study, words)) is not None
+    }
     if problems:
         raise UserError("\n".join(problems))
-    arguments = {"name": name, "watch": config.watch, "as_json": config.format == "json"}
-    complete = show_status(runs, shared, terminal=Terminal(), **arguments)
-    sys.exit(0 if complete else FAILED)
+    return shared
 
 
 def study_axes(study: str, words: list[str]) -> list[str] | None:

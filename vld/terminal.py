@@ -11,7 +11,9 @@ from typing import IO, Any, cast
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
+from rich.text import Text
 
+from vld.runs.identity import varied_settings
 from vld.training import Evaluation
 
 
@@ -123,6 +125,15 @@ class Terminal:
         ) as bar:
             task = bar.add_task(label, total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
+
+    @contextmanager
+    def doing(self, label: str) -> Iterator[Callable[[str], None]]:
+        """A line that says what is being done at the moment, and vanishes when it is done."""
+        if not self.console.is_terminal:
+            yield lambda _: None
+            return
+        with self.console.status(label) as status:
+            yield lambda what: status.update(f"{label}: {what}")
 
     @contextmanager
     def training(
@@ -269,6 +280,17 @@ class Terminal:
             table.add_row("all", *[""] * (len(headings) - 1), *[f"{n or '–'}" for n in sums], f"{sum(sums)}")
         self.console.print(table)
 
+    def text_table(
+        self, headings: Sequence[str], rows: Sequence[Sequence[str]], bold: Sequence[Sequence[bool]], numbers: int
+    ) -> None:
+        """Cells as they are, some in bold; the columns from `numbers` on are right-aligned."""
+        table = Table()
+        for column, heading in enumerate(headings):
+            table.add_column(heading, justify="right" if column >= numbers else "left", no_wrap=column == 0)
+        for cells, best in zip(rows, bold, strict=True):
+            table.add_row(*(Text(cell, "bold" if b else "") for cell, b in zip(cells, best, strict=True)))
+        self.console.print(table)
+
     def clear(self) -> None:
         """The screen, if it is one: in a log, what follows comes after what was there."""
         if self.console.is_terminal:
@@ -301,19 +323,6 @@ def shown_axes(result: dict[str, Any]) -> str:
         for name, value in values.items():
             axes.setdefault(name, {})[f"{value}"] = None
     return " ".join(f"{name}={','.join(values)}" for name, values in axes.items())
-
-
-def varied_settings(settings: list[dict[str, Any]]) -> list[str]:
-    """The settings that tell runs apart, the test domain aside; what a dataset or backbone brings along goes by its name."""
-    varied = [
-        name
-        for name in sorted(set().union(*settings))
-        if name != "test_domain" and len({repr(one.get(name)) for one in settings}) > 1
-    ]
-    for group in ("dataset", "backbone"):
-        if f"{group}.name" in varied:
-            varied = [name for name in varied if name == f"{group}.name" or not name.startswith(f"{group}.")]
-    return varied
 
 
 def percent(fraction: float) -> str:

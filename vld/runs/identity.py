@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -87,6 +87,26 @@ def run_identity(
 def settings_key(config: Config, test_domain: str) -> str:
     """`identity_key` of the runs with these settings."""
     return identity_key(run_identity(config, test_domain, dataset_fingerprint="", weights_fingerprint="", precision=""))
+
+
+def varied_settings(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The settings that tell runs apart, the test domain aside; what a dataset or backbone brings along goes by its name."""
+    varied = [
+        name
+        for name in sorted(set().union(*settings))
+        if name != "test_domain" and len({repr(one.get(name)) for one in settings}) > 1
+    ]
+    for group in ("dataset", "backbone"):
+        if (of := f"{group}.name") in varied:
+            names = len({repr(one.get(of)) for one in settings})
+            varied = [
+                name
+                for name in varied
+                if name == of
+                or not name.startswith(f"{group}.")
+                or len({repr((one.get(of), one.get(name))) for one in settings}) > names
+            ]
+    return varied
 
 
 def run_id(identity: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """Reading back what runs have left: a table of all results, and a finished model."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +34,27 @@ def load_results(output_dir: str | Path) -> pd.DataFrame:
     `members` are the run ids of a combination's; what varies among them is null in its row.
     """
     rows: list[dict[str, Any]] = []
+    for _, result, problem in finished_results(output_dir):
+        if result is None:
+            log.warning("%s", problem)
+        else:
+            rows += result_rows(result)
+    return pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(WHOLE_NUMBERS, "Int64"))
+
+
+def finished_results(output_dir: str | Path) -> Iterator[tuple[Path, dict[str, Any] | None, str]]:
+    """Every `result.json` of a run or a combination with its content; of a damaged one None, and what is wrong with it."""
     for kind, identity in (("runs", "settings"), ("combined", "identity")):
         for path in sorted(Path(output_dir).glob(f"{kind}/*/*/*/result.json")):
             try:
-                rows += result_rows(read_result(path, identity))
+                result = read_result(path, identity)
+                result_rows(result)
             except UserError as error:
-                log.warning("%s", error)
+                yield path, None, str(error)
             except (KeyError, TypeError) as error:
-                log.warning("%s: damaged (%r)", path, error)
-    return pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(WHOLE_NUMBERS, "Int64"))
+                yield path, None, f"{path}: damaged ({error!r})"
+            else:
+                yield path, result, ""
 
 
 def result_rows(result: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,0 +1,125 @@
+"""Paired bootstrap over seeds within cells, against exact distributions and moments."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vld.report import difference, differences_table, read_results, series_of
+from vld.report.grid import Grid
+from vld.study import Wanted
+
+SEEDS = ((0, 0), (1, 0), (2, 0))
+
+
+def grid(accuracy: np.ndarray, domains: str = "abcd", repeats: tuple = SEEDS) -> Grid:
+    pairs = tuple((1e-3 / (i + 1), 1e-4) for i in range(accuracy.shape[1]))
+    return Grid(tuple(domains[: len(accuracy)]), pairs, repeats[: accuracy.shape[2]], accuracy, accuracy)
+
+
+def test_what_differs_by_a_constant_has_an_interval_of_no_width() -> None:
+    random = np.random.default_rng(1)
+    b = random.random((4, 6, 3))
+    row = difference(grid(b + 0.02), grid(b))
+    assert row is not None
+    assert row["ood"] == pytest.approx(2.0)
+    assert row["ood_low"] == pytest.approx(2.0)
+    assert row["ood_high"] == pytest.approx(2.0)
+    assert (row["cells"], row["repeats"]) == (24, 3)
+
+
+def test_one_cell_of_two_seeds_has_the_exact_distribution() -> None:
+    """Its resampled mean is one of the two differences with probability 1/4 each, their mean with 1/2."""
+    a, b = np.array([[[0.6, 0.9]]]), np.array([[[0.5, 0.5]]])
+    row = difference(grid(a), grid(b))
+    assert row is not None
+    assert (row["ood_low"], row["ood"], row["ood_high"]) == pytest.approx((10.0, 25.0, 40.0))
+
+
+def test_the_interval_s_width_is_that_of_resampled_seeds_within_cells() -> None:
+    """Many cells: nearly normal, with the sum of the cells' own variances (ddof=0) over seeds, whatever differs between cells."""
+    random = np.random.default_rng(2)
+    differences = random.normal(0, 0.02, (4, 6, 3)) + random.normal(0, 0.3, (4, 6, 1))
+    b = random.random((4, 6, 3))
+    row = difference(grid(b + differences), grid(b), draws=40_000)
+    assert row is not None
+    deviation = math.sqrt((differences.var(2) / 3).sum()) / 24
+    assert row["ood_high"] - row["ood_low"] == pytest.approx(100 * 2 * 1.96 * deviation, rel=0.04)
+    assert row["ood"] == pytest.approx(100 * differences.mean())
+
+
+def test_pairing_removes_what_a_seed_does_to_both() -> None:
+    random = np.random.default_rng(3)
+    shared = random.normal(0, 0.1, (4, 6, 3))
+    row = difference(grid(0.7 + shared), grid(0.6 + shared))
+    assert row is not None
+    assert row["ood_high"] - row["ood_low"] < 1e-9
+
+
+def test_only_what_both_have_is_compared() -> None:
+    a, b = np.full((2, 2, 3), 0.7), np.full((2, 2, 3), 0.6)
+    a[0, 0, 1] = np.nan
+    b[0, 1] = np.nan
+    row = difference(grid(a), grid(b))
+    assert row is not None
+    assert (row["cells"], row["repeats"]) == (3, 2)
+    assert row["ood"] == pytest.approx(10.0)
+    b[0, 0] = np.nan
+    assert difference(grid(a), grid(b)) is None  # the first domain has no common cell
+    assert difference(grid(a), grid(b, domains="xy")) is None
+
+
+def test_one_seed_has_no_interval() -> None:
+    row = difference(grid(np.full((2, 2, 1), 0.7)), grid(np.full((2, 2, 1), 0.6)))
+    assert row is not None
+    assert row["ood"] == pytest.approx(10.0)
+    assert math.isnan(row["ood_low"])
+
+
+def test_the_same_numbers_every_time() -> None:
+    random = np.random.default_rng(4)
+    a, b = grid(random.random((4, 6, 3))), grid(random.random((4, 6, 3)))
+    assert difference(a, b) == difference(a, b)
+
+
+def test_the_report_writes_the_study_s_claim(figure2: tuple[Path, list[Wanted]]) -> None:
+    series = [one for one in series_of(read_results(figure2[0])) if one.dataset == "pacs"]
+    table = differences_table(series)
+    by_name = {(one.method, one.dropout): one for one in series}
+    row = table[(table.a == "ERM, dropout 0.9") & (table.b == "ensemble, dropout 0")].iloc[0]
+    erm, ensemble = by_name["erm", 0.9].grid, by_name["ensemble", 0.0].grid
+    assert row.ood == pytest.approx(100 * (erm.ood_acc - ensemble.ood_acc).mean())
+    half = (row.ood_high - row.ood_low) / 2
+    assert row.sentence == (
+        "PACS: ERM with dropout 0.9 beats the ensemble without dropout"
+        f" by {row.ood:.1f} ± {half:.1f} points o.o.d. (95 %, 3 seeds)."
+    )
+    assert row.headline
+    of_runs = table[(table.a == "ERM, dropout 0.9") & (table.b == "ensemble of runs of 18, dropout 0")].iloc[0]
+    assert "is above the ensemble of runs of 18 without dropout by" in of_runs.sentence
+    assert "no interval" in of_runs.sentence
+    along = table[(table.a == "ensemble, dropout 0.9") & (table.b == "ERM, dropout 0.9")].iloc[0]
+    assert not along.headline
+    assert len(table) == 5 + 4 + 4  # ERM with dropout against five; four others against ERM, at either rate
+
+
+@pytest.mark.parametrize(
+    ("differences", "said"),
+    [
+        ((0.01, 0.02, 0.03), "beats"),
+        ((-0.01, -0.02, -0.03), "is beaten by"),
+        ((-0.02, 0.01, 0.02), "is not told apart from"),
+    ],
+)
+def test_a_sentence_claims_no_more_than_its_interval(
+    differences: tuple[float, ...], said: str, figure2: tuple[Path, list[Wanted]]
+) -> None:
+    from dataclasses import replace
+
+    series = [one for one in series_of(read_results(figure2[0])) if one.dataset == "pacs" and one.method == "erm"]
+    plain, dropout = sorted(series, key=lambda one: one.dropout or 0)
+    b = np.full((4, 6, 3), 0.5)
+    table = differences_table([replace(plain, grid=grid(b)), replace(dropout, grid=grid(b + np.array(differences)))])
+    assert len(table) == 1
+    assert f" {said} " in table.sentence[0]

@@ -1,0 +1,162 @@
+"""Stores with gaps, failures, damaged files and mixed contents: reported as such, and never averaged unseen."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from report_store import study_runs, write_run, write_study
+
+from vld.claim import LOCK
+from vld.report import read_store, results_table, series_of
+from vld.report.grid import expected_of, expected_runs, missing_runs
+from vld.report.tables import INCOMPLETE, shown_table
+from vld.report.write import make_report
+from vld.study import Wanted
+
+NARROW = ("dataset=pacs", "dropout=0,0.9", "optim.weight_decay=1e-4")
+OTHER = "99" * 32
+
+
+def ood(run: Wanted) -> float:
+    """Tells every test domain, dropout rate, lr and seed apart."""
+    domain = {"art_painting": 0.1, "cartoon": 0.2, "photo": 0.3, "sketch": 0.4}[run.test_domain]
+    return round(domain + run.config.dropout / 10 + run.config.optim.lr * 10 + run.config.seed / 1000, 6)
+
+
+def write(output_dir: Path, run: Wanted, **how: object) -> Path:
+    return write_run(output_dir, run, accuracies=lambda *_: (0.5, ood(run)), curves=False, **how)  # type: ignore[arg-type]
+
+
+def test_missing_failed_and_interrupted_runs_are_listed_and_their_cells_marked(tmp_path: Path) -> None:
+    runs = study_runs("figure2", *NARROW)
+    assert len(runs) == 2 * 2 * 3 * 4
+
+    def at(run: Wanted) -> tuple[str, float, float, int]:
+        return run.test_domain, run.config.dropout, run.config.optim.lr, run.config.seed
+
+    missing, failed = ("photo", 0.9, 5e-4, 2), ("photo", 0.9, 1e-3, 1)
+    interrupted, running = ("sketch", 0.9, 1e-3, 0), ("sketch", 0.9, 1e-3, 1)
+    for run in runs:
+        if at(run) == missing:
+            continue
+        path = write(tmp_path, run, failure="out of memory" if at(run) == failed else None)
+        if at(run) in (interrupted, running):
+            (path / "result.json").unlink()
+        if at(run) == running:
+            (path / LOCK).touch()
+    store = read_store(tmp_path)
+    assert store.damaged == []
+    for expected in (expected_of(runs), expected_runs(store.results, store.unfinished)):
+        lacking = missing_runs(store.results, store.unfinished, expected)
+        found = {
+            (row.test_domain, row.dropout, row.lr, row.seed): (row.state, row.reason) for row in lacking.itertuples()
+        }
+        assert found == {
+            missing: ("missing", ""),
+            failed: ("failed", "out of memory"),
+            interrupted: ("interrupted", ""),
+            running: ("running", ""),
+        }
+        series = [one for one in series_of(store.results, expected) if one.method == "erm"]
+        whole, gaps = sorted(series, key=lambda one: one.dropout or 0)
+        assert (whole.grid.runs, gaps.grid.runs) == (24, 20)
+        shown = shown_table(results_table([whole, gaps]), "iid")
+        assert shown.rows[1][2] == "20 of 24"
+        column = shown.headings.index("o.o.d. %")
+        assert INCOMPLETE not in shown.rows[0][column]
+        assert INCOMPLETE in shown.rows[1][column]
+        marked = {
+            domain: INCOMPLETE in shown.rows[1][shown.headings.index(domain)]
+            for domain in ("cartoon", "photo", "sketch")
+        }
+        assert marked == {"cartoon": False, "photo": True, "sketch": True}
+        assert not shown.bold[1][column]  # what is incomplete is best of nothing …
+        assert not shown.bold[0][column]  # … and the other is alone
+        assert shown.bold[1][shown.headings.index("cartoon")]
+    report = make_report(store, expected_of(runs), title="x")
+    assert any("4 runs are missing" in line for line in report.warnings)
+    assert any(fact == "1 failed" for fact in report.facts)
+    assert all("Incomplete" in line for line in report.sentences if "0.9" in line)
+
+
+def test_a_domain_without_runs_leaves_no_average(tmp_path: Path) -> None:
+    for run in study_runs("figure2", *NARROW):
+        if run.test_domain != "photo":
+            write(tmp_path, run)
+    store = read_store(tmp_path)
+    series = series_of(store.results)
+    table = results_table(series)
+    assert table.ood.isna().all()
+    assert table["ood photo"].isna().all()
+    assert table["ood sketch"].notna().all()
+    expected = expected_runs(store.results, store.unfinished)
+    assert set(missing_runs(store.results, store.unfinished, expected).test_domain) == {"photo"}
+    shown = shown_table(table, "iid")
+    assert {row[shown.headings.index("o.o.d. %")] for row in shown.rows} == {"–"}
+
+
+def test_different_contents_are_in_rows_of_their_own(tmp_path: Path) -> None:
+    runs = [run for run in study_runs("figure2", *NARROW) if run.config.dropout == 0]
+    other = [run for run in runs if run.config.seed == 2]
+    for run in runs:
+        write(tmp_path, run, **({"fingerprint": OTHER} if run in other else {}))
+    store = read_store(tmp_path)
+    series = [one for one in series_of(store.results) if one.method == "erm"]
+    assert len(series) == 2
+    by_content = {one.others["dataset.fingerprint"]: one for one in series}
+    assert by_content[OTHER].grid.runs == 8
+    assert by_content["bb" * 32].grid.runs == 16
+    for content, seeds in ((OTHER, (2,)), ("bb" * 32, (0, 1))):
+        mine = [ood(run) for run in runs if run.config.seed in seeds]
+        assert results_table([by_content[content]]).ood[0] == pytest.approx(100 * sum(mine) / len(mine))
+    report = make_report(store, None, title="x")
+    assert any("different data" in line and "99999999: 8 runs" in line for line in report.warnings)
+    assert len(report.missing) == 24  # what each content lacks of the whole
+    assert set(report.missing.reason) == {"finished with other data, weights or precision"}
+    shown = report.tables["results_pacs"][1]
+    assert "data" in shown.headings
+    assert {row[shown.headings.index("data")] for row in shown.rows} == {"99999999", "bbbbbbbb"}
+
+
+def test_precisions_are_not_mixed_either(tmp_path: Path) -> None:
+    for run in study_runs("figure2", *NARROW, "seed=0"):
+        write(tmp_path, run, precision="fp32" if run.test_domain == "photo" else "bf16")
+    report = make_report(read_store(tmp_path), None, title="x")
+    assert any("different precision" in line for line in report.warnings)
+    assert report.tables["results_pacs"][0].ood.isna().all()
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    runs = write_study(tmp_path, "figure2", *NARROW, "seed=0")
+    assert len(runs) == 16
+    first, second, *_ = sorted(tmp_path.glob("runs/*/*/*/result.json"))
+    first.write_text('{"run_id": "')
+    settings = json.loads(second.read_text())
+    settings["settings"]["dropout"] = 0.123
+    second.write_text(json.dumps(settings))
+    store = read_store(tmp_path)
+    assert len(store.damaged) == 2
+    assert store.results.path.nunique() == 14
+    report = make_report(store, None, title="x")
+    assert [line for line in report.warnings if str(first) in line]
+    assert [line for line in report.warnings if str(second) in line]
+    assert len(report.missing) == 2
+
+
+def test_nothing_finished_is_a_table_of_nothing(tmp_path: Path) -> None:
+    store = read_store(tmp_path)
+    assert store.results.empty
+    assert series_of(store.results) == []
+    assert isinstance(store.unfinished, pd.DataFrame)
+
+
+def test_other_settings_of_a_run_make_another_row(tmp_path: Path) -> None:
+    runs = study_runs("figure2", *NARROW, "seed=0", "dropout=0")
+    more = study_runs("figure6", *NARROW, "seed=0", "dropout=0")
+    for run in [*runs, *more]:
+        write(tmp_path, run)
+    series = [one for one in series_of(read_store(tmp_path).results) if one.method == "erm"]
+    assert [one.others for one in series] == [{"optim.last_layer_lr_factor": 1.0}, {"optim.last_layer_lr_factor": 10.0}]
+    assert all(one.grid.complete for one in series)
+    assert len({run.key for run in runs} & {run.key for run in more}) == 0

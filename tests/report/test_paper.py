@@ -1,0 +1,73 @@
+"""Ours against the published numbers."""
+
+from pathlib import Path
+
+import pytest
+from report_store import study_runs, write_run
+
+from vld.report import against_the_paper, read_results, series_of
+from vld.report.paper import CLOUD_MEANS, published_averages
+
+# Protocol, section 5: o.o.d. accuracy at dropout 0, 0.5, 0.9, 0.95.
+PROTOCOL = {
+    "vlcs": (78.73, 79.57, 80.00, 79.86),
+    "office_home": (70.81, 72.90, 73.44, 72.87),
+    "pacs": (86.49, 87.52, 88.41, 88.53),
+    "terra_incognita": (51.31, 53.12, 53.63, 52.31),
+}
+
+
+def test_the_published_numbers_are_the_protocol_s() -> None:
+    assert {key: value[1] for key, value in CLOUD_MEANS.items()} == {
+        (dataset, rate): number
+        for dataset, numbers in PROTOCOL.items()
+        for rate, number in zip((0.0, 0.5, 0.9, 0.95), numbers, strict=True)
+    }
+
+
+def write(output_dir: Path, *words: str, ood: float, spread: float) -> None:
+    """Accuracies whose cloud has this mean, and reaches so far on either side of it."""
+    for run in study_runs("figure2", "dataset=pacs", "dropout=0.9", *words):
+        away = {1e-3: spread, 5e-4: -spread}[run.config.optim.lr]
+        write_run(output_dir, run, accuracies=lambda *_, away=away: (0.9, round((ood + away) / 100, 6)))
+
+
+@pytest.mark.parametrize(("ood", "spread", "within"), [(88.0, 1.0, True), (88.0, 0.3, False), (88.3, 0.07, True)])
+def test_the_difference_and_whether_it_lies_within_our_cloud(
+    ood: float, spread: float, within: bool, tmp_path: Path
+) -> None:
+    write(tmp_path, ood=ood, spread=spread)
+    results = read_results(tmp_path)
+    settings = dict(zip(results.condition, results.settings, strict=True))
+    [row] = against_the_paper(series_of(results), settings).to_dict("records")
+    assert row["paper"] == 88.41
+    assert row["ours"] == pytest.approx(ood)
+    assert row["difference"] == pytest.approx(ood - 88.41)
+    assert (row["lowest"], row["highest"]) == pytest.approx((ood - spread, ood + spread))
+    assert row["within"] is within  # the paper's number was read off to ± 0.05
+    assert row["unlike"] == ""
+
+
+def test_what_our_runs_do_differently_is_said(tmp_path: Path) -> None:
+    write(tmp_path, "seed=0,1", "backbone=efficientnet_lite0", "image_size=96", "optim.steps=400", ood=60.0, spread=1.0)
+    results = read_results(tmp_path)
+    settings = dict(zip(results.condition, results.settings, strict=True))
+    [row] = against_the_paper(series_of(results), settings).to_dict("records")
+    assert row["unlike"] == "backbone efficientnet_lite0, px 96, steps 400, 2 of 3 seeds"
+
+
+def test_other_rates_and_datasets_are_not_compared(tmp_path: Path) -> None:
+    for run in study_runs("figure4", "seed=0", "optim.weight_decay=1e-4", "dropout=0.9"):
+        write_run(tmp_path, run)
+    results = read_results(tmp_path)
+    assert against_the_paper(series_of(results), {}).empty
+    assert published_averages(series_of(results)).empty  # of dropout 0 only
+
+
+def test_published_averages_stand_beside_the_nearest_method(tmp_path: Path) -> None:
+    for run in study_runs("figure2", "seed=0", "optim.weight_decay=1e-4", "dropout=0", "dataset=vlcs"):
+        write_run(tmp_path, run)
+    table = published_averages(series_of(read_results(tmp_path)))
+    assert dict(zip(table.published, table.paper, strict=True)) == {"ERM": 77.5, "SWAD": 79.1}
+    assert list(table["ours from"]) == ["ERM, dropout 0", "weight averaging, dropout 0"]
+    assert (table.ours - table.paper).tolist() == pytest.approx(table.difference.tolist())

@@ -1,0 +1,213 @@
+"""`scripts/report.py` as a user meets it: files, terminal, errors, and the page in a browser."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from commands import script, train
+from report_store import study_runs, write_combinations, write_run
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+SMALL = ("seed=0,1", "optim.weight_decay=1e-4", "dataset=pacs,vlcs")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small figure 2, with a failed run and a missing one."""
+    output_dir = tmp_path_factory.mktemp("store")
+    first, second, *runs = study_runs("figure2", *SMALL)
+    for run in runs:
+        write_run(output_dir, run)
+    write_run(output_dir, first, failure="out of memory <b>&")
+    write_combinations(output_dir, [run for run in runs if run.config.dropout == 0.9])
+    assert second.config.dropout == 0
+    return output_dir
+
+
+@pytest.fixture(scope="module")
+def reported(store: Path) -> "subprocess.CompletedProcess[str]":
+    done = script("report.py", "study=figure2", *SMALL, f"output_dir={store}", env={"COLUMNS": "200"})
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def folder(store: Path) -> Path:
+    [index] = (store / "report").rglob("index.html")
+    return index.parent
+
+
+def test_it_writes_every_table_and_figure(store: Path, reported: "subprocess.CompletedProcess[str]") -> None:
+    where = folder(store)
+    assert where.name.startswith("figure2,seed=0,1")
+    assert str(where / "index.html") in reported.stdout
+    tables = {path.name for path in (where / "tables").iterdir()}
+    for name in ("results_pacs", "results_vlcs", "against_the_paper", "published_averages"):
+        assert {f"{name}.csv", f"{name}.md", f"{name}.tex"} <= tables
+    assert {"chosen_pairs.csv", "differences.csv", "missing.csv"} <= tables
+    assert {path.name for path in (where / "figures").iterdir()} == {"figure2.png", "figure2.pdf", "figure2.csv"}
+    assert (where / "figures/figure2.pdf").read_bytes().startswith(b"%PDF")
+    missing = pd.read_csv(where / "tables/missing.csv")
+    assert sorted(missing.state) == ["failed", "missing"]
+    assert not list(where.glob(".*"))
+
+
+def test_the_terminal_shows_tables_claims_gaps_and_where_it_all_is(
+    reported: "subprocess.CompletedProcess[str]",
+) -> None:
+    said = reported.stdout
+    assert "62 finished runs of pacs, vlcs · 16 combinations · 1 failed · 1 missing" in said
+    assert re.search(r"warning: 3 of 16 rows are incomplete \(†\); 2 runs are missing", said)
+    assert re.search(r"│ ERM +│ 0 +│ 14 of 16 │ .*†", said)
+    assert re.search(r"\nPACS: ERM with dropout 0.9 .* the ensemble without dropout .* points o.o.d.", said)
+    assert "Selection iid" in said
+
+
+def test_a_second_report_replaces_the_first(store: Path, reported: "subprocess.CompletedProcess[str]") -> None:
+    del reported
+    stale = folder(store) / "figures/stale.png"
+    stale.touch()
+    done = script("report.py", "study=figure2", *SMALL, f"output_dir={store}")
+    assert done.returncode == 0, done.stderr
+    assert not stale.exists()
+
+
+class Links(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.ids: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        del tag
+        for name, value in attrs:
+            if name in ("src", "href") and value:
+                self.links.append(value)
+            if name == "id" and value:
+                self.ids.add(value)
+
+
+def test_the_page_is_self_contained_and_its_links_lead_somewhere(
+    store: Path, reported: "subprocess.CompletedProcess[str]"
+) -> None:
+    del reported
+    page = (folder(store) / "index.html").read_text()
+    links = Links()
+    links.feed(page)
+    assert len(links.links) > 10
+    for link in links.links:
+        if link.startswith("data:"):
+            continue
+        assert "//" not in link
+        assert link[1:] in links.ids if link.startswith("#") else (folder(store) / link).is_file(), link
+    assert "out of memory &lt;b&gt;&amp;" in page  # what a run says is no markup
+    assert "torch 2.15.0" in page
+    assert "weight_decay" in page
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_it_opens_in_a_browser_without_complaint(
+    store: Path, reported: "subprocess.CompletedProcess[str]", tmp_path: Path
+) -> None:
+    del reported
+    page = folder(store) / "index.html"
+    assert complaints(page, tmp_path) == []
+    picture = tmp_path / "page.png"
+    assert picture.stat().st_size > 50_000
+    broken = tmp_path / "broken.html"
+    broken.write_text(page.read_text().replace("</body>", "<script>nothing()</script></body>"))
+    assert len(complaints(broken, tmp_path)) == 1  # what the test looks for is seen
+
+
+def complaints(page: Path, profile: Path) -> list[str]:
+    """What a browser's console says about a page; a picture of it is taken."""
+    assert CHROMIUM
+    options = ("--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--window-size=1300,3000")
+    places = (f"--user-data-dir={profile / 'profile'}", f"--screenshot={profile / 'page.png'}", page.as_uri())
+    done = subprocess.run(
+        [CHROMIUM, *options, *places], capture_output=True, text=True, timeout=120, check=True, env=os.environ
+    )
+    return [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def test_it_is_narrowed_by_options(store: Path) -> None:
+    done = script("report.py", "dataset=vlcs", "dropout=0.9", "test_domain=0,SUN09", f"output_dir={store}")
+    assert done.returncode == 0, done.stderr
+    where = store / "report" / "dataset=vlcs,dropout=0.9,test_domain=0,SUN09"
+    table = pd.read_csv(where / "tables/results_vlcs.csv")
+    assert not (where / "tables/results_pacs.csv").exists()
+    assert set(table.dropout) == {0.9}
+    shutil.rmtree(where)
+
+
+def test_the_learning_curves_of_one_run(store: Path) -> None:
+    result = next(store.glob("runs/pacs/*/*/result.json"))
+    run = json.loads(result.read_text())["run_id"]
+    done = script("report.py", "dataset=pacs", f"run={run}", f"output_dir={store}")
+    assert done.returncode == 0, done.stderr
+    where = store / "report" / f"dataset=pacs,run={run}"
+    assert set(pd.read_csv(where / "figures/learning_curves.csv").run.str[-12:]) == {run}
+    shutil.rmtree(where)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["selection=best"], "selection=best: must be one of iid, last, oracle_step"),
+        (["dropout=0.123"], "has no finished runs with dropout=0.123"),
+        (["run=abc"], "run=abc: no finished run has that id"),
+        (["device=cpu"], "device: does not tell runs apart"),
+        (["dropuot=0"], "dropuot: no such option, did you mean dropout?"),
+        (["study=figure5"], "has no finished runs of figure5"),
+    ],
+)
+def test_what_cannot_be_reported_is_said_in_one_line(options: list[str], said: str, store: Path) -> None:
+    before = sorted(store.rglob("*"))
+    done = script("report.py", *options, f"output_dir={store}")
+    assert done.returncode == 2, done.stdout
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert sorted(store.rglob("*")) == before
+
+
+def test_help_says_what_it_is_for() -> None:
+    done = script("report.py", "--help")
+    assert done.returncode == 0
+    assert "vld-report study=figure2" in done.stdout
+    assert "HTML page" in done.stdout
+
+
+def test_real_runs_are_reported(small_glyphs: Path, tmp_path: Path) -> None:
+    places = (f"data_dir={small_glyphs}", f"output_dir={tmp_path}")
+    small = (
+        "backbone=resnet18",
+        "backbone.weights=none",
+        "image_size=16",
+        "batch_size=1",
+        "optim.steps=4",
+        "eval_every=2",
+    )
+    runs = ("dataset=glyphs", "dropout=0,0.9", "seed=0,1", "optim.milestones=[1]", "keep=[erm-last-logits]")
+    done = train("-m", *runs, *small, *places)
+    assert done.returncode == 0, done.stderr
+    done = script("report.py", f"output_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    results = [json.loads(path.read_text()) for path in tmp_path.glob("runs/*/*/*/result.json")]
+    mine = [
+        row["ood_acc"]
+        for result in results
+        for row in result["results"]
+        if result["settings"]["dropout"] == 0.9 and (row["method"], row["selection"]) == ("erm", "iid")
+    ]
+    assert len(mine) == 8
+    table = pd.read_csv(tmp_path / "report/tables/results_glyphs.csv")
+    row = table[(table.method == "erm") & (table.dropout == 0.9)].iloc[0]
+    assert row.ood == pytest.approx(100 * sum(mine) / 8)
+    assert (row.runs, row.expected, row.repeats) == (8, 8, 2)
+    names = {path.stem for path in (tmp_path / "report/figures").glob("*.png")}
+    assert names == {"methods", "dropout_rates", "dropout_curves", "averaging", "domains", "learning_curves"}

@@ -1,0 +1,238 @@
+"""Figure 2's table, clouds and choices, against plain loops over the run directories."""
+
+import csv
+import io
+import itertools
+import json
+import math
+import re
+import statistics
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from vld.report import chosen_pairs, cloud, cloud_points, read_results, results_table, series_of
+from vld.report.grid import Grid
+from vld.report.tables import Series, as_latex, as_markdown, mean_and_error, shown_table
+from vld.runs import load_results
+from vld.study import Wanted
+
+LRS, DECAYS, SEEDS = (1e-3, 5e-4), (1e-4, 5e-5, 1e-5), (0, 1, 2)
+PAIRS = list(itertools.product(LRS, DECAYS))
+
+Known = dict[tuple, tuple[float, float]]
+
+
+@pytest.fixture(scope="module")
+def known(figure2: tuple[Path, list[Wanted]]) -> Known:
+    """(dataset, dropout, method, selection, test domain, lr, wd, seed) → (i.i.d., o.o.d.), from the files."""
+    values: Known = {}
+    for path in figure2[0].glob("runs/*/*/*/result.json"):
+        result = json.loads(path.read_text())
+        s = result["settings"]
+        for row in result["results"]:
+            key = (s["dataset.name"], s["dropout"], row["method"], row["selection"], s["test_domain"])
+            values[*key, s["optim.lr"], s["optim.weight_decay"], s["seed"]] = row["iid_acc"], row["ood_acc"]
+    assert len(values) == 576 * 9
+    return values
+
+
+@pytest.fixture(scope="module")
+def series(figure2: tuple[Path, list[Wanted]]) -> list[Series]:
+    return series_of(read_results(figure2[0]))
+
+
+def domains_of(known: Known, dataset: str) -> list[str]:
+    return sorted({key[4] for key in known if key[0] == dataset})
+
+
+def test_every_series_is_there_and_complete(series: list[Series]) -> None:
+    assert len(series) == 4 * 2 * 5
+    assert all(one.grid.complete for one in series)
+    assert {one.grid.ood_acc.shape for one in series if not one.combined} == {(4, 6, 3)}
+    assert {one.grid.ood_acc.shape for one in series if one.combined} == {(4, 1, 1)}
+    assert {one.label for one in series if one.dataset == "pacs" and one.dropout == 0} == {
+        "ERM, dropout 0",
+        "weight averaging, dropout 0",
+        "ensemble, dropout 0",
+        "model soup of 18, dropout 0",
+        "ensemble of runs of 18, dropout 0",
+    }
+
+
+@pytest.mark.parametrize("selection", ["iid", "last", "oracle_step"])
+def test_means_errors_and_choices_are_those_of_plain_loops(
+    selection: str, figure2: tuple[Path, list[Wanted]], known: Known
+) -> None:
+    series = series_of(read_results(figure2[0]), selection=selection)
+    assert len(series) == 40
+    choices = chosen_pairs(series)
+    compared = 0
+    for one in series:
+        row = results_table([one]).iloc[0]
+        assert row.dataset == one.dataset
+        if one.combined:
+            continue
+        domains = domains_of(known, one.dataset)
+
+        def value(domain: str, pair: tuple[float, float], seed: int, what: int, one: Series = one) -> float:
+            return 100 * known[one.dataset, one.dropout, one.method, selection, domain, *pair, seed][what]
+
+        for what, name in enumerate(("iid", "ood")):
+            by_seed = [statistics.mean(value(d, p, s, what) for d in domains for p in PAIRS) for s in SEEDS]
+            assert row[name] == pytest.approx(statistics.mean(by_seed), abs=1e-9)
+            assert row[f"{name}_se"] == pytest.approx(statistics.stdev(by_seed) / math.sqrt(3), abs=1e-9)
+            picked = []
+            for seed in SEEDS:
+                best = {d: max(PAIRS, key=lambda p, d=d, seed=seed: value(d, p, seed, 0)) for d in domains}
+                picked.append(statistics.mean(value(d, best[d], seed, what) for d in domains))
+                for domain, pair in best.items():
+                    [choice] = choices[
+                        (choices.dataset == one.dataset)
+                        & (choices.method == one.method)
+                        & (choices.dropout == one.dropout)
+                        & (choices.test_domain == domain)
+                        & (choices.seed == seed)
+                    ].to_dict("records")
+                    assert (choice["lr"], choice["weight_decay"]) == pair
+                    assert 100 * choice["ood_acc"] == pytest.approx(value(domain, pair, seed, 1))
+                    compared += 1
+            assert row[f"chosen_{name}"] == pytest.approx(statistics.mean(picked), abs=1e-9)
+            assert row[f"chosen_{name}_se"] == pytest.approx(statistics.stdev(picked) / math.sqrt(3), abs=1e-9)
+            for domain in domains:
+                own = [statistics.mean(value(domain, p, s, what) for p in PAIRS) for s in SEEDS]
+                assert row[f"{name} {domain}"] == pytest.approx(statistics.mean(own), abs=1e-9)
+                assert row[f"{name}_se {domain}"] == pytest.approx(statistics.stdev(own) / math.sqrt(3), abs=1e-9)
+        assert (row.runs, row.expected, row.pairs, row.repeats) == (72, 72, 6, 3)
+    assert compared == 2 * 24 * 4 * 3
+
+
+def test_clouds_are_every_way_of_picking_a_pair_for_each_domain(series: list[Series], known: Known) -> None:
+    compared = 0
+    for one in series:
+        if one.combined:
+            continue
+        cells = defaultdict(list)
+        for domain, pair in itertools.product(domains_of(known, one.dataset), PAIRS):
+            of_seeds = [known[one.dataset, one.dropout, one.method, "iid", domain, *pair, seed] for seed in SEEDS]
+            cells[domain].append(tuple(statistics.mean(values) for values in zip(*of_seeds, strict=True)))
+        points = sorted(
+            tuple(round(math.fsum(values) / 4, 10) for values in zip(*picked, strict=True))
+            for picked in itertools.product(*cells.values())
+        )
+        ours = sorted(cloud(one.grid).round(10).itertuples(index=False, name=None))
+        assert len(ours) == 1296
+        np.testing.assert_allclose(ours, points, atol=1e-9)
+        compared += 1
+    assert compared == 24
+
+
+def test_stars_and_triangles_are_the_combinations_averages(
+    figure2: tuple[Path, list[Wanted]], series: list[Series]
+) -> None:
+    points = cloud_points(series)
+    files = [json.loads(path.read_text()) for path in figure2[0].glob("combined/*/*/*/result.json")]
+    compared = 0
+    for dataset, dropout, method in itertools.product(
+        ("pacs", "vlcs", "office_home", "terra_incognita"), (0, 0.9), ("model_soup", "ensemble_of_runs")
+    ):
+        rows = [
+            file["results"][0]
+            for file in files
+            if (file["settings"]["dataset.name"], file["settings"]["dropout"]) == (dataset, dropout)
+            and file["identity"]["method"] == method
+        ]
+        assert len(rows) == 4
+        [point] = points[(points.dataset == dataset) & (points.dropout == dropout) & (points.method == method)].to_dict(
+            "records"
+        )
+        assert point["kind"] == "mean"
+        assert point["iid"] == pytest.approx(100 * statistics.mean(row["iid_acc"] for row in rows))
+        assert point["ood"] == pytest.approx(100 * statistics.mean(row["ood_acc"] for row in rows))
+        compared += 1
+    assert compared == 16
+
+
+def test_a_domain_of_six_has_46656_points() -> None:
+    random = np.random.default_rng(0)
+    accuracy = random.random((6, 6, 3))
+    pairs, repeats = tuple((float(i), 0.0) for i in range(6)), ((0, 0), (1, 0), (2, 0))
+    points = cloud(Grid(tuple("abcdef"), pairs, repeats, accuracy, accuracy))
+    assert len(points) == 6**6
+    assert points.ood_acc.mean() == pytest.approx(accuracy.mean())
+    assert points.ood_acc.max() == pytest.approx(accuracy.mean(2).max(1).mean())
+    assert points.ood_acc.iloc[1] - points.ood_acc.iloc[0] == pytest.approx(
+        (accuracy[5, 1] - accuracy[5, 0]).mean() / 6
+    )
+
+
+def test_a_tie_goes_to_the_larger_learning_rate() -> None:
+    pairs = ((1e-3, 1e-4), (5e-4, 1e-4))
+    iid, ood = np.array([[[0.5, 0.5], [0.5, 0.6]]]), np.array([[[0.1, 0.2], [0.3, 0.4]]])
+    grid = Grid(("a",), pairs, ((0, 0), (1, 0)), iid, ood)
+    assert grid.chosen.tolist() == [[0, 1]]
+    assert grid.at_chosen(ood).tolist() == [[[0.1, 0.4]]]
+
+
+def test_gaps_are_averaged_over_what_is_there_and_have_no_false_error() -> None:
+    accuracy = np.array([[[0.1, 0.2, 0.3], [0.3, np.nan, 0.5]], [[0.5, 0.6, 0.7], [0.7, 0.8, 0.9]]])
+    mean, error = mean_and_error(accuracy)
+    assert mean == pytest.approx(100 * np.mean([(0.2 + 0.4) / 2, (0.6 + 0.8) / 2]))
+    assert error == pytest.approx(100 * statistics.stdev([0.4, 0.6]) / math.sqrt(2))  # of the two complete repeats
+    accuracy[0] = np.nan
+    mean, error = mean_and_error(accuracy)
+    assert math.isnan(mean)
+    assert math.isnan(error)
+
+
+def test_the_table_reads_the_same_in_every_format(series: list[Series]) -> None:
+    pacs = [one for one in series if one.dataset == "pacs"]
+    table = results_table(pacs)
+    shown = shown_table(table, "iid")
+    assert "Selection iid" in shown.note
+    assert shown.headings[:7] == [
+        "method",
+        "dropout",
+        "runs",
+        "i.i.d. %",
+        "o.o.d. %",
+        "chosen i.i.d. %",
+        "chosen o.o.d. %",
+    ]
+    assert shown.headings[7:] == ["art_painting", "cartoon", "photo", "sketch"]
+    assert shown.rows[0][:3] == ["ERM", "0", "72"]
+    assert shown.rows[0][4] == f"{table.ood[0]:.1f} ± {table.ood_se[0]:.1f}"
+    best = [row[4] for row in shown.bold]
+    assert best == [value == table.ood.max() for value in table.ood]
+    assert sum(best) == 1
+
+    markdown = [line.strip("| ").split(" | ") for line in as_markdown(shown).splitlines() if line.startswith("|")]
+    assert markdown[0] == shown.headings
+    plain = [[re.sub(r"\*\*", "", cell) for cell in row] for row in markdown[2:]]
+    assert plain == shown.rows
+    [bold_row] = [row for row in markdown[2:] if row[4].startswith("**")]
+    assert bold_row[0] == table.name[table.ood.argmax()]
+
+    latex = as_latex(shown)
+    assert latex.count(r"\toprule") == latex.count(r"\midrule") == latex.count(r"\bottomrule") == 1
+    body = latex.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()
+    assert len(body) == len(table)
+    assert {line.count("&") for line in body} == {len(shown.headings) - 1}
+    assert all(line.endswith(r" \\") for line in body)
+    assert r"art\_painting" in latex
+    assert "%" not in latex.replace(r"\%", "")
+
+    text = io.StringIO()
+    table.to_csv(text, index=False)
+    back = list(csv.DictReader(io.StringIO(text.getvalue())))
+    assert [float(row["ood"]) for row in back] == table.ood.tolist()
+
+
+def test_load_results_has_no_other_columns_than_promised(figure2: tuple[Path, list[Wanted]]) -> None:
+    mine, plain = read_results(figure2[0]), load_results(figure2[0])
+    assert len(mine) == len(plain) == 576 * 9 + 64
+    common = [name for name in plain.columns if name != "members"]
+    pd.testing.assert_frame_equal(mine[common].reset_index(drop=True), plain[common], check_dtype=False)

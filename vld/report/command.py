@@ -1,0 +1,79 @@
+"""What `report.py` does: read, narrow, make, write, and show."""
+
+import hashlib
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vld.errors import UserError
+from vld.jobs import Job
+from vld.report.grid import expected_of
+from vld.report.narrow import narrowed, of_study
+from vld.report.store import read_store
+from vld.report.tables import heading
+from vld.report.write import make_report, write_report
+from vld.settings import SELECTIONS
+from vld.study import Wanted
+from vld.terminal import Terminal
+
+LONGEST_NAME = 100
+HOW, PLACES = ("selection", "run"), ("study", "data_dir")
+
+
+def report(
+    jobs: Sequence[Job],
+    wanted: Sequence[Wanted] | None,
+    words: Sequence[str],
+    *,
+    selection: str,
+    run: str | None,
+    output_dir: Path,
+) -> None:
+    """wanted: the runs of a study and of those it shares runs with. words: the command's options but output_dir."""
+    if selection not in SELECTIONS:
+        raise UserError(f"selection={selection}: must be one of {', '.join(SELECTIONS)}")
+    terminal = Terminal()
+    store = read_store(output_dir)
+    study = jobs[0].config.study.name
+    title = study or "vld"
+    expected = None
+    if wanted is not None:
+        expected = expected_of(wanted)
+        store = of_study(store, expected)
+    else:
+        options = [word.split("=")[0] for word in words]
+        store = narrowed(store, jobs, [option for option in options if option not in (*HOW, *PLACES)])
+    if store.results.empty:
+        of_what = f" of {study} with its settings" if study else f" with {' '.join(words)}" if words else ""
+        raise UserError(
+            f"output_dir={output_dir}: has no finished runs{of_what}; train.py makes them, status.py says how far they are"
+        )
+    folder = output_dir / "report" / folder_name(words)
+    command = shlex.join(["python", *sys.argv[:1], *(w for w in sys.argv[1:] if w not in ("-m", "--multirun"))])
+    with terminal.doing("report") as progress:
+        made = make_report(store, expected, title=title, selection=selection, study=study, run=run, progress=progress)
+        index = write_report(made, folder, command, progress)
+    for line in (" · ".join(made.facts), *(f"warning: {line}" for line in made.warnings)):
+        terminal.say(line)
+    for name, (_, shown) in made.tables.items():
+        terminal.say(f"\n{heading(name)}")
+        terminal.text_table(shown.headings, shown.rows, shown.bold, shown.numbers)
+    for note in dict.fromkeys(shown.note for _, shown in made.tables.values()):
+        terminal.say(note)
+    for line in ("", *made.headlines):
+        terminal.say(line)
+    if more := len(made.sentences) - len(made.headlines):
+        terminal.say(f"{more} more comparisons: {folder / 'tables' / 'differences.csv'}")
+    for drawn in made.figures:
+        terminal.say(f"{drawn.title}: {folder / 'figures' / drawn.name}.png")
+    terminal.say(f"\n{index}")
+
+
+def folder_name(words: Sequence[str]) -> str:
+    """Where a report goes, below `report/`: nothing for that of everything, figure2, figure2,dataset=pacs, …"""
+    named = [word.removeprefix("study=") for word in words if not word.startswith("data_dir=")]
+    name = ",".join(named).replace("/", "_")
+    return (
+        name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    )

@@ -1,0 +1,151 @@
+"""Differences between methods, with paired bootstrap intervals: seeds are resampled, hyper-parameters are not a sample."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from vld.colors import DATASET_NAMES
+from vld.report.grid import Array, Grid
+from vld.report.tables import Series, large_rate, short_name, shown_value
+
+DRAWS = 10_000
+LEVEL = 0.95
+SEED = 0
+
+
+def difference(a: Grid, b: Grid, *, draws: int = DRAWS, seed: int = SEED) -> dict[str, float | int] | None:
+    """Accuracy of `a` minus that of `b`, in percentage points, over the cells (test domain × pair) that both have.
+
+    Repeats are paired: within each cell those of both are resampled together, with replacement, and the cells' means are
+    averaged over pairs and then over test domains. iid and ood, each with `_low` and `_high`, the ends of the 95 % percentile
+    interval (null with fewer than two repeats); cells; repeats, the fewest in a cell. None where a test domain of either is in no
+    common cell. Against a combination, which is one for each domain, there are no repeats to pair: the difference of means.
+    """
+    if a.test_domains != b.test_domains:
+        return None
+    if (None, None) in (*a.pairs, *b.pairs) or any(seed is None for seed, _ in (*a.repeats, *b.repeats)):
+        return _of_means(a, b)
+    pairs = [pair for pair in a.pairs if pair in b.pairs]
+    repeats = [repeat for repeat in a.repeats if repeat in b.repeats]
+    if not pairs or not repeats:
+        return None
+    ood, iid = (_common(a, b, name, pairs, repeats) for name in ("ood_acc", "iid_acc"))
+    counts = np.isfinite(ood).sum(2)
+    if not (counts > 0).any(1).all():
+        return None
+    row: dict[str, float | int] = {"cells": int((counts > 0).sum()), "repeats": int(counts[counts > 0].min())}
+    for name, values in (("iid", iid), ("ood", ood)):
+        sampled = _bootstrap(values, draws, seed) if row["repeats"] > 1 else np.array([math.nan])
+        low, high = np.quantile(sampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        row |= {name: 100 * _average(np.nanmean(np.where(counts[..., None] > 0, values, 0.0), 2), counts > 0)}
+        row |= {f"{name}_low": 100 * float(low), f"{name}_high": 100 * float(high)}
+    return row
+
+
+def _common(a: Grid, b: Grid, name: str, pairs: Sequence[object], repeats: Sequence[object]) -> Array:
+    """Differences [test domains, common pairs, common repeats], NaN where either has none."""
+    at_a = np.ix_(range(len(a.test_domains)), *_places(a, pairs, repeats))
+    at_b = np.ix_(range(len(b.test_domains)), *_places(b, pairs, repeats))
+    values: Array = getattr(a, name)[at_a] - getattr(b, name)[at_b]
+    return values
+
+
+def _places(grid: Grid, pairs: Sequence[object], repeats: Sequence[object]) -> tuple[list[int], list[int]]:
+    of_pairs: list[object] = list(grid.pairs)
+    of_repeats: list[object] = list(grid.repeats)
+    return [of_pairs.index(pair) for pair in pairs], [of_repeats.index(repeat) for repeat in repeats]
+
+
+def _average(cells: Array, there: npt.NDArray[np.bool_]) -> float:
+    """Of cell means [test domains, pairs]: over the pairs that are there, then over test domains."""
+    return float((np.where(there, cells, 0.0).sum(1) / there.sum(1)).mean())
+
+
+def _bootstrap(values: Array, draws: int, seed: int) -> Array:
+    """Averages [draws] over cells of resampled differences [test domains, pairs, repeats]."""
+    random = np.random.default_rng(seed)
+    total = np.zeros(draws)
+    for of_domain in values:
+        cells = [cell[np.isfinite(cell)] for cell in of_domain]
+        cells = [cell for cell in cells if len(cell)]
+        sums = sum(cell[random.integers(0, len(cell), (draws, len(cell)))].mean(1) for cell in cells)
+        total += sums / len(cells)
+    return total / len(values)
+
+
+def _of_means(a: Grid, b: Grid) -> dict[str, float | int] | None:
+    row: dict[str, float | int] = {"cells": len(a.test_domains), "repeats": 1}
+    for name in ("iid", "ood"):
+        means = []
+        for grid in (a, b):
+            accuracy: Array = getattr(grid, f"{name}_acc")
+            if not np.isfinite(accuracy).any((1, 2)).all():
+                return None
+            means.append(np.mean([np.nanmean(of_domain) for of_domain in accuracy]))
+        row |= {name: 100 * float(means[0] - means[1]), f"{name}_low": math.nan, f"{name}_high": math.nan}
+    return row
+
+
+def compared(series: Sequence[Series]) -> Iterator[tuple[Series, Series]]:
+    """What the study asks about, among series of one dataset whose other settings are equal: ERM at each dropout rate against
+    every method without dropout; and every other method against ERM at the same rate."""
+    for a in series:
+        for b in series:
+            if a.others != b.others or a.dropout is None or b.dropout is None:
+                continue
+            dropout_helps = a.method == "erm" and a.dropout > 0 and b.dropout == 0
+            more_helps = a.dropout == b.dropout and b.method == "erm" and a.method != "erm"
+            if dropout_helps or more_helps:
+                yield a, b
+
+
+def differences_table(series: Sequence[Series]) -> pd.DataFrame:
+    """A row per comparison (`compared`): dataset, a, b, what `difference` returns, complete, headline (very large dropout against
+    what goes without), and the sentence that says it."""
+    rows = []
+    for dataset in dict.fromkeys(one.dataset for one in series):
+        for a, b in compared([one for one in series if one.dataset == dataset]):
+            if (found := difference(a.grid, b.grid)) is None:
+                continue
+            complete = a.grid.complete and b.grid.complete
+            row = {"dataset": dataset, "a": a.label, "b": b.label, **found, "complete": complete}
+            row |= {"headline": a.dropout != b.dropout and a.dropout == large_rate(one.dropout for one in series)}
+            rows.append(row | {"sentence": sentence(dataset, a, b, row)})
+    return pd.DataFrame(rows)
+
+
+def sentence(dataset: str, a: Series, b: Series, row: Mapping[str, Any]) -> str:
+    """`PACS: ERM with dropout 0.9 beats the ensemble without dropout by 0.9 ± 0.3 points o.o.d. (95 %, 3 seeds).`"""
+    ood, low, high = (float(row[name]) for name in ("ood", "ood_low", "ood_high"))
+    size = f"{abs(ood):.1f}"
+    if not math.isfinite(low):
+        verb = "is above" if ood > 0 else "is below"
+        why = "difference of means" if a.combined or b.combined else "one seed"
+        size = f"by {size} points o.o.d. ({why}, no interval)"
+    else:
+        interval = f"{size} ± {(high - low) / 2:.1f} points o.o.d."
+        how = f"95 %, {row['repeats']} seeds"
+        verb = "beats" if low > 0 else "is beaten by" if high < 0 else "is not told apart from"
+        size = f"by {interval} ({how})" if low > 0 or high < 0 else f"({'+' if ood >= 0 else '−'}{interval}, {how})"
+    where = "".join(f", {short_name(name)} {shown_value(name, value)}" for name, value in a.others.items())
+    incomplete = "" if row["complete"] else " Incomplete: over the runs that both have."
+    return f"{DATASET_NAMES.get(dataset, dataset)}{where}: {_called(a)} {verb} {_called(b)} {size}.{incomplete}"
+
+
+def _called(series: Series) -> str:
+    name = (
+        series.name
+        if series.method == "erm"
+        else f"the {series.name}"
+        if series.method != "weight_averaging"
+        else series.name
+    )
+    return (
+        f"{name} without dropout"
+        if not series.dropout
+        else f"{name} with dropout {shown_value('dropout', series.dropout)}"
+    )

@@ -1,0 +1,43 @@
+"""The report as one HTML page: self-contained, for a screen and for paper."""
+
+import base64
+import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from vld.report.tables import heading, shown_value
+
+if TYPE_CHECKING:
+    from vld.report.write import Report
+
+MISSING_SHOWN = 60
+
+
+def page(report: "Report", figures: Path, command: str) -> str:
+    """figures: the folder of their PNG files, which become part of the page."""
+    environment = Environment(
+        loader=PackageLoader("vld.report", "."), autoescape=select_autoescape(default=True), undefined=StrictUndefined
+    )
+    images = {
+        drawn.name: base64.b64encode((figures / f"{drawn.name}.png").read_bytes()).decode() for drawn in report.figures
+    }
+    missing = [
+        {
+            "what": f"{row.dataset}/{row.test_domain}, dropout {shown_value('dropout', row.dropout)}, lr {row.lr:g},"
+            f" weight decay {row.weight_decay:g}, seed {row.seed}",
+            "state": row.state,
+            "reason": row.reason,
+        }
+        for row in report.missing.head(MISSING_SHOWN).itertuples()
+    ]
+    return environment.get_template("page.html.j2").render(
+        report=report,
+        images=images,
+        missing=missing,
+        heading=heading,
+        unlisted=len(report.missing) - len(missing),
+        command=command,
+        made=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )

@@ -1,0 +1,115 @@
+"""The published numbers, beside ours."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from vld.report.clouds import cloud
+from vld.report.tables import Series, short_name, shown_value
+
+READING_ERROR = 0.05
+
+# Means of the clouds in the released figure of dropout rates (Figure 3), ResNet50 #2: i.i.d. and o.o.d. accuracy in percent,
+# read off to ± 0.05.
+CLOUD_MEANS = {
+    ("vlcs", 0.0): (87.38, 78.73),
+    ("vlcs", 0.5): (87.59, 79.57),
+    ("vlcs", 0.9): (87.38, 80.00),
+    ("vlcs", 0.95): (87.31, 79.86),
+    ("office_home", 0.0): (84.86, 70.81),
+    ("office_home", 0.5): (85.94, 72.90),
+    ("office_home", 0.9): (85.86, 73.44),
+    ("office_home", 0.95): (85.13, 72.87),
+    ("pacs", 0.0): (97.52, 86.49),
+    ("pacs", 0.5): (97.69, 87.52),
+    ("pacs", 0.9): (97.81, 88.41),
+    ("pacs", 0.95): (97.87, 88.53),
+    ("terra_incognita", 0.0): (91.33, 51.31),
+    ("terra_incognita", 0.5): (90.08, 53.12),
+    ("terra_incognita", 0.9): (87.86, 53.63),
+    ("terra_incognita", 0.95): (86.60, 52.31),
+}
+
+# Published o.o.d. accuracy in percent with weights like ResNet50 #1, for orientation, and the method of ours that comes nearest.
+DATASETS = ("pacs", "vlcs", "office_home", "terra_incognita", "domain_net")
+PUBLISHED = {
+    "ERM": ("erm", (85.5, 77.5, 66.5, 46.1, 40.9)),
+    "SWAD": ("weight_averaging", (88.1, 79.1, 70.6, 50.0, 46.5)),
+    "DiWA uniform": ("model_soup", (88.7, 78.4, 72.1, 51.4, 47.4)),
+    "DiWA restricted": ("greedy_soup", (88.0, 78.5, 71.5, 51.6, 47.7)),
+}
+
+# What the runs behind the cloud means have in common, as far as it is known.
+PAPERS_SETTINGS = {
+    "backbone.name": "resnet50",
+    "image_size": 224,
+    "batch_size": 32,
+    "optim.name": "sgd",
+    "optim.steps": 10_000,
+    "optim.milestones": [5_000],
+    "optim.last_layer_lr_factor": 1.0,
+    "eval_every": 300,
+}
+PAPERS_PAIRS, PAPERS_REPEATS = 6, 3
+
+
+def against_the_paper(series: Sequence[Series], settings: dict[str, dict[str, object]]) -> pd.DataFrame:
+    """ERM at the paper's dropout rates: a row per series, in percent. settings: of a run, by condition.
+
+    paper, ours: o.o.d. accuracy, the mean over the grid; difference: ours minus the paper's; lowest and highest: of our cloud;
+    within: whether the paper's number lies among them (± 0.05, with which it was read off); unlike: what our runs do
+    differently, empty where nothing is known to differ. The paper's i.i.d. accuracies are of augmented images: not compared.
+    """
+    rows = []
+    for one in series:
+        published = CLOUD_MEANS.get((one.dataset, one.dropout if one.dropout is not None else -1.0))
+        if one.method != "erm" or published is None:
+            continue
+        points = 100 * cloud(one.grid).ood_acc
+        if points.empty:
+            continue
+        ours, paper = float(points.mean()), published[1]
+        row = {"dataset": one.dataset, "dropout": one.dropout, **one.others, "paper": paper, "ours": ours}
+        row |= {"difference": ours - paper, "lowest": float(points.min()), "highest": float(points.max())}
+        within = row["lowest"] - READING_ERROR <= paper <= row["highest"] + READING_ERROR
+        rows.append(row | {"within": within, "unlike": unlike_the_paper(one, settings[one.condition])})
+    return pd.DataFrame(rows)
+
+
+def unlike_the_paper(series: Series, settings: dict[str, object]) -> str:
+    differing = [
+        f"{short_name(name)} {shown_value(name, settings.get(name))}"
+        for name, value in PAPERS_SETTINGS.items()
+        if settings.get(name) != value
+    ]
+    if settings.get("backbone.weights_fingerprint") == "random":
+        differing.append("from scratch")
+    if len(series.grid.pairs) != PAPERS_PAIRS:
+        differing.append(f"{len(series.grid.pairs)} of {PAPERS_PAIRS} pairs")
+    if len(series.grid.repeats) != PAPERS_REPEATS:
+        differing.append(f"{len(series.grid.repeats)} of {PAPERS_REPEATS} seeds")
+    if not series.grid.complete:
+        differing.append("incomplete")
+    return ", ".join(differing)
+
+
+def published_averages(series: Sequence[Series]) -> pd.DataFrame:
+    """Published o.o.d. averages for orientation, beside the method of ours that comes nearest, without dropout: a row per
+    published method and series of ours, in percent."""
+    rows = []
+    for published, (method, accuracies) in PUBLISHED.items():
+        for dataset, accuracy in zip(DATASETS, accuracies, strict=True):
+            for one in series:
+                points = cloud(one.grid)
+                if (one.dataset, one.method) != (dataset, method) or one.dropout != 0 or points.empty:
+                    continue
+                ours = 100 * float(points.ood_acc.mean())
+                row = {
+                    "dataset": dataset,
+                    "published": published,
+                    "paper": accuracy,
+                    "ours from": one.label,
+                    "ours": ours,
+                }
+                rows.append(row | {"difference": ours - accuracy})
+    return pd.DataFrame(rows)

@@ -1,0 +1,235 @@
+"""Which series each figure of the study shows."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from vld.members import ENSEMBLE_OF_RUNS
+from vld.report.clouds import cloud_points, domain_points, member_points, rate_points
+from vld.report.figures import clouds_figure, domains_figure, members_figure, rates_figure
+from vld.report.tables import SHORT_NAMES, Series, large_rate, short_name, shown_value
+from vld.runs.identity import RANDOM_WEIGHTS, varied_settings
+from vld.settings import METHODS
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure, and the table of its points."""
+
+    name: str
+    title: str
+    caption: str
+    points: pd.DataFrame
+    figure: Figure
+
+
+Choice = Callable[[list[Series]], list[Series]]
+
+
+def methods_and_dropout(series: list[Series]) -> list[Series]:
+    """Figure 2: without dropout every method, and its soup and ensemble of runs; with very large dropout ERM."""
+    plain = [one for one in series if one.dropout == 0]
+    rate = large_rate(one.dropout for one in series)
+    with_dropout = [one for one in series if one.method == "erm" and rate and one.dropout == rate]
+    return plain + with_dropout if plain else []
+
+
+def dropout_rates(series: list[Series]) -> list[Series]:
+    """Figures 3, 4 and 5: ERM at every rate."""
+    erm = [one for one in series if one.method == "erm"]
+    return erm if len({one.dropout for one in erm}) > 1 else []
+
+
+def dropout_curves(series: list[Series]) -> list[Series]:
+    """The same and the other methods along a run, for curves."""
+    return [one for one in series if one.method in METHODS] if dropout_rates(series) else []
+
+
+def last_layer(series: list[Series]) -> list[Series]:
+    """Figure 6: ERM with and without very large dropout, at each learning rate of the last layer."""
+    factors = {one.others.get("optim.last_layer_lr_factor") for one in series}
+    return (
+        [one for one in series if one.method == "erm" and one.dropout in (0, large_rate(one.dropout for one in series))]
+        if len(factors) > 1
+        else []
+    )
+
+
+def dropout_and_averaging(series: list[Series]) -> list[Series]:
+    """Figure 7: every method with very large dropout."""
+    return [one for one in series if one.dropout and one.dropout == large_rate(one.dropout for one in series)]
+
+
+def pretraining(series: list[Series]) -> list[Series]:
+    """Figure 8: naive fine-tuning (ERM, no dropout, one learning rate) and all tricks (very large dropout, weight averaging, a
+    last layer that learns faster where there are such runs), for each backbone."""
+    series = [one for one in series if json.loads(one.condition)["backbone.weights_fingerprint"] != RANDOM_WEIGHTS]
+    if len({one.others.get("backbone.name") for one in series}) < 2:
+        return []
+    factor = "optim.last_layer_lr_factor"
+    factors = [one.others[factor] for one in series if factor in one.others]
+    naive = [one for one in series if one.method == "erm" and one.dropout == 0 and one.others.get(factor, 1.0) == 1.0]
+    rate = large_rate(one.dropout for one in series)
+    tricks = [
+        one
+        for one in series
+        if one.method == "weight_averaging"
+        and one.dropout == rate
+        and one.others.get(factor) == max(factors, default=None)
+    ]
+    return naive + tricks
+
+
+CLOUDS = (
+    "i.i.d. against o.o.d. accuracy. A cloud has a point for every way of picking one (lr, weight decay) pair for each test"
+    " domain, averaged over test domains and seeds; the large mark is its mean. "
+)
+
+
+@dataclass(frozen=True)
+class Kind:
+    name: str
+    title: str
+    caption: str
+    chosen: Choice
+    points: Callable[[Sequence[Series]], pd.DataFrame]
+    draw: Callable[[pd.DataFrame], Figure]
+    varying: tuple[str, ...] = ()
+    """Beginnings of the settings, beside the dropout rate, that differ within one such figure."""
+
+
+KINDS = (
+    Kind(
+        "methods",
+        "Methods without dropout, and very large dropout",
+        CLOUDS + "Star: the soup of all runs, triangle: their ensemble.",
+        methods_and_dropout,
+        cloud_points,
+        clouds_figure,
+    ),
+    Kind("dropout_rates", "Dropout rates", CLOUDS, dropout_rates, cloud_points, clouds_figure),
+    Kind(
+        "dropout_curves",
+        "Accuracy against the dropout rate",
+        "Means over the grid with standard errors over seeds; shaded: from the lowest to the highest point of the cloud.",
+        dropout_curves,
+        rate_points,
+        rates_figure,
+    ),
+    Kind(
+        "last_layer",
+        "The last layer's learning rate",
+        CLOUDS + "Hollow: the larger learning rate of the last layer.",
+        last_layer,
+        cloud_points,
+        clouds_figure,
+        ("optim.last_layer_lr_factor",),
+    ),
+    Kind(
+        "averaging",
+        "Very large dropout with averaging and ensembles",
+        CLOUDS + "Star: the soup of all runs, triangle: their ensemble.",
+        dropout_and_averaging,
+        cloud_points,
+        clouds_figure,
+    ),
+    Kind(
+        "pretraining",
+        "Richness of the pre-trained representation",
+        CLOUDS + "ERM without dropout against all tricks: very large dropout, a faster last layer, weight averaging.",
+        pretraining,
+        cloud_points,
+        clouds_figure,
+        ("optim.last_layer_lr_factor", "backbone."),
+    ),
+    Kind(
+        "domains",
+        "Each domain left out",
+        "o.o.d. accuracy, means over the grid with standard errors over seeds.",
+        methods_and_dropout,
+        domain_points,
+        domains_figure,
+    ),
+)
+OF_STUDY = {
+    "figure2": ("methods",),
+    "figure3": ("dropout_rates", "dropout_curves"),
+    "figure4": ("dropout_rates", "dropout_curves"),
+    "figure5": ("dropout_rates", "dropout_curves"),
+    "figure6": ("last_layer",),
+    "figure7": ("averaging",),
+    "figure8": ("pretraining",),
+}
+"""The kinds of figure that a study of the paper is for; of other studies, all."""
+
+
+def drawn_figures(series: Sequence[Series], results: pd.DataFrame, study: str | None) -> Iterator[Drawn]:
+    """The study's figure; or, of no study of the paper, every figure that the results allow."""
+    kinds = OF_STUDY.get(study or "", tuple(kind.name for kind in KINDS))
+    for kind in KINDS:
+        if kind.name not in kinds:
+            continue
+        by_group = {key: kind.chosen(of_group) for key, of_group in _groups(series, kind.varying).items()}
+        groups = {key: _told_apart(some) for key, some in by_group.items() if some}
+        groups = dict(sorted(groups.items(), key=lambda group: -len(group[1])))
+        apart = _fewest([json.loads(key) for key in groups])
+        for number, (key, chosen) in enumerate(groups.items(), 1):
+            points = kind.points(chosen)
+            if points.empty:
+                continue
+            name = study if study in OF_STUDY and kind.name != "dropout_curves" else kind.name
+            name = f"{study}_curves" if study in OF_STUDY and kind.name == "dropout_curves" else str(name)
+            settings = json.loads(key)
+            of_group = ", ".join(f"{short_name(n)} {shown_value(n, settings.get(n))}" for n in apart)
+            title = f"{kind.title} ({of_group})" if of_group else kind.title
+            incomplete = [one.label for one in chosen if not one.grid.complete]
+            caption = kind.caption.strip() + (" † incomplete: drawn from the runs there are." if incomplete else "")
+            yield Drawn(name if number == 1 else f"{name}-{number}", title, caption, points, kind.draw(points))
+    if study not in OF_STUDY:
+        points = member_points(results, _told_apart([one for one in series if one.method == ENSEMBLE_OF_RUNS]))
+        if not points.empty:
+            caption = (
+                "Ensembles of random subsets of the runs, averaged over subsets (shaded: their standard deviation) and test"
+                " domains."
+            )
+            yield Drawn("members", "Accuracy against the number of members", caption, points, members_figure(points))
+
+
+def _told_apart(series: list[Series]) -> list[Series]:
+    """Named by those settings alone in which some of them differ."""
+    names: set[str] = set()
+    for dataset in {one.dataset for one in series}:
+        here = [one.others for one in series if one.dataset == dataset]
+        names |= {name for name in here[0] if len({json.dumps(others.get(name)) for others in here}) > 1}
+    return [replace(one, others={name: value for name, value in one.others.items() if name in names}) for one in series]
+
+
+def _fewest(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Settings that tell all of these apart, each of which is needed."""
+    chosen: list[str] = []
+
+    def kinds(names: list[str]) -> int:
+        return len({json.dumps([one.get(name) for name in names]) for one in settings})
+
+    varied = varied_settings(settings)
+    for name in sorted(varied, key=lambda name: (name not in SHORT_NAMES, -kinds([name]), name)):
+        if kinds([*chosen, name]) > kinds(chosen):
+            chosen.append(name)
+    return chosen
+
+
+def _groups(series: Sequence[Series], varying: tuple[str, ...]) -> dict[str, list[Series]]:
+    """Series that one figure can show: equal in all settings but the dataset's, the dropout rate and those that vary."""
+    groups: dict[str, list[Series]] = {}
+    for one in series:
+        settings = {
+            name: value
+            for name, value in json.loads(one.condition).items()
+            if name not in ("dropout", "combined") and not name.startswith(("dataset.", *varying))
+        }
+        groups.setdefault(json.dumps(settings, sort_keys=True), []).append(one)
+    return groups

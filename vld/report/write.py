@@ -1,0 +1,291 @@
+"""A report: tables, figures with their points, and one page that shows them all."""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from vld.colors import DATASET_NAMES
+from vld.errors import UserError
+from vld.report.clouds import learning_curves
+from vld.report.differences import differences_table
+from vld.report.figures import learning_curves_figure, save_figure
+from vld.report.grid import expected_runs, missing_runs
+from vld.report.page import page
+from vld.report.paper import against_the_paper, published_averages
+from vld.report.store import Store
+from vld.report.studies import Drawn, drawn_figures
+from vld.report.tables import (
+    NONE,
+    Series,
+    Shown,
+    as_latex,
+    as_markdown,
+    chosen_pairs,
+    large_rate,
+    results_table,
+    series_of,
+    short_name,
+    shown_table,
+    shown_value,
+)
+from vld.runs.atomic import write_text
+from vld.runs.identity import CONTENT, varied_settings
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a report says, ready to be shown."""
+
+    title: str
+    facts: list[str]
+    """How many runs, of what."""
+    warnings: list[str]
+    sentences: list[str]
+    """What the differences say; of those the headlines: very large dropout against what goes without."""
+    headlines: list[str]
+    tables: dict[str, tuple[pd.DataFrame, Shown]]
+    """By name: the numbers, and how they are shown."""
+    figures: list[Drawn]
+    common: dict[str, str]
+    """Settings that all runs share."""
+    varied: dict[str, list[str]]
+    """The others, with their values."""
+    software: dict[str, int]
+    """How many runs were trained with which versions, on which device."""
+    missing: pd.DataFrame
+    data: dict[str, pd.DataFrame]
+    """What is written as CSV alone."""
+
+
+def make_report(
+    store: Store,
+    expected: pd.DataFrame | None,
+    *,
+    title: str,
+    selection: str = "iid",
+    study: str | None = None,
+    run: str | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Report:
+    """From what is finished, and what should be (None: whole grids of what there is).
+
+    study: draw its figure only. run: whose learning curves are drawn. Raises `UserError` where nothing is finished, and for a run
+    that is not there.
+    """
+    results = store.results
+    if results.empty or results.combined.notna().all():
+        raise UserError(f"{title}: no finished runs to report on")
+    if run is not None and run not in set(results.run_id[results.combined.isna()]):
+        raise UserError(f"run={run}: no finished run has that id")
+    if expected is None:
+        expected = expected_runs(results, store.unfinished)
+    progress("tables")
+    series = series_of(results, expected, selection)
+    tables = {}
+    for dataset in dict.fromkeys(one.dataset for one in series):
+        table = results_table([one for one in series if one.dataset == dataset])
+        tables[f"results_{dataset}"] = table, shown_table(table, selection)
+    runs = results[results.combined.isna()].drop_duplicates("path")
+    settings = dict(zip(runs.condition, runs.settings, strict=True))
+    data = {"chosen_pairs": chosen_pairs(series)}
+    for name, frame, shown in (
+        ("against_the_paper", against_the_paper(series, settings), shown_against_the_paper),
+        ("published_averages", published_averages(series), shown_averages),
+    ):
+        if not frame.empty:
+            tables[name] = frame, shown(frame)
+    progress("differences")
+    data["differences"] = differences = differences_table(series)
+    missing = missing_runs(results, store.unfinished, expected)
+    data["missing"] = missing
+    figures = []
+    for drawn in drawn_figures(series, results, study):
+        progress(f"figure {drawn.name}")
+        figures.append(drawn)
+    figures += _learning_curves(runs, results, selection, run) if study is None or run else []
+    names = [name for name in varied_settings(list(runs.settings)) if name not in CONTENT]
+    common = {
+        name: value for name, value in runs.settings.iloc[0].items() if name not in names and name != "test_domain"
+    }
+    common = {name: value for name, value in common.items() if not _differs(runs, name)}
+    return Report(
+        title,
+        facts=_facts(store, runs, missing),
+        warnings=_warnings(store, runs, missing, series),
+        sentences=list(differences.get("sentence", [])),
+        headlines=list(differences[differences.headline].sentence) if len(differences) else [],
+        tables=tables,
+        figures=figures,
+        common={name: f"{value}" for name, value in sorted(common.items())},
+        varied={name: _values(runs, name) for name in ("test_domain", *names)},
+        software=_software(runs),
+        missing=missing,
+        data=data,
+    )
+
+
+def _differs(runs: pd.DataFrame, name: str) -> bool:
+    return len({json.dumps(settings.get(name)) for settings in runs.settings}) > 1
+
+
+def _values(runs: pd.DataFrame, name: str) -> list[str]:
+    values = {json.dumps(settings.get(name)): settings.get(name) for settings in runs.settings}
+    ordered = sorted(
+        values.values(), key=lambda value: (isinstance(value, str), value is None, value if value is not None else 0)
+    )
+    return [shown_value(name, value) for value in ordered]
+
+
+def _facts(store: Store, runs: pd.DataFrame, missing: pd.DataFrame) -> list[str]:
+    combinations = store.results[store.results.combined.notna()].path.nunique()
+    hours = runs.seconds.fillna(0).sum() / 3600
+    states = Counter(missing.state)
+    facts = [f"{len(runs)} finished runs of {', '.join(sorted(runs.dataset.unique()))}", f"{combinations} combinations"]
+    facts += [f"{count} {state}" for state, count in sorted(states.items())]
+    return [*facts, f"{hours:.1f} hours of computing"]
+
+
+def _warnings(store: Store, runs: pd.DataFrame, missing: pd.DataFrame, series: Sequence[Series]) -> list[str]:
+    lines = []
+    for name, what in zip(CONTENT, ("data", "weights", "precision"), strict=True):
+        for plain, some in runs.groupby("plain"):
+            values = Counter(settings[name] for settings in some.settings)
+            if len(values) > 1:
+                told = ", ".join(f"{shown_value(name, value)}: {count} runs" for value, count in values.items())
+                about = json.loads(str(plain))
+                where = f"{some.dataset.iloc[0]}, dropout {about.get('dropout')}"
+                lines.append(
+                    f"{where}: runs of different {what} ({told}) are in rows of their own, never averaged together"
+                )
+    incomplete = [one for one in series if not one.grid.complete]
+    if incomplete:
+        lines.append(
+            f"{len(incomplete)} of {len(series)} rows are incomplete (†); {len(missing)} runs are missing, listed below"
+        )
+    if any(one.on_a_part for one in series):
+        lines.append("rows marked “on a part” are of a part of the images (dataset.curve_images)")
+    return list(dict.fromkeys(lines)) + [f"damaged: {line}" for line in store.damaged]
+
+
+def _software(runs: pd.DataFrame) -> dict[str, int]:
+    counts = Counter(
+        f"{device or 'unknown device'}: " + ", ".join(f"{name} {version}" for name, version in (software or {}).items())
+        for software, device in zip(runs.software, runs.device, strict=True)
+    )
+    return dict(counts.most_common())
+
+
+def _learning_curves(runs: pd.DataFrame, results: pd.DataFrame, selection: str, run: str | None) -> list[Drawn]:
+    """Of one run; or, of every dataset, of the run of best i.i.d. accuracy without dropout and with very large dropout."""
+    if run is not None:
+        chosen = runs[runs.run_id == run]
+    else:
+        erm = results[(results.method == "erm") & (results.selection == selection) & results.combined.isna()]
+        rates = [rate for rate in (0.0, large_rate(erm.dropout.dropna())) if rate is not None]
+        best = erm[erm.dropout.isin(rates)].sort_values(["iid_acc", "run_id"], ascending=[False, True])
+        chosen = best.drop_duplicates(["dataset", "dropout"]).sort_values(["dataset", "dropout"])
+    directories = {}
+    for row in chosen.to_dict("records"):
+        dataset = DATASET_NAMES.get(row["dataset"], row["dataset"])
+        rate = shown_value("dropout", row["dropout"])
+        label = f"{dataset}, {row['test_domain']} left out, dropout {rate}\n{row['run_id']}"
+        if (Path(row["path"]) / "metrics.jsonl").is_file():
+            directories[label] = Path(row["path"])
+    curves = learning_curves(directories)
+    if curves.empty:
+        return []
+    which = (
+        "" if run else " Of each dataset the run of best i.i.d. accuracy, without dropout and with very large dropout."
+    )
+    caption = f"Solid: o.o.d. accuracy, dashed: i.i.d. accuracy.{which}"
+    return [Drawn("learning_curves", "Learning curves", caption, curves, learning_curves_figure(curves))]
+
+
+def shown_against_the_paper(table: pd.DataFrame) -> Shown:
+    names = [str(name) for name in table]
+    settings = ["dropout", *names[names.index("dropout") + 1 : names.index("paper")]]
+    numbers = ["paper", "ours", "difference", "our cloud", "within", "unlike the paper"]
+    headings = ["dataset", *map(short_name, settings), *numbers]
+    rows = []
+    for row in table.to_dict("records"):
+        ours = [f"{row['paper']:.2f}", f"{row['ours']:.2f}", f"{row['difference']:+.2f}"]
+        cloud = [
+            f"{row['lowest']:.1f} to {row['highest']:.1f}",
+            "yes" if row["within"] else "no",
+            row["unlike"] or NONE,
+        ]
+        rows.append([str(row["dataset"]), *(shown_value(name, row[name]) for name in settings), *ours, *cloud])
+    note = (
+        "o.o.d. accuracy in percent: the means of the paper's clouds (Figure 3, read off to ± 0.05) and of ours. Within: the"
+        " paper's number lies between the lowest and the highest point of our cloud."
+    )
+    return Shown(headings, rows, [[False] * len(headings) for _ in rows], len(settings) + 1, note)
+
+
+def shown_averages(table: pd.DataFrame) -> Shown:
+    headings = ["dataset", "published", "ours from", "published %", "ours %", "difference"]
+    rows = [
+        [
+            row["dataset"],
+            row["published"],
+            row["ours from"],
+            f"{row['paper']:.1f}",
+            f"{row['ours']:.1f}",
+            f"{row['difference']:+.1f}",
+        ]
+        for row in table.to_dict("records")
+    ]
+    note = "o.o.d. accuracy in percent, for orientation: the published ones are of weights like ResNet50 #1 and other training."
+    return Shown(headings, rows, [[False] * len(headings) for _ in rows], 3, note)
+
+
+def write_report(report: Report, folder: Path, command: str, progress: Callable[[str], None] = lambda _: None) -> Path:
+    """`index.html`, `tables/` and `figures/` in the folder; those of an earlier report are replaced. Returns the page's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with _replaced(folder / "tables") as tables:
+        for name, (table, shown) in report.tables.items():
+            table.to_csv(tables / f"{name}.csv", index=False)
+            (tables / f"{name}.md").write_text(as_markdown(shown), encoding="utf-8")
+            (tables / f"{name}.tex").write_text(as_latex(shown), encoding="utf-8")
+        for name, table in report.data.items():
+            table.to_csv(tables / f"{name}.csv", index=False)
+    with _replaced(folder / "figures") as figures:
+        for drawn in report.figures:
+            progress(f"drawing {drawn.name}")
+            drawn.points.to_csv(figures / f"{drawn.name}.csv", index=False)
+            for kind in ("png", "pdf"):
+                save_figure(drawn.figure, figures / f"{drawn.name}.{kind}", kind)
+    progress("page")
+    write_text(folder / "index.html", page(report, folder / "figures", command))
+    return folder / "index.html"
+
+
+class _replaced:  # noqa: N801
+    """A folder written anew beside the old one, which it replaces when all is written."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.new, self.old = (
+            folder,
+            folder.with_name(f".{folder.name}.new"),
+            folder.with_name(f".{folder.name}.old"),
+        )
+
+    def __enter__(self) -> Path:
+        for left in (self.new, self.old):
+            shutil.rmtree(left, ignore_errors=True)
+        self.new.mkdir()
+        return self.new
+
+    def __exit__(self, kind: Any, *_: object) -> None:
+        if kind is None:
+            if self.folder.exists():
+                self.folder.rename(self.old)
+            self.new.rename(self.folder)
+        for left in (self.new, self.old):
+            shutil.rmtree(left, ignore_errors=True)
