@@ -16,6 +16,9 @@ from vld.settings import (
     COMBINATIONS,
     KEEPABLE,
     METHODS,
+    NORMALIZATIONS,
+    SCHEDULES,
+    TUNINGS,
     WANDB_MODES,
     Config,
     DatasetConfig,
@@ -27,7 +30,15 @@ from vld.settings import (
 
 T = TypeVar("T")
 
-LIST_OPTIONS = ("test_domain", "keep", "optim.milestones", "backbone.mean", "backbone.std", "method.members")
+LIST_OPTIONS = (
+    "test_domain",
+    "keep",
+    "optim.milestones",
+    "backbone.mean",
+    "backbone.std",
+    "backbone.stage_dropout",
+    "method.members",
+)
 
 ConfigStore.instance().store(name="schema", node=Config)
 ConfigStore.instance().store(name="prepare_schema", node=PrepareConfig)
@@ -204,6 +215,15 @@ def _problems(config: Config) -> Iterator[str]:
 
     yield from _choice("backbone.library", config.backbone.library, ("torchvision", "timm"))
     yield from _positive("backbone.feature_scale", config.backbone.feature_scale)
+    yield from _choice("backbone.tuning", config.backbone.tuning, TUNINGS)
+    yield from _choice("backbone.normalize", config.backbone.normalize, NORMALIZATIONS)
+    if config.backbone.tuning != "full" and config.backbone.weights == "none":
+        yield f"backbone.tuning={config.backbone.tuning}: random initial values (backbone.weights=none) need tuning=full"
+    for rate in config.backbone.stage_dropout:
+        yield from _number("backbone.stage_dropout", rate, "rates in [0, 1)", 0 <= rate < 1)
+    yield from _choice("backbone.stage_dropout_kind", config.backbone.stage_dropout_kind, ("element", "channel"))
+    depth = config.backbone.stochastic_depth
+    yield from _number("backbone.stochastic_depth", depth, "in [0, 1)", 0 <= depth < 1)
     for option, triple in (("backbone.mean", config.backbone.mean), ("backbone.std", config.backbone.std)):
         if (
             len(triple) != 3
@@ -235,6 +255,7 @@ def _problems(config: Config) -> Iterator[str]:
 
     yield from _whole("image_size", config.image_size, 8)
     yield from _number("dropout", config.dropout, "in [0, 1)", 0 <= config.dropout < 1)
+    yield from _choice("dropout_schedule", config.dropout_schedule, SCHEDULES)
     yield from _whole("batch_size", config.batch_size, 1)
     yield from _whole("eval_every", config.eval_every, 1)
     yield from _whole("averaging.start", config.averaging.start, 1)

@@ -13,6 +13,9 @@ COMBINATIONS = ("model_soup", "greedy_soup", "ensemble_of_runs")
 SELECTIONS = ("iid", "last", "oracle_step")
 """Which evaluation step stands for a run."""
 WANDB_MODES = ("auto", "online", "offline", "disabled")
+TUNINGS = ("full", "linear", "head")
+NORMALIZATIONS = ("l2", "layer", "none")
+SCHEDULES = ("constant", "rising", "falling")
 ACCURACIES = ("iid_acc", "ood_acc", "ood_in_acc", "ood_out_acc")
 """Of a step, as fractions."""
 SETTING_COLUMNS = {
@@ -71,6 +74,17 @@ class BackboneConfig:
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
     feature_scale: float = 1.0
     """Multiplies the representation before dropout; below 1 where features are too large for 90 % dropout."""
+    tuning: str = "full"
+    """What is trained: full (all weights); linear (the paper's equation 1: vectors v and the last layer, on frozen blocks);
+    head (the last layer alone: a linear probe)."""
+    normalize: str = "l2"
+    """Of linear tuning, each block's pooled output: l2 (to length 1), layer (to mean 0 and variance 1 over its units), none."""
+    stage_dropout: list[float] = field(default_factory=list)
+    """Dropout rate at the end of each stage of the network, in order; empty: none."""
+    stage_dropout_kind: str = "element"
+    """What stage dropout drops: element (single values) or channel (whole maps)."""
+    stochastic_depth: float = 0.0
+    """Probability that a residual branch is dropped for an image: of the last block; it rises linearly with depth up to that."""
 
 
 @dataclass
@@ -153,6 +167,8 @@ class Config:
     image_size: int = 224
     dropout: float = 0.9
     """Probability that a unit of the penultimate representation is dropped in training."""
+    dropout_schedule: str = "constant"
+    """The rate over training: constant; rising (linearly from 0 to `dropout`); falling (from `dropout` to 0)."""
     batch_size: int = 32
     """Images from each training domain in one step."""
     eval_every: int = 300

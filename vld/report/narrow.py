@@ -10,7 +10,7 @@ import pandas as pd
 from vld.errors import UserError
 from vld.jobs import Job
 from vld.report.store import Store
-from vld.runs.identity import NOT_IDENTITY, flat_settings
+from vld.runs.identity import ADDED_LATER, NOT_IDENTITY, flat_settings
 from vld.study import test_domains
 
 PRESETS = ("dataset", "backbone", "optim")
@@ -44,7 +44,7 @@ def _having(frame: pd.DataFrame, name: str, values: set[str]) -> pd.DataFrame:
         return frame
 
     def has(settings: dict[str, Any]) -> bool:
-        return json.dumps(settings.get(name)) in values
+        return json.dumps(settings.get(name, ADDED_LATER.get(name))) in values
 
     return frame[frame.settings.map(has)]
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from vld.colors import DATASET_NAMES, METHOD_NAMES
 from vld.report.grid import Array, Grid, expected_runs, grid_of
-from vld.runs.identity import CONTENT, varied_settings
+from vld.runs.identity import ADDED_LATER, CONTENT, varied_settings
 from vld.settings import COMBINATIONS, METHODS
 
 SHORT_NAMES = {
@@ -89,7 +89,7 @@ def series_of(results: pd.DataFrame, expected: pd.DataFrame | None = None, selec
                 str(condition),
                 str(method),
                 settings.get("dropout"),
-                {name: settings.get(name) for name in names},
+                {name: settings.get(name, ADDED_LATER.get(name)) for name in names},
                 bool((rows.evaluated_on == "curve").any()),
                 combined,
                 grid_of(rows, wanted),

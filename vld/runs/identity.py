@@ -48,6 +48,16 @@ NOT_IDENTITY = frozenset(
     }
 )
 
+ADDED_LATER: dict[str, Any] = {
+    "backbone.tuning": "full",
+    "backbone.normalize": "l2",
+    "backbone.stage_dropout": [],
+    "backbone.stage_dropout_kind": "element",
+    "backbone.stochastic_depth": 0.0,
+    "dropout_schedule": "constant",
+}
+"""Settings that came after the first runs, with the values that those had: at these they are no part of an identity, so that
+what was trained before keeps its name."""
 
 WEIGHTS, PRECISION = "backbone.weights_fingerprint", "precision"
 # What the settings alone do not tell.
@@ -74,7 +84,11 @@ def run_identity(
     config: Config, test_domain: str, *, dataset_fingerprint: str, weights_fingerprint: str, precision: str
 ) -> dict[str, Any]:
     """Everything that a run's numbers depend on."""
-    settings = {name: value for name, value in flat_settings(config).items() if name not in NOT_IDENTITY}
+    settings = {
+        name: value
+        for name, value in flat_settings(config).items()
+        if name not in NOT_IDENTITY and not (name in ADDED_LATER and value == ADDED_LATER[name])
+    }
     return settings | {
         "protocol_version": PROTOCOL_VERSION,
         "test_domain": test_domain,
