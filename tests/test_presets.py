@@ -26,14 +26,15 @@ def run_small(data_dir: Path, output_dir: Path, *options: str) -> dict:
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_preset_composes(path: Path) -> None:
-    extra = ["dataset.name=mine"] if path.stem == "folder" else []
+    named = path.stem in ("folder", "timm")  # any dataset, any network: its name has to be said
+    extra = [f"{path.parent.name}.name=mine"] if named else []
     composed = train("--cfg", "job", f"{path.parent.name}={path.stem}", *extra)
     assert composed.returncode == 0, composed.stderr
     said = yaml.safe_load(composed.stdout)[path.parent.name]
     assert said["name"] == ("mine" if extra else path.stem)
 
 
-@pytest.mark.parametrize("backbone", names("backbone"))
+@pytest.mark.parametrize("backbone", [name for name in names("backbone") if name != "timm"])  # test_architectures.py
 def test_backbone_runs_from_random_values(backbone: str, small_glyphs: Path, tmp_path: Path) -> None:
     result = run_small(small_glyphs, tmp_path, f"backbone={backbone}", "backbone.weights=none")
     assert result["settings"]["backbone.name"] == backbone
@@ -64,8 +65,9 @@ def test_combination_runs_with_all_its_members(method: str, small_glyphs: Path, 
     [path] = (tmp_path / "combined/glyphs").rglob("result.json")
     result = json.loads(path.read_text())
     assert [row["method"] for row in result["results"]] == [method]
-    assert len(result["members"]) == 2 * 3 * 3  # the paper's
-    assert len(list((tmp_path / "runs/glyphs").rglob("result.json"))) == 18
+    members = 2 if method == "connectivity" else 2 * 3 * 3  # the paper's
+    assert len(result["members"]) == members
+    assert len(list((tmp_path / "runs/glyphs").rglob("result.json"))) == members
 
 
 def test_every_method_preset_is_run() -> None:

@@ -43,7 +43,7 @@ def test_anatomy_of_one_command_runs_on_real_pacs(pacs_dir: Path, tmp_path: Path
 
 
 def test_the_sweep_runs_and_so_does_the_python(tmp_path: Path) -> None:
-    [command] = [c for c in TRAIN_COMMANDS if "dataset=glyphs" in c and "launcher" not in c]
+    [command] = [c for c in TRAIN_COMMANDS if "dataset=glyphs" in c and "dropout=0,0.5,0.9" in c]
     done = train(*smaller(command, data_dir=str(tmp_path), output_dir=str(tmp_path / "outputs"), test_domain="chalk"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("chalk  step 2/2") == 3
@@ -86,6 +86,27 @@ def test_a_report_is_made_and_its_functions_work_in_a_notebook(small_glyphs: Pat
     exec(re.sub(r"^    ", "", python, flags=re.M).replace('"outputs"', repr(str(tmp_path))), names)
     assert [one.label for one in names["series"]][:2] == ["ERM, dropout 0", "weight averaging, dropout 0"]
     assert len(names["series"]) == 6
+
+
+def test_representations_are_analysed(small_glyphs: Path, tmp_path: Path) -> None:
+    [block] = [block for block in BLOCKS if "scripts/analyse.py" in block]
+    places = [f"data_dir={small_glyphs}", f"output_dir={tmp_path}"]
+    options = (
+        "dataset=glyphs backbone=resnet18 backbone.weights=none image_size=16 batch_size=1 optim.steps=1 test_domain=0"
+    )
+    assert train("-m", *options.split(), "seed=0,1", *places).returncode == 0
+    first, second = tmp_path.glob("runs/glyphs/*/*")
+    everything, one = (shlex.split(line)[2:] for line in block.strip().splitlines())
+    assert everything == ["data_dir=data", "output_dir=outputs"]
+    [of_run] = one
+    assert of_run.startswith("run=")
+    done = script("analyse.py", f"run={second}", *places)
+    assert done.returncode == 0, done.stderr
+    assert not (first / "analysis.json").exists()
+    done = script("analyse.py", *places)
+    assert done.returncode == 0, done.stderr
+    assert (first / "analysis.json").exists()
+    assert "analysed before" in done.stdout
 
 
 def test_the_study_shown_is_one(tmp_path: Path) -> None:
@@ -133,6 +154,28 @@ def test_the_combinations_are_trained_and_made(small_glyphs: Path, tmp_path: Pat
     table = load_results(tmp_path)
     assert sorted(table[table.members.notna()].method) == ["ensemble_of_runs", "greedy_soup", "model_soup"]
     assert set(table[table.members.notna()].members.str.len()) == {4}
+
+
+def test_other_networks_and_dropout_elsewhere_run(small_glyphs: Path, tmp_path: Path) -> None:
+    [block] = [block for block in BLOCKS if "backbone=vit_b_16" in block]
+    transformer, by_name, sweep = block.strip().splitlines()
+    assert "image_size=384" in transformer  # what its published weights are of
+    assert "backbone=timm backbone.name=" in by_name
+    for command, runs in ((transformer, 1), (by_name, 1), (sweep, 4)):
+        small = {"dataset": "glyphs", "test_domain": "0", "backbone.weights": "none", "keep": "[]"}
+        small |= {"backbone": "resnet18"} if command == sweep else {}
+        done = train(*smaller(command, **small, data_dir=str(small_glyphs), output_dir=str(tmp_path / str(runs))))
+        assert done.returncode == 0, done.stderr
+    table = load_results(tmp_path / "1")
+    assert set(table.backbone) == {"vit_b_16", "convnext_tiny.fb_in22k"}
+    assert load_results(tmp_path / "4").run_id.nunique() == 4
+
+
+def test_the_line_between_two_networks_is_made(small_glyphs: Path, tmp_path: Path) -> None:
+    [command] = [command for command in TRAIN_COMMANDS if "method=connectivity" in command]
+    done = train(*smaller(command, data_dir=str(small_glyphs), output_dir=str(tmp_path)))
+    assert done.returncode == 0, done.stderr
+    assert "α of the first member" in done.stdout
 
 
 def test_a_dataset_is_prepared_and_runs_are_published(tmp_path: Path) -> None:

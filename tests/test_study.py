@@ -30,6 +30,8 @@ NEW_RUNS = {
     "figure6": 576,
     "figure7": 0,
     "figure8": 576,
+    "figure9": 192,
+    "figure10": 0,
 }
 
 
@@ -72,7 +74,12 @@ def test_each_study_adds_the_protocol_s_runs() -> None:
         added[study] = len(wanted - seen)
         seen |= wanted
     assert added == NEW_RUNS
-    assert len(seen) == 3216 - 192  # those of Figure 9 come with linear fine-tuning
+    assert len(seen) == 3216
+    # Figure 1 here is an analogue of the paper's: its probes come on top, its fine-tuned runs are Figure 2's.
+    figure1 = {run.key: run.config.backbone.tuning for run in wanted_runs(jobs("figure1"))}
+    assert len(figure1) == 96
+    assert {tuning for key, tuning in figure1.items() if key in seen} == {"full"}
+    assert len(figure1.keys() & seen) == 48
 
 
 def settings_of(study: str) -> dict[str, set[Any]]:
@@ -92,6 +99,7 @@ def settings_of(study: str) -> dict[str, set[Any]]:
         "batch_size": {config.batch_size for config in configs},
         "image_size": {config.image_size for config in configs},
         "optim": {config.optim.name for config in configs},
+        "tuning": {config.backbone.tuning for config in configs},
     }
 
 
@@ -111,6 +119,7 @@ FIGURE2: dict[str, set[Any]] = {
     "batch_size": {32},
     "image_size": {224},
     "optim": {"sgd"},
+    "tuning": {"full"},
 }
 RATES = {0.0, 0.5, 0.9, 0.95}
 
@@ -138,6 +147,24 @@ RATES = {0.0, 0.5, 0.9, 0.95}
         ("figure6", {"factor with dropout": {10.0}, "factor without": {10.0}}),
         ("figure7", {"dropout": {0.9}, "factor without": set()}),
         ("figure8", {"backbones": {"resnet50_v1"}, "factor with dropout": {10.0}}),
+        (
+            "figure9",
+            {"datasets": {"vlcs"}, "dropout": RATES, "weight_decay": {1e-2, 5e-3}, "tuning": {"linear"}},
+        ),
+        (
+            "figure10",
+            {"datasets": {"vlcs"}, "dropout": RATES, "weight_decay": {1e-2, 5e-3}, "tuning": {"linear"}},
+        ),
+        (
+            "figure1",
+            {
+                "dropout": {0.0},
+                "lr": {1e-3},
+                "weight_decay": {1e-4},
+                "tuning": {"full", "head"},
+                "factor with dropout": set(),
+            },
+        ),
     ],
 )
 def test_grids_are_the_protocol_s(study: str, differences: dict[str, set[Any]]) -> None:

@@ -334,7 +334,7 @@ BAD_SETTINGS = {
     "device=tpu": "device=tpu: must be",
     "device=1": "device=1: must be",
     "data_dir=": "data_dir=: must be a folder's path",
-    "backbone.architecture=vgg11": "backbone.architecture=vgg11: its classifier is not one linear layer",
+    "backbone.architecture=squeezenet1_0": "backbone.architecture=squeezenet1_0: its classifier has no linear layer",
     "precision=fp8": "precision=fp8: must be one of auto, fp32, bf16",
     "test_domain=delta": r"test_domain=delta: must be all or one of alpha \(0\), beta \(1\), gamma \(2\)",
     "test_domain=3": "test_domain=3: must be",

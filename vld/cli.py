@@ -23,10 +23,18 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from vld.config import describe_error, option_names, prepare_config, publish_config, typed_config
+from vld.config import analyse_config, describe_error, option_names, prepare_config, publish_config, typed_config
 from vld.errors import UserError
 from vld.interruption import SIGNALS
-from vld.settings import COMBINATIONS, Config, PrepareConfig, PublishConfig, ReportConfig, StatusConfig
+from vld.settings import (
+    COMBINATIONS,
+    AnalyseConfig,
+    Config,
+    PrepareConfig,
+    PublishConfig,
+    ReportConfig,
+    StatusConfig,
+)
 from vld.tracking.publisher import Publisher
 
 if TYPE_CHECKING:
@@ -80,6 +88,11 @@ def prepare() -> None:
 def publish() -> None:
     """The command `vld-publish` and `scripts/publish.py`."""
     run_command(_publish_job, "publish", PublishConfig)
+
+
+def analyse() -> None:
+    """The command `vld-analyse` and `scripts/analyse.py`."""
+    run_command(_analyse_job, "analyse", AnalyseConfig)
 
 
 def conf_dir() -> Path:
@@ -285,6 +298,14 @@ def _publish_job(composed: DictConfig) -> None:
     from vld.tracking.publish_all import publish_all
 
     if publish_all(publish_config(composed), Terminal()):
+        sys.exit(FAILED)
+
+
+def _analyse_job(composed: DictConfig) -> None:
+    from vld.analyse import analyse_all
+    from vld.terminal import Terminal
+
+    if analyse_all(analyse_config(composed), Terminal()):
         sys.exit(FAILED)
 
 

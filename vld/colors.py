@@ -7,6 +7,7 @@ METHOD_COLORS = {
     "model_soup": "#D55E00",
     "greedy_soup": "#CC79A7",
     "ensemble_of_runs": "#56B4E9",
+    "connectivity": "#000000",
 }
 METHOD_MARKERS = {
     "erm": "o",
@@ -15,6 +16,7 @@ METHOD_MARKERS = {
     "model_soup": "*",
     "greedy_soup": "P",
     "ensemble_of_runs": "^",
+    "connectivity": "x",
 }
 METHOD_NAMES = {
     "erm": "ERM",
@@ -23,6 +25,7 @@ METHOD_NAMES = {
     "model_soup": "model soup",
     "greedy_soup": "greedy soup",
     "ensemble_of_runs": "ensemble of runs",
+    "connectivity": "midpoint of weights",
 }
 DATASET_NAMES = {
     "pacs": "PACS",

@@ -16,17 +16,19 @@ from torch import Tensor
 from vld import PROTOCOL_VERSION
 from vld.claim import RunningElsewhere, claim
 from vld.combinations import by_number_of_members, ensemble_of_runs, greedy_soup, outputs, uniform_soup
+from vld.connectivity import ALPHAS, REPRESENTATIONS, WEIGHTS, along_representations, between
 from vld.data.folder import find_dataset
 from vld.data.images import Dataset
 from vld.device import describe, resolve_device, set_up
 from vld.errors import UserError
 from vld.evaluation import Scores, evaluation_set, predict, score
 from vld.inputs import check_output_dir, resolve_test_domains
-from vld.members import ENSEMBLE_OF_RUNS, Member, find_members, kept_file, member_configs
+from vld.members import CONNECTIVITY, ENSEMBLE_OF_RUNS, Member, find_members, kept_file, member_configs
+from vld.model import Classifier
 from vld.run import SKIP_HINT, Outcome, explained, now, software_versions
 from vld.runner import Datasets, decoded, run_all
 from vld.runs.directory import RunDirectory, read_json, read_result
-from vld.runs.identity import run_id
+from vld.runs.identity import ADDED_LATER, run_id
 from vld.runs.keep import read_logits
 from vld.runs.record import accuracies
 from vld.runs.results import load_weights, network
@@ -207,9 +209,10 @@ def _made(
     if combination.config.method.name == ENSEMBLE_OF_RUNS:
         combined = _ensemble(combination)
     else:
+        make = _connectivity if combination.config.method.name == CONNECTIVITY else _soup
         if dataset is None:  # another process's result was there when this one looked, and has been moved away since
             raise UserError("its result has gone while this command ran; run it again")
-        combined = _soup(combination, dataset, device, terminal)
+        combined = make(combination, dataset, device, terminal)
     return {
         "run_id": combination.directory.path.name,
         "study": combination.config.study.name,
@@ -229,8 +232,9 @@ def _made(
 
 def _common_settings(members: list[Member]) -> dict[str, Any]:
     """The members' settings; None where they differ."""
-    settings = [member.settings for member in members]
-    return {name: value if all(s[name] == value for s in settings) else None for name, value in settings[0].items()}
+    settings = [{**ADDED_LATER, **member.settings} for member in members]
+    common = {name: value if all(s[name] == value for s in settings) else None for name, value in settings[0].items()}
+    return {name: value for name, value in common.items() if not (name in ADDED_LATER and value == ADDED_LATER[name])}
 
 
 def _member_mean(members: list[Member], selection: str) -> dict[str, float]:
@@ -276,6 +280,34 @@ def _ensemble(combination: Combination) -> dict[str, Any]:
                 },
             }
             for k, scored in enumerate(curve, 1)
+        ],
+    }
+
+
+def _connectivity(
+    combination: Combination, dataset: Dataset, device: torch.device, terminal: Terminal
+) -> dict[str, Any]:
+    """Accuracies at every α along both lines; the result's row is that of the weights' midpoint."""
+    config, settings = combination.config, combination.members[0].settings
+    images = evaluation_set(dataset, combination.test_domain, settings["split_seed"], device)
+    first, second = (load_weights(member.path, kept_file(config)) for member in combination.members)
+
+    def with_weights(weights: Mapping[str, Tensor]) -> Classifier:
+        return network(settings, weights, autocast=settings["precision"] == "bf16").to(device)
+
+    logits: dict[tuple[str, float], Tensor] = {}
+    with terminal.counting(f"{combination.test_domain}: along the line") as progress:
+        for done, alpha in enumerate(ALPHAS, 1):
+            [prediction] = predict([with_weights(between(first, second, alpha))], images)
+            logits[WEIGHTS, alpha] = prediction.logits
+            progress(done, len(ALPHAS) + 1)
+        mixed = along_representations(with_weights(first), with_weights(second), images)
+        logits |= {(REPRESENTATIONS, alpha): its for alpha, its in zip(ALPHAS, mixed, strict=True)}
+    scores = {point: score(its, images) for point, its in logits.items()}
+    return {
+        "results": [_row(config, combination.members, scores[WEIGHTS, 0.5])],
+        "connectivity": [
+            {"along": along, "alpha": alpha, **accuracies(of_point)} for (along, alpha), of_point in scores.items()
         ],
     }
 

@@ -15,11 +15,13 @@ from vld.errors import UserError
 from vld.settings import (
     COMBINATIONS,
     KEEPABLE,
+    KEPT_WEIGHTS,
     METHODS,
     NORMALIZATIONS,
     SCHEDULES,
     TUNINGS,
     WANDB_MODES,
+    AnalyseConfig,
     Config,
     DatasetConfig,
     PrepareConfig,
@@ -45,6 +47,7 @@ ConfigStore.instance().store(name="prepare_schema", node=PrepareConfig)
 ConfigStore.instance().store(name="status_schema", node=StatusConfig)
 ConfigStore.instance().store(name="report_schema", node=ReportConfig)
 ConfigStore.instance().store(name="publish_schema", node=PublishConfig)
+ConfigStore.instance().store(name="analyse_schema", node=AnalyseConfig)
 
 
 def _gpus(device: str = "auto") -> int:
@@ -53,8 +56,21 @@ def _gpus(device: str = "auto") -> int:
     return 0 if device == "cpu" else torch.cuda.device_count()
 
 
-# For presets: `${vld.gpus:${device}}` is how many that may use; `${vld.if:condition,yes,no}`.
+def _timm_statistic(which: str, name: str) -> list[float]:
+    """`mean` or `std` of the images that timm's weights of that name were trained on."""
+    import timm
+
+    try:
+        pretrained = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # no such weights
+        pretrained = None
+    # A name that timm does not have is refused where its network is built.
+    return list(getattr(pretrained, which)) if pretrained else [0.5, 0.5, 0.5]
+
+
+# For presets: `${vld.gpus:${device}}` is how many that may use; `${vld.if:condition,yes,no}`; `${vld.timm:mean,name}`.
 OmegaConf.register_new_resolver("vld.gpus", _gpus, replace=True)
+OmegaConf.register_new_resolver("vld.timm", _timm_statistic, replace=True)
 OmegaConf.register_new_resolver("vld.if", lambda condition, yes, no: yes if condition else no, replace=True)
 
 
@@ -104,6 +120,21 @@ def publish_config(composed: DictConfig) -> PublishConfig:
     """The same for the settings of `publish.py`."""
     config = _typed(composed, PublishConfig)
     if problems := list(_choice("wandb.mode", config.wandb.mode, WANDB_MODES)):
+        raise UserError("\n".join(problems))
+    return config
+
+
+def analyse_config(composed: DictConfig) -> AnalyseConfig:
+    """The same for the settings of `analyse.py`."""
+    config = _typed(composed, AnalyseConfig)
+    problems = [
+        *_choice("weights", config.weights, KEPT_WEIGHTS),
+        *_folder("data_dir", config.data_dir),
+        *_folder("output_dir", config.output_dir),
+        *_device("device", config.device),
+        *_choice("wandb.mode", config.wandb.mode, WANDB_MODES),
+    ]
+    if problems:
         raise UserError("\n".join(problems))
     return config
 
@@ -210,6 +241,11 @@ def _folder(name: str, path: str) -> Iterator[str]:
         yield f"{name}={path}: must be a folder's path"
 
 
+def _device(name: str, device: str) -> Iterator[str]:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        yield f"{name}={device}: must be auto, cpu, cuda or cuda:<index>"
+
+
 def _problems(config: Config) -> Iterator[str]:
     yield from _dataset_problems(config.dataset)
 
@@ -219,6 +255,8 @@ def _problems(config: Config) -> Iterator[str]:
     yield from _choice("backbone.normalize", config.backbone.normalize, NORMALIZATIONS)
     if config.backbone.tuning != "full" and config.backbone.weights == "none":
         yield f"backbone.tuning={config.backbone.tuning}: random initial values (backbone.weights=none) need tuning=full"
+    if config.backbone.tuning == "linear" and (config.backbone.stage_dropout or config.backbone.stochastic_depth):
+        yield "backbone.tuning=linear: keeps the network as it is; backbone.stage_dropout and stochastic_depth need full or head"
     for rate in config.backbone.stage_dropout:
         yield from _number("backbone.stage_dropout", rate, "rates in [0, 1)", 0 <= rate < 1)
     yield from _choice("backbone.stage_dropout_kind", config.backbone.stage_dropout_kind, ("element", "channel"))
@@ -273,8 +311,7 @@ def _problems(config: Config) -> Iterator[str]:
         "checkpoint_every", config.checkpoint_every, "a number of seconds, at least 0", config.checkpoint_every >= 0
     )
     yield from _choice("if_running", config.if_running, ("wait", "skip"))
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
-        yield f"device={config.device}: must be auto, cpu, cuda or cuda:<index>"
+    yield from _device("device", config.device)
     yield from _choice("precision", config.precision, ("auto", "fp32", "bf16"))
     config.compile = config.compile.lower()  # Hydra reads true as a boolean
     yield from _choice("compile", config.compile, ("auto", "true", "false"))

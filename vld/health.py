@@ -27,9 +27,11 @@ ONE_CLASS = 0.99
 
 @torch.no_grad()
 def dropout_noise(model: Classifier, images: Tensor) -> float:
-    """Expected standard deviation of the logits' dropout noise, over images [B, 3, h, w] and classes."""
+    """Expected standard deviation of the logits' dropout noise, over images [B, 3, h, w] and classes, at the highest rate."""
     # Training mode, as the first step will have it; a copy, since that mode moves batch-norm statistics learnt from scratch.
-    representation = copy.deepcopy(model).train().representation(images)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # for stage dropout and stochastic depth
+        representation = copy.deepcopy(model).train().representation(images)
     variance = model.dropout / (1 - model.dropout) * (representation.square() @ model.head.weight.square().T)
     return math.sqrt(variance.mean().item())
 

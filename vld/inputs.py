@@ -36,6 +36,7 @@ def inputs_key(config: Config) -> str:
     parts = (
         *(config.dataset, config.data_dir, config.output_dir, config.backbone),
         *(config.device, config.precision, config.test_domain),
+        config.image_size,  # which weights may not fit
     )
     return repr(parts)
 
@@ -90,6 +91,7 @@ def initial_classifier(config: Config, weights: dict[str, Tensor] | None, precis
     return build_classifier(
         config.backbone,
         weights,
+        image_size=config.image_size,
         classes=classes,
         dropout=config.dropout,
         head_seed=config.head_seed,

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -33,6 +34,8 @@ from vld.runs.keep import check_kept
 from vld.settings import Config, MethodConfig
 
 ENSEMBLE_OF_RUNS = "ensemble_of_runs"
+CONNECTIVITY = "connectivity"
+TUNING = "backbone.tuning"
 
 # Why some settings cannot vary among members, by the beginning of their names …
 FIXED = {
@@ -101,6 +104,12 @@ def member_axes(config: Config) -> dict[str, list[Any]]:
         if name in axes:
             raise UserError(f"method.members={text}: {name} is there twice")
         axes[name] = values
+    if "linear" in axes.get(TUNING, ()):
+        raise UserError(
+            f"method.members={config.method.members}: {TUNING}=linear is another network: full and head can vary"
+        )
+    if config.method.name == CONNECTIVITY and axes and math.prod(map(len, axes.values())) != 2:
+        raise UserError(f"method.members={config.method.members}: connectivity is between two members, as seed=0,1")
     if not axes:
         raise UserError(f"method.members=[]: {config.method.name} needs members, say 'method.members=[\"seed=0,1,2\"]'")
     if config.method.name != ENSEMBLE_OF_RUNS and config.backbone.weights == "none":
@@ -137,6 +146,8 @@ def kept_file(config: Config) -> str:
 
 def fixed(name: str, method: str) -> str | None:
     """Why this setting cannot vary among members of a combination."""
+    if name == TUNING and method == CONNECTIVITY:  # one network, fine-tuned and with a linear probe
+        return None
     reasons = FIXED if method == ENSEMBLE_OF_RUNS else FIXED_IN_SOUPS
     return next((reason for start, reason in reasons.items() if name == start or name.startswith(f"{start}.")), None)
 

@@ -12,11 +12,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from vld.architectures import BEYOND, build_backbone, check_timm_has, current_name, trained_image_size
 from vld.errors import UserError
+from vld.placement import place_dropout
 from vld.settings import BackboneConfig
-
-# Where torchvision's and timm's classifiers have their last layer: dropped, since ours takes its place.
-CLASSIFIER_NAMES = ("fc", "classifier", "head")
+from vld.tuning import tuned
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,11 @@ class Classifier(nn.Module):
         """The penultimate representation, float32 [B, d], before dropout."""
         return self.compute(self.backbone, images, self.mean, self.std, self.feature_scale, self.autocast)
 
-    def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Logits, float32 [B, classes]."""
+    def forward(self, images: Tensor, generator: torch.Generator | None = None, rate: float | None = None) -> Tensor:
+        """Logits, float32 [B, classes]. rate: of dropout, where it is another than `dropout`, the highest in training."""
         representation = self.representation(images)
         if self.training:
-            representation = inverted_dropout(representation, self.dropout, generator)
+            representation = inverted_dropout(representation, self.dropout if rate is None else rate, generator)
         logits: Tensor = self.head(representation)
         return logits
 
@@ -143,17 +143,21 @@ def build_classifier(
     dropout: float,
     head_seed: int,
     seed: int,
+    image_size: int = 224,
     autocast: bool = False,
 ) -> Classifier:
     """The classifier at step 0: backbone weights as loaded, or from `seed` where they are None; the head from `head_seed`.
 
-    Raises `UserError` for an architecture the library does not have and for weights that do not fit it.
+    image_size: of a network that is made for one. Raises `UserError` for an architecture that the library does not have or
+    that settings do not suit, and for weights that do not fit it.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone, features = _build_backbone(settings)
+        backbone, features = build_backbone(settings, image_size)
     if backbone_weights is not None:
-        _load_backbone(backbone, backbone_weights, settings)
+        _load_backbone(backbone, backbone_weights, settings, image_size)
+    place_dropout(backbone, settings)
+    backbone = tuned(backbone, settings, features)
     return Classifier(
         backbone.to(memory_format=torch.channels_last),
         features,
@@ -165,34 +169,6 @@ def build_classifier(
         std=settings.std,
         pretrained=backbone_weights is not None,
         autocast=autocast,
-    )
-
-
-def _build_backbone(settings: BackboneConfig) -> tuple[nn.Module, int]:
-    """The network up to its pooled representation, and that representation's length."""
-    name = settings.architecture
-    if settings.library == "timm":
-        import timm  # takes seconds, and most runs do without it
-
-        if not timm.is_model(name):
-            raise UserError(f"backbone.architecture={name}: timm has no such model (timm.list_models() lists them)")
-        backbone = timm.create_model(name, pretrained=False, num_classes=0)
-        features: int = backbone.num_features  # type: ignore[assignment]
-        return backbone, features
-    if name not in torchvision.models.list_models(module=torchvision.models):
-        raise UserError(f"backbone.architecture={name}: torchvision has no such classifier")
-    backbone = torchvision.models.get_model(name, weights=None)
-    for attribute in CLASSIFIER_NAMES:
-        classifier = getattr(backbone, attribute, None)
-        if classifier is None:
-            continue
-        layers = list(classifier) if isinstance(classifier, nn.Sequential) else [classifier]
-        # Whatever else a classifier holds (hidden layers, norms) is part of the network that was pre-trained.
-        if isinstance(layers[-1], nn.Linear) and all(isinstance(layer, nn.Dropout) for layer in layers[:-1]):
-            setattr(backbone, attribute, nn.Identity())
-            return backbone, layers[-1].in_features
-    raise UserError(
-        f"backbone.architecture={name}: its classifier is not one linear layer, which is all that can be replaced"
     )
 
 
@@ -221,7 +197,27 @@ def load_backbone_weights(settings: BackboneConfig) -> dict[str, Tensor] | None:
                 f"backbone={settings.name}: downloading {weights.url} failed ({error});"
                 " get the file elsewhere and say backbone.weights=<file>"
             ) from error
-    return _packaged_lite0(settings)
+    return _timms_own(settings) if settings.published == "timm" else _packaged_lite0(settings)
+
+
+def _timms_own(settings: BackboneConfig) -> dict[str, Tensor]:
+    """The weights that timm downloads for this name, without the last layer's."""
+    import timm
+
+    name = settings.architecture
+    check_timm_has(name)
+    if not getattr(timm.get_pretrained_cfg(name), "has_weights", False):
+        raise UserError(
+            f"backbone.weights=null: timm has no weights for {name}; say a file, or none for random initial values"
+        )
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return dict(timm.create_model(name, pretrained=True, num_classes=0).state_dict())
+    except Exception as error:  # whatever a hub and the connection to it may raise
+        raise UserError(
+            f"backbone.name={settings.name}: downloading its weights through timm failed ({_first_line(error)});"
+            " get the file elsewhere and say backbone.weights=<file>"
+        ) from error
 
 
 def _packaged_lite0(settings: BackboneConfig) -> dict[str, Tensor]:
@@ -270,12 +266,20 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _load_backbone(backbone: nn.Module, weights: Mapping[str, Tensor], settings: BackboneConfig) -> None:
-    """Load weights with or without a classifier, and those of a network's `features` alone."""
+def _load_backbone(
+    backbone: nn.Module, weights: Mapping[str, Tensor], settings: BackboneConfig, image_size: int
+) -> None:
+    """Load weights with or without a last layer, and those of a network's `features` alone."""
+    source = settings.weights or settings.published
     expected = backbone.state_dict()
+    weights = {key if key in expected else current_name(key): value for key, value in weights.items()}
     if any(f"features.{key}" in expected for key in weights):
         weights = {f"features.{key}": value for key, value in weights.items()}
-    given = {key: value for key, value in weights.items() if key.split(".")[0] not in CLASSIFIER_NAMES}
+    given = {key: value for key, value in weights.items() if key in expected or key.split(".")[0] not in BEYOND}
+    if size := trained_image_size(backbone, given, image_size):
+        raise UserError(
+            f"backbone.weights={source}: made for images of {size} pixels; say image_size={size} (it is {image_size})"
+        )
     # Files from before 2018 lack these counters, which nothing here reads.
     missing = [key for key in expected if key not in given and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in given if key not in expected]
@@ -290,6 +294,6 @@ def _load_backbone(backbone: nn.Module, weights: Mapping[str, Tensor], settings:
         if keys
     ]
     if problems:
-        source = settings.weights or settings.published
         raise UserError(f"backbone.weights={source}: does not fit {settings.architecture}: {'; '.join(problems)}")
-    backbone.load_state_dict(dict(given), strict=False)
+    expected.update(given)  # with the versions of its modules, which mnasnet asks for
+    backbone.load_state_dict(expected)

@@ -168,7 +168,12 @@ def _train_on(
         compilation.compile_run(model, batches, images, lambda line: _say(run, line, terminal))
     environments = [environment_now(device, config.deterministic, model.compiled)]
     trajectory = Trajectory(
-        model, config.optim, eval_every=config.eval_every, averaging=config.averaging, ensemble=config.ensemble
+        model,
+        config.optim,
+        eval_every=config.eval_every,
+        averaging=config.averaging,
+        ensemble=config.ensemble,
+        dropout_schedule=config.dropout_schedule,
     )
     if saved is not None:
         trajectory.load_state_dict(saved["trajectory"])

@@ -8,7 +8,7 @@ MISSING = "???"
 
 METHODS = ("erm", "weight_averaging", "ensemble")
 """How predictions are made along one run; all three are accumulated while it trains."""
-COMBINATIONS = ("model_soup", "greedy_soup", "ensemble_of_runs")
+COMBINATIONS = ("model_soup", "greedy_soup", "ensemble_of_runs", "connectivity")
 """How predictions are made across finished runs, its members; no training."""
 SELECTIONS = ("iid", "last", "oracle_step")
 """Which evaluation step stands for a run."""
@@ -37,6 +37,7 @@ KEEPABLE = tuple(
     if method != "ensemble" or kind  # an ensemble is no network: it has logits and no weights
 )
 """What a finished run can keep of its weights and evaluation logits."""
+KEPT_WEIGHTS = tuple(name for name in KEEPABLE if not name.endswith("-logits"))
 
 
 @dataclass
@@ -209,8 +210,8 @@ class StatusConfig(Config):
 class ReportConfig(Config):
     """The settings of `report.py`: those of the runs, which narrow it, and how to show them."""
 
-    selection: str = "iid"
-    """Which evaluation step stands for a run: iid, last or oracle_step."""
+    selection: str | None = None
+    """Which evaluation step stands for a run: iid, last or oracle_step. null: iid (of figure10, which is about that, last)."""
     run: str | None = None
     """The id of a run whose learning curves are drawn; null: of the best of each dataset."""
 
@@ -224,6 +225,20 @@ class PrepareConfig:
     image_size: int = 224
     verify: bool = False
     """Decode every image again, although there is a store, and compare."""
+
+
+@dataclass
+class AnalyseConfig:
+    """The settings of `analyse.py`."""
+
+    run: str = "all"
+    """A run's id or directory; all: every finished run that kept the weights."""
+    weights: str = "erm-last"
+    """Which of the weights that a run kept."""
+    data_dir: str = "data"
+    output_dir: str = "outputs"
+    device: str = "auto"
+    wandb: WandbConfig = field(default_factory=WandbConfig)
 
 
 @dataclass

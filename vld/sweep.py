@@ -218,13 +218,14 @@ def finish_report(jobs: list[Job], config: DictConfig) -> NoReturn:
 
 
 def shared_runs(jobs: list[Job], config: DictConfig, config_name: str) -> "dict[str, list[Wanted]]":
-    """The runs of other studies that a study's figure shows as well, narrowed by the same words."""
+    """The runs of other studies on the same datasets that a study's figure shows as well, narrowed by the same words."""
     from vld.study import wanted_runs
 
     problems: dict[str, None] = {}
     words = [word for word in config.hydra.overrides.task if word.split("=")[0] not in (*LOOKING[config_name], "study")]
+    datasets = {job.config.dataset.name for job in jobs}
     shared = {
-        study: wanted_runs(jobs_of(axes, problems))
+        study: [run for run in wanted_runs(jobs_of(axes, problems)) if run.config.dataset.name in datasets]
         for study in jobs[0].config.study.shares
         if (axes := study_axes(study, words)) is not None
     }

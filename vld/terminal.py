@@ -208,6 +208,9 @@ class Terminal:
         curves = [result["by_number_of_members"] for result in results.values() if "by_number_of_members" in result]
         if curves:
             self._number_of_members_table(curves)
+        lines = [result["connectivity"] for result in results.values() if "connectivity" in result]
+        if lines:
+            self._connectivity_table(lines)
 
     def _number_of_members_table(self, curves: list[list[dict[str, Any]]]) -> None:
         """Accuracy against the number of members, averaged over random subsets and test domains."""
@@ -220,6 +223,21 @@ class Terminal:
             means = [sum(point[f"{key}_mean"] for point in points) / len(points) for key in ("iid_acc", "ood_acc")]
             table.add_row(f"{k}", f"{points[0]['subsets']}", *map(percent, means))
         self.say("accuracy against the number of members, averaged over random subsets of each size")
+        self.console.print(table)
+
+    def _connectivity_table(self, lines: list[list[dict[str, Any]]]) -> None:
+        """Accuracies along the line between two networks, averaged over test domains."""
+        table = Table()
+        for heading in ("α", "weights: i.i.d. %", "o.o.d. %", "representations: i.i.d. %", "o.o.d. %"):
+            table.add_column(heading, justify="right")
+        cells: dict[float, list[str]] = {}
+        for points in zip(*lines, strict=True):  # the weights' come first
+            for key in ("iid_acc", "ood_acc"):
+                mean = sum(point[key] for point in points) / len(points)
+                cells.setdefault(points[0]["alpha"], []).append(percent(mean))
+        for alpha, row in cells.items():
+            table.add_row(f"{alpha:g}", *row)
+        self.say("α of the first member and 1 - α of the second: their weights, and their representations")
         self.console.print(table)
 
     def sweep_table(self, results: list[dict[str, Any]], chosen: str) -> None:

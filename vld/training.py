@@ -17,6 +17,7 @@ from vld.evaluation import EvaluationSet, Scores, predict, score
 from vld.health import Health, measure
 from vld.methods import ENSEMBLE, ERM, WEIGHT_AVERAGING, CheckpointEnsemble, WeightAverage
 from vld.model import Classifier
+from vld.placement import dropout_rate
 from vld.seeds import BACKBONE, DROPOUT, derived_seed, torch_generator
 from vld.settings import AveragingConfig, EnsembleConfig, OptimConfig
 
@@ -60,8 +61,9 @@ class Trajectory:
         eval_every: int,
         averaging: AveragingConfig,
         ensemble: EnsembleConfig,
+        dropout_schedule: str = "constant",
     ) -> None:
-        self.optim, self.eval_every = optim, eval_every
+        self.optim, self.eval_every, self.dropout_schedule = optim, eval_every, dropout_schedule
         self.step = 0
         self.model = model
         self.optimizer = make_optimizer(model, optim)
@@ -160,8 +162,9 @@ def update(trajectory: Trajectory, inputs: Tensor, labels: Tensor, seed: int, st
     """One step of the optimiser on one batch; its loss, detached."""
     model, optimizer = trajectory.model, trajectory.optimizer
     set_learning_rate(optimizer, trajectory.optim, step)
-    torch.manual_seed(derived_seed(seed, BACKBONE, step))  # what a backbone draws by itself (stochastic depth)
-    loss = cross_entropy(model(inputs, torch_generator(seed, DROPOUT, step, inputs.device)), labels)
+    torch.manual_seed(derived_seed(seed, BACKBONE, step))  # what a backbone draws (stage dropout, stochastic depth)
+    rate = dropout_rate(model.dropout, trajectory.dropout_schedule, step, trajectory.optim.steps)
+    loss = cross_entropy(model(inputs, torch_generator(seed, DROPOUT, step, inputs.device), rate), labels)
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()

@@ -242,7 +242,7 @@ def test_where_the_first_place_cannot_be_written_to_the_second_is_taken(dataset_
 def test_accuracies_from_the_store_are_those_from_the_files(dataset_dir: Path, tmp_path: Path) -> None:
     """Evaluated as one would by hand: ImageFolder, torchvision's Resize, one image after the other."""
     backbone = BackboneConfig(name="resnet18", architecture="resnet18", weights="none")
-    model = build_classifier(backbone, None, classes=2, dropout=0.5, head_seed=0, seed=0, autocast=False).eval()
+    model = build_classifier(backbone, None, image_size=24, classes=2, dropout=0.5, head_seed=0, seed=0).eval()
     images = evaluation_set(opened(dataset_dir, tmp_path / "stores", image_size=32)[0], "photo", 0, torch.device("cpu"))
     scores = score(predict([model], images)[0].logits, images)
     transform = Compose([Resize((32, 32)), PILToTensor()])

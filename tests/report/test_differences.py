@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from vld.report import difference, differences_table, read_results, series_of
+from vld.report.differences import widened
 from vld.report.grid import Grid
 from vld.study import Wanted
 
@@ -30,11 +31,13 @@ def test_what_differs_by_a_constant_has_an_interval_of_no_width() -> None:
 
 
 def test_one_cell_of_two_seeds_has_the_exact_distribution() -> None:
-    """Its resampled mean is one of the two differences with probability 1/4 each, their mean with 1/2."""
+    """Its resampled mean is one of the two differences with probability 1/4 each, their mean with 1/2; for one degree of freedom
+    the interval is that wider: the classical one of two values."""
     a, b = np.array([[[0.6, 0.9]]]), np.array([[[0.5, 0.5]]])
     row = difference(grid(a), grid(b))
     assert row is not None
-    assert (row["ood_low"], row["ood"], row["ood_high"]) == pytest.approx((10.0, 25.0, 40.0))
+    wider = math.sqrt(2) * 12.7062 / 1.959964
+    assert (row["ood_low"], row["ood"], row["ood_high"]) == pytest.approx((25 - 15 * wider, 25.0, 25 + 15 * wider))
 
 
 def test_the_interval_s_width_is_that_of_resampled_seeds_within_cells() -> None:
@@ -45,8 +48,27 @@ def test_the_interval_s_width_is_that_of_resampled_seeds_within_cells() -> None:
     row = difference(grid(b + differences), grid(b), draws=40_000)
     assert row is not None
     deviation = math.sqrt((differences.var(2) / 3).sum()) / 24
-    assert row["ood_high"] - row["ood_low"] == pytest.approx(100 * 2 * 1.96 * deviation, rel=0.04)
+    classical = 100 * 2 * 2.0106 * deviation * math.sqrt(3 / 2)  # t at 48 degrees of freedom, ddof=1
+    assert row["ood_high"] - row["ood_low"] == pytest.approx(classical, rel=0.04)
     assert row["ood"] == pytest.approx(100 * differences.mean())
+
+
+@pytest.mark.parametrize(("cells", "seeds"), [(1, 3), (4, 3), (24, 2), (24, 3)])
+def test_of_a_hundred_intervals_about_ninety_five_hold_the_truth(cells: int, seeds: int) -> None:
+    """Where there is no difference, few sentences claim one."""
+    random = np.random.default_rng(5)
+    wrong, trials = 0, 300
+    b = np.full((1, cells, seeds), 0.5)
+    for _ in range(trials):
+        row = difference(grid(b + random.normal(0, 0.01, b.shape)), grid(b), draws=400)
+        assert row is not None
+        wrong += not row["ood_low"] <= 0 <= row["ood_high"]
+    assert wrong / trials < 0.11
+
+
+@pytest.mark.parametrize(("cells", "repeats", "t"), [(1, 2, 12.706), (2, 3, 2.776), (4, 4, 2.179), (24, 3, 2.011)])
+def test_intervals_of_few_seeds_are_widened_by_student_s_t(cells: int, repeats: int, t: float) -> None:
+    assert widened(cells, repeats) == pytest.approx(math.sqrt(repeats / (repeats - 1)) * t / 1.959964, rel=1e-3)
 
 
 def test_pairing_removes_what_a_seed_does_to_both() -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from report_store import study_runs, write_combinations, write_run
 
 from vld.colors import METHOD_COLORS, METHOD_MARKERS, series_color
+from vld.config import with_values
 from vld.report import (
     cloud,
     clouds_figure,
@@ -26,7 +28,14 @@ from vld.report.tables import Series
 from vld.study import Wanted
 
 ONE_SEED = ("seed=0,1", "optim.weight_decay=1e-4")
-SHARED = {"figure3": ("figure2",), "figure6": ("figure2",), "figure7": ("figure2",), "figure8": ("figure2", "figure6")}
+SHARED = {
+    "figure3": ("figure2",),
+    "figure9": ("figure2", "figure3"),
+    "figure10": ("figure2", "figure3"),
+    "figure6": ("figure2",),
+    "figure7": ("figure2",),
+    "figure8": ("figure2", "figure6"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +49,10 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("figure5", "vlcs"),
         ("figure6", "pacs,vlcs"),
         ("figure8", "pacs,vlcs"),
+        ("figure9", "vlcs"),
     ):
-        runs = study_runs(study, *ONE_SEED, f"dataset={datasets}")
+        narrow = ["seed=0,1", "optim.weight_decay=1e-2"] if study == "figure9" else ONE_SEED
+        runs = study_runs(study, *narrow, f"dataset={datasets}")
         for run in runs:
             write_run(output_dir, run, curves=run.config.seed == 0)
         if study == "figure2":
@@ -49,10 +60,13 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output_dir
 
 
-def figures_of(output_dir: Path, study: str, words: tuple[str, ...] = ONE_SEED) -> tuple[list[Drawn], list[Series]]:
+def figures_of(output_dir: Path, study: str) -> tuple[list[Drawn], list[Series]]:
     wanted: list[Wanted] = []
     for name in (study, *SHARED.get(study, ())):
-        wanted += study_runs(name, *words, *(["dataset=pacs,vlcs"] if study not in ("figure4", "figure5") else []))
+        words = ["seed=0,1", "optim.weight_decay=1e-2"] if name in ("figure9", "figure10") else list(ONE_SEED)
+        if study not in ("figure4", "figure5"):
+            words.append("dataset=vlcs" if study in ("figure9", "figure10") else "dataset=pacs,vlcs")
+        wanted += study_runs(name, *words)
     expected = expected_of(wanted)
     store = of_study(read_store(output_dir), expected)
     series = series_of(store.results, expected)
@@ -64,6 +78,7 @@ def labels(figure: Figure) -> set[str]:
     return {text.get_text() for legend in figure.legends for text in legend.get_texts()}
 
 
+WITH_CURVES = ("figure3", "figure4", "figure5", "figure9", "figure10")
 FOUR = {f"ERM, dropout {rate}" for rate in ("0", "0.5", "0.9", "0.95")}
 
 
@@ -111,13 +126,25 @@ FOUR = {f"ERM, dropout {rate}" for rate in ("0", "0.5", "0.9", "0.95")}
             },
             ["PACS", "VLCS"],
         ),
+        *(
+            (
+                study,
+                {
+                    f"ERM, dropout {rate}, backbone tuning {tuning}"
+                    for rate in ("0", "0.5", "0.9", "0.95")
+                    for tuning in ("full", "linear")
+                },
+                ["VLCS"],
+            )
+            for study in ("figure9", "figure10")
+        ),
     ],
 )
 def test_a_study_s_figure_shows_its_series(study: str, shown: set[str], panels: list[str], everything: Path) -> None:
     drawn, _ = figures_of(everything, study)
     assert [one.name for one in drawn] == [
         study,
-        *([f"{study}_curves"] if study in ("figure3", "figure4", "figure5") else []),
+        *([f"{study}_curves"] if study in WITH_CURVES else []),
     ]
     assert labels(drawn[0].figure) == shown
     assert [axes.get_title() for axes in drawn[0].figure.axes] == panels
@@ -166,7 +193,8 @@ def test_a_method_looks_the_same_in_every_figure(everything: Path) -> None:
 
 def test_colours_of_methods_and_rates_are_told_apart() -> None:
     """By a person with protanopia or deuteranopia too: distances after the usual simulation matrices (Machado et al. 2009)."""
-    colors = [*METHOD_COLORS.values(), *(series_color("erm", rate) for rate in (0.5, 0.9, 0.95))]
+    methods = [method for method in METHOD_COLORS if method != "connectivity"]  # no series of a figure
+    colors = [*(METHOD_COLORS[method] for method in methods), *(series_color("erm", rate) for rate in (0.5, 0.9, 0.95))]
     matrices = {
         "normal": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
         "protanopia": (
@@ -180,7 +208,7 @@ def test_colours_of_methods_and_rates_are_told_apart() -> None:
             (-0.011820, 0.042940, 0.968881),
         ),
     }
-    markers = [*METHOD_MARKERS.values(), "o", "o", "o"]
+    markers = [*(METHOD_MARKERS[method] for method in methods), "o", "o", "o"]
     for name, matrix in matrices.items():
         seen = []
         for color in colors:
@@ -204,9 +232,11 @@ def test_without_a_study_everything_is_drawn_that_the_results_allow(everything: 
     assert {kind for kinds in OF_STUDY.values() for kind in kinds} <= {kind.name for kind in KINDS}
     # What no one figure can show is apart: other steps, from scratch, another backbone, another last layer's rate.
     titles = [one.title for one in drawn if one.name.startswith("dropout_rates")]
-    assert len(titles) == 4
+    assert len(titles) == 5
     assert any("steps 30000" in title for title in titles)
     assert any("resnet50_scratch" in title for title in titles)
+    assert any("tuning linear" in title for title in titles)
+    assert any("tuning full" in title for title in titles)
     members = next(one for one in drawn if one.name == "members")
     assert sorted(members.points.members.unique()) == [1, 2, 3, 4]
     last = members.points[members.points.members == 4]
@@ -224,7 +254,24 @@ def test_one_rate_or_one_method_draws_no_comparison(tmp_path: Path) -> None:
         write_run(tmp_path, run)
     store = read_store(tmp_path)
     names = [one.name for one in drawn_figures(series_of(store.results), store.results, None)]
-    assert names == ["averaging"]
+    assert names == ["averaging", "domains"]
+
+
+def test_no_two_series_of_a_panel_look_alike(tmp_path: Path) -> None:
+    for run in study_runs("figure2", *ONE_SEED, "dataset=pacs"):
+        for rate in (0.0, 0.2, 0.3, 0.5, 0.8, 0.9):
+            if run.config.dropout:
+                write_run(tmp_path, replace(run, config=with_values(run.config, {"dropout": rate})))
+    store = read_store(tmp_path)
+    drawn = next(
+        one for one in drawn_figures(series_of(store.results), store.results, None) if one.name == "dropout_rates"
+    )
+    [axes] = drawn.figure.axes
+    looks = [
+        (to_hex(line.get_markeredgecolor()), to_hex(line.get_markerfacecolor()), line.get_marker())  # type: ignore[arg-type]
+        for line in axes.get_lines()
+    ]
+    assert len(looks) == len(set(looks)) == 6
 
 
 def test_incomplete_series_are_marked_in_the_legend(tmp_path: Path) -> None:

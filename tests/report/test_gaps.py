@@ -50,7 +50,8 @@ def test_missing_failed_and_interrupted_runs_are_listed_and_their_cells_marked(t
     for expected in (expected_of(runs), expected_runs(store.results, store.unfinished)):
         lacking = missing_runs(store.results, store.unfinished, expected)
         found = {
-            (row.test_domain, row.dropout, row.lr, row.seed): (row.state, row.reason) for row in lacking.itertuples()
+            (row.test_domain, float(row.settings.split()[-1]), row.lr, row.seed): (row.state, row.reason)
+            for row in lacking.itertuples()
         }
         assert found == {
             missing: ("missing", ""),
@@ -132,6 +133,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     assert len(runs) == 16
     first, second, *_ = sorted(tmp_path.glob("runs/*/*/*/result.json"))
     first.write_text('{"run_id": "')
+    (second.parent / "metrics.jsonl").write_text("")
     settings = json.loads(second.read_text())
     settings["settings"]["dropout"] = 0.123
     second.write_text(json.dumps(settings))

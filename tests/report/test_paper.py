@@ -1,10 +1,12 @@
 """Ours against the published numbers."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from report_store import study_runs, write_run
 
+from vld.config import with_values
 from vld.report import against_the_paper, read_results, series_of
 from vld.report.paper import CLOUD_MEANS, published_averages
 
@@ -53,7 +55,36 @@ def test_what_our_runs_do_differently_is_said(tmp_path: Path) -> None:
     results = read_results(tmp_path)
     settings = dict(zip(results.condition, results.settings, strict=True))
     [row] = against_the_paper(series_of(results), settings).to_dict("records")
-    assert row["unlike"] == "backbone efficientnet_lite0, px 96, steps 400, 2 of 3 seeds"
+    assert row["unlike"] == "backbone efficientnet_lite0, px 96, steps 400, 2 seeds"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["optim.lr=1e-3"], "3 of 6 pairs"),
+        (["optim.momentum=0", "optim.gamma=1"], "optim momentum 0, optim gamma 1"),
+        (["test_domain=0,1"], "art_painting, cartoon left out of 4"),
+        (["backbone.tuning=linear"], "backbone tuning linear"),
+    ],
+)
+def test_every_way_of_being_unlike_the_paper_s_runs(words: list[str], said: str, tmp_path: Path) -> None:
+    for run in study_runs("figure2", "dataset=pacs", "dropout=0.9", *words):
+        write_run(tmp_path, run, domains=["art_painting", "cartoon"] if "test_domain=0,1" in words else ())
+    results = read_results(tmp_path)
+    settings = dict(zip(results.condition, results.settings, strict=True))
+    [row] = against_the_paper(series_of(results), settings).to_dict("records")
+    assert row["unlike"] == said
+    [row] = against_the_paper(series_of(results, selection="last"), settings).to_dict("records")
+    assert row["unlike"] == f"{said}, selection last"
+
+
+def test_other_pairs_than_the_paper_s_are_said(tmp_path: Path) -> None:
+    for run in study_runs("figure2", "dataset=pacs", "dropout=0.9"):
+        write_run(tmp_path, replace(run, config=with_values(run.config, {"optim.lr": 100 * run.config.optim.lr})))
+    results = read_results(tmp_path)
+    settings = dict(zip(results.condition, results.settings, strict=True))
+    [row] = against_the_paper(series_of(results), settings).to_dict("records")
+    assert row["unlike"] == "other (lr, weight decay) pairs"
 
 
 def test_other_rates_and_datasets_are_not_compared(tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import pandas as pd
 import pytest
@@ -38,8 +40,7 @@ def reported(store: Path) -> "subprocess.CompletedProcess[str]":
 
 
 def folder(store: Path) -> Path:
-    [index] = (store / "report").rglob("index.html")
-    return index.parent
+    return next(path for path in (store / "report").iterdir() if path.name.startswith("figure2,seed=0,1"))
 
 
 def test_it_writes_every_table_and_figure(store: Path, reported: "subprocess.CompletedProcess[str]") -> None:
@@ -104,7 +105,7 @@ def test_the_page_is_self_contained_and_its_links_lead_somewhere(
         if link.startswith("data:"):
             continue
         assert "//" not in link
-        assert link[1:] in links.ids if link.startswith("#") else (folder(store) / link).is_file(), link
+        assert link[1:] in links.ids if link.startswith("#") else (folder(store) / unquote(link)).is_file(), link
     assert "out of memory &lt;b&gt;&amp;" in page  # what a run says is no markup
     assert "torch 2.15.0" in page
     assert "weight_decay" in page
@@ -142,7 +143,59 @@ def test_it_is_narrowed_by_options(store: Path) -> None:
     table = pd.read_csv(where / "tables/results_vlcs.csv")
     assert not (where / "tables/results_pacs.csv").exists()
     assert set(table.dropout) == {0.9}
+    assert set(table.runs) == set(table.expected)  # the domains that were not asked for are not missing
+    assert len(pd.read_csv(where / "tables/missing.csv")) == 0
+    assert table.ood.notna().all()
+    assert set(table.method) == {"erm", "weight_averaging", "ensemble", "model_soup", "ensemble_of_runs"}
     shutil.rmtree(where)
+
+
+def test_combinations_of_runs_that_were_not_asked_for_are_not_there(store: Path) -> None:
+    done = script("report.py", "study=figure2", *SMALL, "dropout=0.9", "optim.lr=1e-3", f"output_dir={store}")
+    assert done.returncode == 0, done.stderr
+    [where] = [path for path in (store / "report").iterdir() if path.name.endswith("dropout=0.9,optim.lr=1e-3")]
+    assert set(pd.read_csv(where / "tables/results_pacs.csv").method) == {"erm", "weight_averaging", "ensemble"}
+    shutil.rmtree(where)
+
+
+def test_damage_does_not_stop_a_report_and_is_named(tmp_path: Path) -> None:
+    runs = study_runs("figure2", *SMALL, "dataset=pacs", "dropout=0")
+    paths = [write_run(tmp_path, run) for run in runs]
+    for path in paths:
+        (path / "metrics.jsonl").write_text('{"method": "erm", "step"')
+    no_number = json.loads((paths[0] / "result.json").read_text())
+    no_number["results"][0]["iid_acc"] = None
+    (paths[0] / "result.json").write_text(json.dumps(no_number))
+    done = script("report.py", f"output_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert str(paths[0] / "result.json") in done.stdout
+    assert "metrics.jsonl" in done.stdout
+    for path in paths:
+        (path / "result.json").write_text("{")
+    done = script("report.py", f"output_dir={tmp_path}")
+    assert done.returncode == 2
+    assert "16 damaged" in done.stderr
+
+
+def test_odd_names_are_no_formulas_markup_or_paths(tmp_path: Path) -> None:
+    runs = study_runs("figure2", "dataset=pacs", "dropout=0,0.9", "seed=0", "optim.lr=1e-3", "optim.weight_decay=1e-4")
+    for run in runs:
+        run.config.dataset.name = "my set#1 100%?"
+        odd = replace(
+            run, test_domain={"photo": "a$x_$", "sketch": "b|c", "cartoon": "<i>d"}.get(run.test_domain, "e & f")
+        )
+        write_run(tmp_path, odd, domains=["a$x_$", "b|c", "<i>d", "e & f"])
+    done = script("report.py", f"output_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "report/index.html").read_text()
+    assert "<i>d" not in page
+    links = Links()
+    links.feed(page)
+    here = [link for link in links.links if not link.startswith(("data:", "#"))]
+    assert here
+    assert all((tmp_path / "report" / unquote(link)).is_file() for link in here)
+    markdown = (tmp_path / "report/tables/results_my set#1 100%?.md").read_text().splitlines()
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in markdown if line.startswith("|")}) == 1
 
 
 def test_the_learning_curves_of_one_run(store: Path) -> None:
@@ -208,6 +261,6 @@ def test_real_runs_are_reported(small_glyphs: Path, tmp_path: Path) -> None:
     table = pd.read_csv(tmp_path / "report/tables/results_glyphs.csv")
     row = table[(table.method == "erm") & (table.dropout == 0.9)].iloc[0]
     assert row.ood == pytest.approx(100 * sum(mine) / 8)
-    assert (row.runs, row.expected, row.repeats) == (8, 8, 2)
+    assert (row.runs, row.expected, row.seeds) == (8, 8, "2 seeds")
     names = {path.stem for path in (tmp_path / "report/figures").glob("*.png")}
     assert names == {"methods", "dropout_rates", "dropout_curves", "averaging", "domains", "learning_curves"}

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from report_store import study_runs, write_combination, write_run, write_study
 
 from vld.report import chosen_pairs, cloud, cloud_points, read_results, results_table, series_of
 from vld.report.grid import Grid
@@ -106,7 +107,7 @@ def test_means_errors_and_choices_are_those_of_plain_loops(
                 own = [statistics.mean(value(domain, p, s, what) for p in PAIRS) for s in SEEDS]
                 assert row[f"{name} {domain}"] == pytest.approx(statistics.mean(own), abs=1e-9)
                 assert row[f"{name}_se {domain}"] == pytest.approx(statistics.stdev(own) / math.sqrt(3), abs=1e-9)
-        assert (row.runs, row.expected, row.pairs, row.repeats) == (72, 72, 6, 3)
+        assert (row.runs, row.expected, row.pairs, row.seeds) == (72, 72, 6, "3 seeds")
     assert compared == 2 * 24 * 4 * 3
 
 
@@ -181,11 +182,64 @@ def test_gaps_are_averaged_over_what_is_there_and_have_no_false_error() -> None:
     accuracy = np.array([[[0.1, 0.2, 0.3], [0.3, np.nan, 0.5]], [[0.5, 0.6, 0.7], [0.7, 0.8, 0.9]]])
     mean, error = mean_and_error(accuracy)
     assert mean == pytest.approx(100 * np.mean([(0.2 + 0.4) / 2, (0.6 + 0.8) / 2]))
-    assert error == pytest.approx(100 * statistics.stdev([0.4, 0.6]) / math.sqrt(2))  # of the two complete repeats
+    assert math.isnan(error)
+    _, error = mean_and_error(accuracy[:, :, [0, 2]])
+    assert error == pytest.approx(100 * statistics.stdev([0.4, 0.6]) / math.sqrt(2))
     accuracy[0] = np.nan
     mean, error = mean_and_error(accuracy)
     assert math.isnan(mean)
     assert math.isnan(error)
+
+
+def test_the_oracle_s_accuracy_is_of_the_images_that_did_not_choose(tmp_path: Path) -> None:
+    [run, *_] = study_runs("figure2", "dataset=pacs")
+    path = write_run(tmp_path, run) / "result.json"
+    result = json.loads(path.read_text())
+    for row in result["results"]:
+        row["ood_in_acc"] = 0.123
+    path.write_text(json.dumps(result))
+    results = read_results(tmp_path)
+    assert {np.nanmax(one.grid.ood_acc) for one in series_of(results, selection="oracle_step")} == {0.123}
+    assert 0.123 not in {np.nanmax(one.grid.ood_acc) for one in series_of(results)}
+
+
+def test_seeds_and_splits_are_counted_apart(tmp_path: Path) -> None:
+    for run in study_runs(
+        "figure2", "dataset=pacs", "dropout=0", "split_seed=0,1", "optim.lr=1e-3", "optim.weight_decay=1e-4"
+    ):
+        write_run(tmp_path, run)
+    series = series_of(read_results(tmp_path))
+    assert {one.grid.ood_acc.shape for one in series} == {(4, 1, 6)}
+    assert {one.seeds for one in series} == {"3 seeds on 2 splits"}
+
+
+def test_combinations_of_as_many_but_other_runs_are_told_apart(tmp_path: Path) -> None:
+    runs = write_study(tmp_path, "figure2", "dataset=pacs", "dropout=0")
+    for domain in sorted({run.test_domain for run in runs}):
+        here = [run for run in runs if run.test_domain == domain]
+        one = [run for run in here if run.config.optim.weight_decay == 1e-4]
+        other = [run for run in here if run.config.optim.lr == 1e-3 and run.config.seed < 2]
+        write_combination(tmp_path, "model_soup", one, {"optim.lr": "", "seed": ""}, 0.9, 0.8)
+        write_combination(tmp_path, "model_soup", other, {"optim.weight_decay": "", "seed": ""}, 0.9, 0.6)
+    series = series_of(read_results(tmp_path))
+    soups = [one for one in series if one.method == "model_soup"]
+    assert sorted(one.name for one in soups) == [
+        "model soup of 6 (optim.lr=0.0005,0.001 seed=0,1,2)",
+        "model soup of 6 (optim.weight_decay=0.0001,1e-05,5e-05 seed=0,1)",
+    ]
+    means = cloud_points(soups)
+    assert sorted(means.ood) == pytest.approx([60.0, 80.0])
+    assert len(results_table(series)) == 5
+
+
+def test_the_best_is_chosen_among_runs_of_the_same_data(tmp_path: Path) -> None:
+    for run in study_runs("figure2", "dataset=pacs", "seed=0", "optim.lr=1e-3", "optim.weight_decay=1e-4"):
+        write_run(tmp_path, run, fingerprint="99" * 32 if run.config.dropout else None)
+    table = results_table(series_of(read_results(tmp_path)))
+    shown = shown_table(table, "iid")
+    column = shown.headings.index("o.o.d. %")
+    bold = [content[:2] for content, row in zip(table["dataset.fingerprint"], shown.bold, strict=True) if row[column]]
+    assert sorted(bold) == ["99", "bb"]
 
 
 def test_the_table_reads_the_same_in_every_format(series: list[Series]) -> None:

@@ -1,30 +1,46 @@
 """Clouds (protocol: every way of picking one hyper-parameter pair for each test domain), and the points of every other figure."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from vld.report.grid import Array, Grid
-from vld.report.tables import Series, results_table, short_name, shown_value
+from vld.members import CONNECTIVITY, ENSEMBLE_OF_RUNS
+from vld.report.grid import Grid
+from vld.report.tables import Series, pair_means, results_table, short_name, shown_value
+
+MOST_POINTS = 250_000
+"""Of a cloud; of a larger one so many are drawn at random (six domains of six pairs have 46,656)."""
 
 
 def cloud(grid: Grid) -> pd.DataFrame:
     """Every way of picking one pair for each test domain: iid_acc and ood_acc, the mean over test domains of the picked pairs'
     means over repeats, as fractions. The last domain's pair varies fastest: (pairs)^(domains) rows, fewer where a domain lacks
-    pairs, none where one has no run."""
-    there = np.isfinite(grid.ood_acc)
+    pairs, none where one has no run; `MOST_POINTS` random ones of more."""
+    choices = [np.flatnonzero(np.isfinite(of_domain).any(1)) for of_domain in grid.ood_acc]
+    ways = math.prod(map(len, choices))
+    if ways > MOST_POINTS:
+        random = np.random.default_rng(0)
+        picked = [random.choice(pairs, MOST_POINTS) for pairs in choices]
+    else:
+        picked = [pairs.ravel() for pairs in np.meshgrid(*choices, indexing="ij")]
     columns = {}
     for name in ("iid_acc", "ood_acc"):
-        values: Array = getattr(grid, name)
-        sums = np.zeros(1)
-        for of_domain, has in zip(values, there, strict=True):
-            means = np.array([cell[some].mean() for cell, some in zip(of_domain, has, strict=True) if some.any()])
-            sums = (sums[:, None] + means[None, :]).ravel()
-        columns[name] = sums / len(values)
+        cells = pair_means(getattr(grid, name))
+        columns[name] = sum(cells[d, pairs] for d, pairs in enumerate(picked)) / len(picked)
     return pd.DataFrame(columns)
+
+
+def cloud_range(grid: Grid) -> tuple[float, float]:
+    """The lowest and the highest o.o.d. accuracy of all points, as fractions; NaN where there is none."""
+    cells = pair_means(grid.ood_acc)
+    if not np.isfinite(cells).any(1).all():
+        return math.nan, math.nan
+    return float(np.nanmin(cells, 1).mean()), float(np.nanmax(cells, 1).mean())
 
 
 def cloud_points(series: Sequence[Series]) -> pd.DataFrame:
@@ -35,39 +51,50 @@ def cloud_points(series: Sequence[Series]) -> pd.DataFrame:
         points = 100 * cloud(one.grid).rename(columns={"iid_acc": "iid", "ood_acc": "ood"})
         if points.empty:
             continue
-        mean = points.mean().to_frame().T.assign(kind="mean")
+        row = results_table([one]).iloc[0]
+        mean = pd.DataFrame({"iid": [row.iid], "ood": [row.ood], "kind": "mean"})
         frame = pd.concat([points.assign(kind="cloud"), mean]) if len(points) > 1 else mean
-        about = {"dataset": one.dataset, "series": one.label, "method": one.method, "dropout": one.dropout}
-        frames.append(frame.assign(**about, complete=one.grid.complete))
+        frames.append(frame.assign(**_about(one)))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
+def _about(one: Series) -> dict[str, Any]:
+    return {
+        "dataset": one.dataset,
+        "series": one.label,
+        "method": one.method,
+        "dropout": one.dropout,
+        "selection": one.selection,
+        "complete": one.grid.complete,
+    }
+
+
 def rate_points(series: Sequence[Series]) -> pd.DataFrame:
-    """Accuracy against the dropout rate: dataset, curve (the series but for its rate), method, dropout; iid, iid_se, ood, ood_se
+    """Accuracy against the dropout rate: dataset, series (but for its rate), method, dropout, complete; iid, iid_se, ood, ood_se
     in percent; lowest and highest o.o.d. accuracy of the cloud."""
     rows = []
     for one in series:
-        points = cloud(one.grid)
-        if one.dropout is None or points.empty:
+        lowest, highest = cloud_range(one.grid)
+        if one.dropout is None or math.isnan(lowest):
             continue
         row = results_table([one]).iloc[0]
         others = "".join(f", {short_name(name)} {shown_value(name, value)}" for name, value in one.others.items())
         rows.append(
-            {"dataset": one.dataset, "curve": one.name + others, "method": one.method, "dropout": one.dropout}
+            _about(one)
+            | {"series": one.name + others, "lowest": 100 * lowest, "highest": 100 * highest}
             | {name: row[name] for name in ("iid", "iid_se", "ood", "ood_se")}
-            | {"lowest": 100 * points.ood_acc.min(), "highest": 100 * points.ood_acc.max()}
         )
     return pd.DataFrame(rows)
 
 
 def domain_points(series: Sequence[Series]) -> pd.DataFrame:
-    """o.o.d. accuracy with each domain left out: dataset, series, method, dropout, test_domain, ood and ood_se in percent."""
+    """o.o.d. accuracy with each domain left out: dataset, series, method, dropout, complete, test_domain, ood and ood_se in
+    percent."""
     rows = []
     for one in series:
         row = results_table([one]).iloc[0]
         rows += [
-            {"dataset": one.dataset, "series": one.label, "method": one.method, "dropout": one.dropout}
-            | {"test_domain": domain, "ood": row[f"ood {domain}"], "ood_se": row[f"ood_se {domain}"]}
+            _about(one) | {"test_domain": domain, "ood": row[f"ood {domain}"], "ood_se": row[f"ood_se {domain}"]}
             for domain in one.grid.test_domains
         ]
     return pd.DataFrame(rows)
@@ -75,20 +102,43 @@ def domain_points(series: Sequence[Series]) -> pd.DataFrame:
 
 def member_points(results: pd.DataFrame, series: Sequence[Series]) -> pd.DataFrame:
     """Accuracy of ensembles of runs against the number of members, averaged over random subsets, test domains and pairs: dataset,
-    series, dropout, members, iid, ood in percent, and ood_sd over subsets (averaged alike)."""
+    series, dropout, complete, members, iid, ood in percent, and ood_sd over subsets (averaged alike)."""
     rows = []
-    ensembles = results[(results.method == "ensemble_of_runs") & results.by_number_of_members.notna()]
+    ensembles = results[(results.method == ENSEMBLE_OF_RUNS) & results.by_number_of_members.notna()]
     for one in series:
         of_this = ensembles[(ensembles.condition == one.condition) & (ensembles.dataset == one.dataset)]
-        if set(of_this.test_domain) != set(one.grid.test_domains):
-            continue
         curves = pd.DataFrame([point for curve in of_this.by_number_of_members for point in curve])
         means = 100 * curves.groupby("members")[["iid_acc_mean", "ood_acc_mean", "ood_acc_sd"]].mean()
         for members, point in means.iterrows():
-            rows.append(
-                {"dataset": one.dataset, "series": one.label, "method": one.method, "dropout": one.dropout}
-                | {"members": members, "iid": point.iid_acc_mean, "ood": point.ood_acc_mean, "ood_sd": point.ood_acc_sd}
-            )
+            accuracies = {"iid": point.iid_acc_mean, "ood": point.ood_acc_mean, "ood_sd": point.ood_acc_sd}
+            rows.append(_about(one) | {"members": members} | accuracies)
+    return pd.DataFrame(rows)
+
+
+def connectivity_points(results: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy along the line between two networks, averaged over test domains and seeds: panel (dataset, dropout, and what
+    differs between the two), along (weights or representations), alpha, iid and ood in percent, lines (so many averaged)."""
+    rows = []
+    lines = results[results.method == CONNECTIVITY]
+    kinds = list(lines.groupby(["dataset", "dropout", "how_combined"], dropna=False))
+    for (dataset, dropout, how), some in kinds:
+        panel = (
+            str(dataset)
+            if len(kinds) == lines.dataset.nunique()
+            else f"{dataset}, dropout {shown_value('dropout', dropout)}"
+        )
+        points = pd.DataFrame([point for line in some.connectivity for point in line])
+        for (along, alpha), its in points.groupby(["along", "alpha"]):
+            mean = 100 * its[["iid_acc", "ood_acc"]].mean()
+            row = {
+                "panel": panel,
+                "dataset": dataset,
+                "dropout": dropout,
+                "between": how,
+                "along": along,
+                "alpha": alpha,
+            }
+            rows.append(row | {"iid": mean.iid_acc, "ood": mean.ood_acc, "lines": len(some)})
     return pd.DataFrame(rows)
 
 

@@ -18,6 +18,9 @@ from vld.study import Wanted
 from vld.terminal import Terminal
 
 LONGEST_NAME = 100
+MOST_SENTENCES = 10
+SELECTION_OF_STUDY = {"figure10": "last"}
+"""Figure 10 is Figure 9 without selection of the step."""
 HOW, PLACES = ("selection", "run"), ("study", "data_dir")
 
 
@@ -26,21 +29,27 @@ def report(
     wanted: Sequence[Wanted] | None,
     words: Sequence[str],
     *,
-    selection: str,
+    selection: str | None,
     run: str | None,
     output_dir: Path,
 ) -> None:
     """wanted: the runs of a study and of those it shares runs with. words: the command's options but output_dir."""
+    study = jobs[0].config.study.name
+    selection = selection or SELECTION_OF_STUDY.get(study or "", "iid")
     if selection not in SELECTIONS:
         raise UserError(f"selection={selection}: must be one of {', '.join(SELECTIONS)}")
     terminal = Terminal()
     store = read_store(output_dir)
-    study = jobs[0].config.study.name
+    if store.results.empty:
+        damaged = f" ({len(store.damaged)} damaged: {store.damaged[0]})" if store.damaged else ""
+        raise UserError(f"output_dir={output_dir}: has no finished runs{damaged}; train.py makes them")
     title = study or "vld"
     expected = None
     if wanted is not None:
         expected = expected_of(wanted)
         store = of_study(store, expected)
+        if any(word.startswith("method=") for word in words):
+            store = narrowed(store, jobs, ["method"])
     else:
         options = [word.split("=")[0] for word in words]
         store = narrowed(store, jobs, [option for option in options if option not in (*HOW, *PLACES)])
@@ -61,9 +70,10 @@ def report(
         terminal.text_table(shown.headings, shown.rows, shown.bold, shown.numbers)
     for note in dict.fromkeys(shown.note for _, shown in made.tables.values()):
         terminal.say(note)
-    for line in ("", *made.headlines):
+    shown_sentences = made.headlines or made.sentences[:MOST_SENTENCES]
+    for line in ("", *shown_sentences):
         terminal.say(line)
-    if more := len(made.sentences) - len(made.headlines):
+    if more := len(made.sentences) - len(shown_sentences):
         terminal.say(f"{more} more comparisons: {folder / 'tables' / 'differences.csv'}")
     for drawn in made.figures:
         terminal.say(f"{drawn.title}: {folder / 'figures' / drawn.name}.png")

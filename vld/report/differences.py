@@ -10,10 +10,12 @@ import pandas as pd
 
 from vld.colors import DATASET_NAMES
 from vld.report.grid import Array, Grid
-from vld.report.tables import Series, large_rate, short_name, shown_value
+from vld.report.tables import Series, large_rate, mean_and_error, short_name, shown_value
 
 DRAWS = 10_000
-LEVEL = 0.95
+LEVEL, NORMAL = 0.95, 1.959964
+T_975 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
+"""Student's t at 97.5 % for 1 to 10 degrees of freedom."""
 SEED = 0
 
 
@@ -22,8 +24,9 @@ def difference(a: Grid, b: Grid, *, draws: int = DRAWS, seed: int = SEED) -> dic
 
     Repeats are paired: within each cell those of both are resampled together, with replacement, and the cells' means are
     averaged over pairs and then over test domains. iid and ood, each with `_low` and `_high`, the ends of the 95 % percentile
-    interval (null with fewer than two repeats); cells; repeats, the fewest in a cell. None where a test domain of either is in no
-    common cell. Against a combination, which is one for each domain, there are no repeats to pair: the difference of means.
+    interval, `widened` since repeats are few (null with fewer than two); cells; repeats, the fewest in a cell. None where a
+    test domain of either is in no common cell. Against a combination, which is one for each domain, there are no repeats to
+    pair: the difference of means.
     """
     if a.test_domains != b.test_domains:
         return None
@@ -39,11 +42,30 @@ def difference(a: Grid, b: Grid, *, draws: int = DRAWS, seed: int = SEED) -> dic
         return None
     row: dict[str, float | int] = {"cells": int((counts > 0).sum()), "repeats": int(counts[counts > 0].min())}
     for name, values in (("iid", iid), ("ood", ood)):
+        mean = _average(np.nanmean(np.where(counts[..., None] > 0, values, 0.0), 2), counts > 0)
         sampled = _bootstrap(values, draws, seed) if row["repeats"] > 1 else np.array([math.nan])
         low, high = np.quantile(sampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        row |= {name: 100 * _average(np.nanmean(np.where(counts[..., None] > 0, values, 0.0), 2), counts > 0)}
-        row |= {f"{name}_low": 100 * float(low), f"{name}_high": 100 * float(high)}
+        wider = widened(int(row["cells"]), int(row["repeats"]))
+        row |= {name: 100 * mean}
+        row |= {
+            f"{name}_low": 100 * (mean + wider * (low - mean)),
+            f"{name}_high": 100 * (mean + wider * (high - mean)),
+        }
     return row
+
+
+def widened(cells: int, repeats: int) -> float:
+    """By how much a bootstrap over so few repeats in so many cells is too narrow: √(n / (n − 1)), since it resamples deviations
+    from the mean of the same n; and Student's t over the normal quantile, since their variance is not known either."""
+    if repeats < 2:
+        return math.nan
+    freedom = cells * (repeats - 1)
+    if freedom <= len(T_975):
+        t = T_975[freedom - 1]
+    else:  # the first terms of Cornish and Fisher's expansion
+        z = NORMAL
+        t = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    return math.sqrt(repeats / (repeats - 1)) * t / NORMAL
 
 
 def _common(a: Grid, b: Grid, name: str, pairs: Sequence[object], repeats: Sequence[object]) -> Array:
@@ -80,13 +102,10 @@ def _bootstrap(values: Array, draws: int, seed: int) -> Array:
 def _of_means(a: Grid, b: Grid) -> dict[str, float | int] | None:
     row: dict[str, float | int] = {"cells": len(a.test_domains), "repeats": 1}
     for name in ("iid", "ood"):
-        means = []
-        for grid in (a, b):
-            accuracy: Array = getattr(grid, f"{name}_acc")
-            if not np.isfinite(accuracy).any((1, 2)).all():
-                return None
-            means.append(np.mean([np.nanmean(of_domain) for of_domain in accuracy]))
-        row |= {name: 100 * float(means[0] - means[1]), f"{name}_low": math.nan, f"{name}_high": math.nan}
+        means = [mean_and_error(getattr(grid, f"{name}_acc"))[0] for grid in (a, b)]
+        if not np.isfinite(means).all():
+            return None
+        row |= {name: means[0] - means[1], f"{name}_low": math.nan, f"{name}_high": math.nan}
     return row
 
 
@@ -112,7 +131,14 @@ def differences_table(series: Sequence[Series]) -> pd.DataFrame:
             if (found := difference(a.grid, b.grid)) is None:
                 continue
             complete = a.grid.complete and b.grid.complete
-            row = {"dataset": dataset, "a": a.label, "b": b.label, **found, "complete": complete}
+            row = {
+                "dataset": dataset,
+                "a": a.label,
+                "b": b.label,
+                "selection": a.selection,
+                **found,
+                "complete": complete,
+            }
             row |= {"headline": a.dropout != b.dropout and a.dropout == large_rate(one.dropout for one in series)}
             rows.append(row | {"sentence": sentence(dataset, a, b, row)})
     return pd.DataFrame(rows)
@@ -128,11 +154,12 @@ def sentence(dataset: str, a: Series, b: Series, row: Mapping[str, Any]) -> str:
         size = f"by {size} points o.o.d. ({why}, no interval)"
     else:
         interval = f"{size} ± {(high - low) / 2:.1f} points o.o.d."
-        how = f"95 %, {row['repeats']} seeds"
+        how = f"95 %, {a.seeds}"
         verb = "beats" if low > 0 else "is beaten by" if high < 0 else "is not told apart from"
         size = f"by {interval} ({how})" if low > 0 or high < 0 else f"({'+' if ood >= 0 else '−'}{interval}, {how})"
     where = "".join(f", {short_name(name)} {shown_value(name, value)}" for name, value in a.others.items())
-    incomplete = "" if row["complete"] else " Incomplete: over the runs that both have."
+    both = "there are" if a.combined or b.combined else "that both have"
+    incomplete = "" if row["complete"] else f" Incomplete: over the runs {both}."
     return f"{DATASET_NAMES.get(dataset, dataset)}{where}: {_called(a)} {verb} {_called(b)} {size}.{incomplete}"
 
 

@@ -1,6 +1,7 @@
 """The figures: each from the table of its points (`vld.report.clouds`), which is written next to it."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -32,41 +33,38 @@ STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
     "lines.linewidth": 1.4,
     "pdf.fonttype": 42,  # text stays text
+    "text.parse_math": False,  # names of domains are no formulas
     "savefig.dpi": 200,
 }
+SPARE_MARKERS = ("v", "<", ">", "X", "h")
 IID, OOD = "i.i.d. accuracy (%)", "o.o.d. accuracy (%)"
 
 
 @rc_context(STYLE)  # type: ignore[arg-type]
 def clouds_figure(points: pd.DataFrame) -> Figure:
-    """o.o.d. against i.i.d. accuracy, a panel per dataset: each series' cloud, its mean as a large mark (`cloud_points`)."""
+    """o.o.d. against i.i.d. accuracy, a panel per dataset: each series' cloud, its mean as a large mark (`cloud_points`).
+
+    Of two series with one colour and marker the second is hollow; further ones have markers of their own.
+    """
     figure, panels = _panels(points.dataset.unique(), row_height=2.5)
     for dataset, axes in panels.items():
-        here = points[points.dataset == dataset]
-        seen: set[object] = set()
-        marks = []
-        for series, some in here.groupby("series", sort=False):
-            method, dropout = some.method.iloc[0], _rate(some.dropout.iloc[0])
-            color, marker = series_color(method, dropout), METHOD_MARKERS[method]
-            filled = (method, dropout) not in seen
-            seen.add((method, dropout))
-            dots = some[some.kind == "cloud"]
-            dot = 5 if len(dots) < 5_000 else 2
-            faces: dict[str, Any] = (
-                {"c": color, "linewidths": 0}
-                if filled
-                else {"facecolors": "none", "edgecolors": color, "linewidths": 0.4}
+        seen: Counter[tuple[str, str]] = Counter()
+        for _, some in points[points.dataset == dataset].groupby("series", sort=False):
+            color, marker, hollow = _look(some, seen)
+            dots, mean = some[some.kind == "cloud"], some[some.kind == "mean"].iloc[0]
+            dot = (
+                {"facecolors": "none", "edgecolors": color, "linewidths": 0.4}
+                if hollow
+                else {"c": color, "linewidths": 0}
             )
-            axes.scatter(dots.iid, dots.ood, s=dot, alpha=0.35, rasterized=True, zorder=2, **faces)
-            marks.append((series, some, color, marker, filled))
-        for series, some, color, marker, filled in marks:  # above every cloud
-            mean = some[some.kind == "mean"].iloc[0]
-            label = series if mean.complete else f"{series} {INCOMPLETE}"
-            size = 11 if marker == "*" else 6.5
-            faces = {"mfc": color, "mec": "white"} if filled else {"mfc": "white", "mec": color}
-            edge = 0.8 if filled else 1.4
-            axes.plot(mean.iid, mean.ood, marker, ms=size, mew=edge, label=label, zorder=3, ls="none", **faces)
-        axes.set(title=DATASET_NAMES.get(dataset, dataset), xlabel=IID, ylabel=OOD)
+            size = 5 if len(dots) < 5_000 else 2
+            axes.scatter(dots.iid, dots.ood, s=size, alpha=0.35, rasterized=True, zorder=2, **dot)  # type: ignore[arg-type]
+            look: dict[str, Any] = {"mfc": "white", "mec": color, "mew": 1.6}
+            if not hollow:
+                look = {"mfc": color, "mec": "black", "mew": 0.7}
+            look |= {"ms": 11 if marker == "*" else 6.5, "ls": "none", "zorder": 3}  # above every cloud
+            axes.plot(mean.iid, mean.ood, marker, label=_label(some), **look)
+        axes.set(title=_title(dataset), xlabel=IID, ylabel=OOD)
     _legend(figure, panels.values())
     return figure
 
@@ -74,28 +72,28 @@ def clouds_figure(points: pd.DataFrame) -> Figure:
 @rc_context(STYLE)  # type: ignore[arg-type]
 def rates_figure(points: pd.DataFrame) -> Figure:
     """i.i.d. (above) and o.o.d. accuracy (below) against the dropout rate, a column per dataset (`rate_points`): means with their
-    standard errors, and for o.o.d. accuracy the range of the cloud."""
+    standard errors, and for o.o.d. accuracy the range of the cloud. Of two curves of one method the second is dashed."""
     rates = sorted(points.dropout.unique())
-    datasets = points.dataset.unique()
-    columns = len(datasets)
-    figure = Figure(figsize=(max(WIDTH, 1.75 * columns), 3.6), layout="constrained")
-    grid = figure.subplots(2, columns, sharex=True, squeeze=False)
-    for column, dataset in enumerate(datasets):
-        here = points[points.dataset == dataset]
-        for number, (curve, some) in enumerate(here.groupby("curve", sort=False)):
+    figure, columns = _two_rows(points.dataset.unique())
+    for dataset, (iid, ood) in columns.items():
+        seen: Counter[str] = Counter()
+        for _, some in points[points.dataset == dataset].groupby("series", sort=False):
             some = some.sort_values("dropout")
+            method = str(some.method.iloc[0])
             at = [rates.index(rate) for rate in some.dropout]
-            method = some.method.iloc[0]
-            look = {"color": series_color(method, 0.0), "marker": METHOD_MARKERS[method], "ms": 4}
-            look |= {"ls": ("-", "--", ":", "-.")[number % 4] if method == "erm" else "-", "capsize": 2}
-            for axes, name in zip(grid[:, column], ("iid", "ood"), strict=True):
-                axes.errorbar(at, some[name], some[f"{name}_se"].fillna(0), label=curve, **look)
-            grid[1, column].fill_between(at, some.lowest, some.highest, color=look["color"], alpha=0.12, lw=0)
-        grid[0, column].set(title=DATASET_NAMES.get(dataset, dataset))
-        grid[1, column].set(xlabel="dropout rate", xticks=range(len(rates)), xticklabels=[f"{r:g}" for r in rates])
-    grid[0, 0].set(ylabel=IID)
-    grid[1, 0].set(ylabel=OOD)
-    _legend(figure, grid.flat)
+            look: dict[str, Any] = {
+                "color": series_color(method, 0.0),
+                "marker": METHOD_MARKERS[method],
+                "ms": 4,
+                "capsize": 2,
+            }
+            look["ls"] = ("-", "--", ":", "-.")[seen[method] % 4]
+            seen[method] += 1
+            for axes, name in ((iid, "iid"), (ood, "ood")):
+                axes.errorbar(at, some[name], some[f"{name}_se"], label=_label(some), **look)
+            ood.fill_between(at, some.lowest, some.highest, color=look["color"], alpha=0.12, lw=0)
+        ood.set(xlabel="dropout rate", xticks=range(len(rates)), xticklabels=[f"{r:g}" for r in rates])
+    _legend(figure, figure.axes)
     return figure
 
 
@@ -106,24 +104,19 @@ def domains_figure(points: pd.DataFrame) -> Figure:
     for dataset, axes in panels.items():
         here = points[points.dataset == dataset]
         domains = sorted(here.test_domain.unique())
-        series = list(here.series.unique())
-        width = 0.84 / len(series)
-        seen: set[object] = set()
-        for number, one in enumerate(series):
-            some = here[here.series == one].set_index("test_domain").reindex(domains)
-            method, dropout = (
-                some.method.dropna().iloc[0],
-                _rate(some.dropout.dropna().iloc[0] if some.dropout.notna().any() else None),
+        all_series = list(here.groupby("series", sort=False))
+        width = 0.84 / len(all_series)
+        seen: Counter[tuple[str, str]] = Counter()
+        for number, (_, some) in enumerate(all_series):
+            color, _, hollow = _look(some, seen)
+            values = some.set_index("test_domain").reindex(domains)
+            at = np.arange(len(domains)) + (number - (len(all_series) - 1) / 2) * width
+            look: dict[str, Any] = (
+                {"color": "white", "edgecolor": color} if hollow else {"color": color, "edgecolor": color}
             )
-            at = np.arange(len(domains)) + (number - (len(series) - 1) / 2) * width
-            look: dict[str, Any] = {"color": series_color(method, dropout), "label": one}
-            if method != "erm" and dropout:
-                look |= {"hatch": "////", "edgecolor": "white", "lw": 0}
-            if (method, dropout) in seen:
-                look |= {"alpha": 0.5}
-            seen.add((method, dropout))
-            axes.bar(at, some.ood, width * 0.92, yerr=some.ood_se.fillna(0), error_kw={"lw": 0.8}, **look)
-        axes.set(title=DATASET_NAMES.get(dataset, dataset), ylabel=OOD, xticks=range(len(domains)), xticklabels=domains)
+            error: dict[str, Any] = {"yerr": values.ood_se, "error_kw": {"lw": 0.8}}
+            axes.bar(at, values.ood, width * 0.88, label=_label(some), **look, **error)
+        axes.set(title=_title(dataset), ylabel=OOD, xticks=range(len(domains)), xticklabels=domains)
         axes.grid(visible=False, axis="x")
         low, high = float(np.nanmin(here.ood)), float(np.nanmax(here.ood + here.ood_se.fillna(0)))
         bottom = max(0.0, 5 * math.floor((low - 3) / 5))
@@ -137,16 +130,36 @@ def members_figure(points: pd.DataFrame) -> Figure:
     """o.o.d. accuracy of ensembles of runs against the number of members, a panel per dataset (`member_points`)."""
     figure, panels = _panels(points.dataset.unique(), row_height=2.1)
     for dataset, axes in panels.items():
-        for series, some in points[points.dataset == dataset].groupby("series", sort=False):
-            rate = _rate(some.dropout.iloc[0])
-            look: dict[str, Any] = {
-                "color": series_color("erm", rate) if rate else series_color("ensemble_of_runs", rate)
-            }
-            axes.plot(some.members, some.ood, marker=METHOD_MARKERS["ensemble_of_runs"], ms=3.5, label=series, **look)
-            axes.fill_between(some.members, some.ood - some.ood_sd, some.ood + some.ood_sd, alpha=0.15, lw=0, **look)
-        axes.set(title=DATASET_NAMES.get(dataset, dataset), xlabel="members", ylabel=OOD)
+        for number, (_, some) in enumerate(points[points.dataset == dataset].groupby("series", sort=False)):
+            color = series_color("ensemble_of_runs", None)
+            look: dict[str, Any] = {"color": color, "marker": METHOD_MARKERS["ensemble_of_runs"]}
+            look["ls"] = ("-", "--", ":", "-.")[number % 4]
+            look |= {"ms": 3.5, "mfc": "white" if number % 2 else color}
+            axes.plot(some.members, some.ood, label=_label(some), **look)
+            axes.fill_between(
+                some.members, some.ood - some.ood_sd, some.ood + some.ood_sd, alpha=0.15, lw=0, color=color
+            )
+        axes.set(title=_title(dataset), xlabel="members", ylabel=OOD)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _legend(figure, panels.values())
+    return figure
+
+
+@rc_context(STYLE)  # type: ignore[arg-type]
+def connectivity_figure(points: pd.DataFrame) -> Figure:
+    """Accuracy along the line between two networks, their weights interpolated and their representations, a column per dataset,
+    i.i.d. accuracy above (`connectivity_points`)."""
+    looks: dict[str, dict[str, Any]] = {
+        "weights": {"color": series_color("erm", 0.0), "marker": "o", "ms": 3.5},
+        "representations": {"color": series_color("weight_averaging", 0.0), "marker": "s", "ms": 3, "ls": "--"},
+    }
+    figure, columns = _two_rows(points.panel.unique())
+    for panel, (iid, ood) in columns.items():
+        for along, line in points[points.panel == panel].groupby("along", sort=False):
+            iid.plot(line.alpha, line.iid, label=f"{along} interpolated", **looks[str(along)])
+            ood.plot(line.alpha, line.ood, label=f"{along} interpolated", **looks[str(along)])
+        ood.set(xlabel="α")
+    _legend(figure, figure.axes)
     return figure
 
 
@@ -155,8 +168,7 @@ def learning_curves_figure(curves: pd.DataFrame) -> Figure:
     """Accuracy against the step, a panel per run, a colour per method: o.o.d. solid, i.i.d. dashed (`learning_curves`)."""
     figure, panels = _panels(curves.run.unique(), row_height=2.2)
     for run, axes in panels.items():
-        here = curves[curves.run == run]
-        for method, some in here.groupby("method", sort=False):
+        for method, some in curves[curves.run == run].groupby("method", sort=False):
             color = series_color(str(method), 0.0)
             axes.plot(some.step, some.ood, color=color, label=f"{METHOD_NAMES[str(method)]}, o.o.d.")
             axes.plot(some.step, some.iid, color=color, ls="--", lw=1, label=f"{METHOD_NAMES[str(method)]}, i.i.d.")
@@ -165,11 +177,28 @@ def learning_curves_figure(curves: pd.DataFrame) -> Figure:
     return figure
 
 
-@rc_context(STYLE)  # type: ignore[arg-type]
-@rc_context(STYLE)  # type: ignore[arg-type]
 def save_figure(figure: Figure, file: Path, kind: str) -> None:
     """As png or pdf, text as text."""
-    figure.savefig(file, format=kind, metadata={"CreationDate": None} if kind == "pdf" else {})
+    with rc_context(STYLE):  # type: ignore[arg-type]
+        figure.savefig(file, format=kind, metadata={"CreationDate": None} if kind == "pdf" else {})
+
+
+def _look(series: pd.DataFrame, seen: Counter[tuple[str, str]]) -> tuple[str, str, bool]:
+    """Colour, marker, and whether it is hollow: none that another series of the panel has."""
+    method, dropout = str(series.method.iloc[0]), _rate(series.dropout.iloc[0])
+    look = series_color(method, dropout), METHOD_MARKERS[method]
+    before = seen[look]
+    seen[look] += 1
+    return look[0], look[1] if before < 2 else SPARE_MARKERS[(before - 2) % len(SPARE_MARKERS)], before == 1
+
+
+def _label(series: pd.DataFrame) -> str:
+    name = str(series.series.iloc[0])
+    return name if series.complete.all() else f"{name} {INCOMPLETE}"
+
+
+def _title(dataset: str) -> str:
+    return DATASET_NAMES.get(dataset, dataset)
 
 
 def _panels(names: Iterable[str], row_height: float, *, wide: bool = False) -> tuple[Figure, dict[str, Axes]]:
@@ -184,15 +213,24 @@ def _panels(names: Iterable[str], row_height: float, *, wide: bool = False) -> t
     return figure, dict(zip(names, axes.flat, strict=False))
 
 
+def _two_rows(names: Iterable[str]) -> tuple[Figure, dict[str, tuple[Axes, Axes]]]:
+    """For each name a column: i.i.d. accuracy above, o.o.d. accuracy below."""
+    names = list(names)
+    figure = Figure(figsize=(max(WIDTH, 1.75 * len(names)), 3.6), layout="constrained")
+    grid = figure.subplots(2, len(names), sharex=True, squeeze=False)
+    grid[0, 0].set(ylabel=IID)
+    grid[1, 0].set(ylabel=OOD)
+    for axes, name in zip(grid[0], names, strict=True):
+        axes.set_title(_title(name))
+    return figure, {name: (grid[0, column], grid[1, column]) for column, name in enumerate(names)}
+
+
 def _legend(figure: Figure, panels: Iterable[Axes]) -> None:
     """One for all panels, below them."""
     handles: dict[str, Any] = {}
     for axes in panels:
-        handles |= {
-            label: handle
-            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-            if label not in handles
-        }
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
     inches = 0.45 + 0.052 * max(map(len, handles), default=0)  # of the longest entry, about
     columns = max(1, min(len(handles), int(figure.get_figwidth() / inches)))
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, frameon=False)

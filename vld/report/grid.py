@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from vld.report.store import CELL, PAIR, REPEAT, plain_condition
-from vld.runs.identity import identity_key, run_identity
+from vld.runs.identity import ADDED_LATER, identity_key, run_identity, varied_settings
 from vld.study import Wanted
 
 Array = npt.NDArray[np.float64]
@@ -124,8 +124,8 @@ def expected_of(wanted: Iterable[Wanted]) -> pd.DataFrame:
 
 def missing_runs(results: pd.DataFrame, unfinished: pd.DataFrame, expected: pd.DataFrame) -> pd.DataFrame:
     """The expected runs that are not finished; of what is finished with several contents (data, weights, precision), those that
-    each lacks. A row per run: dataset, plain, *CELL, backbone, dropout, condition (null: nothing like it is finished), state and
-    reason."""
+    each lacks. A row per run: dataset, plain, *CELL, settings (in words: those in which the expected runs differ), condition
+    (null: nothing like it is finished), state and reason."""
     keys = ["dataset", "plain", *CELL]
     runs = results[results.combined.isna()]
     finished = runs[[*keys, "condition"]].drop_duplicates()
@@ -134,9 +134,11 @@ def missing_runs(results: pd.DataFrame, unfinished: pd.DataFrame, expected: pd.D
         tuple(row[:-2]): row[-2:] for row in unfinished[[*keys, "state", "reason"]].itertuples(index=False, name=None)
     }
     rows = []
+    plains = [json.loads(str(plain)) for plain in expected.plain.unique()]
+    telling = [name for name in varied_settings(plains) if name != "dataset.name"] or ["dropout"]
     for (dataset, plain), wanted in expected[keys].drop_duplicates().groupby(["dataset", "plain"], sort=False):
         settings = json.loads(str(plain))
-        about = settings["backbone.name"], settings["dropout"]
+        about = ", ".join(f"{name} {settings.get(name, ADDED_LATER.get(name))}" for name in telling)
         of_these = finished[(finished.dataset == dataset) & (finished.plain == plain)]
         contents: list[str | None] = list(of_these.condition.unique()) or [None]
         cells = list(wanted.itertuples(index=False, name=None))
@@ -148,5 +150,5 @@ def missing_runs(results: pd.DataFrame, unfinished: pd.DataFrame, expected: pd.D
                 state, reason = states.get(cell, ("missing", ""))
                 if cell in anywhere:
                     state, reason = "missing", "finished with other data, weights or precision"
-                rows.append((*cell, *about, condition, state, reason))
-    return pd.DataFrame(rows, columns=[*keys, "backbone", "dropout", "condition", "state", "reason"])
+                rows.append((*cell, about, condition, state, reason))
+    return pd.DataFrame(rows, columns=[*keys, "settings", "condition", "state", "reason"])

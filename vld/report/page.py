@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from vld.report.tables import heading, shown_value
+from vld.report.tables import heading
 
 if TYPE_CHECKING:
     from vld.report.write import Report
@@ -25,8 +25,8 @@ def page(report: "Report", figures: Path, command: str) -> str:
     }
     missing = [
         {
-            "what": f"{row.dataset}/{row.test_domain}, dropout {shown_value('dropout', row.dropout)}, lr {row.lr:g},"
-            f" weight decay {row.weight_decay:g}, seed {row.seed}",
+            "what": f"{row.dataset}/{row.test_domain}, {row.settings}, lr {row.lr:g}, weight decay {row.weight_decay:g},"
+            f" seed {row.seed}, split {row.split_seed}",
             "state": row.state,
             "reason": row.reason,
         }

@@ -47,7 +47,8 @@ def read_results(output_dir: str | Path) -> pd.DataFrame:
 
 def read_store(output_dir: str | Path) -> Store:
     rows: list[dict[str, Any]] = []
-    damaged = []
+    damaged: list[str] = []
+    unfinished = _unfinished(Path(output_dir), damaged)  # first: what finishes meanwhile is among the results
     for path, result, problem in finished_results(output_dir):
         if result is None:
             damaged.append(problem)
@@ -58,10 +59,12 @@ def read_store(output_dir: str | Path) -> Store:
             "condition": condition_of(settings, _how_combined(result)),
             "plain": plain_condition(settings),
             "key": identity_key(settings),
+            "how_combined": shown_axes(result) if "members" in result else None,
             "combined": combination_label(result) if "members" in result else None,
             "settings": settings,
             "domains": tuple(result.get("domains", ())),
             "by_number_of_members": result.get("by_number_of_members"),
+            "connectivity": result.get("connectivity"),
             "software": result.get("software"),
             "device": result.get("device"),
             "seconds": result.get("seconds"),
@@ -71,7 +74,8 @@ def read_store(output_dir: str | Path) -> Store:
     results = pd.DataFrame(rows)
     if not results.empty:
         results = results.astype(dict.fromkeys(("seed", "split_seed", "steps", "step"), "Int64"))
-    return Store(results, _unfinished(Path(output_dir), damaged), damaged)
+        unfinished = unfinished[~unfinished.path.isin(results.path)]
+    return Store(results, unfinished, damaged)
 
 
 def condition_of(settings: Mapping[str, Any], combined: str = "") -> str:
@@ -86,7 +90,12 @@ def plain_condition(settings: Mapping[str, Any]) -> str:
 
 def _how_combined(result: Mapping[str, Any]) -> str:
     """What tells combinations of the same settings apart."""
-    return f"{combination_label(dict(result))}: {shown_axes(dict(result))}" if "members" in result else ""
+    if "members" not in result:
+        return ""
+    values = list(result["member_values"].values())
+    axes = {name: sorted({f"{one[name]}" for one in values}) for name in sorted(values[0])}
+    shown = " ".join(f"{name}={','.join(of_axis)}" for name, of_axis in axes.items())
+    return f"{combination_label(dict(result))}: {shown}"
 
 
 def _unfinished(output_dir: Path, damaged: list[str]) -> pd.DataFrame:

@@ -9,10 +9,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from vld.members import ENSEMBLE_OF_RUNS
-from vld.report.clouds import cloud_points, domain_points, member_points, rate_points
-from vld.report.figures import clouds_figure, domains_figure, members_figure, rates_figure
+from vld.report.clouds import cloud_points, connectivity_points, domain_points, member_points, rate_points
+from vld.report.figures import clouds_figure, connectivity_figure, domains_figure, members_figure, rates_figure
 from vld.report.tables import SHORT_NAMES, Series, large_rate, short_name, shown_value
-from vld.runs.identity import RANDOM_WEIGHTS, varied_settings
+from vld.runs.identity import ADDED_LATER, RANDOM_WEIGHTS, varied_settings
 from vld.settings import METHODS
 
 
@@ -36,6 +36,11 @@ def methods_and_dropout(series: list[Series]) -> list[Series]:
     rate = large_rate(one.dropout for one in series)
     with_dropout = [one for one in series if one.method == "erm" and rate and one.dropout == rate]
     return plain + with_dropout if plain else []
+
+
+def plain_methods_and_erm(series: list[Series]) -> list[Series]:
+    """Without dropout every method, with it ERM."""
+    return [one for one in series if one.method == "erm" or one.dropout == 0]
 
 
 def dropout_rates(series: list[Series]) -> list[Series]:
@@ -84,6 +89,12 @@ def pretraining(series: list[Series]) -> list[Series]:
     return naive + tricks
 
 
+def full_and_linear(series: list[Series]) -> list[Series]:
+    """Figures 9 and 10: ERM at every dropout rate, fine-tuned in full and linearly."""
+    erm = [one for one in series if one.method == "erm" and one.others.get("backbone.tuning") in ("full", "linear")]
+    return erm if len({one.others["backbone.tuning"] for one in erm}) > 1 else []
+
+
 CLOUDS = (
     "i.i.d. against o.o.d. accuracy. A cloud has a point for every way of picking one (lr, weight decay) pair for each test"
     " domain, averaged over test domains and seeds; the large mark is its mean. "
@@ -123,7 +134,7 @@ KINDS = (
     Kind(
         "last_layer",
         "The last layer's learning rate",
-        CLOUDS + "Hollow: the larger learning rate of the last layer.",
+        CLOUDS + "Hollow: the faster last layer.",
         last_layer,
         cloud_points,
         clouds_figure,
@@ -140,22 +151,48 @@ KINDS = (
     Kind(
         "pretraining",
         "Richness of the pre-trained representation",
-        CLOUDS + "ERM without dropout against all tricks: very large dropout, a faster last layer, weight averaging.",
+        CLOUDS
+        + "ERM without dropout against all tricks: very large dropout, a faster last layer, weight averaging; hollow: the"
+        " second backbone of the legend.",
         pretraining,
         cloud_points,
         clouds_figure,
         ("optim.last_layer_lr_factor", "backbone."),
     ),
     Kind(
+        "tuning",
+        "Linear and full fine-tuning",
+        CLOUDS + "Hollow: linear fine-tuning (equation 1).",
+        full_and_linear,
+        cloud_points,
+        clouds_figure,
+        ("backbone.tuning", "backbone.normalize"),
+    ),
+    Kind(
+        "tuning_curves",
+        "Linear and full fine-tuning against the dropout rate",
+        "Means over the grid with standard errors over seeds; shaded: from the lowest to the highest point of the cloud.",
+        full_and_linear,
+        rate_points,
+        rates_figure,
+        ("backbone.tuning", "backbone.normalize"),
+    ),
+    Kind(
         "domains",
         "Each domain left out",
-        "o.o.d. accuracy, means over the grid with standard errors over seeds.",
-        methods_and_dropout,
+        "o.o.d. accuracy, means over the grid with standard errors over seeds. The axis does not begin at 0.",
+        plain_methods_and_erm,
         domain_points,
         domains_figure,
     ),
 )
+CONNECTED = (
+    "Accuracy between two networks, averaged over test domains and seeds: of α θ₁ + (1−α) θ₂, and of α Φ₁ + (1−α) Φ₂ under the"
+    " head whose weights are interpolated. Last steps. With members backbone.tuning=full,head α = 0 is the pre-trained network"
+    " with a linear probe, α = 1 the fine-tuned one."
+)
 OF_STUDY = {
+    "figure1": (),
     "figure2": ("methods",),
     "figure3": ("dropout_rates", "dropout_curves"),
     "figure4": ("dropout_rates", "dropout_curves"),
@@ -163,6 +200,8 @@ OF_STUDY = {
     "figure6": ("last_layer",),
     "figure7": ("averaging",),
     "figure8": ("pretraining",),
+    "figure9": ("tuning", "tuning_curves"),
+    "figure10": ("tuning", "tuning_curves"),
 }
 """The kinds of figure that a study of the paper is for; of other studies, all."""
 
@@ -181,20 +220,30 @@ def drawn_figures(series: Sequence[Series], results: pd.DataFrame, study: str | 
             points = kind.points(chosen)
             if points.empty:
                 continue
-            name = study if study in OF_STUDY and kind.name != "dropout_curves" else kind.name
-            name = f"{study}_curves" if study in OF_STUDY and kind.name == "dropout_curves" else str(name)
+            name = kind.name
+            if study in OF_STUDY:
+                name = f"{study}_curves" if kind.name.endswith("_curves") else str(study)
             settings = json.loads(key)
-            of_group = ", ".join(f"{short_name(n)} {shown_value(n, settings.get(n))}" for n in apart)
+            of_group = ", ".join(
+                f"{short_name(n)} {shown_value(n, settings.get(n, ADDED_LATER.get(n)))}" for n in apart
+            )
             title = f"{kind.title} ({of_group})" if of_group else kind.title
             incomplete = [one.label for one in chosen if not one.grid.complete]
-            caption = kind.caption.strip() + (" † incomplete: drawn from the runs there are." if incomplete else "")
+            selections = ", ".join(dict.fromkeys(one.selection for one in chosen if not one.combined))
+            caption = f"{kind.caption.strip()} Selection {selections}."
+            caption += " † incomplete: drawn from the runs there are." if incomplete else ""
             yield Drawn(name if number == 1 else f"{name}-{number}", title, caption, points, kind.draw(points))
+    if study in (None, "figure1") or study not in OF_STUDY:
+        points = connectivity_points(results)
+        if not points.empty:
+            name = study if study == "figure1" else "connectivity"
+            yield Drawn(str(name), "Linear connectivity", CONNECTED, points, connectivity_figure(points))
     if study not in OF_STUDY:
         points = member_points(results, _told_apart([one for one in series if one.method == ENSEMBLE_OF_RUNS]))
         if not points.empty:
             caption = (
-                "Ensembles of random subsets of the runs, averaged over subsets (shaded: their standard deviation) and test"
-                " domains."
+                "o.o.d. accuracy of ensembles of random subsets of the runs, averaged over subsets (shaded: their standard"
+                " deviation) and test domains."
             )
             yield Drawn("members", "Accuracy against the number of members", caption, points, members_figure(points))
 

@@ -2,14 +2,16 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from vld.colors import DATASET_NAMES, METHOD_NAMES
+from vld.members import CONNECTIVITY
 from vld.report.grid import Array, Grid, expected_runs, grid_of
 from vld.runs.identity import ADDED_LATER, CONTENT, varied_settings
 from vld.settings import COMBINATIONS, METHODS
@@ -35,6 +37,8 @@ class Series:
     dataset: str
     condition: str
     method: str
+    selection: str
+    """Of a combination: its members'."""
     dropout: float | None
     others: dict[str, Any]
     """The other settings that tell it from the series beside it, by name."""
@@ -53,23 +57,32 @@ class Series:
         return METHOD_NAMES[self.method] + (" (on a part)" if self.on_a_part else "")
 
     @property
+    def seeds(self) -> str:
+        """How many repeats it is averaged over, in words."""
+        seeds, splits = ({repeat[i] for repeat in self.grid.repeats} for i in (0, 1))
+        words = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
+        return words if len(splits) == 1 else f"{words} on {len(splits)} splits"
+
+    @property
     def label(self) -> str:
         others = [f"{short_name(name)} {shown_value(name, value)}" for name, value in self.others.items()]
         return ", ".join([self.name, f"dropout {shown_value('dropout', self.dropout)}", *others])
 
 
 def series_of(results: pd.DataFrame, expected: pd.DataFrame | None = None, selection: str = "iid") -> list[Series]:
-    """Every method under every condition of `read_results`' rows, at that selection of each run's steps.
+    """Every method under every condition of `read_results`' rows, at that selection of each run's steps; but connectivity, which
+    has a figure of its own.
 
     expected: the runs that make the grids whole (`expected_runs`, the default, or `expected_of` a study's). Combinations come at
-    the selection of their members. Settings that differ among the conditions of a dataset go to `others`.
+    the selection of their members. Settings that differ among the conditions of a dataset go to `others`. With `oracle_step`,
+    o.o.d. accuracy is that of the left-out domain's *in* part, which did not choose the step.
     """
     if results.empty:
         return []
     if expected is None:
         expected = expected_runs(results, results.iloc[:0])
     found = []
-    for dataset, of_dataset in results.groupby("dataset", sort=True):
+    for dataset, of_dataset in results[results.method != CONNECTIVITY].groupby("dataset", sort=True):
         conditions = {text: json.loads(text) for text in of_dataset.condition.unique()}
         names = [
             name
@@ -81,6 +94,8 @@ def series_of(results: pd.DataFrame, expected: pd.DataFrame | None = None, selec
             if combined is None or pd.isna(combined):
                 wanted = expected[(expected.dataset == dataset) & (expected.plain == rows.plain.iloc[0])]
                 rows, combined = rows[rows.selection == selection], None
+                if selection == "oracle_step":
+                    rows = rows.assign(ood_acc=rows.ood_in_acc)
             else:
                 wanted = _over_all_domains(rows, expected[expected.dataset == dataset])
             settings = conditions[str(condition)]
@@ -88,6 +103,7 @@ def series_of(results: pd.DataFrame, expected: pd.DataFrame | None = None, selec
                 str(dataset),
                 str(condition),
                 str(method),
+                selection if combined is None else str(rows.selection.iloc[0]),
                 settings.get("dropout"),
                 {name: settings.get(name, ADDED_LATER.get(name)) for name in names},
                 bool((rows.evaluated_on == "curve").any()),
@@ -96,10 +112,30 @@ def series_of(results: pd.DataFrame, expected: pd.DataFrame | None = None, selec
             )
             found.append(series)
     order = (*METHODS, *COMBINATIONS)
-    return sorted(
+    ordered = sorted(
         found,
-        key=lambda s: (s.dataset, json.dumps(s.others), -1 if s.dropout is None else s.dropout, order.index(s.method)),
+        key=lambda s: (
+            s.dataset,
+            [
+                (isinstance(value, str), value if isinstance(value, int | float) else str(value))
+                for value in s.others.values()
+            ],
+            -1 if s.dropout is None else s.dropout,
+            order.index(s.method),
+        ),
     )
+    return _combinations_told_apart(ordered)
+
+
+def _combinations_told_apart(series: list[Series]) -> list[Series]:
+    """Combinations of as many, but other members say which."""
+    labels = Counter((one.dataset, one.label) for one in series)
+    return [
+        replace(one, combined=f"{one.combined} ({json.loads(one.condition)['combined'].split(': ', 1)[1]})")
+        if one.combined and labels[one.dataset, one.label] > 1
+        else one
+        for one in series
+    ]
 
 
 def _over_all_domains(rows: pd.DataFrame, expected: pd.DataFrame) -> pd.DataFrame:
@@ -130,12 +166,13 @@ def results_table(series: Sequence[Series]) -> pd.DataFrame:
             "dataset": one.dataset,
             "method": one.method,
             "name": one.name,
+            "selection": one.selection,
             "dropout": one.dropout,
             **one.others,
             "runs": one.grid.runs,
             "expected": one.grid.ood_acc.size,
             "pairs": len(one.grid.pairs),
-            "repeats": len(one.grid.repeats),
+            "seeds": one.seeds,
         }
         grid = one.grid
         for name, accuracy in (("iid", grid.iid_acc), ("ood", grid.ood_acc)):
@@ -152,12 +189,16 @@ def results_table(series: Sequence[Series]) -> pd.DataFrame:
 
 def mean_and_error(accuracy: Array) -> tuple[float, float]:
     """Of accuracies [test domains, pairs, repeats], in percent: the mean over domains of means over pairs of means over repeats,
-    and its standard error over repeats. NaN where a domain has no run, and where fewer than two repeats are complete."""
-    mean = float(_mean(_mean(accuracy)).mean())
+    NaN where a domain has no run; and its standard error over repeats, NaN with fewer than two and where any run is missing."""
+    mean = float(_mean(pair_means(accuracy)).mean())
     by_repeat = accuracy.mean((0, 1))
-    by_repeat = by_repeat[np.isfinite(by_repeat)]
     error = by_repeat.std(ddof=1) / math.sqrt(len(by_repeat)) if len(by_repeat) > 1 else math.nan
     return 100 * mean, 100 * float(error)
+
+
+def pair_means(accuracy: Array) -> Array:
+    """Means over the repeats there are [test domains, pairs], NaN where there is none."""
+    return _mean(accuracy)
 
 
 def _mean(accuracy: Array) -> Array:
@@ -182,7 +223,8 @@ def chosen_pairs(series: Sequence[Series]) -> pd.DataFrame:
                     continue
                 lr, weight_decay = grid.pairs[pair]
                 rows.append(
-                    {"dataset": one.dataset, "method": one.method, "dropout": one.dropout, **one.others}
+                    {"dataset": one.dataset, "method": one.method, "selection": one.selection}
+                    | {"dropout": one.dropout, **one.others}
                     | {"test_domain": domain, "seed": seed, "split_seed": split_seed, "lr": lr}
                     | {"weight_decay": weight_decay, "iid_acc": iid[d, 0, r], "ood_acc": ood[d, 0, r]}
                 )
@@ -215,20 +257,19 @@ def shown_table(table: pd.DataFrame, selection: str) -> Shown:
     of_domain = table.expected // len(domains)
     whole = [(table.runs == table.expected).tolist()] * averages
     whole += [(table[f"runs {domain}"] == of_domain).tolist() for domain in domains]
+    contents = table["dataset.fingerprint"].tolist() if "dataset.fingerprint" in table else [""] * len(table)
     cells, best = [], []
     for column, complete in zip(columns.values(), whole, strict=True):
         values, errors = table[column].tolist(), table[_error_of(column)].tolist()
         cells.append([_shown_number(v, e, c) for v, e, c in zip(values, errors, complete, strict=True)])
-        comparable = [v for v, c in zip(values, complete, strict=True) if c and math.isfinite(v)]
-        top = max(comparable) if len(comparable) > 1 else math.inf
-        best.append([c and v == top for v, c in zip(values, complete, strict=True)])
+        best.append(_best(values, complete, contents))
     start = []
     for row in table.to_dict("records"):
         there = f"{row['runs']}" if row["runs"] == row["expected"] else f"{row['runs']} of {row['expected']}"
         values = [shown_value(name, row[name]) for name in ("dropout", *others)]
         start.append([str(row["name"]), *values, there])
     headings = ["method", "dropout", *map(short_name, others), "runs", *columns]
-    seeds = ", ".join(sorted({f"{n}" for n in table.repeats[~table.method.isin(COMBINATIONS)]}))
+    seeds = ", ".join(dict.fromkeys(table.seeds[~table.method.isin(COMBINATIONS)]))
     note = (
         f"Selection {selection}: {SELECTION_NOTES[selection]}; combinations at their members' last steps unless their name says"
         f" otherwise. Averages over test domains, (lr, weight decay) pairs and seeds; ± is the standard error over seeds"
@@ -247,10 +288,22 @@ def shown_table(table: pd.DataFrame, selection: str) -> Shown:
     )
 
 
+def _best(values: Sequence[float], complete: Sequence[bool], contents: Sequence[str]) -> list[bool]:
+    """The largest of those that can be compared: complete, and of the same content of the dataset."""
+    top = {}
+    for content in set(contents):
+        comparable = [
+            v for v, c, of in zip(values, complete, contents, strict=True) if c and of == content and math.isfinite(v)
+        ]
+        top[content] = max(comparable) if len(comparable) > 1 else math.inf
+    return [c and v == top[of] for v, c, of in zip(values, complete, contents, strict=True)]
+
+
 SELECTION_NOTES = {
     "iid": "each run at its step of best i.i.d. accuracy",
     "last": "each run at its last step",
-    "oracle_step": "each run at its step of best accuracy on the out part of the left-out domain (not a fair choice)",
+    "oracle_step": "each run at its step of best accuracy on the out part of the left-out domain (not a fair choice), o.o.d."
+    " accuracy that of its in part",
 }
 
 
@@ -293,9 +346,9 @@ def as_markdown(shown: Shown) -> str:
         [f"**{cell}**" if best else cell.replace("|", r"\|") for cell, best in zip(row, bold, strict=True)]
         for row, bold in zip(shown.rows, shown.bold, strict=True)
     ]
-    return "\n".join(
-        [line(shown.headings), line(rule), *map(line, rows), *(["", shown.note] if shown.note else []), ""]
-    )
+    headings = [heading.replace("|", r"\|") for heading in shown.headings]
+    note = ["", shown.note] if shown.note else []
+    return "\n".join([line(headings), line(rule), *map(line, rows), *note, ""])
 
 
 def as_latex(shown: Shown) -> str:
@@ -307,7 +360,7 @@ def as_latex(shown: Shown) -> str:
     columns = "l" * shown.numbers + "r" * (len(shown.headings) - shown.numbers)
     lines = [" & ".join(row) + r" \\" for row in rows]
     heading = " & ".join(map(_latex, shown.headings)) + r" \\"
-    note = [rf"\\[2pt] {{\footnotesize {_latex(shown.note)}}}"] if shown.note else []
+    note = ["", rf"{{\footnotesize {_latex(shown.note)}}}"] if shown.note else []
     whole = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", heading, r"\midrule", *lines, r"\bottomrule"]
     return "\n".join([*whole, r"\end{tabular}", *note, ""])
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from vld.colors import DATASET_NAMES
@@ -18,10 +19,12 @@ from vld.report.figures import learning_curves_figure, save_figure
 from vld.report.grid import expected_runs, missing_runs
 from vld.report.page import page
 from vld.report.paper import against_the_paper, published_averages
+from vld.report.richness import richness_figures, richness_points, richness_table
 from vld.report.store import Store
 from vld.report.studies import Drawn, drawn_figures
 from vld.report.tables import (
     NONE,
+    SELECTION_NOTES,
     Series,
     Shown,
     as_latex,
@@ -100,6 +103,10 @@ def make_report(
     ):
         if not frame.empty:
             tables[name] = frame, shown(frame)
+    damaged: list[str] = []
+    analysed = richness_points(series, runs, damaged)
+    if not analysed.empty:
+        tables["richness"] = richness_table(analysed, series)
     progress("differences")
     data["differences"] = differences = differences_table(series)
     missing = missing_runs(results, store.unfinished, expected)
@@ -108,7 +115,8 @@ def make_report(
     for drawn in drawn_figures(series, results, study):
         progress(f"figure {drawn.name}")
         figures.append(drawn)
-    figures += _learning_curves(runs, results, selection, run) if study is None or run else []
+    figures += richness_figures(analysed) if not analysed.empty else []
+    figures += _learning_curves(runs, results, selection, run, damaged) if study is None or run else []
     names = [name for name in varied_settings(list(runs.settings)) if name not in CONTENT]
     common = {
         name: value for name, value in runs.settings.iloc[0].items() if name not in names and name != "test_domain"
@@ -116,8 +124,8 @@ def make_report(
     common = {name: value for name, value in common.items() if not _differs(runs, name)}
     return Report(
         title,
-        facts=_facts(store, runs, missing),
-        warnings=_warnings(store, runs, missing, series),
+        facts=[f"selection {selection}: {SELECTION_NOTES[selection]}", *_facts(store, runs, missing)],
+        warnings=[*_warnings(store, runs, missing, series), *damaged],
         sentences=list(differences.get("sentence", [])),
         headlines=list(differences[differences.headline].sentence) if len(differences) else [],
         tables=tables,
@@ -153,21 +161,29 @@ def _facts(store: Store, runs: pd.DataFrame, missing: pd.DataFrame) -> list[str]
 
 def _warnings(store: Store, runs: pd.DataFrame, missing: pd.DataFrame, series: Sequence[Series]) -> list[str]:
     lines = []
-    for name, what in zip(CONTENT, ("data", "weights", "precision"), strict=True):
-        for plain, some in runs.groupby("plain"):
+    backbones = [settings["backbone.name"] for settings in runs.settings]
+    for name, what, kind in zip(
+        CONTENT, ("data", "weights", "precision"), ([""] * len(runs), backbones, [""] * len(runs)), strict=True
+    ):
+        for (dataset, backbone), some in runs.groupby([runs.dataset, pd.Series(kind, index=runs.index)]):
             values = Counter(settings[name] for settings in some.settings)
             if len(values) > 1:
                 told = ", ".join(f"{shown_value(name, value)}: {count} runs" for value, count in values.items())
-                about = json.loads(str(plain))
-                where = f"{some.dataset.iloc[0]}, dropout {about.get('dropout')}"
+                of = f"{dataset}, {backbone}" if backbone else f"{dataset}"
                 lines.append(
-                    f"{where}: runs of different {what} ({told}) are in rows of their own, never averaged together"
+                    f"{of}: runs of different {what} ({told}) are in rows of their own, never averaged together"
                 )
     incomplete = [one for one in series if not one.grid.complete]
     if incomplete:
         lines.append(
             f"{len(incomplete)} of {len(series)} rows are incomplete (†); {len(missing)} runs are missing, listed below"
         )
+    for one in incomplete:
+        if one.combined:
+            lacking = [
+                d for d, its in zip(one.grid.test_domains, one.grid.ood_acc, strict=True) if not np.isfinite(its).all()
+            ]
+            lines.append(f"{one.dataset}: lacks combinations: {one.label}, {', '.join(lacking)} left out")
     if any(one.on_a_part for one in series):
         lines.append("rows marked “on a part” are of a part of the images (dataset.curve_images)")
     return list(dict.fromkeys(lines)) + [f"damaged: {line}" for line in store.damaged]
@@ -181,8 +197,13 @@ def _software(runs: pd.DataFrame) -> dict[str, int]:
     return dict(counts.most_common())
 
 
-def _learning_curves(runs: pd.DataFrame, results: pd.DataFrame, selection: str, run: str | None) -> list[Drawn]:
-    """Of one run; or, of every dataset, of the run of best i.i.d. accuracy without dropout and with very large dropout."""
+def _learning_curves(
+    runs: pd.DataFrame, results: pd.DataFrame, selection: str, run: str | None, damaged: list[str]
+) -> list[Drawn]:
+    """Of one run; or, of every dataset, of the run of best i.i.d. accuracy without dropout and with very large dropout.
+
+    damaged: takes a line for every file that cannot be read.
+    """
     if run is not None:
         chosen = runs[runs.run_id == run]
     else:
@@ -190,14 +211,16 @@ def _learning_curves(runs: pd.DataFrame, results: pd.DataFrame, selection: str, 
         rates = [rate for rate in (0.0, large_rate(erm.dropout.dropna())) if rate is not None]
         best = erm[erm.dropout.isin(rates)].sort_values(["iid_acc", "run_id"], ascending=[False, True])
         chosen = best.drop_duplicates(["dataset", "dropout"]).sort_values(["dataset", "dropout"])
-    directories = {}
+    frames = []
     for row in chosen.to_dict("records"):
         dataset = DATASET_NAMES.get(row["dataset"], row["dataset"])
         rate = shown_value("dropout", row["dropout"])
         label = f"{dataset}, {row['test_domain']} left out, dropout {rate}\n{row['run_id']}"
-        if (Path(row["path"]) / "metrics.jsonl").is_file():
-            directories[label] = Path(row["path"])
-    curves = learning_curves(directories)
+        try:
+            frames.append(learning_curves({label: Path(row["path"])}))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            damaged.append(f"damaged: {row['path']}/metrics.jsonl: {error!r}")
+    curves = pd.concat(frames) if frames else pd.DataFrame()
     if curves.empty:
         return []
     which = (
@@ -248,14 +271,13 @@ def shown_averages(table: pd.DataFrame) -> Shown:
 def write_report(report: Report, folder: Path, command: str, progress: Callable[[str], None] = lambda _: None) -> Path:
     """`index.html`, `tables/` and `figures/` in the folder; those of an earlier report are replaced. Returns the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    with _replaced(folder / "tables") as tables:
+    with _replaced(folder / "tables") as tables, _replaced(folder / "figures") as figures:
         for name, (table, shown) in report.tables.items():
             table.to_csv(tables / f"{name}.csv", index=False)
             (tables / f"{name}.md").write_text(as_markdown(shown), encoding="utf-8")
             (tables / f"{name}.tex").write_text(as_latex(shown), encoding="utf-8")
         for name, table in report.data.items():
             table.to_csv(tables / f"{name}.csv", index=False)
-    with _replaced(folder / "figures") as figures:
         for drawn in report.figures:
             progress(f"drawing {drawn.name}")
             drawn.points.to_csv(figures / f"{drawn.name}.csv", index=False)

@@ -37,6 +37,10 @@ class RunDirectory:
     def checkpoint_file(self) -> Path:
         return self.path / "checkpoint.pt"
 
+    @property
+    def analysis_file(self) -> Path:
+        return self.path / "analysis.json"
+
     def result(self) -> dict[str, Any] | None:
         """What `result.json` says, None where the run is not finished.
 
@@ -65,6 +69,7 @@ class RunDirectory:
         (self.path / "metrics.jsonl").unlink(missing_ok=True)
         write_text(config_file, yaml.safe_dump({"identity": identity, "other": other_settings}, sort_keys=True))
         self.failure_file.unlink(missing_ok=True)
+        self.analysis_file.unlink(missing_ok=True)  # of weights that are made anew
         return state
 
     def write_checkpoint(self, state: dict[str, Any]) -> None:
@@ -125,6 +130,16 @@ def stored_identity(run_dir: Path) -> dict[str, Any]:
     check_identity(identity, path)
     assert isinstance(identity, dict)
     return identity
+
+
+def stored_settings(run_dir: Path) -> dict[str, Any]:
+    """All settings in `config.yaml`: `stored_identity`'s, and those that do not make the run, as its last command had them."""
+    identity, path = stored_identity(run_dir), run_dir / "config.yaml"
+    try:
+        other = dict(yaml.safe_load(path.read_text(encoding="utf-8"))["other"])
+    except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: damaged ({error!r}); move its directory away and run again") from error
+    return other | identity
 
 
 def check_identity(identity: Any, path: Path) -> None:

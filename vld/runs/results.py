@@ -48,7 +48,9 @@ def finished_results(output_dir: str | Path) -> Iterator[tuple[Path, dict[str, A
         for path in sorted(Path(output_dir).glob(f"{kind}/*/*/*/result.json")):
             try:
                 result = read_result(path, identity)
-                result_rows(result)
+                for row in result_rows(result):
+                    if not all(isinstance(row[name], float | int) for name in ACCURACIES) or not row["method"]:
+                        raise KeyError(ACCURACIES)
             except UserError as error:
                 yield path, None, str(error)
             except (KeyError, TypeError) as error:
@@ -97,6 +99,7 @@ def network(identity: Mapping[str, Any], state: Mapping[str, Tensor], *, autocas
     model = build_classifier(
         BackboneConfig(**backbone),
         None,
+        image_size=identity["image_size"],
         classes=state["head.weight"].shape[0],
         dropout=identity["dropout"],
         head_seed=identity["head_seed"],

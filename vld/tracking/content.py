@@ -45,7 +45,9 @@ def wandb_runs(directory: Path) -> list[WandbRun]:
     try:
         if (directory / "result.json").exists():
             result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
-            return [_combination(result)] if "members" in result else _finished(result, read_metrics(directory))
+            if "members" in result:
+                return [_combination(result)]
+            return _finished(result, read_metrics(directory), read_analyses(directory))
         if (directory / "failure.json").exists():
             failure = json.loads((directory / "failure.json").read_text(encoding="utf-8"))
             return _failed(failure, read_metrics(directory))
@@ -68,6 +70,12 @@ def read_metrics(directory: Path) -> list[dict[str, Any]]:
     """The rows of `metrics.jsonl`, none where there is no such file."""
     path = directory / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def read_analyses(directory: Path) -> dict[str, dict[str, Any]]:
+    """What `analysis.json` says, by the weights that were analysed; nothing where there is no such file."""
+    path = directory / "analysis.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))["analyses"]) if path.exists() else {}
 
 
 def history_of(rows: Sequence[Mapping[str, Any]], method: str, batch_size: int) -> list[tuple[int, dict[str, float]]]:
@@ -101,7 +109,20 @@ def _by_domain(domain_acc: Mapping[str, Mapping[str, float | None]]) -> dict[str
     }
 
 
-def _finished(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[WandbRun]:
+def _analysed(analyses: Mapping[str, Mapping[str, Any]], method: str) -> dict[str, float]:
+    """analysis/last/ood/effective_rank, …: of this method's weights."""
+    return {
+        f"analysis/{weights.removeprefix(f'{method}-')}/{side}/{name}": value
+        for weights, analysis in analyses.items()
+        if weights.startswith(f"{method}-")
+        for side in ("iid", "ood")
+        for name, value in analysis[side].items()
+    }
+
+
+def _finished(
+    result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], analyses: Mapping[str, Mapping[str, Any]]
+) -> list[WandbRun]:
     settings = result["settings"]
     runs = []
     for method in dict.fromkeys(row["method"] for row in result["results"]):
@@ -112,6 +133,7 @@ def _finished(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> l
         [at_headline] = [row for row in rows if (row["method"], row["step"]) == (method, summary["step"])]
         summary |= _by_domain(selected["iid"].get("domain_acc") or at_headline["domain_acc"])
         summary |= {name: result[name] for name in ("images_per_second", "seconds", "device")}
+        summary |= _analysed(analyses, method)
         summary |= {"collapse": result["health"]["collapse"], "state": "finished", "failure": None}
         history = history_of(rows, method, settings["batch_size"])
         runs.append(_run(settings, result["run_id"], method, history, summary, {"study": result.get("study")}))
