@@ -23,7 +23,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from vld.config import analyse_config, describe_error, option_names, prepare_config, publish_config, typed_config
+from vld.config import (
+    analyse_config,
+    as_written,
+    describe_error,
+    option_names,
+    prepare_config,
+    publish_config,
+    typed_config,
+)
 from vld.errors import UserError
 from vld.interruption import SIGNALS
 from vld.settings import (
@@ -305,7 +313,9 @@ def _analyse_job(composed: DictConfig) -> None:
     from vld.analyse import analyse_all
     from vld.terminal import Terminal
 
-    if analyse_all(analyse_config(composed), Terminal()):
+    config = analyse_config(composed)
+    config.run = as_written(HydraConfig.get().overrides.task, "run") or config.run
+    if analyse_all(config, Terminal()):
         sys.exit(FAILED)
 
 

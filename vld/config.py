@@ -3,7 +3,7 @@
 import difflib
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
@@ -160,6 +160,12 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
     if problems := list(_problems(settings)):
         raise UserError("\n".join(problems))
     return settings
+
+
+def as_written(words: Sequence[str], option: str) -> str | None:
+    """An option's value as it stands in the command, of these overrides: Hydra reads a run's id 12e456789012 as a number."""
+    values = [word.partition("=")[2] for word in words if word.partition("=")[0] == option]
+    return values[-1].strip("'\"") if values else None
 
 
 def option_names(schema: type = Config, prefix: str = "") -> list[str]:

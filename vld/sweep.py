@@ -23,7 +23,7 @@ from vld.cli import (
     exit_with_user_error,
     outcomes_dir,
 )
-from vld.config import describe_error, typed_config
+from vld.config import as_written, describe_error, typed_config
 from vld.errors import UserError
 from vld.jobs import Job, axes_of, jobs_of, overrides_parser, values_of
 from vld.settings import COMBINATIONS
@@ -213,7 +213,8 @@ def finish_report(jobs: list[Job], config: DictConfig) -> NoReturn:
     study, runs = config.study.name, None
     if study:
         runs = [*wanted_runs(jobs), *(run for its in shared_runs(jobs, config, "report").values() for run in its)]
-    report(jobs, runs, words, selection=config.selection, run=config.run, output_dir=Path(jobs[0].config.output_dir))
+    run = None if config.run is None else as_written(words, "run")
+    report(jobs, runs, words, selection=config.selection, run=run, output_dir=Path(jobs[0].config.output_dir))
     sys.exit(0)
 
 

@@ -50,7 +50,7 @@ def clouds_figure(points: pd.DataFrame) -> Figure:
     for dataset, axes in panels.items():
         seen: Counter[tuple[str, str]] = Counter()
         for _, some in points[points.dataset == dataset].groupby("series", sort=False):
-            color, marker, hollow = _look(some, seen)
+            color, marker, hollow = own_look(some, seen)
             dots, mean = some[some.kind == "cloud"], some[some.kind == "mean"].iloc[0]
             dot = (
                 {"facecolors": "none", "edgecolors": color, "linewidths": 0.4}
@@ -65,7 +65,7 @@ def clouds_figure(points: pd.DataFrame) -> Figure:
             look |= {"ms": 11 if marker == "*" else 6.5, "ls": "none", "zorder": 3}  # above every cloud
             axes.plot(mean.iid, mean.ood, marker, label=_label(some), **look)
         axes.set(title=_title(dataset), xlabel=IID, ylabel=OOD)
-    _legend(figure, panels.values())
+    legend_below(figure, panels.values())
     return figure
 
 
@@ -93,7 +93,7 @@ def rates_figure(points: pd.DataFrame) -> Figure:
                 axes.errorbar(at, some[name], some[f"{name}_se"], label=_label(some), **look)
             ood.fill_between(at, some.lowest, some.highest, color=look["color"], alpha=0.12, lw=0)
         ood.set(xlabel="dropout rate", xticks=range(len(rates)), xticklabels=[f"{r:g}" for r in rates])
-    _legend(figure, figure.axes)
+    legend_below(figure, figure.axes)
     return figure
 
 
@@ -108,7 +108,7 @@ def domains_figure(points: pd.DataFrame) -> Figure:
         width = 0.84 / len(all_series)
         seen: Counter[tuple[str, str]] = Counter()
         for number, (_, some) in enumerate(all_series):
-            color, _, hollow = _look(some, seen)
+            color, _, hollow = own_look(some, seen)
             values = some.set_index("test_domain").reindex(domains)
             at = np.arange(len(domains)) + (number - (len(all_series) - 1) / 2) * width
             look: dict[str, Any] = (
@@ -121,7 +121,7 @@ def domains_figure(points: pd.DataFrame) -> Figure:
         low, high = float(np.nanmin(here.ood)), float(np.nanmax(here.ood + here.ood_se.fillna(0)))
         bottom = max(0.0, 5 * math.floor((low - 3) / 5))
         axes.set_ylim(bottom, high + 0.05 * (high - bottom))
-    _legend(figure, panels.values())
+    legend_below(figure, panels.values())
     return figure
 
 
@@ -141,7 +141,7 @@ def members_figure(points: pd.DataFrame) -> Figure:
             )
         axes.set(title=_title(dataset), xlabel="members", ylabel=OOD)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _legend(figure, panels.values())
+    legend_below(figure, panels.values())
     return figure
 
 
@@ -159,7 +159,7 @@ def connectivity_figure(points: pd.DataFrame) -> Figure:
             iid.plot(line.alpha, line.iid, label=f"{along} interpolated", **looks[str(along)])
             ood.plot(line.alpha, line.ood, label=f"{along} interpolated", **looks[str(along)])
         ood.set(xlabel="α")
-    _legend(figure, figure.axes)
+    legend_below(figure, figure.axes)
     return figure
 
 
@@ -173,7 +173,7 @@ def learning_curves_figure(curves: pd.DataFrame) -> Figure:
             axes.plot(some.step, some.ood, color=color, label=f"{METHOD_NAMES[str(method)]}, o.o.d.")
             axes.plot(some.step, some.iid, color=color, ls="--", lw=1, label=f"{METHOD_NAMES[str(method)]}, i.i.d.")
         axes.set(title=run, xlabel="step", ylabel="accuracy (%)")
-    _legend(figure, panels.values())
+    legend_below(figure, panels.values())
     return figure
 
 
@@ -183,7 +183,7 @@ def save_figure(figure: Figure, file: Path, kind: str) -> None:
         figure.savefig(file, format=kind, metadata={"CreationDate": None} if kind == "pdf" else {})
 
 
-def _look(series: pd.DataFrame, seen: Counter[tuple[str, str]]) -> tuple[str, str, bool]:
+def own_look(series: pd.DataFrame, seen: Counter[tuple[str, str]]) -> tuple[str, str, bool]:
     """Colour, marker, and whether it is hollow: none that another series of the panel has."""
     method, dropout = str(series.method.iloc[0]), _rate(series.dropout.iloc[0])
     look = series_color(method, dropout), METHOD_MARKERS[method]
@@ -225,7 +225,7 @@ def _two_rows(names: Iterable[str]) -> tuple[Figure, dict[str, tuple[Axes, Axes]
     return figure, {name: (grid[0, column], grid[1, column]) for column, name in enumerate(names)}
 
 
-def _legend(figure: Figure, panels: Iterable[Axes]) -> None:
+def legend_below(figure: Figure, panels: Iterable[Axes]) -> None:
     """One for all panels, below them."""
     handles: dict[str, Any] = {}
     for axes in panels:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from vld.colors import DATASET_NAMES
 from vld.errors import UserError
-from vld.report.figures import OOD, STYLE, _legend, _look
+from vld.report.figures import OOD, STYLE, legend_below, own_look
 from vld.report.studies import Drawn
 from vld.report.tables import Series, Shown, short_name, shown_value
 from vld.runs.analyses import MASKED, QUANTITIES, SIDES, in_table_units, read_analyses, shown_quantity
@@ -101,7 +101,7 @@ def _figure(points: pd.DataFrame) -> Figure:
     seen: Counter[tuple[str, str]] = Counter()
     several = points.groupby("series").weights.nunique().max() > 1
     for (series, weights), some in points.groupby(["series", "weights"], sort=False):
-        color, marker, hollow = _look(some, seen)
+        color, marker, hollow = own_look(some, seen)
         look: dict[str, Any] = {"marker": marker, "label": f"{series} ({weights})" if several else series}
         look |= {"facecolors": "none", "edgecolors": color} if hollow else {"color": color, "linewidths": 0}
         for side, row in zip(SIDES, grid, strict=True):
@@ -112,5 +112,5 @@ def _figure(points: pd.DataFrame) -> Figure:
         row[0].set(ylabel=OOD)
         for name, axes in zip(AGAINST, row, strict=True):
             axes.set(xlabel=f"{SHORTER.get(name, QUANTITIES[name])}, {side}")
-    _legend(figure, grid.flat)
+    legend_below(figure, grid.flat)
     return figure
