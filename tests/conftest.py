@@ -4,12 +4,16 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
 from PIL import Image
+
+if TYPE_CHECKING:
+    from vld.study import Wanted
 
 # What was started in the background of a script ignores Ctrl-C, and so would the commands that tests send it to.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -110,3 +114,14 @@ def small_glyphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             path.rename(target)
     return data_dir
+
+
+@pytest.fixture(scope="session")
+def figure2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list["Wanted"]]:
+    """Figure 2's 576 runs on four datasets, with soups and ensembles, as run directories. Shared by all tests: read only."""
+    from report_store import write_combinations, write_study
+
+    output_dir = tmp_path_factory.mktemp("figure2")
+    runs = write_study(output_dir, "figure2")
+    write_combinations(output_dir, runs)
+    return output_dir, runs

@@ -138,9 +138,9 @@ def write_run(
 
 
 def write_combination(
-    output_dir: Path, method: str, runs: list[Wanted], axes: dict[str, str], iid_acc: float, ood_acc: float
+    output_dir: Path, method: str, runs: list[Wanted], axes: Iterable[str], iid_acc: float, ood_acc: float
 ) -> Path:
-    """A soup or an ensemble of these runs, which differ in the axes (option: attribute path) and share their test domain."""
+    """A soup or an ensemble of these runs, which differ in the axes and share their test domain."""
     settings = [identity_of(run) for run in runs]
     members = [run_id(one) for one in settings]
     identity = {"method": method, "member_step": "last", "members": sorted(members), "protocol_version": 2}
@@ -184,7 +184,7 @@ def write_study(output_dir: Path, study: str, *words: str, accuracies: Accuracie
 
 def write_combinations(output_dir: Path, runs: list[Wanted], accuracies: Accuracies = plausible) -> None:
     """For each dataset, dropout rate and test domain the soup and the ensemble of all runs, above the mean of their members."""
-    axes = {"optim.lr": "", "optim.weight_decay": "", "seed": ""}
+    axes = ("optim.lr", "optim.weight_decay", "seed")
 
     def kind(run: Wanted) -> tuple[str, float, str]:
         return run.config.dataset.name, run.config.dropout, run.test_domain

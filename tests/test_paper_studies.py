@@ -77,3 +77,32 @@ def test_figures_9_and_10_linear_fine_tuning(places: list[str], tmp_path: Path) 
     row = table[(table.method == "erm") & (table.selection == "last")].iloc[0]
     assert row.runs == 4
     assert row.ood == pytest.approx(100 * sum(linear) / 4)
+
+
+@pytest.mark.parametrize(
+    ("study", "narrow", "expected"),
+    [
+        ("figure4", ["optim.lr=3e-3", "dropout=0.5"], {"optim.steps": 2, "ensemble.every": 1000, "eval_every": 1}),
+        ("figure5", ["optim.lr=5e-3", "dropout=0.5"], {"backbone.weights_fingerprint": "random", "optim.lr": 5e-3}),
+        ("figure6", ["optim.lr=1e-3", "dropout=0.9", "backbone=resnet18"], {"optim.last_layer_lr_factor": 10.0}),
+        ("figure8", ["optim.lr=1e-3", "dropout=0.9", "backbone=resnet18"], {"optim.last_layer_lr_factor": 10.0}),
+        ("figure8", ["optim.lr=1e-3", "dropout=0", "backbone=resnet18"], {"optim.last_layer_lr_factor": 1.0}),
+    ],
+)
+def test_the_other_studies_train(
+    study: str, narrow: list[str], expected: dict[str, object], places: list[str], tmp_path: Path
+) -> None:
+    """From scratch, DomainNet's schedule, the faster last layer, the other backbone: one run of each, small."""
+    small = [option for option in SMALL if option != "image_size=32"] + ["image_size=16", "optim.weight_decay=1e-4"]
+    network = [] if study == "figure5" else ["backbone.weights=" + weights("resnet18", tmp_path)[2].partition("=")[2]]
+    if study == "figure4":
+        network.append("backbone=resnet18")
+    done = train(f"study={study}", *small, "seed=0", "test_domain=0", *narrow, *network, *places)
+    assert done.returncode == 0, done.stderr + done.stdout
+    [path] = tmp_path.glob("runs/*/*/*/result.json")
+    result = json.loads(path.read_text())
+    assert result["study"] == study
+    assert {name: result["settings"][name] for name in expected} == expected
+    report = script("report.py", f"output_dir={tmp_path}")
+    assert report.returncode == 0, report.stderr
+    assert "1 finished run of glyphs" in report.stdout

@@ -218,7 +218,7 @@ def test_everything_wrong_is_said_before_anything_is_done(tmp_path: Path) -> Non
 def test_a_study_that_is_none_is_refused(command: str, tmp_path: Path) -> None:
     done = script(command, "study=figur2", f"output_dir={tmp_path}")
     assert done.returncode == 2
-    assert done.stderr.startswith("study=figur2: must be one of demo, figure2, ")
+    assert done.stderr.startswith("study=figur2: must be one of demo, figure1, figure10, figure2, ")
 
 
 @pytest.mark.parametrize(

@@ -228,7 +228,9 @@ def test_without_a_study_everything_is_drawn_that_the_results_allow(everything: 
     drawn = list(drawn_figures(series, store.results, None))
     names = [one.name for one in drawn]
     assert len(names) == len(set(names))
-    assert {name.split("-")[0] for name in names} == {kind.name for kind in KINDS} | {"members"}
+    assert {name.split("-")[0] for name in names} == {kind.name for kind in KINDS if kind.name != "placement"} | {
+        "members"
+    }
     assert {kind for kinds in OF_STUDY.values() for kind in kinds} <= {kind.name for kind in KINDS}
     # What no one figure can show is apart: other steps, from scratch, another backbone, another last layer's rate.
     titles = [one.title for one in drawn if one.name.startswith("dropout_rates")]
@@ -255,6 +257,23 @@ def test_one_rate_or_one_method_draws_no_comparison(tmp_path: Path) -> None:
     store = read_store(tmp_path)
     names = [one.name for one in drawn_figures(series_of(store.results), store.results, None)]
     assert names == ["averaging", "domains"]
+
+
+def test_places_and_schedules_of_dropout_are_one_figure(tmp_path: Path) -> None:
+    changes: list[dict[str, object]] = [
+        {},
+        {"dropout_schedule": "rising"},
+        {"backbone.stage_dropout": [0.1], "backbone.stage_dropout_kind": "channel"},
+    ]
+    for run in study_runs("figure2", *ONE_SEED, "dataset=pacs", "dropout=0.9"):
+        for change in changes:
+            write_run(tmp_path, replace(run, config=with_values(run.config, change)))
+    store = read_store(tmp_path)
+    [drawn] = [one for one in drawn_figures(series_of(store.results), store.results, None) if one.name == "placement"]
+    shown = labels(drawn.figure)
+    assert len(shown) == 3
+    assert len([label for label in shown if "dropout schedule rising" in label]) == 1
+    assert len([label for label in shown if "backbone stage dropout [0.1]" in label]) == 1
 
 
 def test_no_two_series_of_a_panel_look_alike(tmp_path: Path) -> None:

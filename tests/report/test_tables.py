@@ -219,8 +219,8 @@ def test_combinations_of_as_many_but_other_runs_are_told_apart(tmp_path: Path) -
         here = [run for run in runs if run.test_domain == domain]
         one = [run for run in here if run.config.optim.weight_decay == 1e-4]
         other = [run for run in here if run.config.optim.lr == 1e-3 and run.config.seed < 2]
-        write_combination(tmp_path, "model_soup", one, {"optim.lr": "", "seed": ""}, 0.9, 0.8)
-        write_combination(tmp_path, "model_soup", other, {"optim.weight_decay": "", "seed": ""}, 0.9, 0.6)
+        write_combination(tmp_path, "model_soup", one, ("optim.lr", "seed"), 0.9, 0.8)
+        write_combination(tmp_path, "model_soup", other, ("optim.weight_decay", "seed"), 0.9, 0.6)
     series = series_of(read_results(tmp_path))
     soups = [one for one in series if one.method == "model_soup"]
     assert sorted(one.name for one in soups) == [

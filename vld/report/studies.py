@@ -15,6 +15,8 @@ from vld.report.tables import SHORT_NAMES, Series, large_rate, short_name, shown
 from vld.runs.identity import ADDED_LATER, RANDOM_WEIGHTS, varied_settings
 from vld.settings import METHODS
 
+PLACEMENT = ("dropout_schedule", "backbone.stage_dropout", "backbone.stage_dropout_kind", "backbone.stochastic_depth")
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -93,6 +95,13 @@ def full_and_linear(series: list[Series]) -> list[Series]:
     """Figures 9 and 10: ERM at every dropout rate, fine-tuned in full and linearly."""
     erm = [one for one in series if one.method == "erm" and one.others.get("backbone.tuning") in ("full", "linear")]
     return erm if len({one.others["backbone.tuning"] for one in erm}) > 1 else []
+
+
+def placements(series: list[Series]) -> list[Series]:
+    """ERM with dropout in other places, or at other rates over training, than the study's."""
+    erm = [one for one in series if one.method == "erm"]
+    ways = {json.dumps([one.others.get(name) for name in PLACEMENT]) for one in erm}
+    return erm if len(ways) > 1 else []
 
 
 CLOUDS = (
@@ -177,6 +186,7 @@ KINDS = (
         rates_figure,
         ("backbone.tuning", "backbone.normalize"),
     ),
+    Kind("placement", "Where dropout goes, and when", CLOUDS, placements, cloud_points, clouds_figure, PLACEMENT),
     Kind(
         "domains",
         "Each domain left out",

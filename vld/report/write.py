@@ -154,7 +154,9 @@ def _facts(store: Store, runs: pd.DataFrame, missing: pd.DataFrame) -> list[str]
     combinations = store.results[store.results.combined.notna()].path.nunique()
     hours = runs.seconds.fillna(0).sum() / 3600
     states = Counter(missing.state)
-    facts = [f"{len(runs)} finished runs of {', '.join(sorted(runs.dataset.unique()))}", f"{combinations} combinations"]
+    many = "s" if len(runs) > 1 else ""
+    facts = [f"{len(runs)} finished run{many} of {', '.join(sorted(runs.dataset.unique()))}"]
+    facts += [f"{combinations} combinations"] if combinations else []
     facts += [f"{count} {state}" for state, count in sorted(states.items())]
     return [*facts, f"{hours:.1f} hours of computing"]
 
