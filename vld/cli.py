@@ -32,8 +32,9 @@ from vld.config import (
     publish_config,
     typed_config,
 )
-from vld.errors import UserError
+from vld.errors import FAILED, UserError, exit_with_user_error
 from vld.interruption import SIGNALS
+from vld.jobs import BASIC_LAUNCHER, JOBLIB_LAUNCHER, outcomes_dir
 from vld.settings import (
     COMBINATIONS,
     AnalyseConfig,
@@ -48,13 +49,6 @@ from vld.tracking.publisher import Publisher
 if TYPE_CHECKING:
     from vld.run import Outcome
     from vld.terminal import Terminal
-
-FAILED, USER_ERROR = 1, 2
-
-BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
-JOBLIB_LAUNCHER = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
-
-SELECTION_NOTE = "each method at its own step of best i.i.d. accuracy (selection iid)"
 
 
 def train() -> None:
@@ -139,7 +133,7 @@ def run_command(job: Callable[[DictConfig], None], config_name: str, schema: typ
     except OSError as error:  # an output folder that Hydra cannot make
         exit_with_user_error(f"output_dir: {error.filename or 'a file'}: {error.strerror or error}")
     except Exception as error:
-        from vld.sweep import JobsCallback  # imports this module
+        from vld.sweep import JobsCallback
 
         if JobsCallback.started is None:
             raise
@@ -175,17 +169,6 @@ class Stopped(BaseException):
 
 def _stop(number: int, _: object) -> NoReturn:
     raise Stopped(signal.Signals(number))
-
-
-def exit_with_user_error(message: str) -> NoReturn:
-    with suppress(OSError):
-        print(message, file=sys.stderr)
-    sys.exit(USER_ERROR)
-
-
-def outcomes_dir(composed: DictConfig) -> Path:
-    """Where the jobs of a sweep write what their runs came to, for the table of the whole sweep."""
-    return Path(composed.hydra.sweep.dir) / "outcomes"
 
 
 def _nothing(composed: DictConfig) -> None:
@@ -260,9 +243,8 @@ def _job(composed: DictConfig, work: "Callable[[Config, Terminal, Publisher], li
             "publish": publisher.command if publisher else "",
             "overrides": list(hydra_config.overrides.task),
         }
-        sweep_dir = Path(hydra_config.sweep.dir)
         try:
-            write_json(sweep_dir / "outcomes" / f"{hydra_config.job.num:06d}.json", record)
+            write_json(outcomes_dir(hydra_config) / f"{hydra_config.job.num:06d}.json", record)
         except OSError as problem:  # the sweep says that a job is missing
             terminal.fail(f"job {hydra_config.job.num}: {problem}")
     elif isinstance(error, UserError):
@@ -321,7 +303,7 @@ def _analyse_job(composed: DictConfig) -> None:
 
 def show_results(outcomes: "list[Outcome]", method: str, terminal: "Terminal") -> None:
     """The table of one job, and where its runs are."""
-    from vld.terminal import shown_method
+    from vld.terminal import SELECTION_NOTE, shown_method
 
     finished = [(outcome, outcome.result) for outcome in outcomes if outcome.result is not None]
     if not finished:

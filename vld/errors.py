@@ -1,5 +1,18 @@
 """The one kind of error whose mending is the user's: shown as one line, exit code 2."""
 
+import sys
+from contextlib import suppress
+from typing import NoReturn
+
+FAILED, USER_ERROR = 1, 2
+"""Exit codes: a run failed; the user must mend something."""
+
 
 class UserError(Exception):
     """A setting or data that the user must mend. The message names the option or file and what is allowed."""
+
+
+def exit_with_user_error(message: str) -> NoReturn:
+    with suppress(OSError):  # nobody may be there to read it
+        print(message, file=sys.stderr)
+    sys.exit(USER_ERROR)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra import compose
@@ -16,6 +17,9 @@ from omegaconf.errors import OmegaConfBaseException
 from vld.config import checked_config, describe_error, merged_config, option_names
 from vld.errors import UserError
 from vld.settings import Config
+
+BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+JOBLIB_LAUNCHER = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,11 @@ def jobs_of(axes: Sequence[str], problems: dict[str, None], config_name: str = "
             problems |= dict.fromkeys(str(error).splitlines())
             if key not in bases and not plain:  # else the next job's values may be better
                 bases[key] = error
+
+
+def outcomes_dir(hydra_config: Any) -> Path:
+    """Where the jobs of a sweep write what their runs came to, for the table of the whole sweep."""
+    return Path(hydra_config.sweep.dir) / "outcomes"
 
 
 def overrides_parser() -> OverridesParser:

@@ -14,18 +14,18 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from vld.cli import (
-    BASIC_LAUNCHER,
-    FAILED,
-    JOBLIB_LAUNCHER,
-    SELECTION_NOTE,
-    USER_ERROR,
-    exit_with_user_error,
-    outcomes_dir,
-)
 from vld.config import as_written, describe_error, typed_config
-from vld.errors import UserError
-from vld.jobs import Job, axes_of, jobs_of, overrides_parser, values_of
+from vld.errors import FAILED, USER_ERROR, UserError, exit_with_user_error
+from vld.jobs import (
+    BASIC_LAUNCHER,
+    JOBLIB_LAUNCHER,
+    Job,
+    axes_of,
+    jobs_of,
+    outcomes_dir,
+    overrides_parser,
+    values_of,
+)
 from vld.settings import COMBINATIONS
 
 if TYPE_CHECKING:
@@ -92,8 +92,8 @@ class JobsCallback(Callback):
             finish_combining(jobs)
         if config_name == "train" and (jobs[0].config.study.name or jobs[0].config.dry_run):
             say_what_is_to_do(jobs, needed, name, at_a_time(config))
-        shutil.rmtree(outcomes_dir(config), ignore_errors=True)  # of an earlier sweep with this hydra.sweep.dir
-        JobsCallback.started = outcomes_dir(config), len(jobs), config.method.name
+        shutil.rmtree(outcomes_dir(config.hydra), ignore_errors=True)  # of an earlier sweep with this hydra.sweep.dir
+        JobsCallback.started = outcomes_dir(config.hydra), len(jobs), config.method.name
         JobsCallback.again = command_of(config)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:  # noqa: ARG002
@@ -143,7 +143,7 @@ def check_jobs(jobs: list[Job], problems: dict[str, None], *, trains: bool, here
     """
     for job in jobs:
         if job.config.method.name in COMBINATIONS:
-            from vld.members import member_configs  # needs torch: see vld.cli
+            from vld.members import member_configs  # needs torch, which takes seconds to import
 
             try:
                 member_configs(job.config)
@@ -263,7 +263,7 @@ def finish_combining(jobs: list[Job]) -> NoReturn:
 def summarise_sweep(outcomes: Path, jobs: int, chosen: str) -> int:
     """Show all jobs' results in one table, then what failed; return the exit code that says so."""
     from vld.runs.directory import read_json
-    from vld.terminal import Terminal
+    from vld.terminal import SELECTION_NOTE, Terminal
 
     terminal = Terminal()
     records = [read_json(path) for path in sorted(outcomes.glob("*.json"))]

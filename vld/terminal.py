@@ -16,6 +16,8 @@ from rich.text import Text
 from vld.runs.identity import varied_settings
 from vld.training import Evaluation
 
+SELECTION_NOTE = "each method at its own step of best i.i.d. accuracy (selection iid)"
+
 
 class RunProgress:
     """One run's bar; where the output is not a terminal, a plain line at every evaluation."""

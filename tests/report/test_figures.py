@@ -23,8 +23,8 @@ from vld.report import (
 )
 from vld.report.grid import expected_of
 from vld.report.narrow import of_study
+from vld.report.series import Series
 from vld.report.studies import KINDS, OF_STUDY, Drawn, drawn_figures
-from vld.report.tables import Series
 from vld.study import Wanted
 
 ONE_SEED = ("seed=0,1", "optim.weight_decay=1e-4")

@@ -9,9 +9,10 @@ from report_store import study_runs, write_run, write_study
 
 from vld.claim import LOCK
 from vld.report import read_store, results_table, series_of
+from vld.report.contents import make_report
+from vld.report.formats import INCOMPLETE
 from vld.report.grid import expected_of, expected_runs, missing_runs
-from vld.report.tables import INCOMPLETE, shown_table
-from vld.report.write import make_report
+from vld.report.tables import shown_table
 from vld.study import Wanted
 
 NARROW = ("dataset=pacs", "dropout=0,0.9", "optim.weight_decay=1e-4")

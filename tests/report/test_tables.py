@@ -16,8 +16,10 @@ import pytest
 from report_store import study_runs, write_combination, write_run, write_study
 
 from vld.report import chosen_pairs, cloud, cloud_points, read_results, results_table, series_of
+from vld.report.formats import as_latex, as_markdown
 from vld.report.grid import Grid
-from vld.report.tables import Series, as_latex, as_markdown, mean_and_error, shown_table
+from vld.report.series import Series
+from vld.report.tables import mean_and_error, shown_table
 from vld.runs import load_results
 from vld.study import Wanted
 

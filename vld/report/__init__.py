@@ -24,8 +24,9 @@ from vld.report.figures import (
 )
 from vld.report.grid import Grid
 from vld.report.paper import against_the_paper
+from vld.report.series import Series, series_of
 from vld.report.store import read_results, read_store
-from vld.report.tables import Series, chosen_pairs, results_table, series_of
+from vld.report.tables import chosen_pairs, results_table
 
 __all__ = [
     "Grid",

@@ -10,8 +10,10 @@ import numpy as np
 import pandas as pd
 
 from vld.members import CONNECTIVITY, ENSEMBLE_OF_RUNS
+from vld.report.formats import short_name, shown_value
 from vld.report.grid import Grid
-from vld.report.tables import Series, pair_means, results_table, short_name, shown_value
+from vld.report.series import Series
+from vld.report.tables import mean_there, results_table
 
 MOST_POINTS = 250_000
 """Of a cloud; of a larger one so many are drawn at random (six domains of six pairs have 46,656)."""
@@ -30,14 +32,14 @@ def cloud(grid: Grid) -> pd.DataFrame:
         picked = [pairs.ravel() for pairs in np.meshgrid(*choices, indexing="ij")]
     columns = {}
     for name in ("iid_acc", "ood_acc"):
-        cells = pair_means(getattr(grid, name))
+        cells = mean_there(getattr(grid, name))
         columns[name] = sum(cells[d, pairs] for d, pairs in enumerate(picked)) / len(picked)
     return pd.DataFrame(columns)
 
 
 def cloud_range(grid: Grid) -> tuple[float, float]:
     """The lowest and the highest o.o.d. accuracy of all points, as fractions; NaN where there is none."""
-    cells = pair_means(grid.ood_acc)
+    cells = mean_there(grid.ood_acc)
     if not np.isfinite(cells).any(1).all():
         return math.nan, math.nan
     return float(np.nanmin(cells, 1).mean()), float(np.nanmax(cells, 1).mean())

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from vld.errors import UserError
 from vld.jobs import Job
+from vld.report.contents import make_report
+from vld.report.formats import heading
 from vld.report.grid import expected_of
 from vld.report.narrow import narrowed, of_study
 from vld.report.store import read_store
-from vld.report.tables import heading
-from vld.report.write import make_report, write_report
+from vld.report.write import write_report
 from vld.settings import SELECTIONS
 from vld.study import Wanted
 from vld.terminal import Terminal

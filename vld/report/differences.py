@@ -9,8 +9,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from vld.colors import DATASET_NAMES
+from vld.report.formats import short_name, shown_value
 from vld.report.grid import Array, Grid
-from vld.report.tables import Series, large_rate, mean_and_error, short_name, shown_value
+from vld.report.series import Series, large_rate
+from vld.report.tables import mean_and_error
 
 DRAWS = 10_000
 LEVEL, NORMAL = 0.95, 1.959964

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from vld.colors import DATASET_NAMES, METHOD_MARKERS, METHOD_NAMES, series_color
-from vld.report.tables import INCOMPLETE
+from vld.report.formats import INCOMPLETE
 
 WIDTH = 3.4
 """Inches: a column of a two-column paper."""

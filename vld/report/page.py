@@ -3,19 +3,16 @@
 import base64
 import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from vld.report.tables import heading
-
-if TYPE_CHECKING:
-    from vld.report.write import Report
+from vld.report.contents import Report
+from vld.report.formats import heading
 
 MISSING_SHOWN = 60
 
 
-def page(report: "Report", figures: Path, command: str) -> str:
+def page(report: Report, figures: Path, command: str) -> str:
     """figures: the folder of their PNG files, which become part of the page."""
     environment = Environment(
         loader=PackageLoader("vld.report", "."), autoescape=select_autoescape(default=True), undefined=StrictUndefined

@@ -7,7 +7,9 @@ import pandas as pd
 
 from vld.data.catalog import CONTENTS
 from vld.report.clouds import cloud_range
-from vld.report.tables import Series, mean_and_error, short_name, shown_value
+from vld.report.formats import NONE, Shown, short_name, shown_value
+from vld.report.series import Series
+from vld.report.tables import mean_and_error
 from vld.runs.identity import ADDED_LATER, RANDOM_WEIGHTS
 
 READING_ERROR = 0.05
@@ -129,3 +131,41 @@ def published_averages(series: Sequence[Series]) -> pd.DataFrame:
                 }
                 rows.append(row | {"difference": ours - accuracy})
     return pd.DataFrame(rows)
+
+
+def shown_against_the_paper(table: pd.DataFrame) -> Shown:
+    names = [str(name) for name in table]
+    settings = ["dropout", *names[names.index("dropout") + 1 : names.index("paper")]]
+    numbers = ["paper", "ours", "difference", "our cloud", "within", "unlike the paper"]
+    headings = ["dataset", *map(short_name, settings), *numbers]
+    rows = []
+    for row in table.to_dict("records"):
+        ours = [f"{row['paper']:.2f}", f"{row['ours']:.2f}", f"{row['difference']:+.2f}"]
+        cloud = [
+            f"{row['lowest']:.1f} to {row['highest']:.1f}",
+            "yes" if row["within"] else "no",
+            row["unlike"] or NONE,
+        ]
+        rows.append([str(row["dataset"]), *(shown_value(name, row[name]) for name in settings), *ours, *cloud])
+    note = (
+        "o.o.d. accuracy in percent: the means of the paper's clouds (Figure 3, read off to ± 0.05) and of ours. Within: the"
+        " paper's number lies between the lowest and the highest point of our cloud."
+    )
+    return Shown(headings, rows, [[False] * len(headings) for _ in rows], len(settings) + 1, note)
+
+
+def shown_averages(table: pd.DataFrame) -> Shown:
+    headings = ["dataset", "published", "ours from", "published %", "ours %", "difference"]
+    rows = [
+        [
+            row["dataset"],
+            row["published"],
+            row["ours from"],
+            f"{row['paper']:.1f}",
+            f"{row['ours']:.1f}",
+            f"{row['difference']:+.1f}",
+        ]
+        for row in table.to_dict("records")
+    ]
+    note = "o.o.d. accuracy in percent, for orientation: the published ones are of weights like ResNet50 #1 and other training."
+    return Shown(headings, rows, [[False] * len(headings) for _ in rows], 3, note)

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from vld.colors import DATASET_NAMES
 from vld.errors import UserError
 from vld.report.figures import OOD, STYLE, legend_below, own_look
+from vld.report.formats import Shown, short_name, shown_value
+from vld.report.series import Series
 from vld.report.studies import Drawn
-from vld.report.tables import Series, Shown, short_name, shown_value
 from vld.runs.analyses import MASKED, QUANTITIES, SIDES, in_table_units, read_analyses, shown_quantity
 
 AGAINST = ("effective_rank", "probe_acc", MASKED[0.9], "ece", "nll")

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from vld.members import ENSEMBLE_OF_RUNS
 from vld.report.clouds import cloud_points, connectivity_points, domain_points, member_points, rate_points
 from vld.report.figures import clouds_figure, connectivity_figure, domains_figure, members_figure, rates_figure
-from vld.report.tables import SHORT_NAMES, Series, large_rate, short_name, shown_value
+from vld.report.formats import SHORT_NAMES, short_name, shown_value
+from vld.report.series import Series, large_rate
 from vld.runs.identity import ADDED_LATER, RANDOM_WEIGHTS, varied_settings
 from vld.settings import METHODS
 

@@ -1,155 +1,15 @@
 """The results table of a dataset: a row per method and condition, averaged over test domains and the hyper-parameter grid."""
 
-import json
 import math
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from vld.colors import DATASET_NAMES, METHOD_NAMES
-from vld.members import CONNECTIVITY
-from vld.report.grid import Array, Grid, expected_runs, grid_of
-from vld.runs.identity import ADDED_LATER, CONTENT, varied_settings
-from vld.settings import COMBINATIONS, METHODS
-
-SHORT_NAMES = {
-    "backbone.name": "backbone",
-    "backbone.weights_fingerprint": "weights",
-    "dataset.fingerprint": "data",
-    "optim.last_layer_lr_factor": "last layer lr ×",
-    "optim.steps": "steps",
-    "image_size": "px",
-}
-"""Of settings; those that a person would tell runs apart by."""
-INCOMPLETE = "†"
-NONE = "–"
-LARGE_DROPOUT = 0.9
-
-
-@dataclass(frozen=True)
-class Series:
-    """One row of a table, one colour of a figure: a method under one condition, on one dataset."""
-
-    dataset: str
-    condition: str
-    method: str
-    selection: str
-    """Of a combination: its members'."""
-    dropout: float | None
-    others: dict[str, Any]
-    """The other settings that tell it from the series beside it, by name."""
-    on_a_part: bool
-    """Evaluated on a part of the images (`dataset.curve_images`)."""
-    combined: str | None
-    """Of a combination: what it is made from."""
-    grid: Grid
-
-    @property
-    def name(self) -> str:
-        """ERM; model soup of 18; ensemble (on a part)."""
-        if self.combined:
-            method, _, how = self.combined.partition(" of ")
-            return f"{METHOD_NAMES[method]} of {how}"
-        return METHOD_NAMES[self.method] + (" (on a part)" if self.on_a_part else "")
-
-    @property
-    def seeds(self) -> str:
-        """How many repeats it is averaged over, in words."""
-        seeds, splits = ({repeat[i] for repeat in self.grid.repeats} for i in (0, 1))
-        words = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
-        return words if len(splits) == 1 else f"{words} on {len(splits)} splits"
-
-    @property
-    def label(self) -> str:
-        others = [f"{short_name(name)} {shown_value(name, value)}" for name, value in self.others.items()]
-        return ", ".join([self.name, f"dropout {shown_value('dropout', self.dropout)}", *others])
-
-
-def series_of(results: pd.DataFrame, expected: pd.DataFrame | None = None, selection: str = "iid") -> list[Series]:
-    """Every method under every condition of `read_results`' rows, at that selection of each run's steps; but connectivity, which
-    has a figure of its own.
-
-    expected: the runs that make the grids whole (`expected_runs`, the default, or `expected_of` a study's). Combinations come at
-    the selection of their members. Settings that differ among the conditions of a dataset go to `others`. With `oracle_step`,
-    o.o.d. accuracy is that of the left-out domain's *in* part, which did not choose the step.
-    """
-    if results.empty:
-        return []
-    if expected is None:
-        expected = expected_runs(results, results.iloc[:0])
-    found = []
-    for dataset, of_dataset in results[results.method != CONNECTIVITY].groupby("dataset", sort=True):
-        conditions = {text: json.loads(text) for text in of_dataset.condition.unique()}
-        names = [
-            name
-            for name in varied_settings([c for c in conditions.values() if "combined" not in c])
-            if name not in ("dropout", "dataset.name")
-        ]
-        for (condition, method), rows in of_dataset.groupby(["condition", "method"], sort=False):
-            combined = rows.combined.iloc[0]
-            if combined is None or pd.isna(combined):
-                wanted = expected[(expected.dataset == dataset) & (expected.plain == rows.plain.iloc[0])]
-                rows, combined = rows[rows.selection == selection], None
-                if selection == "oracle_step":
-                    rows = rows.assign(ood_acc=rows.ood_in_acc)
-            else:
-                wanted = _over_all_domains(rows, expected[expected.dataset == dataset])
-            settings = conditions[str(condition)]
-            series = Series(
-                str(dataset),
-                str(condition),
-                str(method),
-                selection if combined is None else str(rows.selection.iloc[0]),
-                settings.get("dropout"),
-                {name: settings.get(name, ADDED_LATER.get(name)) for name in names},
-                bool((rows.evaluated_on == "curve").any()),
-                combined,
-                grid_of(rows, wanted),
-            )
-            found.append(series)
-    order = (*METHODS, *COMBINATIONS)
-    ordered = sorted(
-        found,
-        key=lambda s: (
-            s.dataset,
-            [
-                (isinstance(value, str), value if isinstance(value, int | float) else str(value))
-                for value in s.others.values()
-            ],
-            -1 if s.dropout is None else s.dropout,
-            order.index(s.method),
-        ),
-    )
-    return _combinations_told_apart(ordered)
-
-
-def _combinations_told_apart(series: list[Series]) -> list[Series]:
-    """Combinations of as many, but other members say which."""
-    labels = Counter((one.dataset, one.label) for one in series)
-    return [
-        replace(one, combined=f"{one.combined} ({json.loads(one.condition)['combined'].split(': ', 1)[1]})")
-        if one.combined and labels[one.dataset, one.label] > 1
-        else one
-        for one in series
-    ]
-
-
-def _over_all_domains(rows: pd.DataFrame, expected: pd.DataFrame) -> pd.DataFrame:
-    """A combination is expected for every domain that its dataset's runs leave out."""
-    return (
-        rows.drop(columns="test_domain")
-        .drop_duplicates("condition")
-        .merge(expected[["test_domain"]].drop_duplicates(), how="cross")
-    )
-
-
-def large_rate(rates: Iterable[float | None]) -> float | None:
-    """The dropout rate nearest the paper's 0.9; None where there is no dropout."""
-    return min({rate for rate in rates if rate}, key=lambda rate: (abs(rate - LARGE_DROPOUT), rate), default=None)
+from vld.report.formats import INCOMPLETE, NONE, Shown, short_name, shown_value
+from vld.report.grid import Array
+from vld.report.series import Series
+from vld.settings import COMBINATIONS
 
 
 def results_table(series: Sequence[Series]) -> pd.DataFrame:
@@ -190,19 +50,14 @@ def results_table(series: Sequence[Series]) -> pd.DataFrame:
 def mean_and_error(accuracy: Array) -> tuple[float, float]:
     """Of accuracies [test domains, pairs, repeats], in percent: the mean over domains of means over pairs of means over repeats,
     NaN where a domain has no run; and its standard error over repeats, NaN with fewer than two and where any run is missing."""
-    mean = float(_mean(pair_means(accuracy)).mean())
+    mean = float(mean_there(mean_there(accuracy)).mean())
     by_repeat = accuracy.mean((0, 1))
     error = by_repeat.std(ddof=1) / math.sqrt(len(by_repeat)) if len(by_repeat) > 1 else math.nan
     return 100 * mean, 100 * float(error)
 
 
-def pair_means(accuracy: Array) -> Array:
-    """Means over the repeats there are [test domains, pairs], NaN where there is none."""
-    return _mean(accuracy)
-
-
-def _mean(accuracy: Array) -> Array:
-    """Over the last axis, of what is there."""
+def mean_there(accuracy: Array) -> Array:
+    """The mean over the last axis of what is there, NaN where nothing is: of a grid, over repeats [test domains, pairs]."""
     there = np.isfinite(accuracy)
     total = np.where(there, accuracy, 0.0).sum(-1)
     mean: Array = np.divide(total, there.sum(-1), out=np.full(total.shape, np.nan), where=there.any(-1))
@@ -229,18 +84,6 @@ def chosen_pairs(series: Sequence[Series]) -> pd.DataFrame:
                     | {"weight_decay": weight_decay, "iid_acc": iid[d, 0, r], "ood_acc": ood[d, 0, r]}
                 )
     return pd.DataFrame(rows)
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A table as text: cells by row, and which of them are best in their column."""
-
-    headings: list[str]
-    rows: list[list[str]]
-    bold: list[list[bool]]
-    numbers: int
-    """Columns from here on are numbers, right-aligned."""
-    note: str = ""
 
 
 def shown_table(table: pd.DataFrame, selection: str) -> Shown:
@@ -317,65 +160,3 @@ def _shown_number(value: float, error: float, complete: bool) -> str:
         return NONE
     text = f"{value:.1f} ± {error:.1f}" if math.isfinite(error) else f"{value:.1f}"
     return text if complete else f"{text} {INCOMPLETE}"
-
-
-def heading(name: str) -> str:
-    """Of the table with that file name."""
-    dataset = name.removeprefix("results_")
-    return DATASET_NAMES.get(dataset, dataset.replace("_", " ") if dataset == name else dataset)
-
-
-def short_name(setting: str) -> str:
-    return SHORT_NAMES.get(setting, setting.replace(".", " ").replace("_", " "))
-
-
-def shown_value(setting: str, value: object) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return NONE
-    if setting in CONTENT:
-        return f"{value:.8}"
-    return f"{value:g}" if isinstance(value, float) else f"{value}"
-
-
-def as_markdown(shown: Shown) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cells) + " |"
-
-    rule = ["---" if i < shown.numbers else "---:" for i in range(len(shown.headings))]
-    rows = [
-        [f"**{cell}**" if best else cell.replace("|", r"\|") for cell, best in zip(row, bold, strict=True)]
-        for row, bold in zip(shown.rows, shown.bold, strict=True)
-    ]
-    headings = [heading.replace("|", r"\|") for heading in shown.headings]
-    note = ["", shown.note] if shown.note else []
-    return "\n".join([line(headings), line(rule), *map(line, rows), *note, ""])
-
-
-def as_latex(shown: Shown) -> str:
-    """A booktabs tabular, with its note below: needs `booktabs`."""
-    rows = [
-        [rf"\textbf{{{_latex(cell)}}}" if best else _latex(cell) for cell, best in zip(row, bold, strict=True)]
-        for row, bold in zip(shown.rows, shown.bold, strict=True)
-    ]
-    columns = "l" * shown.numbers + "r" * (len(shown.headings) - shown.numbers)
-    lines = [" & ".join(row) + r" \\" for row in rows]
-    heading = " & ".join(map(_latex, shown.headings)) + r" \\"
-    note = ["", rf"{{\footnotesize {_latex(shown.note)}}}"] if shown.note else []
-    whole = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", heading, r"\midrule", *lines, r"\bottomrule"]
-    return "\n".join([*whole, r"\end{tabular}", *note, ""])
-
-
-LATEX = {
-    "\\": r"\textbackslash{}",
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "×": r"$\times$",
-    "†": r"\dag{}",
-    "–": "--",
-}
-
-
-def _latex(text: str) -> str:
-    return "".join(LATEX.get(character, character) for character in text)
