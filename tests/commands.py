@@ -2,9 +2,10 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
+
+from prepared import prepared_process
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -20,12 +21,5 @@ def script(
     name: str, *options: str, cwd: Path = REPOSITORY, timeout: float = 300, env: Mapping[str, str] | None = None
 ) -> "subprocess.CompletedProcess[str]":
     """A script of scripts/ with these options, on one thread."""
-    return subprocess.run(
-        [sys.executable, str(REPOSITORY / "scripts" / name), *options],
-        cwd=cwd,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"} | (env or {}),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    env = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"} | (env or {})
+    return prepared_process().run(REPOSITORY / "scripts" / name, options, cwd, env, timeout)
