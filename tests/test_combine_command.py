@@ -33,7 +33,6 @@ BASE = (
     "optim.last_layer_lr_factor=10",
 )
 MEMBERS = 'method.members=["optim.lr=1e-2,5e-3","seed=0,1"]'
-DOMAINS = ("chalk", "mosaic", "print", "street")
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +245,8 @@ def test_train_trains_what_is_missing_and_combines(small_glyphs: Path, tmp_path:
     )
     empty = script("combine.py", *here, *options)
     assert empty.returncode == 2
-    assert "no finished runs of glyphs" in empty.stderr
+    assert "2 of 2 members are not finished" in empty.stderr
+    assert "this trains them: python scripts/train.py" in empty.stderr
     done = train(*here, *options)
     assert done.returncode == 0, done.stderr
     assert len(result(done.stdout, "chalk")["members"]) == 2

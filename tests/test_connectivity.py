@@ -10,11 +10,13 @@ import torchvision
 from commands import script, train
 from tiny import CPU, decode_dataset, make_evaluation_set, make_model
 
+from vld.combine import Combination
 from vld.connectivity import ALPHAS, along_representations, between
 from vld.data.folder import find_dataset
 from vld.evaluation import evaluation_set, score
+from vld.members import Member
 from vld.runs import load_model, load_results
-from vld.settings import DatasetConfig
+from vld.settings import Config, DatasetConfig, MethodConfig
 
 SMALL = (
     "dataset=glyphs",
@@ -52,6 +54,18 @@ def results(output_dir: Path, kind: str) -> dict[str, list[dict[str, Any]]]:
     for path in sorted(output_dir.glob(f"{kind}/*/*/*/result.json")):
         by_domain.setdefault(path.parent.parent.name, []).append(json.loads(path.read_text()) | {"path": path.parent})
     return by_domain
+
+
+def test_the_line_from_the_other_end_is_another_combination() -> None:
+    """α is the first member's share; a soup is the same in any order."""
+    members = [Member({}, Path("ab"), {"run_id": "ab"}), Member({}, Path("cd"), {"run_id": "cd"})]
+
+    def identity(method: str, *, backwards: bool) -> dict[str, Any]:
+        config = Config(method=MethodConfig(name=method))
+        return Combination(config, "chalk", members[::-1] if backwards else members).identity
+
+    assert identity("connectivity", backwards=False) != identity("connectivity", backwards=True)
+    assert identity("model_soup", backwards=False) == identity("model_soup", backwards=True)
 
 
 def test_both_ends_are_the_runs_stored_accuracies(combined: Path) -> None:

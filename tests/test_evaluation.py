@@ -285,13 +285,13 @@ def test_chunks_are_the_chosen_rows_in_order(size: int, how: dict[str, Any]) -> 
 def test_a_limit_takes_the_first_of_each_part(limit: int) -> None:
     """The split has shuffled them. Of a domain that is left out, its parts keep their proportion."""
     full, part = evaluation_set(dataset(), "photo", 0, CPU), evaluation_set(dataset(), "photo", 0, CPU, limit=limit)
-    assert len(part.images) == evaluation_images(dataset(), "photo", limit) == len(part.labels)
+    assert len(part.images) == evaluation_images(dataset().sizes, "photo", limit) == len(part.labels)
     for one, other in zip(full.parts, part.parts, strict=True):
         n = min(one.stop - one.start, limit if one.part == OUT else 4 * limit)
         assert (other.domain, other.part, other.stop - other.start) == (one.domain, one.part, n)
         for tensor in (lambda e: e.labels, lambda e: whole(e.images)):
             assert torch.equal(tensor(part)[other.start : other.stop], tensor(full)[one.start : one.start + n])
-    assert evaluation_images(dataset(), "photo") == len(full.labels)
+    assert evaluation_images(dataset().sizes, "photo") == len(full.labels)
 
 
 @pytest.mark.parametrize("training", [True, False])

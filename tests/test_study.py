@@ -11,14 +11,23 @@ import pytest
 import yaml
 from commands import REPOSITORY, script, train
 from hydra import compose, initialize_config_dir
-from omegaconf import open_dict
+from omegaconf import OmegaConf, open_dict
 
 from vld.claim import LOCK
 from vld.config import typed_config
 from vld.jobs import Job, axes_of, jobs_of
 from vld.runs.identity import run_id, run_identity
-from vld.study import Progress, Wanted, is_running, progress_of, seconds_to_go, wanted_runs
-from vld.sweep import study_axes
+from vld.settings import Config
+from vld.study import (
+    Progress,
+    Wanted,
+    is_running,
+    left_out_domains,
+    progress_of,
+    seconds_to_go,
+    wanted_runs,
+)
+from vld.sweep import at_a_time, study_axes
 
 STUDIES = sorted(path.stem for path in (REPOSITORY / "conf/study").glob("*.yaml"))
 # Protocol, section 4: the runs that each figure adds to those before it.
@@ -202,7 +211,7 @@ def test_jobs_are_what_hydra_composes() -> None:
     made = jobs_of_command("figure8", "dataset=pacs,vlcs", "seed=0", "optim=adam,sgd", "backbone=resnet50_v1,resnet18")
     assert len(made) == 2 * 2 * 2 * 2 * 2 * 3 * 4
     for job in made[:: len(made) // 12]:
-        assert typed_config(compose("train", overrides=list(job.overrides))) == job.config
+        assert typed_config(compose("train", overrides=list(job.overrides)), Config) == job.config
 
 
 def test_everything_wrong_is_said_before_anything_is_done(tmp_path: Path) -> None:
@@ -265,6 +274,34 @@ def test_the_dry_run_of_a_combination_has_its_members(small_glyphs: Path, tmp_pa
 def test_random_and_published_weights_are_other_runs() -> None:
     words = ("dropout=0", "seed=0", "test_domain=0", "backbone.weights=null,none", "precision=fp32,bf16")
     assert len(wanted_runs(jobs_of_command("demo", *words))) == 4
+
+
+def test_the_domains_are_those_of_the_folder_that_is_there(tmp_path: Path) -> None:
+    """A copy of VLCS may call them otherwise (`dataset.verify=warn` takes it); without one the known names hold."""
+    for domain in ("CALTECH", "LABELME", ".hidden"):
+        (tmp_path / "VLCS" / domain).mkdir(parents=True)
+    [here] = jobs(
+        "figure2", "dataset=vlcs", "dropout=0", "optim.lr=1e-3", "optim.weight_decay=1e-4", "seed=0", "test_domain=0"
+    )
+    assert left_out_domains(here.config) == ("Caltech101",)
+    here.config.data_dir = str(tmp_path)
+    assert left_out_domains(here.config) == ("CALTECH",)
+    here.config.test_domain = "all"
+    assert left_out_domains(here.config) == ("CALTECH", "LABELME")
+
+
+def test_all_cores_are_so_many_jobs_at_a_time() -> None:
+    launchers = {"n_jobs": -1}, {"n_jobs": 3}, {"array_parallelism": 64}, {}
+    at_once = [at_a_time(OmegaConf.create({"hydra": {"launcher": launcher}})) for launcher in launchers]
+    assert at_once == [len(os.sched_getaffinity(0)), 3, 64, 1]
+
+
+@pytest.mark.parametrize("command", ["combine.py", "benchmark.py"])
+def test_only_training_can_be_tried_dry(command: str, tmp_path: Path) -> None:
+    refused = script(command, "dataset=glyphs", "dry_run=true", f"data_dir={tmp_path}", f"output_dir={tmp_path}/out")
+    assert refused.returncode == 2
+    assert "dry_run=true: train.py alone has it" in refused.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_study_s_combinations_are_not_train_s(tmp_path: Path) -> None:
@@ -412,6 +449,9 @@ def test_a_run_is_known_by_its_settings_whatever_its_data_weights_and_precision(
     assert [(p.state, p.reason) for p in progress_of([run])] == [("failed", "why")]
     write("bf16", "result.json", {"seconds": 50.0})
     assert [(p.state, p.seconds) for p in progress_of([run])] == [("finished", 50.0)]
+    backbone = repr(run.config.backbone)
+    assert [p.state for p in progress_of([run], {backbone: "w"})] == ["finished"]
+    assert progress_of([run], {backbone: "of another file"}) == [nothing]
     run.config.precision = "fp32"
     assert [p.state for p in progress_of([run])] == ["failed"]
 

@@ -23,15 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from vld.config import (
-    analyse_config,
-    as_written,
-    describe_error,
-    option_names,
-    prepare_config,
-    publish_config,
-    typed_config,
-)
+from vld.config import as_written, describe_error, option_names, typed_config
 from vld.errors import FAILED, UserError, exit_with_user_error
 from vld.interruption import SIGNALS
 from vld.jobs import BASIC_LAUNCHER, JOBLIB_LAUNCHER, outcomes_dir
@@ -44,6 +36,7 @@ from vld.settings import (
     ReportConfig,
     StatusConfig,
 )
+from vld.sweep import JobsCallback, summarise_sweep
 from vld.tracking.publisher import Publisher
 
 if TYPE_CHECKING:
@@ -133,8 +126,6 @@ def run_command(job: Callable[[DictConfig], None], config_name: str, schema: typ
     except OSError as error:  # an output folder that Hydra cannot make
         exit_with_user_error(f"output_dir: {error.filename or 'a file'}: {error.strerror or error}")
     except Exception as error:
-        from vld.sweep import JobsCallback
-
         if JobsCallback.started is None:
             raise
         exit_after_lost_job(JobsCallback.started, error)
@@ -147,8 +138,6 @@ def run_command(job: Callable[[DictConfig], None], config_name: str, schema: typ
 
 def exit_after_lost_job(started: "tuple[Path, int, str]", error: Exception) -> NoReturn:
     """The launcher gave up, since the process of a job was killed, say: show what there is, and how to go on."""
-    from vld.sweep import summarise_sweep
-
     summarise_sweep(*started)
     reason = next(iter(str(error).strip().splitlines()), "")
     with suppress(OSError):
@@ -219,7 +208,7 @@ def _job(composed: DictConfig, work: "Callable[[Config, Terminal, Publisher], li
     error: UserError | OSError | None = None
     publisher: Publisher | None = None
     try:
-        config = typed_config(composed)
+        config = typed_config(composed, Config)
         publisher = Publisher(config.wandb, config.output_dir, say=terminal.say, warn=terminal.warn)
         outcomes = work(config, terminal, publisher)
         if not beside_others:  # else their tables would be mixed up: the one at the end has them all
@@ -273,21 +262,21 @@ def _benchmark_job(composed: DictConfig) -> None:
     from vld.benchmark.measure import run_benchmark
     from vld.terminal import Terminal
 
-    run_benchmark(typed_config(composed), HydraConfig.get().overrides.task, Terminal())
+    run_benchmark(typed_config(composed, Config), HydraConfig.get().overrides.task, Terminal())
 
 
 def _prepare_job(composed: DictConfig) -> None:
     from vld.prepare import prepare
     from vld.terminal import Terminal
 
-    prepare(prepare_config(composed), Terminal())
+    prepare(typed_config(composed, PrepareConfig), Terminal())
 
 
 def _publish_job(composed: DictConfig) -> None:
     from vld.terminal import Terminal
     from vld.tracking.publish_all import publish_all
 
-    if publish_all(publish_config(composed), Terminal()):
+    if publish_all(typed_config(composed, PublishConfig), Terminal()):
         sys.exit(FAILED)
 
 
@@ -295,7 +284,7 @@ def _analyse_job(composed: DictConfig) -> None:
     from vld.analyse import analyse_all
     from vld.terminal import Terminal
 
-    config = analyse_config(composed)
+    config = typed_config(composed, AnalyseConfig)
     config.run = as_written(HydraConfig.get().overrides.task, "run") or config.run
     if analyse_all(config, Terminal()):
         sys.exit(FAILED)

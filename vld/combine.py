@@ -22,17 +22,18 @@ from vld.data.images import Dataset
 from vld.device import describe, resolve_device, set_up
 from vld.errors import UserError
 from vld.evaluation import Scores, evaluation_set, predict, score
-from vld.inputs import check_output_dir, resolve_test_domains
+from vld.inputs import check_output_dir
 from vld.members import CONNECTIVITY, ENSEMBLE_OF_RUNS, Member, find_members, kept_file, member_configs
 from vld.model import Classifier
 from vld.run import SKIP_HINT, Outcome, explained, now, software_versions
 from vld.runner import Datasets, decoded, run_all
-from vld.runs.directory import RunDirectory, read_json, read_result
+from vld.runs.directory import RunDirectory, read_result
 from vld.runs.identity import ADDED_LATER, run_id
 from vld.runs.keep import read_logits
 from vld.runs.record import accuracies
 from vld.runs.results import load_weights, network
 from vld.settings import Config
+from vld.study import left_out_domains
 from vld.terminal import Terminal
 from vld.tracking.publisher import Publisher
 
@@ -51,10 +52,11 @@ class Combination:
     @cached_property
     def identity(self) -> dict[str, Any]:
         method = self.config.method
+        members = [member.run_id for member in self.members]
         return {
             "method": method.name,
             "member_step": method.member_step,
-            "members": sorted(member.run_id for member in self.members),
+            "members": members if method.name == CONNECTIVITY else sorted(members),  # α is the first member's share
             "protocol_version": PROTOCOL_VERSION,
         } | ({"average": method.average} if method.name == ENSEMBLE_OF_RUNS else {})
 
@@ -108,7 +110,7 @@ def combine_all(
     check_output_dir(Path(config.output_dir))
     members: dict[str, list[Member]] = {}
     problems = []
-    for test_domain in _test_domains(config):
+    for test_domain in left_out_domains(config):
         try:
             members[test_domain] = find_members(config, test_domain, options)
         except UserError as error:
@@ -116,21 +118,6 @@ def combine_all(
     if problems:
         raise UserError("\n".join(problems))
     return _combine(config, members, {} if datasets is None else datasets, terminal, publisher)
-
-
-def _test_domains(config: Config) -> tuple[str, ...]:
-    """What `test_domain` stands for. The domains are those that finished runs know of: no dataset is needed."""
-    runs = sorted((Path(config.output_dir) / "runs" / config.dataset.name).glob("*/*/result.json"))
-    for path in runs:
-        try:
-            domains = tuple(sorted(read_json(path)["domains"]))
-        except (UserError, KeyError, TypeError):
-            continue
-        return resolve_test_domains(config.test_domain, domains)
-    raise UserError(
-        f"method={config.method.name}: no finished runs of {config.dataset.name} in {config.output_dir}; python scripts/train.py"
-        f" method={config.method.name} with the same settings trains and combines all {len(member_configs(config))} members"
-    )
 
 
 def _combine(

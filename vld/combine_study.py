@@ -9,7 +9,7 @@ from vld.run import Outcome
 from vld.runner import Datasets
 from vld.runs.identity import flat_settings
 from vld.settings import Config
-from vld.study import test_domains
+from vld.study import left_out_domains
 from vld.terminal import Terminal
 from vld.tracking.publisher import Publisher
 
@@ -32,7 +32,7 @@ def combine_study(jobs: Sequence[Job], terminal: Terminal) -> int:
     publisher = Publisher(jobs[0].config.wandb, jobs[0].config.output_dir, say=terminal.say, warn=terminal.warn)
     for config, axes in groups.values():
         config.method.members = [f"{name}={','.join(values)}" for name, values in axes.items()]
-        for test_domain in test_domains(config):
+        for test_domain in left_out_domains(config):
             for method in study.combinations:
                 config.method.name, config.test_domain = method, test_domain
                 try:

@@ -3,7 +3,7 @@
 import difflib
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
@@ -74,9 +74,9 @@ OmegaConf.register_new_resolver("vld.timm", _timm_statistic, replace=True)
 OmegaConf.register_new_resolver("vld.if", lambda condition, yes, no: yes if condition else no, replace=True)
 
 
-def typed_config(composed: DictConfig) -> Config:
-    """Turn what Hydra composed into a valid `Config`, or raise a `UserError` with a line for everything wrong."""
-    return checked_config(merged_config(composed))
+def typed_config(composed: DictConfig, schema: type[T]) -> T:
+    """Turn what Hydra composed into valid settings, or raise a `UserError` with a line for everything wrong."""
+    return checked_config(merged_config(composed, schema), schema)
 
 
 def merged_config(composed: DictConfig, schema: type = Config) -> DictConfig:
@@ -94,54 +94,12 @@ def merged_config(composed: DictConfig, schema: type = Config) -> DictConfig:
     return merged
 
 
-def checked_config(merged: DictConfig) -> Config:
+def checked_config(merged: DictConfig, schema: type[T]) -> T:
     """The settings as plain objects, or a `UserError` with a line for every value that is not allowed."""
     config = OmegaConf.to_object(merged)
-    assert isinstance(config, Config)
-    if problems := list(_problems(config)):
-        raise UserError("\n".join(problems))
-    return config
-
-
-def prepare_config(composed: DictConfig) -> PrepareConfig:
-    """The same for the settings of `prepare.py`."""
-    config = _typed(composed, PrepareConfig)
-    problems = [
-        *_dataset_problems(config.dataset),
-        *_whole("image_size", config.image_size, 8),
-        *_folder("data_dir", config.data_dir),
-    ]
-    if problems:
-        raise UserError("\n".join(problems))
-    return config
-
-
-def publish_config(composed: DictConfig) -> PublishConfig:
-    """The same for the settings of `publish.py`."""
-    config = _typed(composed, PublishConfig)
-    if problems := list(_choice("wandb.mode", config.wandb.mode, WANDB_MODES)):
-        raise UserError("\n".join(problems))
-    return config
-
-
-def analyse_config(composed: DictConfig) -> AnalyseConfig:
-    """The same for the settings of `analyse.py`."""
-    config = _typed(composed, AnalyseConfig)
-    problems = [
-        *_choice("weights", config.weights, KEPT_WEIGHTS),
-        *_folder("data_dir", config.data_dir),
-        *_folder("output_dir", config.output_dir),
-        *_device("device", config.device),
-        *_choice("wandb.mode", config.wandb.mode, WANDB_MODES),
-    ]
-    if problems:
-        raise UserError("\n".join(problems))
-    return config
-
-
-def _typed(composed: DictConfig, schema: type[T]) -> T:
-    config = OmegaConf.to_object(merged_config(composed, schema))
     assert isinstance(config, schema)
+    if problems := list(PROBLEMS[schema](config)):
+        raise UserError("\n".join(problems))
     return config
 
 
@@ -155,11 +113,7 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
             OmegaConf.update(changed, name, value)
         except OmegaConfBaseException as error:
             raise UserError(f"{name}={value}: {str(error).splitlines()[0]}") from error
-    settings = OmegaConf.to_object(changed)
-    assert isinstance(settings, Config)
-    if problems := list(_problems(settings)):
-        raise UserError("\n".join(problems))
-    return settings
+    return checked_config(changed, Config)
 
 
 def as_written(words: Sequence[str], option: str) -> str | None:
@@ -340,3 +294,29 @@ def _test_domain_problems(test_domain: object) -> Iterator[str]:
     entries = test_domain if isinstance(test_domain, list) else [test_domain]
     if not entries or not all(isinstance(e, str | int) and not isinstance(e, bool) and e != "" for e in entries):
         yield f"test_domain={test_domain}: must be all, a domain's name or index, or a list of those"
+
+
+def _prepare_problems(config: PrepareConfig) -> Iterator[str]:
+    yield from _dataset_problems(config.dataset)
+    yield from _whole("image_size", config.image_size, 8)
+    yield from _folder("data_dir", config.data_dir)
+
+
+def _publish_problems(config: PublishConfig) -> Iterator[str]:
+    yield from _choice("wandb.mode", config.wandb.mode, WANDB_MODES)
+
+
+def _analyse_problems(config: AnalyseConfig) -> Iterator[str]:
+    yield from _choice("weights", config.weights, KEPT_WEIGHTS)
+    yield from _folder("data_dir", config.data_dir)
+    yield from _folder("output_dir", config.output_dir)
+    yield from _device("device", config.device)
+    yield from _choice("wandb.mode", config.wandb.mode, WANDB_MODES)
+
+
+PROBLEMS: dict[type, Callable[[Any], Iterator[str]]] = {
+    Config: _problems,
+    PrepareConfig: _prepare_problems,
+    PublishConfig: _publish_problems,
+    AnalyseConfig: _analyse_problems,
+}

@@ -1,6 +1,6 @@
 """Linear connectivity (Figure 1): accuracy along the line between two networks' weights, and between their representations."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from vld.evaluation import IMAGES_AT_ONCE, EvaluationSet
 from vld.model import Classifier
 
 ALPHAS = tuple(i / 10 for i in range(11))
-WEIGHTS, REPRESENTATIONS = ALONG = ("weights", "representations")
+WEIGHTS, REPRESENTATIONS = ("weights", "representations")
 
 
 def between(first: Mapping[str, Tensor], second: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
@@ -22,15 +22,13 @@ def between(first: Mapping[str, Tensor], second: Mapping[str, Tensor], alpha: fl
 
 
 @torch.no_grad()
-def along_representations(
-    first: Classifier, second: Classifier, images: EvaluationSet, alphas: Sequence[float] = ALPHAS
-) -> list[Tensor]:
-    """For each α the logits, float32 [evaluation images, classes], of α Φ₁ + (1−α) Φ₂ under the head whose weights are
+def along_representations(first: Classifier, second: Classifier, images: EvaluationSet) -> list[Tensor]:
+    """For each of `ALPHAS` the logits, float32 [evaluation images, classes], of α Φ₁ + (1−α) Φ₂ under the head whose weights are
     interpolated likewise. Both networks in evaluation mode."""
-    heads = [between(first.head.state_dict(), second.head.state_dict(), alpha) for alpha in alphas]
-    logits: list[list[Tensor]] = [[] for _ in alphas]
+    heads = [between(first.head.state_dict(), second.head.state_dict(), alpha) for alpha in ALPHAS]
+    logits: list[list[Tensor]] = [[] for _ in ALPHAS]
     for chunk in images.images.chunks(IMAGES_AT_ONCE[images.labels.device.type]):
         phi_1, phi_2 = first.representation(chunk), second.representation(chunk)
-        for alpha, head, its_logits in zip(alphas, heads, logits, strict=True):
+        for alpha, head, its_logits in zip(ALPHAS, heads, logits, strict=True):
             its_logits.append(linear(alpha * phi_1 + (1 - alpha) * phi_2, head["weight"], head["bias"]))
     return [torch.cat(chunks) for chunks in logits]

@@ -78,13 +78,8 @@ def evaluation_set(
     return EvaluationSet(test_domain, torch.cat(labels).to(device), tuple(parts), images)
 
 
-def evaluation_images(dataset: Dataset, test_domain: str, limit: int | None = None) -> int:
-    """How many images `evaluation_set` has."""
-    return images_evaluated({domain.name: len(domain.labels) for domain in dataset.domains}, test_domain, limit)
-
-
-def images_evaluated(sizes: Mapping[str, int], test_domain: str, limit: int | None = None) -> int:
-    """The same of a dataset of which only the number of images in each domain is known."""
+def evaluation_images(sizes: Mapping[str, int], test_domain: str, limit: int | None = None) -> int:
+    """How many images `evaluation_set` has, of a dataset with so many in each domain."""
     images = 0
     for domain, n in sizes.items():
         held_out = held_out_count(n)

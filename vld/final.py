@@ -8,14 +8,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from safetensors.torch import load_file
-from torch import nn
 
 from vld.evaluation import EvaluationSet, predict, score
 from vld.model import Classifier
 from vld.runs.directory import RunDirectory
-from vld.runs.keep import LOGITS, bytes_kept, checkpoint_bytes, kept_step, write_logits
+from vld.runs.keep import LOGITS, kept_step, write_logits
 from vld.runs.record import accuracies
-from vld.settings import METHODS, SELECTIONS, Config
+from vld.settings import METHODS, SELECTIONS
 
 WITH_WEIGHTS = METHODS[:2]
 NEEDED = tuple(f"{method}-{selection}" for method in WITH_WEIGHTS for selection in SELECTIONS)
@@ -26,12 +25,6 @@ def kept_meanwhile(keep: Sequence[str]) -> list[str]:
     """What a run keeps while it trains: the weights to evaluate, and of `keep` all but the logits that this then gives."""
     given = [f"{name}{LOGITS}" for name in NEEDED]
     return list(dict.fromkeys([*NEEDED, *(name for name in keep if name not in given)]))
-
-
-def bytes_meanwhile(config: Config, model: nn.Module) -> int:
-    """Disk that a run takes while it trains, beside what it keeps in the end."""
-    needed = 0 if config.dataset.curve_images is None else bytes_kept(NEEDED, model, 0, 0)
-    return checkpoint_bytes(model, config.optim.name) + needed
 
 
 def evaluate_in_full(

@@ -63,7 +63,7 @@ def jobs_of(axes: Sequence[str], problems: dict[str, None], config_name: str = "
                     OmegaConf.update(base, override.key_or_group, override.value())
                 except OmegaConfBaseException as error:
                     raise UserError(f"{override.input_line}: {str(error).splitlines()[0]}") from error
-            yield Job(tuple(words), checked_config(base))
+            yield Job(tuple(words), checked_config(base, Config))
         except UserError as error:
             problems |= dict.fromkeys(str(error).splitlines())
             if key not in bases and not plain:  # else the next job's values may be better

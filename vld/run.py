@@ -157,7 +157,7 @@ def _train_on(
     publisher.follow(directory.path)
 
     model = initial_classifier(config, run.inputs.weights, run.inputs.precision, len(run.dataset.classes)).to(device)
-    in_part = len(images.images) < evaluation_images(run.dataset, run.test_domain)
+    in_part = len(images.images) < evaluation_images(run.dataset.sizes, run.test_domain)
     record = Record()
     collapses = CollapseWatch(config.backbone.feature_scale, model.pretrained)
     if saved is None:
@@ -248,7 +248,7 @@ def _train_on(
         "run_id": directory.path.name,
         "study": config.study.name,
         "settings": run.identity,
-        "domains": [domain.name for domain in run.dataset.domains],
+        "domains": list(run.dataset.sizes),
         "classes": list(run.dataset.classes),
         "results": rows,
         "batch_norm_statistics": "frozen" if model.pretrained else "trained; averaged like the weights",
@@ -352,7 +352,7 @@ def training_batches(run: Run, placing: Placing) -> TrainingBatches:
 
 def run_evaluation_set(run: Run, placing: Placing, limit: int | None = None) -> EvaluationSet:
     """What the run is evaluated on; with a limit, a fixed part of it."""
-    size = evaluation_images(run.dataset, run.test_domain, limit) * run.config.image_size**2 * 3
+    size = evaluation_images(run.dataset.sizes, run.test_domain, limit) * run.config.image_size**2 * 3
     resident = placing.on_device("evaluation images", size)
     arguments = (run.dataset, run.test_domain, run.config.split_seed, run.inputs.device)
     return evaluation_set(*arguments, limit=limit, resident=resident)

@@ -9,14 +9,14 @@ from vld.data.images import Dataset
 from vld.data.picture import draw_picture
 from vld.data.store import open_dataset
 from vld.device import describe, set_up
+from vld.disk import check_disk, disk_of_runs, megabytes
 from vld.evaluation import evaluation_images
-from vld.final import bytes_meanwhile
-from vld.inputs import Inputs, check_inputs, initial_classifier, inputs_key
+from vld.inputs import Inputs, check_inputs, inputs_key
 from vld.methods import first_member
 from vld.run import Outcome, Run, train_once
 from vld.runs.atomic import write_atomically
 from vld.runs.identity import weights_fingerprint
-from vld.runs.keep import bytes_kept, check_disk, check_kept, megabytes
+from vld.runs.keep import check_kept
 from vld.settings import Config
 from vld.terminal import Terminal
 from vld.tracking.publisher import Publisher
@@ -103,16 +103,15 @@ def _forecast_disk(runs: list[Run], terminal: Terminal) -> None:
     unfinished = [run for run in runs if not run.directory.result_file.exists()]
     if not unfinished:
         return
-    config, inputs, classes = unfinished[0].config, unfinished[0].inputs, len(unfinished[0].dataset.classes)
-    model = initial_classifier(config, inputs.weights, inputs.precision, classes)
-    kept = sum(
-        bytes_kept(config.keep, model, evaluation_images(run.dataset, run.test_domain), classes) for run in unfinished
+    config = unfinished[0].config
+    kept, meanwhile = disk_of_runs(
+        (run.config, evaluation_images(run.dataset.sizes, run.test_domain), len(run.dataset.classes))
+        for run in unfinished
     )
-    meanwhile = bytes_meanwhile(config, model)
     there = [
         path for run in unfinished for path in run.directory.path.glob("*") if path.suffix in (".pt", ".safetensors")
     ]
-    check_disk(kept, meanwhile, sum(path.stat().st_size for path in there), inputs.existing_folder)
+    check_disk(kept, meanwhile, sum(path.stat().st_size for path in there), unfinished[0].inputs.existing_folder)
     terminal.say(
         f"keeps up to {megabytes(kept)} in {config.output_dir}; checkpoints take up to {megabytes(meanwhile)} meanwhile"
     )

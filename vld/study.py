@@ -3,28 +3,25 @@
 import json
 import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
-from torch import nn
 
 from vld.claim import LEASE_SECONDS, LOCK
 from vld.data import glyphs
 from vld.data.catalog import CONTENTS
+from vld.data.folder import find_dataset, subfolders
 from vld.errors import UserError
-from vld.evaluation import images_evaluated
-from vld.final import bytes_meanwhile
-from vld.inputs import Inputs, initial_classifier, resolve_test_domains
+from vld.inputs import resolve_test_domains
 from vld.jobs import Job
 from vld.members import member_configs
 from vld.model import load_backbone_weights
 from vld.runs.directory import read_json
 from vld.runs.identity import PRECISION, RANDOM_WEIGHTS, WEIGHTS, identity_key, settings_key, weights_fingerprint
-from vld.runs.keep import bytes_kept
 from vld.settings import COMBINATIONS, BackboneConfig, Config
 
 FINISHED, RUNNING, INTERRUPTED, FAILED, MISSING = STATES = ("finished", "running", "interrupted", "failed", "missing")
@@ -64,40 +61,50 @@ def wanted_runs(jobs: Iterable[Job]) -> list[Wanted]:
     for job in jobs:
         combined = job.config.method.name in COMBINATIONS
         for config in [member for _, member in member_configs(job.config)] if combined else [job.config]:
-            for test_domain in test_domains(config):
+            for test_domain in left_out_domains(config):
                 wanted = Wanted(config, test_domain, job.overrides)
                 another = (wanted.key, config.backbone.weights, config.precision, config.output_dir)
                 runs.setdefault(repr(another), wanted)
     return list(runs.values())
 
 
-def test_domains(config: Config) -> tuple[str, ...]:
+def left_out_domains(config: Config) -> tuple[str, ...]:
+    """What `test_domain` stands for. Raises `UserError` where that is not known."""
     wanted = config.test_domain if isinstance(config.test_domain, list) else [config.test_domain]
-    known = config.dataset.name in CONTENTS or config.dataset.name == "glyphs"
-    if not known and all(isinstance(entry, str) and entry != "all" and not entry.isdigit() for entry in wanted):
+    if all(isinstance(entry, str) and entry != "all" and not entry.isdigit() for entry in wanted) and not _known(
+        config
+    ):
         return tuple(dict.fromkeys(wanted))
     return resolve_test_domains(config.test_domain, domain_names(config))
 
 
 def domain_names(config: Config) -> tuple[str, ...]:
-    """Those of a known dataset, of the dataset's folder, or of a run that has finished."""
-    name = config.dataset.name
-    if name in CONTENTS:
-        return tuple(sorted(CONTENTS[name].domains))
-    if name == "glyphs":
-        return tuple(sorted(glyphs.DOMAINS))
-    root = Path(config.data_dir) / config.dataset.folder
-    if config.dataset.csv is None and root.is_dir():
-        return tuple(sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")))
-    for path in sorted((Path(config.output_dir) / "runs" / name).glob("*/*/result.json")):
+    """Those of the dataset's folder; where this machine does not have it of a known dataset, or of a run that has finished."""
+    dataset, data_dir = config.dataset, Path(config.data_dir)
+    if dataset.csv is None and (data_dir / dataset.folder).is_dir():
+        return tuple(subfolders(data_dir / dataset.folder))
+    if dataset.csv is not None and (data_dir / dataset.csv).is_file():
+        return find_dataset(dataset, data_dir).domain_names
+    if _known(config):
+        return tuple(sorted(glyphs.DOMAINS if dataset.name == "glyphs" else CONTENTS[dataset.name].domains))
+    for path in sorted((Path(config.output_dir) / "runs" / dataset.name).glob("*/*/result.json")):
         domains = _read(path).get("domains")
         if isinstance(domains, list):
             return tuple(sorted(domains))
-    raise UserError(f"test_domain={config.test_domain}: the domains of {name} are not known here; say their names")
+    raise UserError(
+        f"test_domain={config.test_domain}: the domains of {dataset.name} are not known here; say their names"
+    )
 
 
-def progress_of(runs: Iterable[Wanted]) -> list[Progress]:
-    """How far each run is. Where several directories have its settings (other data, weights or precision), the furthest."""
+def _known(config: Config) -> bool:
+    return config.dataset.csv is None and (config.dataset.name in CONTENTS or config.dataset.name == "glyphs")
+
+
+def progress_of(runs: Iterable[Wanted], fingerprints: Mapping[str, str] | None = None) -> list[Progress]:
+    """How far each run is. Where several directories have its settings (other data, weights or precision), the furthest.
+
+    fingerprints: of the weights, by `repr` of the backbone's settings, where they are known.
+    """
     runs = list(runs)
     found: list[list[Progress]] = [[Progress(run, MISSING)] for run in runs]
     by_key: dict[tuple[Path, str], list[int]] = {}
@@ -107,14 +114,16 @@ def progress_of(runs: Iterable[Wanted]) -> list[Progress]:
         for path in sorted(folder.glob("*")):
             settings, result = _settings(path)
             for number in by_key.get((folder, identity_key(settings)), []) if settings else []:
-                if settings and _may_be(runs[number].config, settings):
+                if settings and _may_be(runs[number].config, settings, fingerprints or {}):
                     found[number].append(_progress(runs[number], path, result))
     return [min(some, key=lambda progress: STATES.index(progress.state)) for some in found]
 
 
-def _may_be(config: Config, settings: Mapping[str, Any]) -> bool:
+def _may_be(config: Config, settings: Mapping[str, Any], fingerprints: Mapping[str, str]) -> bool:
     """Whether a run with the same settings is of the weights and the precision that were asked for, as far as is known here."""
     weights, there = config.backbone.weights, settings.get(WEIGHTS)
+    if fingerprints.get(repr(config.backbone), there) != there:
+        return False
     if config.precision not in ("auto", settings.get(PRECISION)) or (weights == "none") != (there == RANDOM_WEIGHTS):
         return False
     return weights in (None, "none") or _fingerprint(str(weights)) in (None, there)
@@ -146,22 +155,6 @@ def seconds_to_go(progress: Iterable[Progress]) -> float | None:
             return None
         total += (config.optim.steps - (one.step or 0)) * statistics.median(per_step[_kind(config)])
     return total
-
-
-def bytes_to_keep(runs: Iterable[Wanted], inputs: Sequence[Inputs], jobs_at_a_time: int) -> tuple[int, int]:
-    """What these runs, whose inputs have been checked, will keep in all, and what so many of them take while they train."""
-    sizes: dict[tuple[str, str, int], nn.Module] = {}
-    total, runs, meanwhile = 0, list(runs), 0
-    for run in runs:
-        config = run.config
-        files = next(one.files for one in inputs if one.files.name == config.dataset.name)
-        key = (config.backbone.library, config.backbone.architecture, len(files.classes))
-        if key not in sizes:
-            sizes[key] = initial_classifier(config, None, "fp32", len(files.classes))
-        evaluated = images_evaluated({domain.name: len(domain.files) for domain in files.domains}, run.test_domain)
-        total += bytes_kept(config.keep, sizes[key], evaluated, len(files.classes))
-        meanwhile = max(meanwhile, bytes_meanwhile(config, sizes[key]))
-    return total, meanwhile * min(jobs_at_a_time, len(runs))
 
 
 def _kind(config: Config) -> tuple[str, int, int]:

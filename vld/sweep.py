@@ -1,5 +1,6 @@
 """Around the jobs of a command: every job is checked before the first starts, one table when all have ended."""
 
+import os
 import shlex
 import shutil
 import sys
@@ -26,7 +27,7 @@ from vld.jobs import (
     overrides_parser,
     values_of,
 )
-from vld.settings import COMBINATIONS
+from vld.settings import COMBINATIONS, Config
 
 if TYPE_CHECKING:
     from vld.inputs import Inputs
@@ -35,6 +36,18 @@ if TYPE_CHECKING:
 TRAINING_COMMANDS = ("train", "benchmark")
 # Of the commands that look at runs of train.py: their own options.
 LOOKING = {"status": ("watch", "format"), "report": ("selection", "run")}
+
+
+@contextmanager
+def in_one_line() -> Iterator[None]:
+    """What a user must mend ends the command with code 2; anything else does not go unnoticed either."""
+    try:
+        yield
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        exit_with_user_error(describe_error(error))
+    except Exception as error:
+        print(f"before the first job: {type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(FAILED)
 
 
 class JobsCallback(Callback):
@@ -46,28 +59,23 @@ class JobsCallback(Callback):
     again: ClassVar[list[str]] = []
     """The command, without the jobs' options."""
 
+    @in_one_line()
     def on_run_start(self, config: DictConfig, config_name: str | None = None, **_: Any) -> None:
-        with in_one_line():
-            self._before_a_run(config, config_name)
-
-    def on_multirun_start(self, config: DictConfig, config_name: str | None = None, **_: Any) -> None:
-        with in_one_line():
-            self._before_a_sweep(config, config_name)
-
-    def _before_a_run(self, config: DictConfig, config_name: str | None) -> None:
         if config.hydra.sweeper.params:
             raise UserError(f"study={config.hydra.runtime.choices.study}: its file must say hydra.mode: MULTIRUN")
         problems: dict[str, None] = {}
         jobs = []
         try:
-            jobs = [Job(tuple(config.hydra.overrides.task), typed_config(config))]
+            jobs = [Job(tuple(config.hydra.overrides.task), typed_config(config, Config))]
         except (UserError, OmegaConfBaseException) as error:
             problems |= dict.fromkeys(describe_error(error).splitlines())
+        problems |= dry_run_problems(jobs, config_name)
         needed = check_jobs(jobs, problems, trains=config_name in TRAINING_COMMANDS, here=True)
         if config_name == "train" and jobs[0].config.dry_run:
             say_what_is_to_do(jobs, needed, "this command")
 
-    def _before_a_sweep(self, config: DictConfig, config_name: str | None) -> None:
+    @in_one_line()
+    def on_multirun_start(self, config: DictConfig, config_name: str | None = None, **_: Any) -> None:
         problems: dict[str, None] = {}
         study = config.hydra.runtime.choices.get("study")
         if study and not config.study.name:
@@ -82,6 +90,7 @@ class JobsCallback(Callback):
         ):
             method, study = combining[0].config.method.name, combining[0].config.study.name
             problems[f"method={method}: train.py trains a study's runs; combine.py study={study} combines them"] = None
+        problems |= dry_run_problems(jobs, config_name)
         needed = check_jobs(jobs, problems, trains=trains, here=here)
         name = jobs[0].config.study.name or "this sweep"
         if config_name == "status":
@@ -107,22 +116,18 @@ class JobsCallback(Callback):
             sys.exit(code)
 
 
-@contextmanager
-def in_one_line() -> Iterator[None]:
-    """What a user must mend ends the command with code 2; anything else does not go unnoticed either."""
-    try:
-        yield
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        exit_with_user_error(describe_error(error))
-    except Exception as error:
-        print(f"before the first job: {type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(FAILED)
+def dry_run_problems(jobs: list[Job], config_name: str | None) -> dict[str, None]:
+    """Only `train.py` has something to try: the other commands show, or take little."""
+    if config_name in ("combine", "benchmark") and any(job.config.dry_run for job in jobs):
+        return {"dry_run=true: train.py alone has it; status.py says what is finished": None}
+    return {}
 
 
 def at_a_time(config: DictConfig) -> int:
     """How many jobs of a sweep run at once, at most."""
     launcher = config.hydra.launcher
-    return int(launcher.get("n_jobs") or launcher.get("array_parallelism") or 1)
+    jobs = int(launcher.get("n_jobs") or launcher.get("array_parallelism") or 1)
+    return jobs if jobs > 0 else len(os.sched_getaffinity(0))  # joblib's -1: as many as there are cores
 
 
 def command_of(config: DictConfig) -> list[str]:
@@ -136,10 +141,11 @@ def command_of(config: DictConfig) -> list[str]:
     return [*program, *places, *config.hydra.overrides.hydra]
 
 
-def check_jobs(jobs: list[Job], problems: dict[str, None], *, trains: bool, here: bool) -> "list[Inputs]":
+def check_jobs(jobs: list[Job], problems: dict[str, None], *, trains: bool, here: bool) -> "dict[str, Inputs]":
     """Exit with code 2 and one list of everything wrong in any of the jobs, before anything is made.
 
-    trains: they need images, weights and, if they run `here`, the device, too: those inputs are returned.
+    trains: they need images, weights and, if they run `here`, the device, too: those inputs are returned,
+    by `inputs_key`.
     """
     for job in jobs:
         if job.config.method.name in COMBINATIONS:
@@ -149,13 +155,13 @@ def check_jobs(jobs: list[Job], problems: dict[str, None], *, trains: bool, here
                 member_configs(job.config)
             except (UserError, OmegaConfBaseException) as error:
                 problems |= dict.fromkeys(describe_error(error).splitlines())
-    checked: list[Inputs] = []
+    checked: dict[str, Inputs] = {}
     if trains and not problems:
         from vld.inputs import check_inputs, inputs_key
 
-        for config in {inputs_key(job.config): job.config for job in jobs}.values():
+        for key, config in {inputs_key(job.config): job.config for job in jobs}.items():
             try:
-                checked.append(check_inputs(config, here=here))
+                checked[key] = check_inputs(config, here=here)
             except UserError as error:
                 problems |= dict.fromkeys(str(error).splitlines())
     if problems:
@@ -163,30 +169,36 @@ def check_jobs(jobs: list[Job], problems: dict[str, None], *, trains: bool, here
     return checked
 
 
-def say_what_is_to_do(jobs: list[Job], inputs: "list[Inputs]", name: str, jobs_at_a_time: int = 1) -> None:
+def say_what_is_to_do(jobs: list[Job], inputs: "dict[str, Inputs]", name: str, jobs_at_a_time: int = 1) -> None:
     """One line before the first job: how many runs there are, how many are finished, how long the others take, and their disk.
 
     With `dry_run=true` those others first, one a line, and then that is all. Raises `UserError` where the disk has less.
     """
-    from vld.runs.keep import megabytes
+    from vld.disk import check_disk, disk_of_runs, megabytes
+    from vld.evaluation import evaluation_images
+    from vld.inputs import inputs_key
+    from vld.runs.identity import weights_fingerprint
     from vld.status import described, summary
-    from vld.study import FINISHED, bytes_to_keep, progress_of, wanted_runs
+    from vld.study import FINISHED, progress_of, wanted_runs
     from vld.terminal import Terminal
 
     terminal, config = Terminal(), jobs[0].config
-    progress = progress_of(wanted_runs(jobs))
+    weights = {repr(job.config.backbone): inputs[inputs_key(job.config)].weights for job in jobs}
+    fingerprints = {backbone: weights_fingerprint(its) for backbone, its in weights.items()}
+    progress = progress_of(wanted_runs(jobs), fingerprints)
     to_do = [one for one in progress if one.state != FINISHED]
     if config.dry_run:
         for one in to_do:
             terminal.say(f"{one.state}: {described(one)}")
-    size, meanwhile = bytes_to_keep([one.wanted for one in to_do], inputs, jobs_at_a_time)
-    free = shutil.disk_usage(inputs[0].existing_folder).free
-    if size + meanwhile > free:
-        raise UserError(
-            f"output_dir={config.output_dir}: the runs to do keep {megabytes(size)}, checkpoints take {megabytes(meanwhile)}"
-            f" meanwhile, and {megabytes(free)} of disk are free; keep=[] keeps the least"
-        )
-    terminal.say(f"{summary(progress, name)}, {megabytes(size)} of disk ({megabytes(meanwhile)} more meanwhile)")
+    files = {its.files.name: its.files for its in inputs.values()}
+    kept, meanwhile = disk_of_runs(
+        (one.wanted.config, evaluation_images(of.sizes, one.wanted.test_domain), len(of.classes))
+        for one in to_do
+        for of in [files[one.wanted.config.dataset.name]]
+    )
+    meanwhile *= min(jobs_at_a_time, len(to_do))
+    check_disk(kept, meanwhile, 0, next(iter(inputs.values())).existing_folder)
+    terminal.say(f"{summary(progress, name)}, {megabytes(kept)} of disk ({megabytes(meanwhile)} more meanwhile)")
     if config.dry_run:
         sys.exit(0)
 

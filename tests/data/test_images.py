@@ -39,7 +39,7 @@ def rgb(path: Path) -> Image.Image:
 
 def test_names_labels_and_shapes(decoded: Dataset) -> None:
     assert decoded.classes == ("cat", "dog")
-    assert decoded.domain_names == ("art", "photo", "sketch")
+    assert tuple(decoded.sizes) == ("art", "photo", "sketch")
     for domain in decoded.domains:
         assert domain.labels.tolist() == [0] * 5 + [1] * 5
         assert domain.labels.dtype == domain.stored_sizes.dtype == domain.original_sizes.dtype == torch.int64

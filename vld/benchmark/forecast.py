@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from vld.data.catalog import CONTENTS
-from vld.evaluation import images_evaluated
+from vld.evaluation import evaluation_images
 
 SMALL = ("vlcs", "pacs", "office_home", "terra_incognita")
 
@@ -60,8 +60,8 @@ def forecast(
             # A GPU's speed is one of images, however many of them make a step.
             trained = experiment.steps * 32 * (len(content.domains) - 1)
             forwarded = experiment.evaluations * 2 * evaluated
-            if experiment.curve_images is not None:  # members of the ensemble between evaluations, and six in full
-                forwarded += experiment.steps // 300 * evaluated + 6 * whole
+            if experiment.curve_images is not None:
+                forwarded += 6 * whole  # the selected steps and the last of both networks
             seconds += experiment.runs * (trained / train_images_per_second + forwarded / evaluation_images_per_second)
             size += experiment.runs * bytes_kept(round(whole), content.classes)
         runs = experiment.runs * len(experiment.datasets)
@@ -72,5 +72,5 @@ def forecast(
 def evaluation_sizes(domains: list[int], limit: int | None) -> tuple[float, float]:
     """Images in an evaluation of a run and in one in full, averaged over which of these domains is left out."""
     sizes = {f"{number}": n for number, n in enumerate(domains)}
-    part, whole = (fmean(images_evaluated(sizes, domain, at_most) for domain in sizes) for at_most in (limit, None))
+    part, whole = (fmean(evaluation_images(sizes, domain, at_most) for domain in sizes) for at_most in (limit, None))
     return part, whole

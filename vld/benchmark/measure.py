@@ -17,13 +17,13 @@ from vld.benchmark.conventional import ConventionalBatches, evaluation_images_pe
 from vld.benchmark.forecast import EXPERIMENTS, Forecast, forecast
 from vld.benchmark.startup import seconds_to_first_step
 from vld.device import Placing, describe, set_up
+from vld.disk import bytes_kept
 from vld.evaluation import IMAGES_AT_ONCE, predict
 from vld.inputs import check_inputs, initial_classifier
 from vld.run import Run, run_evaluation_set, software_versions, training_batches
 from vld.runner import decoded
 from vld.runs.atomic import write_json
 from vld.runs.identity import weights_fingerprint
-from vld.runs.keep import bytes_kept
 from vld.settings import METHODS, AveragingConfig, Config, EnsembleConfig
 from vld.terminal import Terminal
 from vld.training import Trajectory, update

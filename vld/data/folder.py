@@ -40,6 +40,11 @@ class DatasetFiles:
     def domain_names(self) -> tuple[str, ...]:
         return tuple(domain.name for domain in self.domains)
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Images in each domain."""
+        return {domain.name: len(domain.files) for domain in self.domains}
+
 
 def find_dataset(dataset: DatasetConfig, data_dir: Path) -> DatasetFiles:
     """The dataset that the settings name. Raises `UserError` where it is not there, or is none."""
@@ -94,12 +99,12 @@ def list_dataset(name: str, root: Path) -> DatasetFiles:
     """List a dataset folder. Raises `UserError` where it is not one: missing, one domain, unequal or empty classes."""
     if not root.is_dir():
         raise missing_dataset(name, root)
-    names = _subfolders(root)
+    names = subfolders(root)
     if len(names) < 2:
         raise UserError(
             f"dataset={name}: {root} has {len(names)} domain folder(s); at least 2 are needed to leave one out"
         )
-    class_lists = {domain: _subfolders(root / domain) for domain in names}
+    class_lists = {domain: subfolders(root / domain) for domain in names}
     for domain, found in class_lists.items():
         if not found:
             raise UserError(f"dataset={name}: domain {domain} has no class folders in {root / domain}")
@@ -119,7 +124,8 @@ def missing_dataset(name: str, root: Path) -> UserError:
     )
 
 
-def _subfolders(folder: Path) -> list[str]:
+def subfolders(folder: Path) -> list[str]:
+    """Names, sorted; hidden ones are not counted."""
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 

@@ -38,8 +38,9 @@ class Dataset:
     fingerprint: str
 
     @property
-    def domain_names(self) -> tuple[str, ...]:
-        return tuple(domain.name for domain in self.domains)
+    def sizes(self) -> dict[str, int]:
+        """Images in each domain."""
+        return {domain.name: len(domain.labels) for domain in self.domains}
 
 
 def size_of(path: Path) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from vld.errors import UserError
 from vld.jobs import Job
 from vld.report.store import Store
 from vld.runs.identity import ADDED_LATER, NOT_IDENTITY, flat_settings
-from vld.study import test_domains
+from vld.study import left_out_domains
 
 PRESETS = ("dataset", "backbone", "optim")
 
@@ -43,7 +43,7 @@ def narrowed(store: Store, jobs: Sequence[Job], options: Iterable[str]) -> Store
 
 def _leaving_out(frame: pd.DataFrame, jobs: Sequence[Job]) -> pd.DataFrame:
     """The jobs' test domains alone: the others are not missing."""
-    wanted = {domain for job in jobs for domain in test_domains(job.config)}
+    wanted = {domain for job in jobs for domain in left_out_domains(job.config)}
     frame = frame[frame.test_domain.isin(wanted)]
     if "domains" not in frame:
         return frame

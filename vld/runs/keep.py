@@ -5,13 +5,12 @@ file's name, with the ending .safetensors.
 """
 
 import json
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from vld.errors import UserError
 from vld.evaluation import EvaluationLabels, EvaluationPart, select
@@ -22,7 +21,6 @@ from vld.training import Evaluation
 
 LOGITS = "-logits"
 # config.yaml, metrics.jsonl, result.json: generously.
-TEXT_BYTES = 200_000
 
 
 def keep_tensors(
@@ -114,31 +112,3 @@ def check_kept(directories: Sequence[Path], name: str) -> None:
             f"keep: {len(without)} of {len(directories)} members did not keep {name}, the first of them {without[0]}; move them"
             f" away and train them again with {name} in keep"
         )
-
-
-def bytes_kept(keep: Iterable[str], model: nn.Module, evaluation_images: int, classes: int) -> int:
-    logits = evaluation_images * (classes * 2 + 4)  # and the labels
-    return TEXT_BYTES + sum(logits if name.endswith(LOGITS) else _bytes(model) for name in keep)
-
-
-def _bytes(model: nn.Module) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-
-
-def checkpoint_bytes(model: nn.Module, optimizer: str) -> int:
-    """Disk for the checkpoints of a run that trains: weights, their average, momentum (two in Adam); a new one beside the old."""
-    return 2 * {"sgd": 3, "adam": 4}[optimizer] * _bytes(model)
-
-
-def check_disk(kept: int, for_checkpoints: int, there_already: int, output_dir: Path) -> None:
-    """Raises `UserError` where `output_dir` has less free disk than these bytes and what interrupted runs hold of them."""
-    free = shutil.disk_usage(output_dir).free + there_already
-    if kept + for_checkpoints > free:
-        raise UserError(
-            f"output_dir={output_dir}: {megabytes(free)} of disk are free; {megabytes(kept)} are needed for what runs keep"
-            f" (none with keep=[]) and {megabytes(for_checkpoints)} for checkpoints while one trains"
-        )
-
-
-def megabytes(size: int) -> str:
-    return f"{size / 1e6:,.0f} MB" if size >= 1e7 else f"{size / 1e6:.1f} MB"
