@@ -8,16 +8,24 @@ from typing import Any
 
 import pytest
 from commands import REPOSITORY, script, train
+from hydra import compose, initialize_config_dir
 
+from vld.config import typed_config
+from vld.jobs import axes_of, jobs_of
 from vld.runs import load_results
+from vld.settings import AnalyseConfig, PrepareConfig, PublishConfig
 
 README = (REPOSITORY / "README.md").read_text()
 BLOCKS = re.findall(r"(?:^    .*\n)+", README, re.M)
-TRAIN_COMMANDS = [
-    re.sub(r"\\\n\s*", "", block).strip()
+COMMANDS = [
+    line.strip()
     for block in BLOCKS
-    if block.strip().startswith("python scripts/train.py ") and "combine.py" not in block
+    for line in re.sub(r"\\\n\s*", "", block).splitlines()
+    if line.strip().startswith("python scripts/")
 ]
+TRAIN_COMMANDS = [command for command in COMMANDS if command.startswith("python scripts/train.py ")]
+OF_THEIR_OWN = {"prepare": PrepareConfig, "publish": PublishConfig, "analyse": AnalyseConfig}
+"""Commands that do not have train.py's options."""
 SMALLER = {"image_size": "32", "optim.steps": "2", "optim.milestones": "[1]", "eval_every": "2", "batch_size": "1"}
 
 
@@ -35,8 +43,63 @@ def test_the_readme_shows_commands() -> None:
     assert "bash scripts/test.sh" in README
 
 
+@pytest.mark.parametrize("command", dict.fromkeys(COMMANDS))
+def test_every_command_is_one(command: str) -> None:
+    """Its presets, options and values are right; the tests below run them, small."""
+    _, file, *words = shlex.split(command)
+    name = Path(file).stem
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        if name in OF_THEIR_OWN:
+            typed_config(compose(name, overrides=words), OF_THEIR_OWN[name])
+            return
+        composed = compose(
+            "train",
+            overrides=[word for word in words if word.startswith(("study=", "hydra"))],
+            return_hydra_config=True,
+        )
+        axes = [
+            *axes_of(composed),
+            *(word for word in words if word != "-m" and not word.startswith(("study=", "hydra"))),
+        ]
+        problems: dict[str, None] = {}
+        assert list(jobs_of(axes, problems))
+        assert not problems
+
+
+def test_from_pacs_to_a_table(pacs_dir: Path, tmp_path: Path) -> None:
+    [block] = [block for block in BLOCKS if block.count("study=pacs_cpu") == 3]
+    commands = [shlex.split(line)[1:] for line in block.strip().splitlines()]
+    assert [command[0] for command in commands] == [
+        f"scripts/{n}.py" for n in ("prepare", "train", "combine", "report")
+    ]
+    small = ["optim.steps=1", "eval_every=1", "batch_size=1", "image_size=16", "optim.milestones=[]", "test_domain=2"]
+    small += ["optim.lr=1e-3", "dropout=0,0.9", f"output_dir={tmp_path}"]
+    for name, *options in commands:
+        of_runs = small if name != "scripts/prepare.py" else ["image_size=16"]
+        done = script(name.removeprefix("scripts/"), *options, *of_runs, f"data_dir={pacs_dir.parent}")
+        assert done.returncode == 0, done.stdout + done.stderr
+    [page] = (tmp_path / "report").rglob("index.html")
+    assert "PACS" in page.read_text()
+    table = load_results(tmp_path)
+    assert sorted(table[table.members.notna()].method) == ["ensemble_of_runs"] * 2 + ["model_soup"] * 2
+
+
+def test_a_dataset_and_a_backbone_of_one_s_own(small_glyphs: Path, tmp_path: Path) -> None:
+    [of_images] = [command for command in TRAIN_COMMANDS if "dataset=folder" in command]
+    [of_network] = [command for command in TRAIN_COMMANDS if "wide_resnet50_2" in command]
+    (tmp_path / "mine").symlink_to(small_glyphs / "glyphs")
+    for command, data_dir, more in (
+        (of_images, tmp_path, {}),
+        (of_network, small_glyphs, {"backbone.weights": "none", "keep": "[]"}),
+    ):
+        options = smaller(command, data_dir=str(data_dir), output_dir=str(tmp_path), test_domain="0", **more)
+        done = train(*options)
+        assert done.returncode == 0, done.stderr
+    assert set(load_results(tmp_path).backbone) == {"efficientnet_lite0", "wide"}
+
+
 def test_anatomy_of_one_command_runs_on_real_pacs(pacs_dir: Path, tmp_path: Path) -> None:
-    [command] = [command for command in TRAIN_COMMANDS if "dataset=pacs" in command]
+    [command] = [command for command in TRAIN_COMMANDS if "test_domain=sketch" in command]
     done = train(*smaller(command, data_dir=str(pacs_dir.parent), output_dir=str(tmp_path)))
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "runs/pacs/sketch").rglob("result.json"))) == 1
@@ -71,7 +134,7 @@ def test_the_demo_study_runs_is_looked_at_and_combined(small_glyphs: Path, tmp_p
 
 
 def test_a_report_is_made_and_its_functions_work_in_a_notebook(small_glyphs: Path, tmp_path: Path) -> None:
-    [block] = [block for block in BLOCKS if "scripts/report.py" in block]
+    [block] = [block for block in BLOCKS if "scripts/report.py" in block and "pacs" not in block]
     [python] = [block for block in BLOCKS if "from vld.report import" in block]
     small = ["optim.steps=2", "eval_every=2", "batch_size=1", "image_size=16", "optim.milestones=[1]"]
     places = [f"data_dir={small_glyphs}", f"output_dir={tmp_path}"]
@@ -128,7 +191,7 @@ def test_the_cluster_s_command_composes() -> None:
 
 
 def test_several_jobs_at_a_time_run(small_glyphs: Path, tmp_path: Path) -> None:
-    [command] = [command for command in TRAIN_COMMANDS if "hydra/launcher=parallel" in command]
+    [command] = [command for command in TRAIN_COMMANDS if "launcher=parallel" in command and "glyphs" in command]
     done = train(*smaller(command, data_dir=str(small_glyphs), output_dir=str(tmp_path)))
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "runs/glyphs").rglob("result.json"))) == 4
@@ -180,7 +243,7 @@ def test_the_line_between_two_networks_is_made(small_glyphs: Path, tmp_path: Pat
 
 def test_a_dataset_is_prepared_and_runs_are_published(tmp_path: Path) -> None:
     for name, instead in (("prepare.py", f"data_dir={tmp_path}"), ("publish.py", "wandb.mode=offline")):
-        [command] = [block.strip() for block in BLOCKS if block.strip().startswith(f"python scripts/{name}")]
+        [command, *_] = [command for command in COMMANDS if command.startswith(f"python scripts/{name}")]
         options = [option for option in shlex.split(command)[2:] if not option.startswith("output_dir=")]
         glyphs = ["dataset=glyphs" if option.startswith("dataset=") else option for option in options]
         output_dir = [f"output_dir={tmp_path}"] if name == "publish.py" else ["image_size=16"]

@@ -478,6 +478,9 @@ def test_cfg_and_info_defaults_work() -> None:
     defaults = train("--info", "defaults")
     assert defaults.returncode == 0
     assert "dataset/pacs" in defaults.stdout
+    of_many = train("--cfg", "job", "-m", "dropout=0,0.9")
+    assert of_many.returncode == 2
+    assert of_many.stderr.startswith("--cfg: shows the configuration of one job")
 
 
 def test_a_refused_job_takes_nothing_of_the_user_s_with_it(shapes: Path, tmp_path: Path) -> None:

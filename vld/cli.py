@@ -103,6 +103,8 @@ def run_command(job: Callable[[DictConfig], None], config_name: str, schema: typ
             exit_with_user_error(
                 f"{argument}: options are written without dashes, {argument.lstrip('-').split('=')[0]}=value"
             )
+    if {"-m", "--multirun"} & set(sys.argv[1:]) and {"--cfg", "-c"} & set(sys.argv[1:]):
+        exit_with_user_error("--cfg: shows the configuration of one job; leave -m and all values but one out")
     # argparse takes options in one block only; a user may well write -m at the end.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors instead of printing them
