@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,8 +19,17 @@ def train(
 
 
 def script(
-    name: str, *options: str, cwd: Path = REPOSITORY, timeout: float = 300, env: Mapping[str, str] | None = None
+    name: str,
+    *options: str,
+    cwd: Path = REPOSITORY,
+    timeout: float = 300,
+    env: Mapping[str, str] | None = None,
+    fresh: bool = False,
 ) -> "subprocess.CompletedProcess[str]":
-    """A script of scripts/ with these options, on one thread."""
+    """A script of scripts/ with these options, on one thread. fresh: libraries are imported in `env`, which they read then."""
+    path = REPOSITORY / "scripts" / name
     env = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"} | (env or {})
-    return prepared_process().run(REPOSITORY / "scripts" / name, options, cwd, env, timeout)
+    if not fresh:
+        return prepared_process().run(path, options, cwd, env, timeout)
+    command = [sys.executable, str(path), *options]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout, check=False)

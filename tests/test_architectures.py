@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from commands import train
+from commands import script, train
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -224,7 +224,7 @@ def test_any_network_of_timm_by_its_name(small_glyphs: Path, tmp_path: Path) -> 
     assert "backbone.architecture: vit_tiny_patch16_224" in stored.read_text()
     assert re.search(r"backbone\.mean:\s+- 0\.5\s+- 0\.5\s+- 0\.5", stored.read_text())
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
-    done = train(*options, *few, "backbone.name=resnet10t", env=offline)
+    done = script("train.py", *options, *few, "backbone.name=resnet10t", env=offline, fresh=True)
     assert done.returncode == 2
     assert done.stderr.startswith("backbone.name=resnet10t: downloading its weights through timm failed (")
     assert done.stderr.count("\n") == 1

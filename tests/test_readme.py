@@ -261,10 +261,10 @@ def test_a_dataset_is_prepared_and_runs_are_published(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not (REPOSITORY / ".venv/made-from").exists(), reason="scripts/test.sh has not made .venv here")
-def test_the_demo_ends_with_its_tables_and_a_picture(tmp_path: Path) -> None:
+def test_the_demo_ends_with_its_tables_and_a_picture(small_glyphs: Path, tmp_path: Path) -> None:
     small = [f"{name}={value}" for name, value in SMALLER.items()]
     done = subprocess.run(
-        ["bash", REPOSITORY / "scripts/demo.sh", *small, f"data_dir={tmp_path}", f"output_dir={tmp_path}/outputs"],
+        ["bash", REPOSITORY / "scripts/demo.sh", *small, f"data_dir={small_glyphs}", f"output_dir={tmp_path}/outputs"],
         capture_output=True,
         text=True,
         check=False,
