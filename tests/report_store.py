@@ -15,7 +15,9 @@ import numpy as np
 from commands import REPOSITORY
 from hydra import initialize_config_dir
 
-from vld.jobs import jobs_of
+from vld.connectivity import ALPHAS, REPRESENTATIONS
+from vld.connectivity import WEIGHTS as WEIGHTS_ALONG
+from vld.jobs import Job, jobs_of
 from vld.runs.identity import run_id, run_identity
 from vld.settings import METHODS, SELECTIONS
 from vld.study import Wanted, domain_names, wanted_runs
@@ -56,6 +58,15 @@ def plausible(settings: dict[str, Any], method: str, selection: str) -> tuple[fl
         for base, n, p, d, g, w in zip((iid, ood), noise, pair, domain, gain, with_dropout, strict=True)
     ]
     return round(values[0] / 100, 6), round(values[1] / 100, 6)
+
+
+def jobs(*words: str) -> list[Job]:
+    """Those of a command with these options."""
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        problems: dict[str, None] = {}
+        found = list(jobs_of(words, problems))
+        assert not problems
+        return found
 
 
 def study_runs(study: str, *words: str) -> list[Wanted]:
@@ -140,10 +151,13 @@ def write_run(
 def write_combination(
     output_dir: Path, method: str, runs: list[Wanted], axes: Iterable[str], iid_acc: float, ood_acc: float
 ) -> Path:
-    """A soup or an ensemble of these runs, which differ in the axes and share their test domain."""
+    """A soup or an ensemble of these runs, which differ in the axes and share their test domain; or the line between two, whose
+    accuracies are `iid_acc` and `ood_acc` everywhere."""
     settings = [identity_of(run) for run in runs]
     members = [run_id(one) for one in settings]
-    identity = {"method": method, "member_step": "last", "members": sorted(members), "protocol_version": 2}
+    identity = {"method": method, "member_step": "last", "members": members, "protocol_version": 2}
+    if method != "connectivity":
+        identity["members"] = sorted(members)
     common = {n: v if all(one[n] == v for one in settings) else None for n, v in settings[0].items()}
     folder = output_dir / "combined" / common["dataset.name"] / common["test_domain"] / run_id(identity)
     folder.mkdir(parents=True)
@@ -170,6 +184,12 @@ def write_combination(
                 "ood_acc_sd": 0.012 / k,
             }
             for k in range(1, len(members) + 1)
+        ]
+    if method == "connectivity":
+        result["connectivity"] = [
+            {"along": along, "alpha": alpha, "iid_acc": iid_acc, "ood_acc": ood_acc}
+            for along in (WEIGHTS_ALONG, REPRESENTATIONS)
+            for alpha in ALPHAS
         ]
     (folder / "result.json").write_text(json.dumps(result))
     return folder

@@ -17,14 +17,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torchvision.transforms.functional import to_tensor
 
-from vld.analyse import analyse_all
-from vld.analysis import MASKS, PASSES, RATES, linear_probe, probe_logits
+from vld.analyse import MASKS, PASSES, analyse_all
+from vld.analysis import linear_probe, probe_logits
 from vld.data.folder import list_dataset
 from vld.data.images import evaluation_view, read_image
 from vld.data.split import split_indices
 from vld.errors import UserError
 from vld.runs import load_model
-from vld.runs.analyses import QUANTITIES
+from vld.runs.analyses import MASKED, QUANTITIES
 from vld.settings import AnalyseConfig, WandbConfig
 from vld.terminal import Terminal
 from vld.tracking.publisher import Publisher
@@ -139,7 +139,7 @@ def test_an_analysis_is_what_the_kept_weights_and_the_image_files_give(
     check("probe_acc", sides({name: its.double().mean().item() for name, its in hits.items()}))
 
     masks = torch.Generator().manual_seed(0)
-    for rate in RATES:
+    for rate in MASKED:
         accuracies = []
         for _ in range(MASKS):
             kept = torch.ones(512)

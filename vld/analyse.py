@@ -12,11 +12,8 @@ from torch import Tensor
 
 from vld.analysis import (
     BINS,
-    MASKS,
-    PASSES,
     PROBE_ITERATIONS,
     PROBE_L2,
-    RATES,
     calibration_error,
     effective_rank,
     linear_probe,
@@ -39,11 +36,15 @@ from vld.runs.analyses import MASKED, QUANTITIES, SIDES, add_analysis, read_anal
 from vld.runs.directory import RunDirectory, stored_identity, stored_settings
 from vld.runs.results import load_weights, network
 from vld.settings import AnalyseConfig, Config, DatasetConfig
-from vld.terminal import Terminal
+from vld.terminal import Shown, Terminal
 from vld.tracking.publisher import Publisher
 
 SEED = 0
 """Of masks and of dropout."""
+MASKS = 10
+"""For each share of masked units."""
+PASSES = 20
+"""With dropout left on."""
 PROBE_IMAGES = 20_000
 """The probe is trained on at most so many, an equal share of each training domain."""
 SHOWN = ("acc", "effective_rank", "probe_acc", MASKED[0.9], "ece", "nll")
@@ -232,7 +233,7 @@ def analysis_of(
         "images": {"iid": int(outside.sum()), "ood": int((~outside).sum()), "probe": len(views)},
         "constants": {
             "seed": SEED,
-            "masked_rates": list(RATES),
+            "masked_rates": list(MASKED),
             "masks": MASKS,
             "bins": BINS,
             "passes": PASSES,
@@ -308,7 +309,7 @@ def _show(found: list[Analysed], terminal: Terminal) -> None:
             [heading, *(shown_quantity(name, analysis[side][name]) for side in SIDES)]
             for name, heading in QUANTITIES.items()
         ]
-        _table(["quantity", *SIDES.values()], rows, 1, terminal)
+        terminal.text_table(Shown(["quantity", *SIDES.values()], rows, numbers=1))
         return
     terminal.say("on the o.o.d. images; analysis.json has the i.i.d. ones as well")
     headings = ["run", "dataset", "test domain", "dropout", *(QUANTITIES[name] for name in SHOWN)]
@@ -322,8 +323,4 @@ def _show(found: list[Analysed], terminal: Terminal) -> None:
         ]
         for one in found
     ]
-    _table(headings, rows, 4, terminal)
-
-
-def _table(headings: list[str], rows: list[list[str]], numbers: int, terminal: Terminal) -> None:
-    terminal.text_table(headings, rows, [[False] * len(headings) for _ in rows], numbers)
+    terminal.text_table(Shown(headings, rows, numbers=4))

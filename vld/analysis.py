@@ -1,5 +1,6 @@
 """How rich a representation is, in numbers: functions of the penultimate features φ [n, d], the last layer and the labels."""
 
+import functools
 import math
 
 import torch
@@ -8,12 +9,7 @@ from torch import Tensor, nn
 
 from vld.model import inverted_dropout
 
-RATES = (0.5, 0.75, 0.9, 0.95)
-"""Of units that are masked."""
-MASKS = 10
 BINS = 15
-PASSES = 20
-"""With dropout left on."""
 PROBE_L2 = 1e-4
 PROBE_ITERATIONS = 100
 # So many rows at a time where an intermediate result is as large as the features.
@@ -104,12 +100,8 @@ def mc_dropout(features: Tensor, head: nn.Linear, rate: float, passes: int, gene
     """
     means = []
     for rows in torch.split(features, ROWS_AT_ONCE):
-        mean: Tensor | None = None
-        for _ in range(passes):
-            one = head(inverted_dropout(rows, rate, generator)).double().log_softmax(1)
-            mean = one if mean is None else torch.logaddexp(mean, one)
-        assert mean is not None
-        means.append(mean - math.log(passes))
+        each = (head(inverted_dropout(rows, rate, generator)).double().log_softmax(1) for _ in range(passes))
+        means.append(functools.reduce(torch.logaddexp, each) - math.log(passes))
     return torch.cat(means)
 
 

@@ -34,9 +34,14 @@ DATASET_NAMES = {
     "terra_incognita": "TerraIncognita",
     "domain_net": "DomainNet",
 }
-"""As papers write them; of other datasets the name is as it is."""
+"""As papers write them."""
 # ERM with dropout, from light to dark with the rate (Tol's sand and wine, then black).
 DROPOUT_COLORS = ((0.7, "#DDCC77"), (0.93, "#882255"), (1.0, "#000000"))
+
+
+def dataset_name(name: str) -> str:
+    """As papers write it; of other datasets the name is as it is."""
+    return DATASET_NAMES.get(name, name)
 
 
 def series_color(method: str, dropout: float | None) -> str:

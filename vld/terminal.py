@@ -4,8 +4,9 @@ import io
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import IO, Any, cast
 
 from rich.console import Console
@@ -13,10 +14,23 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from rich.table import Column, Table
 from rich.text import Text
 
-from vld.runs.identity import varied_settings
+from vld.runs.identity import ADDED_LATER, varied_settings
 from vld.training import Evaluation
 
 SELECTION_NOTE = "each method at its own step of best i.i.d. accuracy (selection iid)"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A table as text: cells by row."""
+
+    headings: list[str]
+    rows: list[list[str]]
+    numbers: int
+    """Columns from here on are numbers, right-aligned."""
+    note: str = ""
+    best: frozenset[tuple[int, int]] = frozenset()
+    """Cells that are the best of their column: (row, column)."""
 
 
 class RunProgress:
@@ -165,29 +179,21 @@ class Terminal:
         methods = sorted(
             dict.fromkeys(row["method"] for row in rows), key=lambda method: method.split(" ")[0] != chosen
         )
-        table = Table()
-        for heading in ("method", "test domain", "i.i.d. %", "o.o.d. %", "step"):
-            table.add_column(heading, justify="left" if heading in ("method", "test domain") else "right")
+        table = _table(("method", "test domain"), ("i.i.d. %", "o.o.d. %", "step"))
         for method in methods:
             style = "bold" if method.split(" ")[0] == chosen else ""
             mine = [row for row in rows if row["method"] == method]
             for i, row in enumerate(mine):
                 name = f"{row['test_domain']} (collapsed)" if row["collapse"] else row["test_domain"]
-                shown = (percent(row["iid_acc"]), percent(row["ood_acc"]), str(row["step"]))
-                table.add_row("" if i else method, name, *shown, style=style)
+                table.add_row("" if i else method, name, *_means([row]), str(row["step"]), style=style)
             if len(mine) > 1:
-                means = [percent(sum(row[key] for row in mine) / len(mine)) for key in ("iid_acc", "ood_acc")]
-                table.add_row("", "average", *means, "", style=f"{style} italic")
+                table.add_row("", "average", *_means(mine), "", style=f"{style} italic")
             table.add_section()
         self.console.print(table)
 
     def combination_table(self, method: str, results: dict[str, dict[str, Any]]) -> None:
         """A combination beside the mean of its members, for each test domain and on average (`result.json` by domain)."""
-        table = Table()
-        for heading in ("method", "test domain"):
-            table.add_column(heading)
-        for heading in ("members", "i.i.d. %", "o.o.d. %"):
-            table.add_column(heading, justify="right")
+        table = _table(("method", "test domain"), ("members", "i.i.d. %", "o.o.d. %"))
         rows = {
             "mean of the members": {d: (f"{len(r['members'])}", r["member_mean"]) for d, r in results.items()},
             method: {d: (members_used(r), r["results"][0]) for d, r in results.items()},
@@ -195,13 +201,9 @@ class Terminal:
         for name, by_domain in rows.items():
             style = "bold" if name == method else ""
             for i, (domain, (members, row)) in enumerate(by_domain.items()):
-                accuracies = [percent(row[key]) for key in ("iid_acc", "ood_acc")]
-                table.add_row(name if i == 0 else "", domain, members, *accuracies, style=style)
+                table.add_row("" if i else name, domain, members, *_means([row]), style=style)
             if len(by_domain) > 1:
-                means = [
-                    percent(sum(row[key] for _, row in by_domain.values()) / len(by_domain))
-                    for key in ("iid_acc", "ood_acc")
-                ]
+                means = _means([row for _, row in by_domain.values()])
                 table.add_row("", "average", "", *means, style=f"{style} italic")
             table.add_section()
         [selection] = {row["selection"] for result in results.values() for row in result["results"]}
@@ -216,27 +218,20 @@ class Terminal:
 
     def _number_of_members_table(self, curves: list[list[dict[str, Any]]]) -> None:
         """Accuracy against the number of members, averaged over random subsets and test domains."""
-        table = Table()
-        for heading in ("members", "subsets", "i.i.d. %", "o.o.d. %"):
-            table.add_column(heading, justify="right")
+        table = _table((), ("members", "subsets", "i.i.d. %", "o.o.d. %"))
         most = min(map(len, curves))
         for k in sorted({k for k in (1, 2, 3, 4, 6, 9, 12, most) if k <= most}):
             points = [curve[k - 1] for curve in curves]
-            means = [sum(point[f"{key}_mean"] for point in points) / len(points) for key in ("iid_acc", "ood_acc")]
-            table.add_row(f"{k}", f"{points[0]['subsets']}", *map(percent, means))
+            table.add_row(f"{k}", f"{points[0]['subsets']}", *_means(points, "iid_acc_mean", "ood_acc_mean"))
         self.say("accuracy against the number of members, averaged over random subsets of each size")
         self.console.print(table)
 
     def _connectivity_table(self, lines: list[list[dict[str, Any]]]) -> None:
         """Accuracies along the line between two networks, averaged over test domains."""
-        table = Table()
-        for heading in ("α", "weights: i.i.d. %", "o.o.d. %", "representations: i.i.d. %", "o.o.d. %"):
-            table.add_column(heading, justify="right")
+        table = _table((), ("α", "weights: i.i.d. %", "o.o.d. %", "representations: i.i.d. %", "o.o.d. %"))
         cells: dict[float, list[str]] = {}
         for points in zip(*lines, strict=True):  # the weights' come first
-            for key in ("iid_acc", "ood_acc"):
-                mean = sum(point[key] for point in points) / len(points)
-                cells.setdefault(points[0]["alpha"], []).append(percent(mean))
+            cells.setdefault(points[0]["alpha"], []).extend(_means(points))
         for alpha, row in cells.items():
             table.add_row(f"{alpha:g}", *row)
         self.say("α of the first member and 1 - α of the second: their weights, and their representations")
@@ -247,12 +242,13 @@ class Terminal:
 
         It has the averages over the test domains, then the o.o.d. accuracy with each domain left out.
         """
-        varied = varied_settings([result["settings"] for result in results])
-        domains = sorted({result["settings"]["test_domain"] for result in results})
+        all_settings = [ADDED_LATER | result["settings"] for result in results]
+        varied = varied_settings(all_settings)
+        domains = sorted({settings["test_domain"] for settings in all_settings})
         cells: dict[tuple[str, ...], dict[str, dict[str, dict[str, Any]]]] = {}
-        for result in results:
-            values = tuple("–" if (value := result["settings"].get(name)) is None else f"{value}" for name in varied)
-            by_method, test_domain = cells.setdefault(values, {}), result["settings"]["test_domain"]
+        for result, settings in zip(results, all_settings, strict=True):
+            values = tuple("–" if (value := settings.get(name)) is None else f"{value}" for name in varied)
+            by_method, test_domain = cells.setdefault(values, {}), settings["test_domain"]
             if "members" in result:
                 label, [row] = combination_label(result), result["results"]
                 if test_domain in by_method.get(label, {}):  # of other members, which vary in the same settings
@@ -262,35 +258,25 @@ class Terminal:
             for row in result["results"]:
                 if row["selection"] == "iid":
                     by_method.setdefault(shown_method(row), {})[test_domain] = row
-        table = Table()
-        for name in (*varied, "method"):
-            table.add_column(name)
-        for heading in ("i.i.d. %", "o.o.d. %", *(domains if len(domains) > 1 else ())):
-            table.add_column(heading, justify="right")
+        shown_domains = domains if len(domains) > 1 else []
+        table = _table((*varied, "method"), ("i.i.d. %", "o.o.d. %", *shown_domains))
         for values, by_method in cells.items():
             for method in sorted(by_method, key=lambda method: method.split(" ")[0] != chosen):
                 by_domain = by_method[method]
                 complete = len(by_domain) == len(domains)  # an average over fewer domains is another quantity
-                means = [
-                    percent(sum(row[key] for row in by_domain.values()) / len(domains)) if complete else "–"
-                    for key in ("iid_acc", "ood_acc")
-                ]
-                each = [percent(by_domain[d]["ood_acc"]) if d in by_domain else "–" for d in domains]
+                means = _means(list(by_domain.values())) if complete else ["–", "–"]
+                each = [percent(by_domain[d]["ood_acc"]) if d in by_domain else "–" for d in shown_domains]
                 style = "bold" if method.split(" ")[0] == chosen else ""
-                table.add_row(*values, method, *means, *(each if len(domains) > 1 else ()), style=style)
+                table.add_row(*values, method, *means, *each, style=style)
         self.console.print(table)
-        if len(domains) > 1:
+        if shown_domains:
             self.say("averages over the test domains; under a domain's name: o.o.d. accuracy with that domain left out")
 
     def counts_table(
         self, headings: Sequence[str], states: Sequence[str], rows: Mapping[tuple[str, ...], Mapping[str, int]]
     ) -> None:
         """How many runs of each kind are in each state; sums below."""
-        table = Table()
-        for heading in headings:
-            table.add_column(heading)
-        for heading in (*states, "all"):
-            table.add_column(heading, justify="right")
+        table = _table(headings, (*states, "all"))
         for kind, counts in rows.items():
             shown = [f"{counts.get(state, 0) or '–'}" for state in states]
             table.add_row(*kind, *shown, f"{sum(counts.values())}")
@@ -300,15 +286,12 @@ class Terminal:
             table.add_row("all", *[""] * (len(headings) - 1), *[f"{n or '–'}" for n in sums], f"{sum(sums)}")
         self.console.print(table)
 
-    def text_table(
-        self, headings: Sequence[str], rows: Sequence[Sequence[str]], bold: Sequence[Sequence[bool]], numbers: int
-    ) -> None:
-        """Cells as they are, some in bold; the columns from `numbers` on are right-aligned."""
-        table = Table()
-        for column, heading in enumerate(headings):
-            table.add_column(heading, justify="right" if column >= numbers else "left", no_wrap=column == 0)
-        for cells, best in zip(rows, bold, strict=True):
-            table.add_row(*(Text(cell, "bold" if b else "") for cell, b in zip(cells, best, strict=True)))
+    def text_table(self, shown: Shown) -> None:
+        """Cells as they are, the best in bold."""
+        table = _table(shown.headings[: shown.numbers], shown.headings[shown.numbers :])
+        table.columns[0].no_wrap = True
+        for i, row in enumerate(shown.rows):
+            table.add_row(*(Text(cell, "bold" if (i, j) in shown.best else "") for j, cell in enumerate(row)))
         self.console.print(table)
 
     def clear(self) -> None:
@@ -337,12 +320,27 @@ def combination_label(result: dict[str, Any]) -> str:
 
 
 def shown_axes(result: dict[str, Any]) -> str:
-    """What varies among a combination's members, with its values."""
-    axes: dict[str, dict[str, None]] = {}
-    for values in result["member_values"].values():
-        for name, value in values.items():
-            axes.setdefault(name, {})[f"{value}"] = None
+    """What varies among a combination's members, with its values; sorted, in whatever order the members were named, but for
+    connectivity, where the first is at α = 1."""
+    members = list(result["member_values"].values())
+    listed: Callable[[Iterable[str]], list[str]] = list if "connectivity" in result else sorted
+    axes = {name: listed(dict.fromkeys(f"{values[name]}" for values in members)) for name in sorted(members[0])}
     return " ".join(f"{name}={','.join(values)}" for name, values in axes.items())
+
+
+def _table(left: Sequence[str], right: Sequence[str]) -> Table:
+    """With headings of columns that are left-aligned, and of others after them."""
+    table = Table()
+    for heading in left:
+        table.add_column(heading)
+    for heading in right:
+        table.add_column(heading, justify="right")
+    return table
+
+
+def _means(rows: Sequence[Mapping[str, Any]], *names: str) -> list[str]:
+    """Of i.i.d. and o.o.d. accuracies, in percent."""
+    return [percent(sum(row[name] for row in rows) / len(rows)) for name in names or ("iid_acc", "ood_acc")]
 
 
 def percent(fraction: float) -> str:

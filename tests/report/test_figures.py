@@ -1,5 +1,7 @@
 """Each study's figure: which series it shows, the points it is drawn from, and the same look for a method everywhere."""
 
+import itertools
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,7 +11,7 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from report_store import study_runs, write_combinations, write_run
+from report_store import study_runs, write_combination, write_combinations, write_run
 
 from vld.colors import METHOD_COLORS, METHOD_MARKERS, series_color
 from vld.config import with_values
@@ -21,11 +23,15 @@ from vld.report import (
     results_table,
     series_of,
 )
+from vld.report.clouds import connectivity_points
+from vld.report.contents import make_report
+from vld.report.figures import connectivity_figure
 from vld.report.grid import expected_of
 from vld.report.narrow import of_study
 from vld.report.series import Series
 from vld.report.studies import KINDS, OF_STUDY, Drawn, drawn_figures
 from vld.study import Wanted
+from vld.terminal import Terminal
 
 ONE_SEED = ("seed=0,1", "optim.weight_decay=1e-4")
 SHARED = {
@@ -274,6 +280,58 @@ def test_places_and_schedules_of_dropout_are_one_figure(tmp_path: Path) -> None:
     assert len(shown) == 3
     assert len([label for label in shown if "dropout schedule rising" in label]) == 1
     assert len([label for label in shown if "backbone stage dropout [0.1]" in label]) == 1
+
+
+def test_a_setting_that_came_later_has_its_value_in_runs_from_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run in study_runs("figure2", *ONE_SEED, "dataset=pacs", "dropout=0.9", "test_domain=0", "seed=0"):
+        for schedule in ("constant", "rising"):
+            write_run(tmp_path, replace(run, config=with_values(run.config, {"dropout_schedule": schedule})))
+    results = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("runs/*/*/*/result.json"))]
+    assert {result["settings"].get("dropout_schedule") for result in results} == {None, "rising"}
+    report = make_report(read_store(tmp_path), None, title="x")
+    assert report.varied["dropout_schedule"] == ["constant", "rising"]
+    Terminal().sweep_table(results, "erm")
+    shown = capsys.readouterr().out
+    assert "│ constant " in shown
+    assert "–" not in shown
+
+
+def test_every_line_between_two_networks_has_a_panel(tmp_path: Path) -> None:
+    """Lines of other networks, image sizes and directions are neither averaged together nor drawn as one."""
+    narrow = ("seed=0,1", "optim.weight_decay=1e-4", "optim.lr=1e-3", "dataset=pacs,vlcs", "dropout=0")
+    known: dict[tuple[str, int, float], list[float]] = {}
+
+    def place(run: Wanted) -> tuple[str, str]:
+        return run.config.dataset.name, run.test_domain
+
+    for number, changes in enumerate(({}, {"image_size": 96}, {"image_size": 96, "batch_size": 8}, {"dropout": 0.5})):
+        runs = [
+            replace(run, config=with_values(run.config, changes))
+            for run in study_runs("figure2", *narrow)
+            if not changes or run.config.dataset.name == "pacs"
+        ]
+        for run in runs:
+            write_run(tmp_path, run, curves=False)
+        for (dataset, domain), both in itertools.groupby(sorted(runs, key=place), place):
+            first, second = both
+            lines = [([first, second], 0.0), ([second, first], 0.1)]
+            for members, gain in lines[:1] if changes else lines:
+                ood = 0.5 + number / 100 + gain + len(domain) / 1000
+                write_combination(tmp_path, "connectivity", members, ("seed",), 0.9, round(ood, 6))
+                known.setdefault((dataset, number, gain), []).append(100 * ood)
+    points = connectivity_points(read_store(tmp_path).results)
+    assert (points.groupby(["panel", "along", "alpha"]).size() == 1).all()
+    panels = points[(points.along == "weights") & (points.alpha == 0.5)]
+    assert set(panels.lines) == {4}
+    assert sorted(panels.ood) == pytest.approx(sorted(sum(some) / 4 for some in known.values()))
+    assert len(panels) == 5 + 2
+    assert sorted(panels.panel[panels.dataset == "vlcs"]) == ["VLCS, between seed=0,1", "VLCS, between seed=1,0"]
+    small = panels[panels.panel.str.contains("px 96")]
+    assert len(small) == 2
+    assert small.panel.str.contains("batch size 8").sum() == 1
+    assert len(connectivity_figure(points).axes) == 2 * 7
 
 
 def test_no_two_series_of_a_panel_look_alike(tmp_path: Path) -> None:

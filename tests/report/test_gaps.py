@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from report_store import study_runs, write_run, write_study
+from report_store import study_runs, write_combination, write_run, write_study
 
 from vld.claim import LOCK
 from vld.report import read_store, results_table, series_of
 from vld.report.contents import make_report
-from vld.report.formats import INCOMPLETE
+from vld.report.formats import INCOMPLETE, in_order
 from vld.report.grid import expected_of, expected_runs, missing_runs
 from vld.report.tables import shown_table
 from vld.study import Wanted
@@ -73,9 +73,9 @@ def test_missing_failed_and_interrupted_runs_are_listed_and_their_cells_marked(t
             for domain in ("cartoon", "photo", "sketch")
         }
         assert marked == {"cartoon": False, "photo": True, "sketch": True}
-        assert not shown.bold[1][column]  # what is incomplete is best of nothing …
-        assert not shown.bold[0][column]  # … and the other is alone
-        assert shown.bold[1][shown.headings.index("cartoon")]
+        assert (1, column) not in shown.best  # what is incomplete is best of nothing …
+        assert (0, column) not in shown.best  # … and the other is alone
+        assert (1, shown.headings.index("cartoon")) in shown.best
     report = make_report(store, expected_of(runs), title="x")
     assert any("4 runs are missing" in line for line in report.warnings)
     assert any(fact == "1 failed" for fact in report.facts)
@@ -152,6 +152,29 @@ def test_nothing_finished_is_a_table_of_nothing(tmp_path: Path) -> None:
     assert store.results.empty
     assert series_of(store.results) == []
     assert isinstance(store.unfinished, pd.DataFrame)
+
+
+def test_combinations_over_a_setting_that_tells_runs_apart_have_no_value_of_it(tmp_path: Path) -> None:
+    runs = [run for study in ("figure2", "figure6", "figure8") for run in study_runs(study, *NARROW, "seed=0")]
+    for run in runs:
+        write(tmp_path, run)
+    members = [run for run in runs if run.config.dropout == 0 and run.config.backbone.name == "resnet50"]
+    for domain in ("art_painting", "cartoon", "photo", "sketch"):
+        here = [run for run in members if run.test_domain == domain]
+        write_combination(tmp_path, "model_soup", here, ("optim.last_layer_lr_factor", "optim.lr"), 0.9, 0.8)
+    report = make_report(read_store(tmp_path), None, title="x")
+    table = report.tables["results_pacs"][0]
+    of_erm = table[(table.method == "erm") & (table["backbone.name"] == "resnet50")]
+    assert of_erm["optim.last_layer_lr_factor"].tolist() == [1.0, 1.0, 10.0, 10.0]
+    assert table[table.method == "model_soup"]["optim.last_layer_lr_factor"].isna().tolist() == [True]
+    assert report.varied["optim.last_layer_lr_factor"] == ["1", "10"]
+    [tricks] = [drawn for drawn in report.figures if drawn.name == "pretraining"]
+    assert any("last layer lr × 10" in label for label in tricks.points.series)
+
+
+def test_values_of_any_kind_have_an_order() -> None:
+    values = [None, "b", 10, [0.1], 2.5, "a", []]
+    assert sorted(values, key=in_order) == [2.5, 10, [0.1], [], "a", "b", None]
 
 
 def test_other_settings_of_a_run_make_another_row(tmp_path: Path) -> None:

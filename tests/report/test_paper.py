@@ -40,8 +40,7 @@ def test_the_difference_and_whether_it_lies_within_our_cloud(
 ) -> None:
     write(tmp_path, ood=ood, spread=spread)
     results = read_results(tmp_path)
-    settings = dict(zip(results.condition, results.settings, strict=True))
-    [row] = against_the_paper(series_of(results), settings).to_dict("records")
+    [row] = against_the_paper(series_of(results)).to_dict("records")
     assert row["paper"] == 88.41
     assert row["ours"] == pytest.approx(ood)
     assert row["difference"] == pytest.approx(ood - 88.41)
@@ -53,8 +52,7 @@ def test_the_difference_and_whether_it_lies_within_our_cloud(
 def test_what_our_runs_do_differently_is_said(tmp_path: Path) -> None:
     write(tmp_path, "seed=0,1", "backbone=efficientnet_lite0", "image_size=96", "optim.steps=400", ood=60.0, spread=1.0)
     results = read_results(tmp_path)
-    settings = dict(zip(results.condition, results.settings, strict=True))
-    [row] = against_the_paper(series_of(results), settings).to_dict("records")
+    [row] = against_the_paper(series_of(results)).to_dict("records")
     assert row["unlike"] == "backbone efficientnet_lite0, px 96, steps 400, 2 seeds"
 
 
@@ -71,10 +69,9 @@ def test_every_way_of_being_unlike_the_paper_s_runs(words: list[str], said: str,
     for run in study_runs("figure2", "dataset=pacs", "dropout=0.9", *words):
         write_run(tmp_path, run, domains=["art_painting", "cartoon"] if "test_domain=0,1" in words else ())
     results = read_results(tmp_path)
-    settings = dict(zip(results.condition, results.settings, strict=True))
-    [row] = against_the_paper(series_of(results), settings).to_dict("records")
+    [row] = against_the_paper(series_of(results)).to_dict("records")
     assert row["unlike"] == said
-    [row] = against_the_paper(series_of(results, selection="last"), settings).to_dict("records")
+    [row] = against_the_paper(series_of(results, selection="last")).to_dict("records")
     assert row["unlike"] == f"{said}, selection last"
 
 
@@ -82,8 +79,7 @@ def test_other_pairs_than_the_paper_s_are_said(tmp_path: Path) -> None:
     for run in study_runs("figure2", "dataset=pacs", "dropout=0.9"):
         write_run(tmp_path, replace(run, config=with_values(run.config, {"optim.lr": 100 * run.config.optim.lr})))
     results = read_results(tmp_path)
-    settings = dict(zip(results.condition, results.settings, strict=True))
-    [row] = against_the_paper(series_of(results), settings).to_dict("records")
+    [row] = against_the_paper(series_of(results)).to_dict("records")
     assert row["unlike"] == "other (lr, weight decay) pairs"
 
 
@@ -91,7 +87,7 @@ def test_other_rates_and_datasets_are_not_compared(tmp_path: Path) -> None:
     for run in study_runs("figure4", "seed=0", "optim.weight_decay=1e-4", "dropout=0.9"):
         write_run(tmp_path, run)
     results = read_results(tmp_path)
-    assert against_the_paper(series_of(results), {}).empty
+    assert against_the_paper(series_of(results)).empty
     assert published_averages(series_of(results)).empty  # of dropout 0 only
 
 

@@ -106,6 +106,8 @@ def test_the_page_is_self_contained_and_its_links_lead_somewhere(
             continue
         assert "//" not in link
         assert link[1:] in links.ids if link.startswith("#") else (folder(store) / unquote(link)).is_file(), link
+    best = sum(path.read_text().count("**") // 2 for path in (folder(store) / "tables").glob("*.md"))
+    assert page.count('class="number best"') == best > 0
     assert "out of memory &lt;b&gt;&amp;" in page  # what a run says is no markup
     assert "torch 2.15.0" in page
     assert "weight_decay" in page

@@ -6,31 +6,15 @@ results_table(series)                       # a pandas.DataFrame
 clouds_figure(cloud_points(series))         # a matplotlib figure
 """
 
-from vld.report.clouds import (
-    cloud,
-    cloud_points,
-    domain_points,
-    learning_curves,
-    member_points,
-    rate_points,
-)
+from vld.report.clouds import cloud, cloud_points, learning_curves
 from vld.report.differences import difference, differences_table
-from vld.report.figures import (
-    clouds_figure,
-    domains_figure,
-    learning_curves_figure,
-    members_figure,
-    rates_figure,
-)
-from vld.report.grid import Grid
+from vld.report.figures import clouds_figure
 from vld.report.paper import against_the_paper
-from vld.report.series import Series, series_of
+from vld.report.series import series_of
 from vld.report.store import read_results, read_store
 from vld.report.tables import chosen_pairs, results_table
 
 __all__ = [
-    "Grid",
-    "Series",
     "against_the_paper",
     "chosen_pairs",
     "cloud",
@@ -38,14 +22,7 @@ __all__ = [
     "clouds_figure",
     "difference",
     "differences_table",
-    "domain_points",
-    "domains_figure",
     "learning_curves",
-    "learning_curves_figure",
-    "member_points",
-    "members_figure",
-    "rate_points",
-    "rates_figure",
     "read_results",
     "read_store",
     "results_table",

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from vld.colors import dataset_name
 from vld.members import CONNECTIVITY, ENSEMBLE_OF_RUNS
-from vld.report.formats import short_name, shown_value
+from vld.report.formats import in_order, shown_settings, telling
 from vld.report.grid import Grid
 from vld.report.series import Series
-from vld.report.tables import mean_there, results_table
+from vld.report.tables import mean_and_error, mean_there
 
 MOST_POINTS = 250_000
 """Of a cloud; of a larger one so many are drawn at random (six domains of six pairs have 46,656)."""
@@ -53,8 +54,8 @@ def cloud_points(series: Sequence[Series]) -> pd.DataFrame:
         points = 100 * cloud(one.grid).rename(columns={"iid_acc": "iid", "ood_acc": "ood"})
         if points.empty:
             continue
-        row = results_table([one]).iloc[0]
-        mean = pd.DataFrame({"iid": [row.iid], "ood": [row.ood], "kind": "mean"})
+        iid, ood = (mean_and_error(accuracy)[0] for accuracy in (one.grid.iid_acc, one.grid.ood_acc))
+        mean = pd.DataFrame({"iid": [iid], "ood": [ood], "kind": "mean"})
         frame = pd.concat([points.assign(kind="cloud"), mean]) if len(points) > 1 else mean
         frames.append(frame.assign(**_about(one)))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
@@ -79,13 +80,10 @@ def rate_points(series: Sequence[Series]) -> pd.DataFrame:
         lowest, highest = cloud_range(one.grid)
         if one.dropout is None or math.isnan(lowest):
             continue
-        row = results_table([one]).iloc[0]
-        others = "".join(f", {short_name(name)} {shown_value(name, value)}" for name, value in one.others.items())
-        rows.append(
-            _about(one)
-            | {"series": one.name + others, "lowest": 100 * lowest, "highest": 100 * highest}
-            | {name: row[name] for name in ("iid", "iid_se", "ood", "ood_se")}
-        )
+        (iid, iid_se), (ood, ood_se) = mean_and_error(one.grid.iid_acc), mean_and_error(one.grid.ood_acc)
+        name = ", ".join([one.name, *shown_settings(one.others)])
+        row = _about(one) | {"series": name, "lowest": 100 * lowest, "highest": 100 * highest}
+        rows.append(row | {"iid": iid, "iid_se": iid_se, "ood": ood, "ood_se": ood_se})
     return pd.DataFrame(rows)
 
 
@@ -94,11 +92,9 @@ def domain_points(series: Sequence[Series]) -> pd.DataFrame:
     percent."""
     rows = []
     for one in series:
-        row = results_table([one]).iloc[0]
-        rows += [
-            _about(one) | {"test_domain": domain, "ood": row[f"ood {domain}"], "ood_se": row[f"ood_se {domain}"]}
-            for domain in one.grid.test_domains
-        ]
+        for domain, accuracy in zip(one.grid.test_domains, one.grid.ood_acc, strict=True):
+            ood, error = mean_and_error(accuracy[None])
+            rows.append(_about(one) | {"test_domain": domain, "ood": ood, "ood_se": error})
     return pd.DataFrame(rows)
 
 
@@ -118,29 +114,29 @@ def member_points(results: pd.DataFrame, series: Sequence[Series]) -> pd.DataFra
 
 
 def connectivity_points(results: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy along the line between two networks, averaged over test domains and seeds: panel (dataset, dropout, and what
-    differs between the two), along (weights or representations), alpha, iid and ood in percent, lines (so many averaged)."""
+    """Accuracy along the line between two networks, averaged over test domains, pairs and seeds: panel (dataset, and what tells
+    the line from others there), along (weights or representations), alpha, iid and ood in percent, lines (so many averaged)."""
     rows = []
-    lines = results[results.method == CONNECTIVITY]
-    kinds = list(lines.groupby(["dataset", "dropout", "how_combined"], dropna=False))
-    for (dataset, dropout, how), some in kinds:
-        panel = (
-            str(dataset)
-            if len(kinds) == lines.dataset.nunique()
-            else f"{dataset}, dropout {shown_value('dropout', dropout)}"
-        )
-        points = pd.DataFrame([point for line in some.connectivity for point in line])
-        for (along, alpha), its in points.groupby(["along", "alpha"]):
-            mean = 100 * its[["iid_acc", "ood_acc"]].mean()
-            row = {
-                "panel": panel,
+    for dataset, of_dataset in results[results.method == CONNECTIVITY].groupby("dataset"):
+        lines = []
+        for condition, some in of_dataset.groupby("condition"):
+            settings = json.loads(str(condition))
+            combination, between = settings.pop("combined").split(": ", 1)
+            lines.append((settings | {"combination": combination, "between": between}, some))
+        names = telling([settings for settings, _ in lines])
+        for settings, some in sorted(lines, key=lambda line: [in_order(line[0].get(name)) for name in names]):
+            told = shown_settings({name: settings.get(name) for name in names})
+            about = {
+                "panel": ", ".join([dataset_name(str(dataset)), *told]),
                 "dataset": dataset,
-                "dropout": dropout,
-                "between": how,
-                "along": along,
-                "alpha": alpha,
+                "dropout": settings.get("dropout"),
+                "between": settings["between"],
             }
-            rows.append(row | {"iid": mean.iid_acc, "ood": mean.ood_acc, "lines": len(some)})
+            points = pd.DataFrame([point for line in some.connectivity for point in line])
+            for (along, alpha), its in points.groupby(["along", "alpha"]):
+                mean = 100 * its[["iid_acc", "ood_acc"]].mean()
+                row = about | {"along": along, "alpha": alpha, "iid": mean.iid_acc, "ood": mean.ood_acc}
+                rows.append(row | {"lines": len(some)})
     return pd.DataFrame(rows)
 
 

@@ -68,7 +68,7 @@ def report(
         terminal.say(line)
     for name, (_, shown) in made.tables.items():
         terminal.say(f"\n{heading(name)}")
-        terminal.text_table(shown.headings, shown.rows, shown.bold, shown.numbers)
+        terminal.text_table(shown)
     for note in dict.fromkeys(shown.note for _, shown in made.tables.values()):
         terminal.say(note)
     shown_sentences = made.headlines or made.sentences[:MOST_SENTENCES]

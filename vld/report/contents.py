@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from vld.colors import DATASET_NAMES
+from vld.colors import dataset_name
 from vld.errors import UserError
+from vld.members import differing
 from vld.report.clouds import learning_curves
 from vld.report.differences import differences_table
 from vld.report.figures import learning_curves_figure
-from vld.report.formats import Shown, shown_value
+from vld.report.formats import in_order, shown_value
 from vld.report.grid import expected_runs, missing_runs
 from vld.report.paper import against_the_paper, published_averages, shown_against_the_paper, shown_averages
 from vld.report.richness import richness_figures, richness_points, richness_table
@@ -23,6 +24,7 @@ from vld.report.store import Store
 from vld.report.studies import Drawn, drawn_figures
 from vld.report.tables import SELECTION_NOTES, chosen_pairs, results_table, shown_table
 from vld.runs.identity import CONTENT, varied_settings
+from vld.terminal import Shown
 
 
 @dataclass(frozen=True)
@@ -79,10 +81,9 @@ def make_report(
         table = results_table([one for one in series if one.dataset == dataset])
         tables[f"results_{dataset}"] = table, shown_table(table, selection)
     runs = results[results.combined.isna()].drop_duplicates("path")
-    settings = dict(zip(runs.condition, runs.settings, strict=True))
     data = {"chosen_pairs": chosen_pairs(series)}
     for name, frame, shown in (
-        ("against_the_paper", against_the_paper(series, settings), shown_against_the_paper),
+        ("against_the_paper", against_the_paper(series), shown_against_the_paper),
         ("published_averages", published_averages(series), shown_averages),
     ):
         if not frame.empty:
@@ -101,21 +102,19 @@ def make_report(
         figures.append(drawn)
     figures += richness_figures(analysed) if not analysed.empty else []
     figures += _learning_curves(runs, results, selection, run, damaged) if study is None or run else []
-    names = [name for name in varied_settings(list(runs.settings)) if name not in CONTENT]
-    common = {
-        name: value
-        for name, value in runs.settings.iloc[0].items()
-        if name != "test_domain" and not _differs(runs, name)
-    }
+    settings = list(runs.settings)
+    names = [name for name in varied_settings(settings) if name not in CONTENT]
+    not_common = {"test_domain", *differing(settings)}
+    common = {name: f"{value}" for name, value in sorted(settings[0].items()) if name not in not_common}
     return Report(
         title,
         facts=[f"selection {selection}: {SELECTION_NOTES[selection]}", *_facts(store, runs, missing)],
-        warnings=[*_warnings(store, runs, missing, series), *damaged],
+        warnings=[*store.notes, *_warnings(store, runs, missing, series), *damaged],
         sentences=list(differences.get("sentence", [])),
         headlines=list(differences[differences.headline].sentence) if len(differences) else [],
         tables=tables,
         figures=figures,
-        common={name: f"{value}" for name, value in sorted(common.items())},
+        common=common,
         varied={name: _values(runs, name) for name in ("test_domain", *names)},
         software=_software(runs),
         missing=missing,
@@ -123,16 +122,9 @@ def make_report(
     )
 
 
-def _differs(runs: pd.DataFrame, name: str) -> bool:
-    return len({json.dumps(settings.get(name)) for settings in runs.settings}) > 1
-
-
 def _values(runs: pd.DataFrame, name: str) -> list[str]:
     values = {json.dumps(settings.get(name)): settings.get(name) for settings in runs.settings}
-    ordered = sorted(
-        values.values(), key=lambda value: (isinstance(value, str), value is None, value if value is not None else 0)
-    )
-    return [shown_value(name, value) for value in ordered]
+    return [shown_value(name, value) for value in sorted(values.values(), key=in_order)]
 
 
 def _facts(store: Store, runs: pd.DataFrame, missing: pd.DataFrame) -> list[str]:
@@ -148,17 +140,15 @@ def _facts(store: Store, runs: pd.DataFrame, missing: pd.DataFrame) -> list[str]
 
 def _warnings(store: Store, runs: pd.DataFrame, missing: pd.DataFrame, series: Sequence[Series]) -> list[str]:
     lines = []
-    backbones = [settings["backbone.name"] for settings in runs.settings]
-    for name, what, kind in zip(
-        CONTENT, ("data", "weights", "precision"), ([""] * len(runs), backbones, [""] * len(runs)), strict=True
-    ):
-        for (dataset, backbone), some in runs.groupby([runs.dataset, pd.Series(kind, index=runs.index)]):
+    by = (["dataset"], ["dataset", "backbone"], ["dataset"])
+    for name, what, columns in zip(CONTENT, ("data", "weights", "precision"), by, strict=True):
+        for of, some in runs.groupby(columns):
             values = Counter(settings[name] for settings in some.settings)
             if len(values) > 1:
                 told = ", ".join(f"{shown_value(name, value)}: {count} runs" for value, count in values.items())
-                of = f"{dataset}, {backbone}" if backbone else f"{dataset}"
+                where = ", ".join(map(str, of))
                 lines.append(
-                    f"{of}: runs of different {what} ({told}) are in rows of their own, never averaged together"
+                    f"{where}: runs of different {what} ({told}) are in rows of their own, never averaged together"
                 )
     incomplete = [one for one in series if not one.grid.complete]
     if incomplete:
@@ -200,9 +190,8 @@ def _learning_curves(
         chosen = best.drop_duplicates(["dataset", "dropout"]).sort_values(["dataset", "dropout"])
     frames = []
     for row in chosen.to_dict("records"):
-        dataset = DATASET_NAMES.get(row["dataset"], row["dataset"])
         rate = shown_value("dropout", row["dropout"])
-        label = f"{dataset}, {row['test_domain']} left out, dropout {rate}\n{row['run_id']}"
+        label = f"{dataset_name(row['dataset'])}, {row['test_domain']} left out, dropout {rate}\n{row['run_id']}"
         try:
             frames.append(learning_curves({label: Path(row["path"])}))
         except (OSError, ValueError, KeyError, TypeError) as error:

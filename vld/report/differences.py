@@ -5,14 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from vld.colors import DATASET_NAMES
-from vld.report.formats import short_name, shown_value
-from vld.report.grid import Array, Grid
+from vld.colors import dataset_name
+from vld.report.formats import shown_settings, shown_value
+from vld.report.grid import Array, Grid, Pair, Repeat
 from vld.report.series import Series, large_rate
-from vld.report.tables import mean_and_error
+from vld.report.tables import mean_and_error, mean_there
 
 DRAWS = 10_000
 LEVEL, NORMAL = 0.95, 1.959964
@@ -44,7 +43,7 @@ def difference(a: Grid, b: Grid, *, draws: int = DRAWS, seed: int = SEED) -> dic
         return None
     row: dict[str, float | int] = {"cells": int((counts > 0).sum()), "repeats": int(counts[counts > 0].min())}
     for name, values in (("iid", iid), ("ood", ood)):
-        mean = _average(np.nanmean(np.where(counts[..., None] > 0, values, 0.0), 2), counts > 0)
+        mean = float(mean_there(mean_there(values)).mean())
         sampled = _bootstrap(values, draws, seed) if row["repeats"] > 1 else np.array([math.nan])
         low, high = np.quantile(sampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         wider = widened(int(row["cells"]), int(row["repeats"]))
@@ -70,7 +69,7 @@ def widened(cells: int, repeats: int) -> float:
     return math.sqrt(repeats / (repeats - 1)) * t / NORMAL
 
 
-def _common(a: Grid, b: Grid, name: str, pairs: Sequence[object], repeats: Sequence[object]) -> Array:
+def _common(a: Grid, b: Grid, name: str, pairs: Sequence[Pair], repeats: Sequence[Repeat]) -> Array:
     """Differences [test domains, common pairs, common repeats], NaN where either has none."""
     at_a = np.ix_(range(len(a.test_domains)), *_places(a, pairs, repeats))
     at_b = np.ix_(range(len(b.test_domains)), *_places(b, pairs, repeats))
@@ -78,15 +77,8 @@ def _common(a: Grid, b: Grid, name: str, pairs: Sequence[object], repeats: Seque
     return values
 
 
-def _places(grid: Grid, pairs: Sequence[object], repeats: Sequence[object]) -> tuple[list[int], list[int]]:
-    of_pairs: list[object] = list(grid.pairs)
-    of_repeats: list[object] = list(grid.repeats)
-    return [of_pairs.index(pair) for pair in pairs], [of_repeats.index(repeat) for repeat in repeats]
-
-
-def _average(cells: Array, there: npt.NDArray[np.bool_]) -> float:
-    """Of cell means [test domains, pairs]: over the pairs that are there, then over test domains."""
-    return float((np.where(there, cells, 0.0).sum(1) / there.sum(1)).mean())
+def _places(grid: Grid, pairs: Sequence[Pair], repeats: Sequence[Repeat]) -> tuple[list[int], list[int]]:
+    return [grid.pairs.index(pair) for pair in pairs], [grid.repeats.index(repeat) for repeat in repeats]
 
 
 def _bootstrap(values: Array, draws: int, seed: int) -> Array:
@@ -159,22 +151,13 @@ def sentence(dataset: str, a: Series, b: Series, row: Mapping[str, Any]) -> str:
         how = f"95 %, {a.seeds}"
         verb = "beats" if low > 0 else "is beaten by" if high < 0 else "is not told apart from"
         size = f"by {interval} ({how})" if low > 0 or high < 0 else f"({'+' if ood >= 0 else '−'}{interval}, {how})"
-    where = "".join(f", {short_name(name)} {shown_value(name, value)}" for name, value in a.others.items())
+    where = ", ".join([dataset_name(dataset), *shown_settings(a.others)])
     both = "there are" if a.combined or b.combined else "that both have"
     incomplete = "" if row["complete"] else f" Incomplete: over the runs {both}."
-    return f"{DATASET_NAMES.get(dataset, dataset)}{where}: {_called(a)} {verb} {_called(b)} {size}.{incomplete}"
+    return f"{where}: {_called(a)} {verb} {_called(b)} {size}.{incomplete}"
 
 
 def _called(series: Series) -> str:
-    name = (
-        series.name
-        if series.method == "erm"
-        else f"the {series.name}"
-        if series.method != "weight_averaging"
-        else series.name
-    )
-    return (
-        f"{name} without dropout"
-        if not series.dropout
-        else f"{name} with dropout {shown_value('dropout', series.dropout)}"
-    )
+    name = series.name if series.method in ("erm", "weight_averaging") else f"the {series.name}"
+    how = f"with dropout {shown_value('dropout', series.dropout)}" if series.dropout else "without dropout"
+    return f"{name} {how}"

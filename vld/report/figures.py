@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from vld.colors import DATASET_NAMES, METHOD_MARKERS, METHOD_NAMES, series_color
+from vld.colors import METHOD_COLORS, METHOD_MARKERS, METHOD_NAMES, dataset_name, series_color
 from vld.report.formats import INCOMPLETE
 
 WIDTH = 3.4
@@ -64,7 +64,7 @@ def clouds_figure(points: pd.DataFrame) -> Figure:
                 look = {"mfc": color, "mec": "black", "mew": 0.7}
             look |= {"ms": 11 if marker == "*" else 6.5, "ls": "none", "zorder": 3}  # above every cloud
             axes.plot(mean.iid, mean.ood, marker, label=_label(some), **look)
-        axes.set(title=_title(dataset), xlabel=IID, ylabel=OOD)
+        axes.set(title=dataset_name(dataset), xlabel=IID, ylabel=OOD)
     legend_below(figure, panels.values())
     return figure
 
@@ -82,7 +82,7 @@ def rates_figure(points: pd.DataFrame) -> Figure:
             method = str(some.method.iloc[0])
             at = [rates.index(rate) for rate in some.dropout]
             look: dict[str, Any] = {
-                "color": series_color(method, 0.0),
+                "color": METHOD_COLORS[method],
                 "marker": METHOD_MARKERS[method],
                 "ms": 4,
                 "capsize": 2,
@@ -116,7 +116,7 @@ def domains_figure(points: pd.DataFrame) -> Figure:
             )
             error: dict[str, Any] = {"yerr": values.ood_se, "error_kw": {"lw": 0.8}}
             axes.bar(at, values.ood, width * 0.88, label=_label(some), **look, **error)
-        axes.set(title=_title(dataset), ylabel=OOD, xticks=range(len(domains)), xticklabels=domains)
+        axes.set(title=dataset_name(dataset), ylabel=OOD, xticks=range(len(domains)), xticklabels=domains)
         axes.grid(visible=False, axis="x")
         low, high = float(np.nanmin(here.ood)), float(np.nanmax(here.ood + here.ood_se.fillna(0)))
         bottom = max(0.0, 5 * math.floor((low - 3) / 5))
@@ -131,7 +131,7 @@ def members_figure(points: pd.DataFrame) -> Figure:
     figure, panels = _panels(points.dataset.unique(), row_height=2.1)
     for dataset, axes in panels.items():
         for number, (_, some) in enumerate(points[points.dataset == dataset].groupby("series", sort=False)):
-            color = series_color("ensemble_of_runs", None)
+            color = METHOD_COLORS["ensemble_of_runs"]
             look: dict[str, Any] = {"color": color, "marker": METHOD_MARKERS["ensemble_of_runs"]}
             look["ls"] = ("-", "--", ":", "-.")[number % 4]
             look |= {"ms": 3.5, "mfc": "white" if number % 2 else color}
@@ -139,7 +139,7 @@ def members_figure(points: pd.DataFrame) -> Figure:
             axes.fill_between(
                 some.members, some.ood - some.ood_sd, some.ood + some.ood_sd, alpha=0.15, lw=0, color=color
             )
-        axes.set(title=_title(dataset), xlabel="members", ylabel=OOD)
+        axes.set(title=dataset_name(dataset), xlabel="members", ylabel=OOD)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     legend_below(figure, panels.values())
     return figure
@@ -147,11 +147,11 @@ def members_figure(points: pd.DataFrame) -> Figure:
 
 @rc_context(STYLE)  # type: ignore[arg-type]
 def connectivity_figure(points: pd.DataFrame) -> Figure:
-    """Accuracy along the line between two networks, their weights interpolated and their representations, a column per dataset,
+    """Accuracy along the line between two networks, their weights interpolated and their representations, a column per line,
     i.i.d. accuracy above (`connectivity_points`)."""
     looks: dict[str, dict[str, Any]] = {
-        "weights": {"color": series_color("erm", 0.0), "marker": "o", "ms": 3.5},
-        "representations": {"color": series_color("weight_averaging", 0.0), "marker": "s", "ms": 3, "ls": "--"},
+        "weights": {"color": METHOD_COLORS["erm"], "marker": "o", "ms": 3.5},
+        "representations": {"color": METHOD_COLORS["weight_averaging"], "marker": "s", "ms": 3, "ls": "--"},
     }
     figure, columns = _two_rows(points.panel.unique())
     for panel, (iid, ood) in columns.items():
@@ -169,7 +169,7 @@ def learning_curves_figure(curves: pd.DataFrame) -> Figure:
     figure, panels = _panels(curves.run.unique(), row_height=2.2)
     for run, axes in panels.items():
         for method, some in curves[curves.run == run].groupby("method", sort=False):
-            color = series_color(str(method), 0.0)
+            color = METHOD_COLORS[str(method)]
             axes.plot(some.step, some.ood, color=color, label=f"{METHOD_NAMES[str(method)]}, o.o.d.")
             axes.plot(some.step, some.iid, color=color, ls="--", lw=1, label=f"{METHOD_NAMES[str(method)]}, i.i.d.")
         axes.set(title=run, xlabel="step", ylabel="accuracy (%)")
@@ -185,8 +185,8 @@ def save_figure(figure: Figure, file: Path, kind: str) -> None:
 
 def own_look(series: pd.DataFrame, seen: Counter[tuple[str, str]]) -> tuple[str, str, bool]:
     """Colour, marker, and whether it is hollow: none that another series of the panel has."""
-    method, dropout = str(series.method.iloc[0]), _rate(series.dropout.iloc[0])
-    look = series_color(method, dropout), METHOD_MARKERS[method]
+    method = str(series.method.iloc[0])
+    look = series_color(method, series.dropout.iloc[0]), METHOD_MARKERS[method]
     before = seen[look]
     seen[look] += 1
     return look[0], look[1] if before < 2 else SPARE_MARKERS[(before - 2) % len(SPARE_MARKERS)], before == 1
@@ -195,10 +195,6 @@ def own_look(series: pd.DataFrame, seen: Counter[tuple[str, str]]) -> tuple[str,
 def _label(series: pd.DataFrame) -> str:
     name = str(series.series.iloc[0])
     return name if series.complete.all() else f"{name} {INCOMPLETE}"
-
-
-def _title(dataset: str) -> str:
-    return DATASET_NAMES.get(dataset, dataset)
 
 
 def _panels(names: Iterable[str], row_height: float, *, wide: bool = False) -> tuple[Figure, dict[str, Axes]]:
@@ -221,7 +217,7 @@ def _two_rows(names: Iterable[str]) -> tuple[Figure, dict[str, tuple[Axes, Axes]
     grid[0, 0].set(ylabel=IID)
     grid[1, 0].set(ylabel=OOD)
     for axes, name in zip(grid[0], names, strict=True):
-        axes.set_title(_title(name))
+        axes.set_title(dataset_name(name).replace(", ", "\n"))  # columns are narrow
     return figure, {name: (grid[0, column], grid[1, column]) for column, name in enumerate(names)}
 
 
@@ -234,7 +230,3 @@ def legend_below(figure: Figure, panels: Iterable[Axes]) -> None:
     inches = 0.45 + 0.052 * max(map(len, handles), default=0)  # of the longest entry, about
     columns = max(1, min(len(handles), int(figure.get_figwidth() / inches)))
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, frameon=False)
-
-
-def _rate(dropout: float | None) -> float | None:
-    return None if dropout is None or math.isnan(dropout) else float(dropout)

@@ -1,11 +1,13 @@
 """How a table and what is in it are written: as text, Markdown and LaTeX."""
 
+import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from vld.colors import DATASET_NAMES
-from vld.runs.identity import CONTENT
+from vld.colors import dataset_name
+from vld.runs.identity import CONTENT, varied_settings
+from vld.terminal import Shown
 
 SHORT_NAMES = {
     "backbone.name": "backbone",
@@ -20,22 +22,10 @@ INCOMPLETE = "†"
 NONE = "–"
 
 
-@dataclass(frozen=True)
-class Shown:
-    """A table as text: cells by row, and which of them are best in their column."""
-
-    headings: list[str]
-    rows: list[list[str]]
-    bold: list[list[bool]]
-    numbers: int
-    """Columns from here on are numbers, right-aligned."""
-    note: str = ""
-
-
 def heading(name: str) -> str:
     """Of the table with that file name."""
     dataset = name.removeprefix("results_")
-    return DATASET_NAMES.get(dataset, dataset.replace("_", " ") if dataset == name else dataset)
+    return name.replace("_", " ") if dataset == name else dataset_name(dataset)
 
 
 def short_name(setting: str) -> str:
@@ -50,14 +40,38 @@ def shown_value(setting: str, value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else f"{value}"
 
 
+def shown_settings(settings: Mapping[str, object]) -> list[str]:
+    return [f"{short_name(name)} {shown_value(name, value)}" for name, value in settings.items()]
+
+
+def in_order(value: object) -> tuple[int, float, str]:
+    """A key that sorts the values of any setting: numbers, then what is text or a list, then what is not there."""
+    if value is None:
+        return 2, 0.0, ""
+    return (0, value, "") if isinstance(value, int | float) else (1, 0.0, f"{value}")
+
+
+def telling(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names of settings that tell all of these apart, each of which is needed."""
+    chosen: list[str] = []
+
+    def kinds(names: list[str]) -> int:
+        return len({json.dumps([one.get(name) for name in names]) for one in settings})
+
+    for name in sorted(varied_settings(settings), key=lambda name: (name not in SHORT_NAMES, -kinds([name]), name)):
+        if kinds([*chosen, name]) > kinds(chosen):
+            chosen.append(name)
+    return chosen
+
+
 def as_markdown(shown: Shown) -> str:
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cells) + " |"
 
     rule = ["---" if i < shown.numbers else "---:" for i in range(len(shown.headings))]
     rows = [
-        [f"**{cell}**" if best else cell.replace("|", r"\|") for cell, best in zip(row, bold, strict=True)]
-        for row, bold in zip(shown.rows, shown.bold, strict=True)
+        [f"**{cell}**" if (i, j) in shown.best else cell.replace("|", r"\|") for j, cell in enumerate(row)]
+        for i, row in enumerate(shown.rows)
     ]
     headings = [heading.replace("|", r"\|") for heading in shown.headings]
     note = ["", shown.note] if shown.note else []
@@ -67,8 +81,8 @@ def as_markdown(shown: Shown) -> str:
 def as_latex(shown: Shown) -> str:
     """A booktabs tabular, with its note below: needs `booktabs`."""
     rows = [
-        [rf"\textbf{{{_latex(cell)}}}" if best else _latex(cell) for cell, best in zip(row, bold, strict=True)]
-        for row, bold in zip(shown.rows, shown.bold, strict=True)
+        [rf"\textbf{{{_latex(cell)}}}" if (i, j) in shown.best else _latex(cell) for j, cell in enumerate(row)]
+        for i, row in enumerate(shown.rows)
     ]
     columns = "l" * shown.numbers + "r" * (len(shown.headings) - shown.numbers)
     lines = [" & ".join(row) + r" \\" for row in rows]

@@ -10,15 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from vld.report.store import CELL, PAIR, REPEAT, plain_condition
-from vld.runs.identity import ADDED_LATER, identity_key, run_identity, varied_settings
+from vld.report.store import CELL, PAIR, REPEAT, SETTING_OF, plain_condition, with_defaults
+from vld.runs.identity import identity_key, varied_settings
 from vld.study import Wanted
 
 Array = npt.NDArray[np.float64]
 Pair = tuple[float | None, float | None]
 Repeat = tuple[int | None, int | None]
 
-EXPECTED = ("dataset", "plain", *CELL)
+EXPECTED = ["dataset", "plain", *CELL]
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,8 @@ def _largest_first(pair: Pair) -> tuple[float, ...]:
 def expected_runs(results: pd.DataFrame, unfinished: pd.DataFrame) -> pd.DataFrame:
     """The runs that make whole grids of what there is: of each dataset and settings every test domain, pair and repeat that any
     of its runs has. A row per run: `EXPECTED`."""
-    columns = ["dataset", "plain", *CELL]
     runs = results[results.combined.isna()]
-    there = pd.concat([runs[columns], unfinished[columns]]) if len(unfinished) else runs[columns]
+    there = pd.concat([runs[EXPECTED], unfinished[EXPECTED]]) if len(unfinished) else runs[EXPECTED]
     domains: dict[str, set[str]] = {}
     for dataset, names in runs[["dataset", "domains"]].drop_duplicates().itertuples(index=False):
         domains.setdefault(dataset, set()).update(names)
@@ -106,19 +105,16 @@ def expected_runs(results: pd.DataFrame, unfinished: pd.DataFrame) -> pd.DataFra
         pairs = some[list(PAIR)].drop_duplicates().itertuples(index=False, name=None)
         repeats = some[list(REPEAT)].drop_duplicates().itertuples(index=False, name=None)
         rows += [(dataset, plain, d, *p, *r) for d, p, r in itertools.product(names, list(pairs), list(repeats))]
-    return pd.DataFrame(rows, columns=list(EXPECTED))
+    return pd.DataFrame(rows, columns=EXPECTED)
 
 
 def expected_of(wanted: Iterable[Wanted]) -> pd.DataFrame:
     """The runs of a study as rows `EXPECTED`, and with their `key`."""
     rows = []
     for run in wanted:
-        identity = run_identity(
-            run.config, run.test_domain, dataset_fingerprint="", weights_fingerprint="", precision=""
-        )
-        optim = run.config.optim
-        cell = (run.test_domain, optim.lr, optim.weight_decay, run.config.seed, run.config.split_seed)
-        rows.append((run.config.dataset.name, plain_condition(identity), *cell, identity_key(identity)))
+        settings = with_defaults(json.loads(run.key))
+        cell = [settings[name] for name in SETTING_OF.values()]
+        rows.append((settings["dataset.name"], plain_condition(settings), *cell, identity_key(settings)))
     return pd.DataFrame(rows, columns=[*EXPECTED, "key"])
 
 
@@ -126,24 +122,24 @@ def missing_runs(results: pd.DataFrame, unfinished: pd.DataFrame, expected: pd.D
     """The expected runs that are not finished; of what is finished with several contents (data, weights, precision), those that
     each lacks. A row per run: dataset, plain, *CELL, settings (in words: those in which the expected runs differ), condition
     (null: nothing like it is finished), state and reason."""
-    keys = ["dataset", "plain", *CELL]
     runs = results[results.combined.isna()]
-    finished = runs[[*keys, "condition"]].drop_duplicates()
-    anywhere = set(finished[keys].itertuples(index=False, name=None))
+    finished = runs[[*EXPECTED, "condition"]].drop_duplicates()
+    anywhere = set(finished[EXPECTED].itertuples(index=False, name=None))
     states = {
-        tuple(row[:-2]): row[-2:] for row in unfinished[[*keys, "state", "reason"]].itertuples(index=False, name=None)
+        tuple(row[:-2]): row[-2:]
+        for row in unfinished[[*EXPECTED, "state", "reason"]].itertuples(index=False, name=None)
     }
     rows = []
     plains = [json.loads(str(plain)) for plain in expected.plain.unique()]
     telling = [name for name in varied_settings(plains) if name != "dataset.name"] or ["dropout"]
-    for (dataset, plain), wanted in expected[keys].drop_duplicates().groupby(["dataset", "plain"], sort=False):
+    for (dataset, plain), wanted in expected[EXPECTED].drop_duplicates().groupby(["dataset", "plain"], sort=False):
         settings = json.loads(str(plain))
-        about = ", ".join(f"{name} {settings.get(name, ADDED_LATER.get(name))}" for name in telling)
+        about = ", ".join(f"{name} {settings.get(name)}" for name in telling)
         of_these = finished[(finished.dataset == dataset) & (finished.plain == plain)]
         contents: list[str | None] = list(of_these.condition.unique()) or [None]
         cells = list(wanted.itertuples(index=False, name=None))
         for condition in contents:
-            there = set(of_these[of_these.condition == condition][keys].itertuples(index=False, name=None))
+            there = set(of_these[of_these.condition == condition][EXPECTED].itertuples(index=False, name=None))
             for cell in cells:
                 if cell in there:
                     continue
@@ -151,4 +147,4 @@ def missing_runs(results: pd.DataFrame, unfinished: pd.DataFrame, expected: pd.D
                 if cell in anywhere:
                     state, reason = "missing", "finished with other data, weights or precision"
                 rows.append((*cell, about, condition, state, reason))
-    return pd.DataFrame(rows, columns=[*keys, "settings", "condition", "state", "reason"])
+    return pd.DataFrame(rows, columns=[*EXPECTED, "settings", "condition", "state", "reason"])

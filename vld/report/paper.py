@@ -7,10 +7,11 @@ import pandas as pd
 
 from vld.data.catalog import CONTENTS
 from vld.report.clouds import cloud_range
-from vld.report.formats import NONE, Shown, short_name, shown_value
+from vld.report.formats import NONE, short_name, shown_settings, shown_value
 from vld.report.series import Series
 from vld.report.tables import mean_and_error
-from vld.runs.identity import ADDED_LATER, RANDOM_WEIGHTS
+from vld.runs.identity import RANDOM_WEIGHTS, WEIGHTS
+from vld.terminal import Shown
 
 READING_ERROR = 0.05
 
@@ -63,8 +64,8 @@ PAPERS_PAIRS = {(lr, weight_decay) for lr in (1e-3, 5e-4) for weight_decay in (1
 PAPERS_REPEATS = 3
 
 
-def against_the_paper(series: Sequence[Series], settings: dict[str, dict[str, object]]) -> pd.DataFrame:
-    """ERM at the paper's dropout rates: a row per series, in percent. settings: of a run, by condition.
+def against_the_paper(series: Sequence[Series]) -> pd.DataFrame:
+    """ERM at the paper's dropout rates: a row per series, in percent.
 
     paper, ours: o.o.d. accuracy, the mean over the grid; difference: ours minus the paper's; lowest and highest: of our cloud;
     within: whether the paper's number lies among them (± 0.05, with which it was read off); unlike: what our runs do
@@ -82,17 +83,15 @@ def against_the_paper(series: Sequence[Series], settings: dict[str, dict[str, ob
         row = {"dataset": one.dataset, "dropout": one.dropout, **one.others, "paper": paper, "ours": ours}
         row |= {"difference": ours - paper, "lowest": 100 * lowest, "highest": 100 * highest}
         within = row["lowest"] - READING_ERROR <= paper <= row["highest"] + READING_ERROR
-        rows.append(row | {"within": within, "unlike": unlike_the_paper(one, settings[one.condition])})
+        rows.append(row | {"within": within, "unlike": unlike_the_paper(one)})
     return pd.DataFrame(rows)
 
 
-def unlike_the_paper(series: Series, settings: dict[str, object]) -> str:
-    differing = [
-        f"{short_name(name)} {shown_value(name, settings.get(name))}"
-        for name, value in PAPERS_SETTINGS.items()
-        if settings.get(name, ADDED_LATER.get(name)) != value
-    ]
-    if settings.get("backbone.weights_fingerprint") == RANDOM_WEIGHTS:
+def unlike_the_paper(series: Series) -> str:
+    settings = series.settings
+    other = [name for name, value in PAPERS_SETTINGS.items() if settings.get(name) != value]
+    differing = shown_settings({name: settings.get(name) for name in other})
+    if settings.get(WEIGHTS) == RANDOM_WEIGHTS:
         differing.append("from scratch")
     pairs = set(series.grid.pairs)
     if pairs < PAPERS_PAIRS:
@@ -151,7 +150,7 @@ def shown_against_the_paper(table: pd.DataFrame) -> Shown:
         "o.o.d. accuracy in percent: the means of the paper's clouds (Figure 3, read off to ± 0.05) and of ours. Within: the"
         " paper's number lies between the lowest and the highest point of our cloud."
     )
-    return Shown(headings, rows, [[False] * len(headings) for _ in rows], len(settings) + 1, note)
+    return Shown(headings, rows, len(settings) + 1, note)
 
 
 def shown_averages(table: pd.DataFrame) -> Shown:
@@ -168,4 +167,4 @@ def shown_averages(table: pd.DataFrame) -> Shown:
         for row in table.to_dict("records")
     ]
     note = "o.o.d. accuracy in percent, for orientation: the published ones are of weights like ResNet50 #1 and other training."
-    return Shown(headings, rows, [[False] * len(headings) for _ in rows], 3, note)
+    return Shown(headings, rows, 3, note)

@@ -9,13 +9,14 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from vld.colors import DATASET_NAMES
+from vld.colors import dataset_name
 from vld.errors import UserError
 from vld.report.figures import OOD, STYLE, legend_below, own_look
-from vld.report.formats import Shown, short_name, shown_value
+from vld.report.formats import short_name, shown_value
 from vld.report.series import Series
 from vld.report.studies import Drawn
 from vld.runs.analyses import MASKED, QUANTITIES, SIDES, in_table_units, read_analyses, shown_quantity
+from vld.terminal import Shown
 
 AGAINST = ("effective_rank", "probe_acc", MASKED[0.9], "ece", "nll")
 SHORTER = {MASKED[0.9]: "90 % masked %", "ece": "ECE %", "nll": "NLL"}
@@ -64,7 +65,7 @@ def richness_table(points: pd.DataFrame, series: Sequence[Series]) -> tuple[pd.D
         means = {f"{side}_{name}": some[f"{side}_{name}"].mean() for side in SIDES for name in QUANTITIES}
         rows.append(about | means)
         told = [shown_value(name, about[name]) for name in ("dropout", *others)]
-        start = [DATASET_NAMES.get(one.dataset, one.dataset), one.name, *told, str(weights), f"{len(some)}"]
+        start = [dataset_name(one.dataset), one.name, *told, str(weights), f"{len(some)}"]
         both = [" / ".join(shown_quantity(name, means[f"{side}_{name}"]) for side in SIDES) for name in AGAINST]
         cells.append([*start, shown_quantity("acc", means["ood_acc"]), *both])
     headings = ["dataset", "method", "dropout", *map(short_name, others), "weights", "runs", "o.o.d. %"]
@@ -74,8 +75,7 @@ def richness_table(points: pd.DataFrame, series: Sequence[Series]) -> tuple[pd.D
         " of the step of best i.i.d. accuracy (iid). An effective rank is also below the number of images, of which there are"
         " more o.o.d. than i.i.d.: compare it within a column, among runs that leave the same domains out."
     )
-    bold = [[False] * len(headings) for _ in cells]
-    return pd.DataFrame(rows), Shown(headings, cells, bold, len(others) + 4, note)
+    return pd.DataFrame(rows), Shown(headings, cells, len(others) + 4, note)
 
 
 def richness_figures(points: pd.DataFrame) -> list[Drawn]:
@@ -88,7 +88,7 @@ def richness_figures(points: pd.DataFrame) -> list[Drawn]:
     for dataset, some in points.groupby("dataset", sort=False):
         several = points.dataset.nunique() > 1
         title = "How rich the representation is"
-        title += f" ({DATASET_NAMES.get(str(dataset), str(dataset))})" if several else ""
+        title += f" ({dataset_name(str(dataset))})" if several else ""
         some = some.drop(columns="condition")
         figures.append(Drawn(f"richness_{dataset}" if several else "richness", title, caption, some, _figure(some)))
     return figures

@@ -4,15 +4,16 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
 
 from vld.colors import METHOD_NAMES
 from vld.members import CONNECTIVITY
-from vld.report.formats import short_name, shown_value
+from vld.report.formats import in_order, shown_settings, shown_value
 from vld.report.grid import Grid, expected_runs, grid_of
-from vld.runs.identity import ADDED_LATER, varied_settings
+from vld.runs.identity import varied_settings
 from vld.settings import COMBINATIONS, METHODS
 
 LARGE_DROPOUT = 0.9
@@ -36,6 +37,13 @@ class Series:
     """Of a combination: what it is made from."""
     grid: Grid
 
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """All that is equal among its runs."""
+        settings = json.loads(self.condition)
+        assert isinstance(settings, dict)
+        return settings
+
     @property
     def name(self) -> str:
         """ERM; model soup of 18; ensemble (on a part)."""
@@ -53,8 +61,8 @@ class Series:
 
     @property
     def label(self) -> str:
-        others = [f"{short_name(name)} {shown_value(name, value)}" for name, value in self.others.items()]
-        return ", ".join([self.name, f"dropout {shown_value('dropout', self.dropout)}", *others])
+        dropout = f"dropout {shown_value('dropout', self.dropout)}"
+        return ", ".join([self.name, dropout, *shown_settings(self.others)])
 
 
 def series_of(results: pd.DataFrame, expected: pd.DataFrame | None = None, selection: str = "iid") -> list[Series]:
@@ -79,7 +87,7 @@ def series_of(results: pd.DataFrame, expected: pd.DataFrame | None = None, selec
         ]
         for (condition, method), rows in of_dataset.groupby(["condition", "method"], sort=False):
             combined = rows.combined.iloc[0]
-            if combined is None or pd.isna(combined):
+            if pd.isna(combined):
                 wanted = expected[(expected.dataset == dataset) & (expected.plain == rows.plain.iloc[0])]
                 rows, combined = rows[rows.selection == selection], None
                 if selection == "oracle_step":
@@ -93,7 +101,7 @@ def series_of(results: pd.DataFrame, expected: pd.DataFrame | None = None, selec
                 str(method),
                 selection if combined is None else str(rows.selection.iloc[0]),
                 settings.get("dropout"),
-                {name: settings.get(name, ADDED_LATER.get(name)) for name in names},
+                {name: settings.get(name) for name in names},
                 bool((rows.evaluated_on == "curve").any()),
                 combined,
                 grid_of(rows, wanted),
@@ -104,10 +112,7 @@ def series_of(results: pd.DataFrame, expected: pd.DataFrame | None = None, selec
         found,
         key=lambda s: (
             s.dataset,
-            [
-                (isinstance(value, str), value if isinstance(value, int | float) else str(value))
-                for value in s.others.values()
-            ],
+            [in_order(value) for value in s.others.values()],
             -1 if s.dropout is None else s.dropout,
             order.index(s.method),
         ),
@@ -119,7 +124,7 @@ def _combinations_told_apart(series: list[Series]) -> list[Series]:
     """Combinations of as many, but other members say which."""
     labels = Counter((one.dataset, one.label) for one in series)
     return [
-        replace(one, combined=f"{one.combined} ({json.loads(one.condition)['combined'].split(': ', 1)[1]})")
+        replace(one, combined=f"{one.combined} ({one.settings['combined'].split(': ', 1)[1]})")
         if one.combined and labels[one.dataset, one.label] > 1
         else one
         for one in series

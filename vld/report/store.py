@@ -1,7 +1,6 @@
 """What a report is made from: every finished run and combination below an `output_dir`, and the runs that are not finished."""
 
 import json
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,18 +10,17 @@ import pandas as pd
 
 from vld.errors import UserError
 from vld.runs.directory import read_json, stored_identity
-from vld.runs.identity import identity_key
+from vld.runs.identity import ADDED_LATER, identity_key
 from vld.runs.results import finished_results, result_rows
+from vld.settings import SETTING_COLUMNS
 from vld.study import FAILED, INTERRUPTED, RUNNING, is_running
 from vld.terminal import combination_label, shown_axes
-
-log = logging.getLogger(__name__)
 
 PAIR = ("lr", "weight_decay")
 REPEAT = ("seed", "split_seed")
 CELL = ("test_domain", *PAIR, *REPEAT)
 """What tells the runs of one condition apart: one accuracy for each test domain, hyper-parameter pair and repeat."""
-NOT_CONDITION = ("test_domain", "optim.lr", "optim.weight_decay", "seed", "split_seed")
+SETTING_OF = {column: SETTING_COLUMNS.get(column, column) for column in CELL}
 
 
 @dataclass(frozen=True)
@@ -33,6 +31,8 @@ class Store:
     """A row per run that is running, interrupted or failed: dataset, plain, *CELL, state, reason, path."""
     damaged: list[str]
     """A line for every file that cannot be read."""
+    notes: tuple[str, ...] = ()
+    """What else is to be said of what is there."""
 
 
 def read_results(output_dir: str | Path) -> pd.DataFrame:
@@ -53,14 +53,13 @@ def read_store(output_dir: str | Path) -> Store:
         if result is None:
             damaged.append(problem)
             continue
-        settings = result["settings"]
+        settings = result["settings"] = with_defaults(result["settings"])
+        combined = combination_label(result) if "members" in result else None
         about = {
-            "study": result.get("study"),
-            "condition": condition_of(settings, _how_combined(result)),
+            "condition": condition_of(settings, f"{combined}: {shown_axes(result)}" if combined else ""),
             "plain": plain_condition(settings),
             "key": identity_key(settings),
-            "how_combined": shown_axes(result) if "members" in result else None,
-            "combined": combination_label(result) if "members" in result else None,
+            "combined": combined,
             "settings": settings,
             "domains": tuple(result.get("domains", ())),
             "by_number_of_members": result.get("by_number_of_members"),
@@ -78,24 +77,22 @@ def read_store(output_dir: str | Path) -> Store:
     return Store(results, unfinished, damaged)
 
 
+def with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity's settings, and those that are no part of it at the values that the first runs had."""
+    return ADDED_LATER | dict(settings)
+
+
 def condition_of(settings: Mapping[str, Any], combined: str = "") -> str:
-    kept = {name: value for name, value in settings.items() if name not in NOT_CONDITION}
-    return json.dumps(kept | ({"combined": combined} if combined else {}), sort_keys=True)
+    return json.dumps(_without_cell(settings) | ({"combined": combined} if combined else {}), sort_keys=True)
 
 
 def plain_condition(settings: Mapping[str, Any]) -> str:
     """`condition_of` without what the settings alone do not tell: the content of data and weights, and the precision."""
-    return identity_key({name: value for name, value in settings.items() if name not in NOT_CONDITION})
+    return identity_key(_without_cell(settings))
 
 
-def _how_combined(result: Mapping[str, Any]) -> str:
-    """What tells combinations of the same settings apart."""
-    if "members" not in result:
-        return ""
-    values = list(result["member_values"].values())
-    axes = {name: sorted({f"{one[name]}" for one in values}) for name in sorted(values[0])}
-    shown = " ".join(f"{name}={','.join(of_axis)}" for name, of_axis in axes.items())
-    return f"{combination_label(dict(result))}: {shown}"
+def _without_cell(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in SETTING_OF.values()}
 
 
 def _unfinished(output_dir: Path, damaged: list[str]) -> pd.DataFrame:
@@ -105,21 +102,14 @@ def _unfinished(output_dir: Path, damaged: list[str]) -> pd.DataFrame:
         if (path / "result.json").exists():
             continue
         try:
-            settings = stored_identity(path)
+            settings = with_defaults(stored_identity(path))
             failure = read_json(path / "failure.json") if (path / "failure.json").exists() else None
         except UserError as error:
             damaged.append(str(error))
             continue
         state = FAILED if failure else RUNNING if is_running(path) else INTERRUPTED
-        cell = {
-            "test_domain": settings["test_domain"],
-            "lr": settings["optim.lr"],
-            "weight_decay": settings["optim.weight_decay"],
-            "seed": settings["seed"],
-            "split_seed": settings["split_seed"],
-        }
         rows.append(
-            cell
+            {column: settings[name] for column, name in SETTING_OF.items()}
             | {"dataset": settings["dataset.name"], "plain": plain_condition(settings), "key": identity_key(settings)}
             | {"settings": settings, "state": state, "reason": failure.get("what", "") if failure else ""}
             | {"path": str(path)}

@@ -1,19 +1,18 @@
 """Which series each figure of the study shows."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vld.members import ENSEMBLE_OF_RUNS
+from vld.members import ENSEMBLE_OF_RUNS, differing
 from vld.report.clouds import cloud_points, connectivity_points, domain_points, member_points, rate_points
 from vld.report.figures import clouds_figure, connectivity_figure, domains_figure, members_figure, rates_figure
-from vld.report.formats import SHORT_NAMES, short_name, shown_value
+from vld.report.formats import shown_settings, telling
 from vld.report.series import Series, large_rate
-from vld.runs.identity import ADDED_LATER, RANDOM_WEIGHTS, varied_settings
+from vld.runs.identity import RANDOM_WEIGHTS, WEIGHTS
 from vld.settings import METHODS
 
 PLACEMENT = ("dropout_schedule", "backbone.stage_dropout", "backbone.stage_dropout_kind", "backbone.stochastic_depth")
@@ -75,11 +74,11 @@ def dropout_and_averaging(series: list[Series]) -> list[Series]:
 def pretraining(series: list[Series]) -> list[Series]:
     """Figure 8: naive fine-tuning (ERM, no dropout, one learning rate) and all tricks (very large dropout, weight averaging, a
     last layer that learns faster where there are such runs), for each backbone."""
-    series = [one for one in series if json.loads(one.condition)["backbone.weights_fingerprint"] != RANDOM_WEIGHTS]
+    series = [one for one in series if one.settings[WEIGHTS] != RANDOM_WEIGHTS]
     if len({one.others.get("backbone.name") for one in series}) < 2:
         return []
     factor = "optim.last_layer_lr_factor"
-    factors = [one.others[factor] for one in series if factor in one.others]
+    factors = [value for one in series if (value := one.others.get(factor)) is not None]
     naive = [one for one in series if one.method == "erm" and one.dropout == 0 and one.others.get(factor, 1.0) == 1.0]
     rate = large_rate(one.dropout for one in series)
     tricks = [
@@ -198,9 +197,9 @@ KINDS = (
     ),
 )
 CONNECTED = (
-    "Accuracy between two networks, averaged over test domains and seeds: of α θ₁ + (1−α) θ₂, and of α Φ₁ + (1−α) Φ₂ under the"
-    " head whose weights are interpolated. Last steps. With members backbone.tuning=full,head α = 0 is the pre-trained network"
-    " with a linear probe, α = 1 the fine-tuned one."
+    "Accuracy between two networks, averaged over test domains, (lr, weight decay) pairs and seeds: of α θ₁ + (1−α) θ₂, and of"
+    " α Φ₁ + (1−α) Φ₂ under the head whose weights are interpolated. Last steps. With members backbone.tuning=full,head α = 0"
+    " is the pre-trained network with a linear probe, α = 1 the fine-tuned one."
 )
 OF_STUDY = {
     "figure1": (),
@@ -226,7 +225,7 @@ def drawn_figures(series: Sequence[Series], results: pd.DataFrame, study: str | 
         by_group = {key: kind.chosen(of_group) for key, of_group in _groups(series, kind.varying).items()}
         groups = {key: _told_apart(some) for key, some in by_group.items() if some}
         groups = dict(sorted(groups.items(), key=lambda group: -len(group[1])))
-        apart = _fewest([json.loads(key) for key in groups])
+        apart = telling([json.loads(key) for key in groups])
         for number, (key, chosen) in enumerate(groups.items(), 1):
             points = kind.points(chosen)
             if points.empty:
@@ -235,16 +234,14 @@ def drawn_figures(series: Sequence[Series], results: pd.DataFrame, study: str | 
             if study in OF_STUDY:
                 name = f"{study}_curves" if kind.name.endswith("_curves") else str(study)
             settings = json.loads(key)
-            of_group = ", ".join(
-                f"{short_name(n)} {shown_value(n, settings.get(n, ADDED_LATER.get(n)))}" for n in apart
-            )
+            of_group = ", ".join(shown_settings({name: settings.get(name) for name in apart}))
             title = f"{kind.title} ({of_group})" if of_group else kind.title
             incomplete = [one.label for one in chosen if not one.grid.complete]
             selections = ", ".join(dict.fromkeys(one.selection for one in chosen if not one.combined))
             caption = f"{kind.caption.strip()} Selection {selections}."
             caption += " † incomplete: drawn from the runs there are." if incomplete else ""
             yield Drawn(name if number == 1 else f"{name}-{number}", title, caption, points, kind.draw(points))
-    if study in (None, "figure1") or study not in OF_STUDY:
+    if study == "figure1" or study not in OF_STUDY:
         points = connectivity_points(results)
         if not points.empty:
             name = study if study == "figure1" else "connectivity"
@@ -264,22 +261,8 @@ def _told_apart(series: list[Series]) -> list[Series]:
     names: set[str] = set()
     for dataset in {one.dataset for one in series}:
         here = [one.others for one in series if one.dataset == dataset]
-        names |= {name for name in here[0] if len({json.dumps(others.get(name)) for others in here}) > 1}
+        names.update(differing(here))
     return [replace(one, others={name: value for name, value in one.others.items() if name in names}) for one in series]
-
-
-def _fewest(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Settings that tell all of these apart, each of which is needed."""
-    chosen: list[str] = []
-
-    def kinds(names: list[str]) -> int:
-        return len({json.dumps([one.get(name) for name in names]) for one in settings})
-
-    varied = varied_settings(settings)
-    for name in sorted(varied, key=lambda name: (name not in SHORT_NAMES, -kinds([name]), name)):
-        if kinds([*chosen, name]) > kinds(chosen):
-            chosen.append(name)
-    return chosen
 
 
 def _groups(series: Sequence[Series], varying: tuple[str, ...]) -> dict[str, list[Series]]:
@@ -288,7 +271,7 @@ def _groups(series: Sequence[Series], varying: tuple[str, ...]) -> dict[str, lis
     for one in series:
         settings = {
             name: value
-            for name, value in json.loads(one.condition).items()
+            for name, value in one.settings.items()
             if name not in ("dropout", "combined") and not name.startswith(("dataset.", *varying))
         }
         groups.setdefault(json.dumps(settings, sort_keys=True), []).append(one)

@@ -1,15 +1,16 @@
 """The results table of a dataset: a row per method and condition, averaged over test domains and the hyper-parameter grid."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 
-from vld.report.formats import INCOMPLETE, NONE, Shown, short_name, shown_value
+from vld.report.formats import INCOMPLETE, NONE, short_name, shown_value
 from vld.report.grid import Array
 from vld.report.series import Series
 from vld.settings import COMBINATIONS
+from vld.terminal import Shown
 
 
 def results_table(series: Sequence[Series]) -> pd.DataFrame:
@@ -101,11 +102,12 @@ def shown_table(table: pd.DataFrame, selection: str) -> Shown:
     whole = [(table.runs == table.expected).tolist()] * averages
     whole += [(table[f"runs {domain}"] == of_domain).tolist() for domain in domains]
     contents = table["dataset.fingerprint"].tolist() if "dataset.fingerprint" in table else [""] * len(table)
-    cells, best = [], []
-    for column, complete in zip(columns.values(), whole, strict=True):
+    cells: list[list[str]] = []
+    best: set[tuple[int, int]] = set()
+    for place, (column, complete) in enumerate(zip(columns.values(), whole, strict=True), len(others) + 3):
         values, errors = table[column].tolist(), table[_error_of(column)].tolist()
         cells.append([_shown_number(v, e, c) for v, e, c in zip(values, errors, complete, strict=True)])
-        best.append(_best(values, complete, contents))
+        best |= {(row, place) for row in _best(values, complete, contents)}
     start = []
     for row in table.to_dict("records"):
         there = f"{row['runs']}" if row["runs"] == row["expected"] else f"{row['runs']} of {row['expected']}"
@@ -125,21 +127,23 @@ def shown_table(table: pd.DataFrame, selection: str) -> Shown:
     return Shown(
         headings,
         [[*first, *rest] for first, rest in zip(start, zip(*cells, strict=True), strict=True)],
-        [[*[False] * len(first), *rest] for first, rest in zip(start, zip(*best, strict=True), strict=True)],
         len(others) + 2,
         note,
+        frozenset(best),
     )
 
 
-def _best(values: Sequence[float], complete: Sequence[bool], contents: Sequence[str]) -> list[bool]:
-    """The largest of those that can be compared: complete, and of the same content of the dataset."""
-    top = {}
+def _best(values: Sequence[float], complete: Sequence[bool], contents: Sequence[str]) -> Iterator[int]:
+    """Where the largest is of those that can be compared: complete, and of the same content of the dataset."""
     for content in set(contents):
         comparable = [
-            v for v, c, of in zip(values, complete, contents, strict=True) if c and of == content and math.isfinite(v)
+            row
+            for row, (value, whole, of) in enumerate(zip(values, complete, contents, strict=True))
+            if whole and of == content and math.isfinite(value)
         ]
-        top[content] = max(comparable) if len(comparable) > 1 else math.inf
-    return [c and v == top[of] for v, c, of in zip(values, complete, contents, strict=True)]
+        if len(comparable) > 1:
+            top = max(values[row] for row in comparable)
+            yield from (row for row in comparable if values[row] == top)
 
 
 SELECTION_NOTES = {

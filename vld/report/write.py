@@ -1,9 +1,9 @@
 """A report's files: tables, figures beside their points, and one page that shows them all."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from vld.report.contents import Report
 from vld.report.figures import save_figure
@@ -32,26 +32,18 @@ def write_report(report: Report, folder: Path, command: str, progress: Callable[
     return folder / "index.html"
 
 
-class _replaced:  # noqa: N801
+@contextmanager
+def _replaced(folder: Path) -> Iterator[Path]:
     """A folder written anew beside the old one, which it replaces when all is written."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.new, self.old = (
-            folder,
-            folder.with_name(f".{folder.name}.new"),
-            folder.with_name(f".{folder.name}.old"),
-        )
-
-    def __enter__(self) -> Path:
-        for left in (self.new, self.old):
-            shutil.rmtree(left, ignore_errors=True)
-        self.new.mkdir()
-        return self.new
-
-    def __exit__(self, kind: Any, *_: object) -> None:
-        if kind is None:
-            if self.folder.exists():
-                self.folder.rename(self.old)
-            self.new.rename(self.folder)
-        for left in (self.new, self.old):
+    new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    for left in (new, old):
+        shutil.rmtree(left, ignore_errors=True)
+    new.mkdir()
+    try:
+        yield new
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    finally:
+        for left in (new, old):
             shutil.rmtree(left, ignore_errors=True)

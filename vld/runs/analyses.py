@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from vld.analysis import RATES
 from vld.errors import UserError
 from vld.runs.atomic import write_json
 from vld.runs.directory import RunDirectory, read_json
 
-MASKED = {rate: f"masked_{100 * rate:.0f}_acc" for rate in RATES}
+MASKED = {rate: f"masked_{100 * rate:.0f}_acc" for rate in (0.5, 0.75, 0.9, 0.95)}
+"""By the share of units that are masked."""
 QUANTITIES = {
     "acc": "accuracy %",
     "effective_rank": "effective rank",
