@@ -8,7 +8,7 @@ import pytest
 from report_store import study_runs, write_combination, write_run, write_study
 
 from vld.claim import LOCK
-from vld.report import read_store, results_table, series_of
+from vld.report import cloud_points, clouds_figure, read_store, results_table, series_of
 from vld.report.contents import make_report
 from vld.report.formats import INCOMPLETE, in_order
 from vld.report.grid import expected_of, expected_runs, missing_runs
@@ -186,3 +186,11 @@ def test_other_settings_of_a_run_make_another_row(tmp_path: Path) -> None:
     assert [one.others for one in series] == [{"optim.last_layer_lr_factor": 1.0}, {"optim.last_layer_lr_factor": 10.0}]
     assert all(one.grid.complete for one in series)
     assert len({run.key for run in runs} & {run.key for run in more}) == 0
+
+
+def test_a_cloud_of_a_domain_without_runs_is_refused_in_words(tmp_path: Path) -> None:
+    for run in study_runs("figure2", *NARROW, "seed=0", "test_domain=0,1"):
+        write(tmp_path, run)
+    points = cloud_points(series_of(read_store(tmp_path).results))
+    with pytest.raises(ValueError, match="a finished run with each test domain left out"):
+        clouds_figure(points)

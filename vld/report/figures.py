@@ -44,8 +44,11 @@ IID, OOD = "i.i.d. accuracy (%)", "o.o.d. accuracy (%)"
 def clouds_figure(points: pd.DataFrame) -> Figure:
     """o.o.d. against i.i.d. accuracy, a panel per dataset: each series' cloud, its mean as a large mark (`cloud_points`).
 
-    Of two series with one colour and marker the second is hollow; further ones have markers of their own.
+    Of two series with one colour and marker the second is hollow; further ones have markers of their own. Raises `ValueError`
+    where there is nothing to draw.
     """
+    if points.empty:
+        raise ValueError("no points to draw: a cloud takes a finished run with each test domain left out")
     figure, panels = _panels(points.dataset.unique(), row_height=2.5)
     for dataset, axes in panels.items():
         seen: Counter[tuple[str, str]] = Counter()
