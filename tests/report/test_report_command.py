@@ -18,6 +18,9 @@ from report_store import study_runs, write_combinations, write_run
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SMALL = ("seed=0,1", "optim.weight_decay=1e-4", "dataset=pacs,vlcs")
 
+A4 = 718
+"""Pixels of a line on A4 paper, with margins of 1 cm."""
+
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -125,6 +128,29 @@ def test_it_opens_in_a_browser_without_complaint(
     broken = tmp_path / "broken.html"
     broken.write_text(page.read_text().replace("</body>", "<script>nothing()</script></body>"))
     assert len(complaints(broken, tmp_path)) == 1  # what the test looks for is seen
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_it_prints_on_a_few_pages_that_nothing_sticks_out_of(
+    store: Path, reported: "subprocess.CompletedProcess[str]", tmp_path: Path
+) -> None:
+    del reported
+    assert CHROMIUM
+    page, printed = (folder(store) / "index.html").read_text(), tmp_path / "page.pdf"
+    options = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    sized = "<script>addEventListener('load', () => document.title = 'width ' + document.documentElement.scrollWidth)</script>"
+    for text, wide in ((page, False), (page.replace("<td", f"<td style='min-width: {A4 // 4}px'"), True)):
+        as_on_paper = tmp_path / "as_on_paper.html"
+        as_on_paper.write_text(text.replace("@media print", "@media all").replace("</body>", f"{sized}</body>"))
+        shown = subprocess.run(
+            [*options, f"--window-size={A4},1000", "--virtual-time-budget=5000", "--dump-dom", as_on_paper.as_uri()],
+            capture_output=True, text=True, timeout=120, check=True,
+        )  # fmt: skip
+        [width] = re.findall(r"<title>width (\d+)", shown.stdout)
+        assert (int(width) > A4) == wide  # what the test looks for is seen
+    where = (folder(store) / "index.html").as_uri()
+    subprocess.run([*options, f"--print-to-pdf={printed}", where], capture_output=True, timeout=120, check=True)
+    assert 1 < len(re.findall(rb"/Type\s*/Page\b", printed.read_bytes())) < 20
 
 
 def complaints(page: Path, profile: Path) -> list[str]:

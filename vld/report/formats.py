@@ -25,7 +25,7 @@ NONE = "–"
 def heading(name: str) -> str:
     """Of the table with that file name."""
     dataset = name.removeprefix("results_")
-    return name.replace("_", " ") if dataset == name else dataset_name(dataset)
+    return name.replace("_", " ").capitalize() if dataset == name else dataset_name(dataset)
 
 
 def short_name(setting: str) -> str:

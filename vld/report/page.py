@@ -10,6 +10,8 @@ from vld.report.contents import Report
 from vld.report.formats import heading
 
 MISSING_SHOWN = 60
+PIXELS_PER_INCH = 130
+"""Of figures on the page: a column's width, 3.4 inches, is about half a printed page."""
 
 
 def page(report: Report, figures: Path, command: str) -> str:
@@ -34,6 +36,7 @@ def page(report: Report, figures: Path, command: str) -> str:
         images=images,
         missing=missing,
         heading=heading,
+        pixels_per_inch=PIXELS_PER_INCH,
         unlisted=len(report.missing) - len(missing),
         command=command,
         made=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from vld.colors import dataset_name
 from vld.data.catalog import CONTENTS
 from vld.report.clouds import cloud_range
 from vld.report.formats import NONE, short_name, shown_settings, shown_value
@@ -145,7 +146,7 @@ def shown_against_the_paper(table: pd.DataFrame) -> Shown:
             "yes" if row["within"] else "no",
             row["unlike"] or NONE,
         ]
-        rows.append([str(row["dataset"]), *(shown_value(name, row[name]) for name in settings), *ours, *cloud])
+        rows.append([dataset_name(row["dataset"]), *(shown_value(name, row[name]) for name in settings), *ours, *cloud])
     note = (
         "o.o.d. accuracy in percent: the means of the paper's clouds (Figure 3, read off to ± 0.05) and of ours. Within: the"
         " paper's number lies between the lowest and the highest point of our cloud."
@@ -157,7 +158,7 @@ def shown_averages(table: pd.DataFrame) -> Shown:
     headings = ["dataset", "published", "ours from", "published %", "ours %", "difference"]
     rows = [
         [
-            row["dataset"],
+            dataset_name(row["dataset"]),
             row["published"],
             row["ours from"],
             f"{row['paper']:.1f}",
