@@ -13,7 +13,6 @@ import random
 import re
 import select
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,6 +21,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from commands import REPOSITORY, train
+from prepared import Started, prepared_process
+
+KILLS_OF_A_SOAK = 20
 KILLS = (signal.SIGKILL, signal.SIGTERM)
 PHASES = ("training", "evaluation", "checkpointing", "keeping", "finishing")
 # How long a phase lasts, roughly, in seconds: kills are spread over it.
@@ -45,8 +48,8 @@ class Kill:
 
 
 def watched() -> None:
-    """The command `vld-train`, telling its phases to the file descriptor VLD_SOAK_PIPE."""
-    pipe = int(os.environ["VLD_SOAK_PIPE"])
+    """The command `vld-train`, telling its phases to the named pipe VLD_SOAK_PIPE."""
+    pipe = os.open(os.environ["VLD_SOAK_PIPE"], os.O_WRONLY)
     from vld import cli, training
     from vld.runs import directory
 
@@ -68,16 +71,13 @@ def watched() -> None:
     cli.train()
 
 
-def phases(pipe: int, process: "subprocess.Popen[str]") -> Iterator[str]:
+def phases(pipe: int, process: Started) -> Iterator[str]:
     """The phases of a process as it enters them, until it ends."""
     buffer = b""
     while True:
         ready, _, _ = select.select([pipe], [], [], 0.05)
         if ready:
-            read = os.read(pipe, 4096)
-            if not read:
-                return
-            buffer += read
+            buffer += os.read(pipe, 4096)
             *lines, buffer = buffer.split(b"\n")
             yield from (line.decode() for line in lines)
         elif process.poll() is not None:
@@ -85,19 +85,15 @@ def phases(pipe: int, process: "subprocess.Popen[str]") -> Iterator[str]:
 
 
 def run_and_kill(
-    options: list[str], phase: str, number: signal.Signals, choice: random.Random
+    options: list[str], folder: Path, phase: str, number: signal.Signals, choice: random.Random
 ) -> tuple[Kill, int, str]:
     """Start the command and kill it in that phase; the kill, the exit code, and the output."""
-    read, write = os.pipe()
-    process = subprocess.Popen(
-        [sys.executable, __file__, "--watched", *options],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "VLD_SOAK_PIPE": str(write)},
-        pass_fds=(write,),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    os.close(write)
+    pipe = folder / "phases"
+    pipe.unlink(missing_ok=True)
+    os.mkfifo(pipe)
+    read = os.open(pipe, os.O_RDWR)  # not only for reading, which would wait for the process
+    env = os.environ | {"OMP_NUM_THREADS": "1", "VLD_SOAK_PIPE": str(pipe)}
+    process = prepared_process().start(Path(__file__).resolve(), ["--watched", *options], REPOSITORY, env, folder)
     landed = False
     occurrence = choice.randint(1, 3 if phase in ("evaluation", "checkpointing") else 1)
     for entered in phases(read, process):
@@ -107,10 +103,9 @@ def run_and_kill(
             landed = process.poll() is None
             process.send_signal(number)
             break
-    os.set_blocking(read, False)
-    output, _ = process.communicate(timeout=300)
+    code = process.wait(300)
     os.close(read)
-    return Kill(phase, number, landed), process.returncode, output
+    return Kill(phase, number, landed), code, "".join(process.communicate(300))
 
 
 def content(run_dir: Path) -> dict[str, Any]:
@@ -139,23 +134,13 @@ def check_wholeness(run_dir: Path) -> int:
     return int(read_checkpoint(run_dir / "checkpoint.pt", run_dir.name)["trajectory"]["step"])
 
 
-def soak(folder: Path, kills: int, seed: int, say: Callable[[str], None] = print) -> list[Kill]:
+def soak(
+    folder: Path, kills: int, seed: int, say: Callable[[str], None] = print, data_dir: Path | None = None
+) -> list[Kill]:
     """Kill a run so many times, in every phase in turn; raises AssertionError where anything of it was lost or changed."""
     choice = random.Random(seed)
-    data = f"data_dir={folder / 'data'}"
-    reference = subprocess.run(
-        [
-            sys.executable,
-            str(Path(__file__).parent.parent / "scripts/train.py"),
-            *OPTIONS,
-            data,
-            f"output_dir={folder}/a",
-        ],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    data = f"data_dir={data_dir or folder / 'data'}"
+    reference = train(*OPTIONS, data, f"output_dir={folder}/a")
     assert reference.returncode == 0, reference.stderr
     [uninterrupted] = (folder / "a/runs/glyphs").glob("*/*")
     expected = content(uninterrupted)
@@ -170,7 +155,9 @@ def soak(folder: Path, kills: int, seed: int, say: Callable[[str], None] = print
             # One run is killed in every phase, the last of which ends it.
             phase = PHASES[len(done) % len(PHASES)] if sum(kill.landed for kill in done) < kills else "none"
             number = choice.choice(KILLS)
-            kill, code, output = run_and_kill([*OPTIONS, data, f"output_dir={output_dir}"], phase, number, choice)
+            kill, code, output = run_and_kill(
+                [*OPTIONS, data, f"output_dir={output_dir}"], folder, phase, number, choice
+            )
             expected_code = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 128 + signal.SIGTERM}[number]
             assert code == 0 or (kill.landed and code == expected_code), (kill, code, output)
             assert "Traceback" not in output, output
@@ -180,13 +167,7 @@ def soak(folder: Path, kills: int, seed: int, say: Callable[[str], None] = print
             saved = check_wholeness(run_dir)
             if phase != "none":
                 done.append(replace(kill, saved=saved))
-        last = subprocess.run(
-            [sys.executable, __file__, *("--watched", *OPTIONS, data, f"output_dir={output_dir}")],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "VLD_SOAK_PIPE": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        last = train(*OPTIONS, data, f"output_dir={output_dir}")
         assert last.returncode == 0, last.stderr
         assert "finished before" in last.stdout
         actual = content(run_dir)
@@ -205,7 +186,7 @@ if __name__ == "__main__":
         watched()
     else:
         parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-        parser.add_argument("--kills", type=int, default=20)
+        parser.add_argument("--kills", type=int, default=KILLS_OF_A_SOAK)
         parser.add_argument("--seed", type=int, default=0)
         arguments = parser.parse_args()
         with tempfile.TemporaryDirectory() as temporary:

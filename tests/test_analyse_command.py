@@ -4,7 +4,6 @@ import json
 import math
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,12 @@ import torch
 from commands import script, train
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny import CPU, make_dataset
 from torchvision.transforms.functional import to_tensor
+from wandb_server import read_offline
 
-from vld.analyse import MASKS, PASSES, analyse_all
-from vld.analysis import linear_probe, probe_logits
+from vld.analyse import MASKS, _probe_images, analyse_all
+from vld.analysis import calibration_error, linear_probe, mc_dropout, negative_log_likelihood, probe_logits
 from vld.data.folder import list_dataset
 from vld.data.images import evaluation_view, read_image
 from vld.data.split import split_indices
@@ -130,6 +131,16 @@ def test_an_analysis_is_what_the_kept_weights_and_the_image_files_give(
     check("acc", sides(right))
     losses = {name: -its.log_softmax(1)[range(len(its)), labels[name]].mean().item() for name, its in logits.items()}
     check("nll", sides(losses))
+    log_probabilities = {name: its.log_softmax(1) for name, its in logits.items()}
+    check("ece", sides({name: calibration_error(its, labels[name], 15) for name, its in log_probabilities.items()}))
+    sizes = [len(phi) for phi in features.values()]
+    of_all = mc_dropout(torch.cat(list(features.values())), model.head, 0.9, 20, torch.Generator().manual_seed(0))
+    passes = dict(zip(features, of_all.split(sizes), strict=True))
+    check(
+        "mc_acc", sides({name: (its.argmax(1) == labels[name]).double().mean().item() for name, its in passes.items()})
+    )
+    check("mc_ece", sides({name: calibration_error(its, labels[name], 15) for name, its in passes.items()}))
+    check("mc_nll", sides({name: negative_log_likelihood(its, labels[name]) for name, its in passes.items()}))
     all_iid = torch.cat([features[name] for name in training]).double().numpy()
     ranks = entropy_rank(all_iid), entropy_rank(features["chalk"].double().numpy())
     assert (analysis["iid"]["effective_rank"], analysis["ood"]["effective_rank"]) == pytest.approx(ranks, rel=1e-3)
@@ -153,7 +164,22 @@ def test_an_analysis_is_what_the_kept_weights_and_the_image_files_give(
         check(f"masked_{100 * rate:.0f}_acc", (means[0], means[1]))
     assert analysis["images"] == {"iid": len(all_iid), "ood": len(labels["chalk"]), "probe": 30}
     assert analysis["features"] == 512
-    assert analysis["constants"]["passes"] == PASSES
+    assert analysis["constants"] == {
+        "seed": 0, "masked_rates": [0.5, 0.75, 0.9, 0.95], "masks": 10, "bins": 15, "passes": 20,
+        "probe_l2": 1e-4, "probe_iterations": 100, "probe_images_at_most": 20_000,
+    }  # fmt: skip
+
+
+def test_the_probe_learns_from_an_equal_share_of_the_training_domains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of each in part, which the split has shuffled, and none of the domain left out."""
+    monkeypatch.setattr("vld.analyse.PROBE_IMAGES", 9)
+    dataset = make_dataset()
+    views, labels = _probe_images(dataset, "c", 0, CPU)
+    [images] = views.chunks(100)
+    chosen = [(domain, split_indices(20, i, 0)[0][:4]) for i, domain in enumerate(dataset.domains[:2])]
+    wanted = torch.cat([domain.evaluation[rows] for domain, rows in chosen])
+    assert torch.equal(images, wanted)
+    assert torch.equal(labels, torch.cat([domain.labels[rows] for domain, rows in chosen]))
 
 
 def test_its_accuracy_is_the_run_s_own(trained: Path, analysed: "subprocess.CompletedProcess[str]") -> None:
@@ -311,14 +337,8 @@ def test_it_reaches_w_and_b_and_later_ones_are_published_again(copied: Path, sma
 
 
 def summaries(output_dir: Path) -> dict[str, dict[str, Any]]:
-    """Of every offline run, by its id, as wandb reads it."""
-    found = {}
-    for path in (output_dir / "wandb").glob("offline-run-*"):
-        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(path)]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True)
-        run = json.loads(done.stdout)
-        found[run["run_id"]] = run["summary"]
-    return found
+    """Of every offline run, by its id."""
+    return {run["run_id"]: run["summary"] for run in read_offline(output_dir)}
 
 
 def test_the_report_has_its_table_and_its_figure(

@@ -133,6 +133,7 @@ def test_a_lock_left_by_another_machine_is_taken_over(
 
 
 def test_a_lock_renewed_lately_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert module.LEASE_SECONDS == 120  # as the README says
     monkeypatch.setattr(module, "LEASE_SECONDS", 60.0)
     abandoned(tmp_path, 5)
     with pytest.raises(RunningElsewhere, match="node17"), claim(tmp_path, wait=False, announce=nothing):

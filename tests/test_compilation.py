@@ -25,9 +25,15 @@ compiler = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(scope="module")
+def programs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the programs of all tests here are: most compile the same network."""
+    return tmp_path_factory.mktemp("programs")
+
+
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+def own_cache(programs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(programs_dir))
     monkeypatch.setattr(compilation, "ANNOUNCED_SECONDS", float("inf"))
     torch._dynamo.reset()
     compilation._compiled.cache_clear()
@@ -108,7 +114,8 @@ def test_augmentation_compiles_whole() -> None:
     torch.testing.assert_close(compiled(pixels, stored, original, drawn, 24), expected, rtol=0.0, atol=1e-4)
 
 
-def test_without_a_compiler_a_run_goes_on_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_a_run_goes_on_and_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # nothing compiled before is there
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("/nonexistent/g++",))
     eager, _, _ = trained(compiled=False)
     other, said, _ = trained(compiled=True)

@@ -17,6 +17,7 @@ from wandb_server import WandbServer, serving
 
 from vld.settings import WandbConfig
 from vld.tracking import publisher as publisher_module
+from vld.tracking.delivery import read_delivered
 from vld.tracking.publish_all import finished_directories
 from vld.tracking.publisher import AT_ONCE, Publisher
 
@@ -167,13 +168,21 @@ def test_a_killed_process_leaves_one_copy_of_each(runs: list[Path], tmp_path: Pa
 
 
 @pytest.mark.parametrize("content", ["{", "5", '{"offline/-/vld": 5}', '{"offline/-/vld": {"aaaaaaaaaaaa-erm": null}}'])
-def test_a_damaged_note_counts_as_none(runs: list[Path], tmp_path: Path, content: str) -> None:
+def test_a_damaged_note_counts_as_none(tmp_path: Path, content: str) -> None:
+    known = {"offline/-/vld": {"aaaaaaaaaaaa-erm": {"digest": "0", "at": "here"}}}
+    (tmp_path / "wandb.json").write_text(json.dumps(known))
+    assert read_delivered(tmp_path) == known
+    (tmp_path / "wandb.json").write_text(content)
+    assert read_delivered(tmp_path) == {}
+
+
+def test_what_was_delivered_is_made_again_once_it_is_gone(runs: list[Path], tmp_path: Path) -> None:
+    """The note of it, or the copies."""
     published(tmp_path, runs[0], mode="offline")
-    (runs[0] / "wandb.json").write_text(content)
+    (runs[0] / "wandb.json").write_text("{")
     publisher = published(tmp_path, runs[0], runs[1], mode="offline")
     assert publisher.undelivered == {}
     assert len(copies(tmp_path)) == 6
-    # What has been thrown away is made again.
     shutil.rmtree(tmp_path / "wandb")
     published(tmp_path, runs[0], mode="offline")
     assert copies(tmp_path) == ALL_OF_A
@@ -279,23 +288,41 @@ def test_signals_to_all_processes_of_a_job_do_not_end_it(runs: list[Path], tmp_p
 MODES = {
     "dryrun": ("offline", "so say WANDB_MODE"),
     "offline": ("offline", "so say WANDB_MODE"),
-    "disabled": ("disabled", ""),
+    "disabled": ("disabled", "so say WANDB_MODE"),
     "online": ("offline", "not logged in"),
     "shared": ("offline", "not logged in"),
 }
+SAY_MODES = """
+import os, sys, wandb
+from vld.tracking.delivery import resolve_mode
+for of_wandb in sys.argv[1:]:
+    os.environ["WANDB_MODE"] = of_wandb
+    wandb.teardown()  # what was read of the environment
+    wandb.setup(wandb.Settings(silent=True))
+    print(*resolve_mode("auto"), sep=": ")
+"""
 
 
-@pytest.mark.parametrize("of_wandb", MODES)
-def test_modes_of_wandb(of_wandb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HOME", "NETRC", "WANDB_CONFIG_DIR"):
-        monkeypatch.setenv(name, str(tmp_path / "nobody"))
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+def test_modes_of_wandb(tmp_path: Path) -> None:
+    nobody = {name: str(tmp_path / "nobody") for name in ("HOME", "NETRC", "WANDB_CONFIG_DIR")} | {"WANDB_API_KEY": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", SAY_MODES, *MODES], env=os.environ | nobody, capture_output=True, text=True, check=True
+    )
+    for line, (mode, why) in zip(done.stdout.splitlines(), MODES.values(), strict=True):
+        assert line.startswith(f"{mode}: {why}")
+
+
+@pytest.mark.parametrize(("of_wandb", "asked"), [("disabled", "auto"), ("online", "disabled")])
+def test_disabled_starts_no_process(
+    of_wandb: str, asked: str, runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WANDB_MODE", of_wandb)
-    publisher = new_publisher(tmp_path, "auto")
-    mode, why = publisher.connect()
+    publisher = new_publisher(tmp_path, asked)
+    publisher.publish(runs[0])
+    assert publisher.connect()[0] == "disabled"
     publisher.close()
-    assert mode == MODES[of_wandb][0]
-    assert MODES[of_wandb][1] in why
+    assert publisher.process is None
+    assert publisher.undelivered == {}
 
 
 def test_an_address_that_is_none_is_said_at_once(runs: list[Path], tmp_path: Path) -> None:

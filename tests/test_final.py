@@ -13,6 +13,7 @@ import torch
 from commands import REPOSITORY, train
 from safetensors.torch import load_file
 
+from vld.data.glyphs import draw_glyphs
 from vld.final import kept_meanwhile
 
 OPTIONS = [
@@ -31,12 +32,18 @@ OPTIONS = [
     "optim.lr=0.01",
     "keep=[erm-last-logits,erm-iid-logits,ensemble-last-logits,weight_averaging-iid]",
 ]
-LIMIT = 7
+LIMIT = 5
 
 
 @pytest.fixture(scope="module")
 def glyphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("data")
+    """A data_dir with two letters, twenty of each in a domain: 8 images in an out part, 32 in an in part."""
+    data_dir = tmp_path_factory.mktemp("data")
+    with pytest.MonkeyPatch.context() as few:  # what an image holds depends on its own name alone
+        few.setattr("vld.data.glyphs.CLASSES", ("A", "E"))
+        few.setattr("vld.data.glyphs.IMAGES_PER_CLASS", 20)
+        draw_glyphs(data_dir / "glyphs")
+    return data_dir
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +76,6 @@ def metrics(run_dir: Path) -> dict[tuple[str, int], dict[str, Any]]:
 ACCURACIES = ("iid_acc", "ood_acc", "ood_in_acc", "ood_out_acc")
 
 
-def test_it_is_another_run(runs: dict[str, Path]) -> None:
-    assert runs["full"].name != runs["part"].name
-
-
 def test_the_curve_counts_the_limited_images(runs: dict[str, Path]) -> None:
     for row in metrics(runs["part"]).values():
         assert (row["iid_acc"] * 3 * LIMIT) == pytest.approx(round(row["iid_acc"] * 3 * LIMIT))
@@ -84,6 +87,7 @@ def test_selected_steps_have_the_accuracies_of_an_evaluation_in_full(runs: dict[
     full, part = metrics(runs["full"]), metrics(runs["part"])
     rows = result(runs["part"])["results"]
     assert len(rows) == 9
+    assert any(part[key][name] != full[key][name] for key in full for name in ACCURACIES)  # else both would do
     for row in rows:
         method, step = row["method"], row["step"]
         if method == "ensemble":

@@ -101,13 +101,6 @@ def test_the_first_ctrl_c_after_another_signal_waits_too() -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_no_signal_no_hand_over() -> None:
-    interruption = Interruption()
-    with interruption:
-        pass
-    interruption.hand_over()
-
-
 def test_in_a_thread_nothing_is_taken_over() -> None:
     failures: list[BaseException] = []
 

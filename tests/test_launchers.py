@@ -3,12 +3,17 @@
 import json
 import os
 import re
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from commands import train
+from commands import REPOSITORY, train
+from prepared import prepared_process
 
 from vld.device import keep_to_one_gpu
 
@@ -52,6 +57,58 @@ def test_jobs_side_by_side_come_to_the_same(small_glyphs: Path, tmp_path: Path) 
     assert together.stdout.count("┏") == 1
     assert "failed: " in together.stdout
     assert chalk in together.stdout.split("┏")[1]
+
+
+def processes_of(session: int) -> list[str]:
+    """The processes of a session that have not ended."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended meanwhile
+            name, fields = path.read_text().rsplit(")", 1)
+            state, _, _, its_session = fields.split()[:4]
+            if int(its_session) == session and state != "Z":
+                found.append(name)
+    return found
+
+
+def wait_until(what: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_stopped_command_stops_its_jobs_and_goes_on(small_glyphs: Path, tmp_path: Path) -> None:
+    """Ctrl-C reaches every process of the terminal."""
+    more = (
+        "test_domain=0,1",
+        "optim.steps=60",
+        "eval_every=30",
+        "hydra/launcher=parallel",
+        "hydra.launcher.n_jobs=2",
+        f"data_dir={small_glyphs}",
+        f"output_dir={tmp_path / 'outputs'}",
+    )
+    options = [word for word in OPTIONS if not word.startswith(("test_domain", "optim.steps", "eval_every"))] + [*more]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    script = REPOSITORY / "scripts/train.py"
+    process = prepared_process().start(
+        script, [*options, "checkpoint_every=0.5"], REPOSITORY, env, tmp_path, own_session=True
+    )
+    try:
+        wait_until(lambda: any((tmp_path / "outputs").rglob("checkpoint.pt")), 120)
+        assert len(processes_of(process.pid)) >= 3
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(20) == 130
+        wait_until(lambda: not processes_of(process.pid), 10)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert len(results(tmp_path / "outputs")) < 2
+    again = train(*options)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert re.search(r"^\[[01]\] .*goes on from step [1-9]\d* of 60", again.stdout, re.MULTILINE)
+    assert len(results(tmp_path / "outputs")) == 2
 
 
 @pytest.mark.parametrize(

@@ -117,8 +117,10 @@ DIFFERENT: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("method", ["model_soup", "greedy_soup", "ensemble_of_runs"])
-@pytest.mark.parametrize("name", DIFFERENT)
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [*((name, "model_soup") for name in DIFFERENT), ("dropout", "greedy_soup"), ("dropout", "ensemble_of_runs")],
+)
 def test_a_member_with_another_setting_is_refused_by_the_name_of_the_difference(
     config: Config, published: str, name: str, method: str
 ) -> None:

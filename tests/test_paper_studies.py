@@ -50,16 +50,16 @@ def test_figure_1_linear_connectivity(places: list[str], tmp_path: Path) -> None
 
 def test_figures_9_and_10_linear_fine_tuning(places: list[str], tmp_path: Path) -> None:
     network = weights("resnet34", tmp_path)
-    narrow = (*SMALL, "seed=0", "dropout=0.9", "optim.lr=1e-3", *network, *places)
+    narrow = (*SMALL, *ONE, "dropout=0.9", "optim.lr=1e-3", *network, *places)
     # The dataset is another than the paper's: glyphs replaces every study's.
     for study, decay in (("figure2", "1e-4"), ("figure9", "1e-2")):
         done = train(f"study={study}", *narrow, f"optim.weight_decay={decay}")
         assert done.returncode == 0, done.stderr + done.stdout
     done = script("status.py", "study=figure10", *narrow, "optim.weight_decay=1e-2")
     assert done.returncode == 0, done.stdout  # its runs are Figure 9's
-    done = script("report.py", f"output_dir={tmp_path}")
+    done = script("report.py", f"output_dir={tmp_path}", "test_domain=0,1")  # of incomplete runs there are no clouds
     assert done.returncode == 0, done.stderr
-    points = pd.read_csv(tmp_path / "report/figures/tuning.csv")
+    [points] = [pd.read_csv(path) for path in (tmp_path / "report").rglob("tuning.csv")]
     assert set(points.series) == {"ERM, dropout 0.9, backbone tuning full", "ERM, dropout 0.9, backbone tuning linear"}
     done = script("report.py", "study=figure10", *narrow, "optim.weight_decay=1e-2")
     assert done.returncode == 0, done.stderr
@@ -72,37 +72,30 @@ def test_figures_9_and_10_linear_fine_tuning(places: list[str], tmp_path: Path) 
         if result["settings"].get("backbone.tuning") == "linear"
         and (row["method"], row["selection"]) == ("erm", "last")
     ]
-    assert len(linear) == 4
+    assert len(linear) == 2
     [table] = [pd.read_csv(path) for path in (tmp_path / "report").glob("figure10*/tables/results_glyphs.csv")]
     row = table[(table.method == "erm") & (table.selection == "last")].iloc[0]
-    assert row.runs == 4
-    assert row.ood == pytest.approx(100 * sum(linear) / 4)
+    assert row.runs == 2
+    assert row.ood == pytest.approx(100 * sum(linear) / 2)
 
 
 @pytest.mark.parametrize(
-    ("study", "narrow", "expected"),
+    ("study", "network", "narrow", "expected"),
     [
-        ("figure4", ["optim.lr=3e-3", "dropout=0.5"], {"optim.steps": 2, "ensemble.every": 1000, "eval_every": 1}),
-        ("figure5", ["optim.lr=5e-3", "dropout=0.5"], {"backbone.weights_fingerprint": "random", "optim.lr": 5e-3}),
-        ("figure6", ["optim.lr=1e-3", "dropout=0.9", "backbone=resnet18"], {"optim.last_layer_lr_factor": 10.0}),
-        ("figure8", ["optim.lr=1e-3", "dropout=0.9", "backbone=resnet18"], {"optim.last_layer_lr_factor": 10.0}),
-        ("figure8", ["optim.lr=1e-3", "dropout=0", "backbone=resnet18"], {"optim.last_layer_lr_factor": 1.0}),
+        ("figure5", [], "optim.lr=5e-3", {"backbone.weights_fingerprint": "random", "optim.lr": 5e-3}),
+        ("figure8", ["backbone=resnet18"], "optim.lr=1e-3", {"optim.last_layer_lr_factor": 10.0}),
     ],
 )
-def test_the_other_studies_train(
-    study: str, narrow: list[str], expected: dict[str, object], places: list[str], tmp_path: Path
+def test_a_study_from_scratch_and_one_whose_backbone_varies_train(
+    study: str, network: list[str], narrow: str, expected: dict[str, object], places: list[str], tmp_path: Path
 ) -> None:
-    """From scratch, DomainNet's schedule, the faster last layer, the other backbone: one run of each, small."""
+    """Of the other studies, whose settings test_study.py compares, one run of each that is made in another way."""
     small = [option for option in SMALL if option != "image_size=32"] + ["image_size=16", "optim.weight_decay=1e-4"]
-    network = [] if study == "figure5" else ["backbone.weights=" + weights("resnet18", tmp_path)[2].partition("=")[2]]
-    if study == "figure4":
-        network.append("backbone=resnet18")
-    done = train(f"study={study}", *small, "seed=0", "test_domain=0", *narrow, *network, *places)
+    if network:
+        network = [*network, *weights("resnet18", tmp_path)[2:]]
+    done = train(f"study={study}", *small, "seed=0", "test_domain=0", "dropout=0.9", narrow, *network, *places)
     assert done.returncode == 0, done.stderr + done.stdout
     [path] = tmp_path.glob("runs/*/*/*/result.json")
     result = json.loads(path.read_text())
     assert result["study"] == study
     assert {name: result["settings"][name] for name in expected} == expected
-    report = script("report.py", f"output_dir={tmp_path}")
-    assert report.returncode == 0, report.stderr
-    assert "1 finished run of glyphs" in report.stdout

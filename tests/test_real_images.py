@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from commands import train
+from commands import script, train
 
 LITE0 = ("backbone=efficientnet_lite0", "wandb.mode=disabled", "keep=[]")
 
@@ -24,13 +24,16 @@ def test_fine_tuning_learns_the_embedded_dataset(data_dir: Path, tmp_path: Path)
     """Chance is 10 %: far above it on the domains trained on, and worse on the one left out."""
     done = train(
         *LITE0,
-        *("dataset=glyphs", "test_domain=mosaic", "dropout=0", "image_size=48", "batch_size=8"),
-        *("optim.last_layer_lr_factor=10", "optim.steps=120", "optim.milestones=[100]", "eval_every=60"),
-        *("averaging.start=90", "ensemble.start=60", "ensemble.every=30"),
+        *("dataset=glyphs", "test_domain=mosaic", "dropout=0", "image_size=48", "batch_size=4"),
+        *("optim.last_layer_lr_factor=10", "optim.steps=100", "optim.milestones=[80]", "eval_every=50"),
+        *("averaging.start=75", "ensemble.start=50", "ensemble.every=25"),
         *(f"data_dir={data_dir}", f"output_dir={tmp_path}"),
     )
     assert done.returncode == 0, done.stderr
-    last = {row["method"]: row for row in only_result(tmp_path)["results"] if row["selection"] == "last"}
+    result = only_result(tmp_path)
+    assert result["settings"]["backbone.weights_fingerprint"] != "random"
+    assert result["batch_norm_statistics"] == "frozen"
+    last = {row["method"]: row for row in result["results"] if row["selection"] == "last"}
     assert set(last) == {"erm", "weight_averaging", "ensemble"}
     for row in last.values():
         assert row["iid_acc"] > 0.4
@@ -41,7 +44,7 @@ def test_dropout_too_noisy_is_warned_about_and_its_collapse_reported(data_dir: P
     done = train(
         *LITE0,
         *("dataset=glyphs", "test_domain=mosaic", "dropout=0.9", "backbone.feature_scale=1", "optim.lr=5e-3"),
-        *("image_size=48", "batch_size=8", "optim.steps=60", "optim.milestones=[]", "eval_every=30"),
+        *("image_size=48", "batch_size=8", "optim.steps=40", "optim.milestones=[]", "eval_every=20"),
         *(f"data_dir={data_dir}", f"output_dir={tmp_path}"),
     )
     assert done.returncode == 0, done.stderr
@@ -49,12 +52,31 @@ def test_dropout_too_noisy_is_warned_about_and_its_collapse_reported(data_dir: P
         r"warning: mosaic: dropout=0.9 adds noise .*backbone.feature_scale=([\d.]+) mends it", done.stdout
     )
     assert warned
-    assert warned.start() < done.stdout.index("step 0/60")
+    assert warned.start() < done.stdout.index("step 0/40")
     collapsed = re.search(r"collapsed at step (\d+): .*backbone.feature_scale \(now 1\)", done.stdout)
     assert collapsed
     collapse = only_result(tmp_path)["health"]["collapse"]
     assert collapse["step"] == int(collapsed[1])
     assert "mosaic (collapsed)" in done.stdout
+
+
+def test_real_pacs_has_its_exact_counts_and_one_short_it_does_not(pacs_dir: Path, tmp_path: Path) -> None:
+    """At the size of the next test, which finds its image store made."""
+    verified = script("prepare.py", f"data_dir={pacs_dir.parent}", "image_size=48")
+    assert verified.returncode == 0, verified.stderr
+    for domain in pacs_dir.iterdir():
+        for label in domain.iterdir():
+            (tmp_path / "PACS" / domain.name).mkdir(parents=True, exist_ok=True)
+            link = tmp_path / "PACS" / domain.name / label.name
+            if (domain.name, label.name) != ("sketch", "dog"):
+                link.symlink_to(label)
+                continue
+            link.mkdir()
+            for path in sorted(label.iterdir())[1:]:
+                (link / path.name).symlink_to(path)
+    refused = script("prepare.py", f"data_dir={tmp_path}", "image_size=48")
+    assert refused.returncode == 2
+    assert "sketch has 3928 images instead of 3929 (dog 771 instead of 772)" in refused.stderr
 
 
 def test_real_pacs_is_fine_tuned(pacs_dir: Path, lite0_weights: Path, tmp_path: Path) -> None:

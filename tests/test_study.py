@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +16,11 @@ from omegaconf import OmegaConf, open_dict
 
 from vld.claim import LOCK
 from vld.config import typed_config
+from vld.errors import UserError
 from vld.jobs import Job, axes_of, jobs_of
 from vld.runs.identity import run_id, run_identity
 from vld.settings import Config
+from vld.status import show_status
 from vld.study import (
     Progress,
     Wanted,
@@ -27,7 +30,8 @@ from vld.study import (
     seconds_to_go,
     wanted_runs,
 )
-from vld.sweep import at_a_time, study_axes
+from vld.sweep import at_a_time, finish_status, study_axes
+from vld.terminal import Terminal
 
 STUDIES = sorted(path.stem for path in (REPOSITORY / "conf/study").glob("*.yaml"))
 # Protocol, section 4: the runs that each figure adds to those before it.
@@ -105,6 +109,8 @@ def settings_of(study: str) -> dict[str, set[Any]]:
         "factor with dropout": {c.optim.last_layer_lr_factor for c in configs if c.dropout},
         "factor without": {c.optim.last_layer_lr_factor for c in configs if not c.dropout},
         "eval_every": {config.eval_every for config in configs},
+        "averaging": {(config.averaging.start, config.averaging.interval) for config in configs},
+        "ensemble": {(config.ensemble.start, config.ensemble.every) for config in configs},
         "batch_size": {config.batch_size for config in configs},
         "image_size": {config.image_size for config in configs},
         "optim": {config.optim.name for config in configs},
@@ -125,6 +131,8 @@ FIGURE2: dict[str, set[Any]] = {
     "factor with dropout": {1.0},
     "factor without": {1.0},
     "eval_every": {300},
+    "averaging": {(300, 1)},
+    "ensemble": {(300, 300)},
     "batch_size": {32},
     "image_size": {224},
     "optim": {"sgd"},
@@ -147,6 +155,7 @@ RATES = {0.0, 0.5, 0.9, 0.95}
                 "steps": {30_000},
                 "milestones": {(15_000, 25_000)},
                 "eval_every": {1_000},
+                "ensemble": {(1_000, 1_000)},
             },
         ),
         (
@@ -178,6 +187,20 @@ RATES = {0.0, 0.5, 0.9, 0.95}
 )
 def test_grids_are_the_protocol_s(study: str, differences: dict[str, set[Any]]) -> None:
     assert settings_of(study) == FIGURE2 | differences
+
+
+def test_pacs_on_a_cpu_is_48_runs_and_a_quarter_of_them_for_one_seed_and_rate() -> None:
+    assert len(wanted_runs(jobs("pacs_cpu"))) == 48
+    narrowed = jobs("pacs_cpu", "seed=0", "optim.lr=1e-3")
+    assert len(wanted_runs(narrowed)) == 12
+    assert {job.config.seed for job in narrowed} == {0}
+    assert {job.config.optim.lr for job in narrowed} == {1e-3}
+    its = settings_of("pacs_cpu")
+    assert its["datasets"] == {"pacs"}
+    assert its["backbones"] == {"efficientnet_lite0"}
+    assert its["dropout"] == {0.0, 0.5, 0.9}
+    assert its["image_size"] == {48}
+    assert its["steps"] == {2_000}
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -215,7 +238,8 @@ def test_jobs_are_what_hydra_composes() -> None:
 
 
 def test_everything_wrong_is_said_before_anything_is_done(tmp_path: Path) -> None:
-    done = train("study=demo", "dropout=0,1.5,-1", "seed=0,x", f"output_dir={tmp_path / 'o'}", f"data_dir={tmp_path}")
+    """Neither does the first job's, where both values are bad, hide the others'."""
+    done = train("study=demo", "dropout=1.5,0,-1", "seed=x,0", f"output_dir={tmp_path / 'o'}", f"data_dir={tmp_path}")
     assert done.returncode == 2
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 3
@@ -254,12 +278,6 @@ def test_a_study_file_that_lacks_something_is_refused(text: str, said: str, tmp_
     assert done.returncode == 2
     assert said in done.stderr
     assert not (tmp_path / "o").exists()
-
-
-def test_one_bad_value_hides_no_other(tmp_path: Path) -> None:
-    done = train("study=demo", "seed=x,0", "dropout=1.5,0", f"output_dir={tmp_path}", f"data_dir={tmp_path}")
-    assert done.returncode == 2
-    assert {line.split(":")[0] for line in done.stderr.strip().splitlines()} == {"seed=x", "dropout=1.5"}
 
 
 def test_the_dry_run_of_a_combination_has_its_members(small_glyphs: Path, tmp_path: Path) -> None:
@@ -378,6 +396,9 @@ def test_a_study_of_one_s_own_from_end_to_end(own_study: list[str], small_glyphs
     assert combined.returncode == 1  # of dropout 0 nothing is there
     made = [json.loads(path.read_text()) for path in (tmp_path / "outputs/combined").rglob("result.json")]
     assert {result["settings"]["dropout"] for result in made} == {0.5}
+    trained = [json.loads(path.read_text()) for path in (tmp_path / "outputs/runs").rglob("result.json")]
+    assert {result["batch_norm_statistics"] for result in trained} == {"frozen"}  # of the package's weights
+    assert "random" not in {result["settings"]["backbone.weights_fingerprint"] for result in trained}
     assert sorted((r["identity"]["method"], r["settings"]["test_domain"], len(r["members"])) for r in made) == [
         (method, domain, 4) for method in ("ensemble_of_runs", "model_soup") for domain in ("chalk", "mosaic")
     ]
@@ -413,9 +434,8 @@ def test_status_of_a_plain_sweep_and_of_one_command(tmp_path: Path) -> None:
         done = script("status.py", *words)
         assert done.returncode == 1, done.stderr
         assert f"this sweep: {runs} runs, 0 finished" in done.stdout
-    wrong = script("status.py", *options, "format=xml")
-    assert wrong.returncode == 2
-    assert "format=xml: must be one of table, json" in wrong.stderr
+    with pytest.raises(UserError, match=r"^format=xml: must be one of table, json$"):
+        finish_status([], "this sweep", OmegaConf.create({"format": "xml", "watch": False}))
     misspelt = script("status.py", *options, "wtch=true")
     assert misspelt.returncode == 2
     assert "did you mean watch?" in misspelt.stderr
@@ -454,6 +474,42 @@ def test_a_run_is_known_by_its_settings_whatever_its_data_weights_and_precision(
     assert progress_of([run], {backbone: "of another file"}) == [nothing]
     run.config.precision = "fp32"
     assert [p.state for p in progress_of([run])] == ["failed"]
+
+
+def test_a_run_that_trains_tells_its_step_and_the_time_left(tmp_path: Path) -> None:
+    run = wanted(output_dir=tmp_path)
+    content = {"dataset_fingerprint": "d", "weights_fingerprint": "w", "precision": "fp32"}
+    identity = run_identity(run.config, "chalk", **content)
+    path = tmp_path / "runs/glyphs/chalk" / run_id(identity)
+    path.mkdir(parents=True)
+    (path / "config.yaml").write_text(yaml.safe_dump({"identity": identity}))
+    rows = ({"step": 0, "seconds": 0.0}, {"step": 50, "seconds": 10.0})  # of 200 steps
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (path / LOCK).write_text("4242\nanother-machine\n")
+    assert [(p.state, p.step, p.seconds_left) for p in progress_of([run])] == [("running", 50, 30.0)]
+    (path / LOCK).unlink()
+    assert [(p.state, p.step, p.seconds_left) for p in progress_of([run])] == [("interrupted", 50, 30.0)]
+
+
+def test_watching_shows_it_again_until_all_is_finished(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = wanted()
+    looks = [[Progress(run, state, step=50)] for state in ("running", "interrupted", "finished")]
+    slept: list[float] = []
+    monkeypatch.setattr("vld.status.progress_of", lambda _: looks[len(slept)])
+    monkeypatch.setattr("vld.status.time", SimpleNamespace(sleep=slept.append))
+
+    def shown(watch: bool) -> bool:
+        return show_status([run], {}, name="mine", watch=watch, as_json=False, terminal=Terminal())
+
+    assert not shown(watch=False)
+    assert not slept
+    assert capsys.readouterr().out.count("mine: 1 runs, 0 finished") == 1
+    assert shown(watch=True)
+    assert slept == [5.0, 5.0]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("mine: 1 runs, ")]
+    assert [line.split(", ")[1] for line in lines] == ["0 finished", "0 finished", "1 finished"]
 
 
 def test_seconds_to_go_are_those_of_runs_alike() -> None:

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from commands import REPOSITORY, script, train
-from wandb_server import KEY, WandbServer, serving
+from wandb_server import KEY, WandbServer, read_offline, serving
 
+from vld.errors import UserError
 from vld.settings import WandbConfig
-from vld.tracking.content import wandb_runs
+from vld.tracking.content import wandb_run_in_training, wandb_runs
 from vld.tracking.publisher import Publisher
 from vld.tracking.workspace import build_workspace
 
@@ -61,21 +63,10 @@ def run_dir(output_dir: Path) -> Path:
 
 
 def offline_runs(output_dir: Path) -> dict[str, dict[str, Any]]:
-    """Every offline run that is there, by its id, as wandb reads it."""
-    runs: dict[str, dict[str, Any]] = {}
-    for path in sorted((output_dir / "wandb").glob("offline-run-*")):
-
-        def leet(*options: str, path: Path = path) -> str:
-            command = [sys.executable, "-m", "wandb", "leet", "inspect", *options, "--json", str(path)]
-            return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True).stdout
-
-        run = json.loads(leet("--summary"))
-        records = [json.loads(line) for line in leet().splitlines()]
-        [about] = [record["run"] for record in records if record["type"] == "run"]
-        run |= {name: about.get(name) for name in ("run_group", "job_type")}
-        run["history"] = [record["history"]["item"] for record in records if record["type"] == "history"]
-        assert run["run_id"] not in runs
-        runs[run["run_id"]] = run
+    """Every offline run that is there, by its id."""
+    there = read_offline(output_dir)
+    runs = {run["run_id"]: run for run in there}
+    assert len(runs) == len(there)
     return runs
 
 
@@ -185,8 +176,8 @@ def interrupt_after(process: "subprocess.Popen[str]", said: str) -> None:
 
 
 def test_an_interrupted_run_is_one_whole_copy(base: tuple[str, ...], tmp_path: Path) -> None:
-    options = (*base, f"output_dir={tmp_path}", "optim.steps=60", "eval_every=4")
-    interrupt_after(start(*options, env=OFFLINE), "step 4/60")
+    options = (*base, f"output_dir={tmp_path}", "optim.steps=30", "eval_every=5")
+    interrupt_after(start(*options, env=OFFLINE), "step 5/30")
     assert not (run_dir(tmp_path) / "result.json").exists()
     assert offline_runs(tmp_path) == {}
     done = train(*options, env=OFFLINE)
@@ -253,15 +244,11 @@ def test_a_run_that_succeeds_later_replaces_its_failure(trained: Path, tmp_path:
 
 
 def test_what_cannot_be_read_is_named(trained: Path, tmp_path: Path) -> None:
-    directory = tmp_path / "runs/glyphs/chalk" / run_dir(trained).name
-    shutil.copytree(run_dir(trained), directory)
-    (directory / "metrics.jsonl").write_text("{}\n")
-    publisher = Publisher(WandbConfig(mode="offline"), str(tmp_path), say=print, warn=print)
-    publisher.publish(directory)
-    publisher.close()
-    [(path, why)] = publisher.undelivered.items()
-    assert path == str(directory)
-    assert "damaged" in why
+    shutil.copytree(run_dir(trained), tmp_path / "run")
+    assert len(wandb_runs(tmp_path / "run")) == 3
+    (tmp_path / "run/metrics.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="damaged"):
+        wandb_runs(tmp_path / "run")
 
 
 # Online
@@ -320,6 +307,7 @@ def test_w_and_b_down_changes_nothing_and_is_made_good_later(
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
     down = {"WANDB_BASE_URL": f"http://127.0.0.1:{port}", "WANDB_API_KEY": KEY, "WANDB_MODE": "online"}
+    down["WANDB_INIT_TIMEOUT"] = "3"
     done = train(*base, f"output_dir={tmp_path}", env=down)
     assert done.returncode == 0, done.stderr
     said = re.search(
@@ -390,20 +378,10 @@ def test_environment_variables_keep_their_meaning(trained: Path, tmp_path: Path)
     for run in runs.values():
         assert (run["project"], run["entity"], run["run_group"], run["notes"]) == ("mine", "us", "together", "a note")
         assert {"late", "night", "glyphs"} <= set(run["tags"])
-    chosen = script(
-        "publish.py", f"output_dir={tmp_path}/outputs", "wandb.mode=offline", "wandb.project=other", env=env
-    )
-    assert chosen.returncode == 0
-    assert sorted({run["project"] for run in offline_projects(tmp_path)}) == ["mine", "other"]
-
-
-def offline_projects(output_dir: Path) -> list[dict[str, Any]]:
-    found = []
-    for path in (output_dir / "wandb").glob("offline-run-*"):
-        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(path)]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True)
-        found.append(json.loads(done.stdout))
-    return found
+    options = ("wandb.mode=offline", "wandb.project=other", "wandb.entity=them")
+    assert script("publish.py", f"output_dir={tmp_path}/outputs", *options, env=env).returncode == 0
+    places = {(run["project"], run["entity"]) for run in read_offline(tmp_path)}
+    assert places == {("mine", "us"), ("other", "them")}
 
 
 def test_combinations_are_copied_too(base: tuple[str, ...], tmp_path: Path) -> None:
@@ -442,6 +420,19 @@ def test_groups_are_the_cells_of_a_table(trained: Path, tmp_path: Path) -> None:
 
     assert group(seed=5) == group(seed=6) == group(test_domain="neon") == group()
     assert len({group(), group(dropout=0.5), group(optim__lr=7), group(split_seed=3)}) == 4
+
+
+def test_the_study_is_told(trained: Path, tmp_path: Path) -> None:
+    """Of a run that trains as well as of a finished one."""
+    directory = tmp_path / run_dir(trained).name
+    shutil.copytree(run_dir(trained), directory)
+    result = json.loads((directory / "result.json").read_text())
+    stored = yaml.safe_load((directory / "config.yaml").read_text())
+    assert {run.config["study"] for run in (*wandb_runs(directory), wandb_run_in_training(directory))} == {None}
+    (directory / "result.json").write_text(json.dumps(result | {"study": "figure2"}))
+    other = stored.get("other", {}) | {"study.name": "figure2"}
+    (directory / "config.yaml").write_text(yaml.safe_dump(stored | {"other": other}))
+    assert {run.config["study"] for run in (*wandb_runs(directory), wandb_run_in_training(directory))} == {"figure2"}
 
 
 def test_the_dashboard_s_view_is_what_would_be_sent(trained: Path) -> None:

@@ -1,17 +1,42 @@
-"""A W&B server of a few lines, on 127.0.0.1: it keeps what clients tell it of runs, and answers what they need to go on."""
+"""A W&B server of a few lines, on 127.0.0.1: it keeps what clients tell it of runs, and answers what they need to go on.
+And offline runs, as wandb reads them."""
 
 import gzip
 import json
 import re
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+from wandb.util import get_core_path
 
 # Of the form that W&B's keys have.
 KEY = "0123456789abcdef0123456789abcdef01234567"
+
+
+def read_offline(output_dir: Path) -> list[dict[str, Any]]:
+    """Every offline run that is there: what `wandb leet inspect --summary` says, its group, job type and history."""
+    runs = []
+    for path in sorted((output_dir / "wandb").glob("offline-run-*/run-*.wandb")):
+
+        def inspect(*options: str, path: Path = path) -> str:
+            # As `wandb leet inspect` does, which takes a Python a second to start.
+            command = [get_core_path(), "leet", "inspect", "--no-observability", "--json", *options]
+            command += ["--run-file", str(path), str(output_dir / "wandb")]
+            return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True).stdout
+
+        run = json.loads(inspect("--summary"))
+        records = [json.loads(line) for line in inspect().splitlines()]
+        [about] = [record["run"] for record in records if record["type"] == "run"]
+        run |= {name: about.get(name) for name in ("run_group", "job_type")}
+        run["history"] = [record["history"]["item"] for record in records if record["type"] == "history"]
+        runs.append(run)
+    return runs
 
 
 RUN_FIELDS: dict[str, Any] = dict.fromkeys(

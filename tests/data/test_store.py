@@ -54,6 +54,7 @@ def test_made_once_and_opened_ever_after(own_dataset_dir: Path, tmp_path: Path) 
     again, told = opened(own_dataset_dir, tmp_path / "stores")
     assert told == []
     assert same(first, again)
+    assert f"{tmp_path}/stores" in Path("/proc/self/maps").read_text()  # not read into memory
     assert len(list((tmp_path / "stores").iterdir())) == 2
 
 
@@ -75,6 +76,18 @@ def test_another_evaluation_size_leaves_the_pixels(own_dataset_dir: Path, tmp_pa
     assert other.fingerprint == first.fingerprint
     assert torch.equal(other.domains[0].pixels, first.domains[0].pixels)
     assert other.domains[0].evaluation.shape == (10, 8, 8, 3)
+
+
+def test_another_store_size_leaves_the_views(own_dataset_dir: Path, tmp_path: Path) -> None:
+    stores = tmp_path / "stores"
+    first, _ = opened(own_dataset_dir, stores)
+    [views] = stores.glob("*-views-16")
+    before = views.stat().st_mtime_ns
+    other, told = opened(own_dataset_dir, stores, store_size=32)
+    assert told[-1] == 30
+    assert [path.name.split("-", 2)[2] for path in sorted(stores.iterdir())] == ["pixels-32", "pixels-64", "views-16"]
+    assert views.stat().st_mtime_ns == before
+    assert torch.equal(other.domains[0].evaluation, first.domains[0].evaluation)
 
 
 def add(root: Path) -> None:

@@ -3,8 +3,8 @@
 import itertools
 import json
 import math
-from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -29,6 +29,7 @@ from vld.report.figures import connectivity_figure
 from vld.report.grid import expected_of
 from vld.report.narrow import of_study
 from vld.report.series import Series
+from vld.report.store import Store
 from vld.report.studies import KINDS, OF_STUDY, Drawn, drawn_figures
 from vld.study import Wanted
 from vld.terminal import Terminal
@@ -66,6 +67,12 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output_dir
 
 
+@cache
+def stored(output_dir: Path) -> Store:
+    """What is in `everything`: reading its run directories takes longer than drawing them."""
+    return read_store(output_dir)
+
+
 def figures_of(output_dir: Path, study: str) -> tuple[list[Drawn], list[Series]]:
     wanted: list[Wanted] = []
     for name in (study, *SHARED.get(study, ())):
@@ -74,7 +81,7 @@ def figures_of(output_dir: Path, study: str) -> tuple[list[Drawn], list[Series]]
             words.append("dataset=vlcs" if study in ("figure9", "figure10") else "dataset=pacs,vlcs")
         wanted += study_runs(name, *words)
     expected = expected_of(wanted)
-    store = of_study(read_store(output_dir), expected)
+    store = of_study(stored(output_dir), expected)
     series = series_of(store.results, expected)
     assert all(one.grid.complete for one in series)
     return list(drawn_figures(series, store.results, study)), series
@@ -229,7 +236,7 @@ def test_colours_of_methods_and_rates_are_told_apart() -> None:
 
 
 def test_without_a_study_everything_is_drawn_that_the_results_allow(everything: Path) -> None:
-    store = read_store(everything)
+    store = stored(everything)
     series = series_of(store.results)
     drawn = list(drawn_figures(series, store.results, None))
     names = [one.name for one in drawn]
@@ -371,8 +378,7 @@ def test_learning_curves_are_the_files(everything: Path) -> None:
     assert curves.step.tolist() == lines.step.tolist()
 
 
-@pytest.mark.parametrize("draw", [clouds_figure])
-def test_a_figure_is_as_wide_as_a_column_or_two(draw: Callable[[pd.DataFrame], Figure], everything: Path) -> None:
+def test_a_figure_is_as_wide_as_a_column_or_two(everything: Path) -> None:
     [drawn], _ = figures_of(everything, "figure2")
-    assert draw(drawn.points[drawn.points.dataset == "pacs"]).get_figwidth() == pytest.approx(3.4)
-    assert draw(drawn.points).get_figwidth() == pytest.approx(6.8)
+    assert clouds_figure(drawn.points[drawn.points.dataset == "pacs"]).get_figwidth() == pytest.approx(3.4)
+    assert clouds_figure(drawn.points).get_figwidth() == pytest.approx(6.8)

@@ -1,0 +1,228 @@
+"""What README.md, --help and the design promise of defaults, presets and names, held to what a command composes."""
+
+import itertools
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from commands import REPOSITORY
+from hydra import compose, initialize_config_dir
+
+import vld.cli
+from vld.benchmark.forecast import EXPERIMENTS
+from vld.cli import exit_after_lost_job
+from vld.colors import METHOD_COLORS, METHOD_MARKERS, METHOD_NAMES
+from vld.config import typed_config
+from vld.device import Placing, resolve_precision, set_up
+from vld.members import member_configs
+from vld.report.command import folder_name
+from vld.runs.identity import flat_settings
+from vld.settings import COMBINATIONS, METHODS, Config
+
+# The command of the design's contract, and what else a run is made of.
+DEFAULTS = {
+    "dataset.name": "pacs",
+    "data_dir": "data",
+    "output_dir": "outputs",
+    "test_domain": "all",
+    "backbone.name": "resnet50",
+    "backbone.weights": None,
+    "backbone.published": "ResNet50_Weights.IMAGENET1K_V2",
+    "backbone.normalize": "l2",
+    "backbone.tuning": "full",
+    "image_size": 224,
+    "dropout": 0.9,
+    "dropout_schedule": "constant",
+    "method.name": "erm",
+    "optim.name": "sgd",
+    "optim.lr": 1e-3,
+    "optim.weight_decay": 1e-4,
+    "optim.momentum": 0.9,
+    "optim.steps": 10_000,
+    "optim.milestones": [5_000],
+    "optim.gamma": 0.1,
+    "optim.last_layer_lr_factor": 1.0,
+    "batch_size": 32,
+    "eval_every": 300,
+    "seed": 0,
+    "split_seed": 0,
+    "head_seed": 0,
+    "averaging.start": 300,
+    "averaging.interval": 1,
+    "ensemble.start": 300,
+    "ensemble.every": 300,
+    "keep": ["erm-last", "erm-last-logits"],
+    "checkpoint_every": 300.0,
+    "if_running": "wait",
+    "device": "auto",
+    "precision": "auto",
+    "compile": "auto",
+    "deterministic": False,
+    "wandb.mode": "auto",
+}
+# Options that --help shows with an example instead of their default.
+EXAMPLES = {"study", "dry_run", "hydra/launcher", "method.members"}
+
+
+@pytest.fixture(autouse=True)
+def presets() -> Iterator[None]:
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        yield
+
+
+def config(*overrides: str) -> Config:
+    return typed_config(compose("train", overrides=list(overrides)), Config)
+
+
+def names(group: str) -> list[str]:
+    return sorted(path.stem for path in (REPOSITORY / "conf" / group).glob("*.yaml"))
+
+
+# Defaults
+
+
+def test_the_defaults_are_the_paper_s() -> None:
+    settings = flat_settings(config())
+    assert {name: settings[name] for name in DEFAULTS} == DEFAULTS
+
+
+def test_the_defaults_that_help_shows_are_those_of_a_command() -> None:
+    template = yaml.safe_load((REPOSITORY / "conf/options.yaml").read_text())["hydra"]["help"]["template"]
+    told = template[template.index("== What you will want to set (default) ==") : template.index("== Also ==")]
+    shown: dict[str, str] = {}
+    for line in told.splitlines():
+        start = re.match(r"([\w./]+=\S+ ?)+", line)  # one or several options, before what they mean
+        shown |= dict(word.split("=", 1) for word in start[0].split()) if start else {}
+        # … and those that are named with another.
+        shown |= dict(re.findall(r"([\w.]+)=(1e-4|0\.9|0\.1|1|300|l2|element)(?=[ ,)]|$)", line[30:]))
+    assert len(shown) >= 52
+    assert shown.keys() >= EXAMPLES
+    settings = flat_settings(config()) | {"dataset": "pacs", "backbone": "resnet50", "method": "erm"}
+    wrong = {
+        name: (value, settings[name])
+        for name, value in shown.items()
+        if name not in EXAMPLES and yaml.safe_load(value.replace("1e-", "1.0e-")) != settings[name]
+    }
+    assert not wrong
+
+
+def test_members_are_the_paper_s_unless_said_otherwise() -> None:
+    rates, decays, seeds = (1e-3, 5e-4), (1e-4, 5e-5, 1e-5), (0, 1, 2)
+    for method in ("model_soup", "greedy_soup", "ensemble_of_runs"):
+        members = member_configs(config(f"method={method}"))
+        assert [tuple(values.values()) for values, _ in members] == list(itertools.product(rates, decays, seeds))
+        assert [(m.optim.lr, m.optim.weight_decay, m.seed) for _, m in members] == [
+            tuple(values.values()) for values, _ in members
+        ]
+    ends = member_configs(config("method=connectivity"))
+    assert [member.backbone.tuning for _, member in ends] == ["full", "head"]
+    others = member_configs(config("method=connectivity", 'method.members=["seed=0,1"]'))
+    assert [member.seed for _, member in others] == [0, 1]
+
+
+# Presets and names
+
+
+def test_datasets_are_in_the_folders_that_domainbed_uses() -> None:
+    known = {name: config(f"dataset={name}").dataset for name in names("dataset") if name not in ("folder", "glyphs")}
+    assert {name: dataset.folder for name, dataset in known.items()} == {
+        "pacs": "PACS",
+        "vlcs": "VLCS",
+        "office_home": "office_home",
+        "terra_incognita": "terra_incognita",
+        "domain_net": "domain_net",
+    }
+    limited = {name: dataset.curve_images for name, dataset in known.items() if dataset.curve_images is not None}
+    assert limited == {"domain_net": 1000}
+    [domain_net] = [experiment for experiment in EXPERIMENTS if experiment.datasets == ("domain_net",)]
+    assert domain_net.curve_images == 1000  # what the benchmark's forecast counts with
+
+
+def test_two_backbones_have_their_features_scaled() -> None:
+    backbones = [name for name in names("backbone") if name != "timm"] + ["timm backbone.name=resnet10t"]
+    scales = {name: config(*f"backbone={name}".split()).backbone.feature_scale for name in backbones}
+    assert {name: scale for name, scale in scales.items() if scale != 1} == {
+        "efficientnet_lite0": 0.1,
+        "mobilenet_v2": 0.1,
+    }
+
+
+def test_a_method_needs_what_the_readme_says_and_no_more() -> None:
+    """Its name in vld/settings.py, a preset, a colour, a marker and a name for people."""
+    for named in (names("method"), METHOD_COLORS, METHOD_MARKERS, METHOD_NAMES):
+        assert set(named) == {*METHODS, *COMBINATIONS}
+
+
+def test_every_script_is_installed_as_a_command() -> None:
+    commands = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["scripts"]
+    stems = [path.stem for path in (REPOSITORY / "scripts").glob("*.py")]
+    assert commands == {f"vld-{stem}": f"vld.cli:{stem}" for stem in stems}
+    assert all(callable(getattr(vld.cli, stem)) for stem in stems)
+
+
+def test_a_study_s_report_is_in_a_folder_of_its_name() -> None:
+    assert [folder_name(words) for words in ([], ["study=demo"], ["study=pacs_cpu", "data_dir=/data"])] == [
+        "",
+        "demo",
+        "pacs_cpu",
+    ]
+
+
+# The device
+
+
+def test_float32_is_without_tf32_and_a_gpu_s_precision_is_bfloat16() -> None:
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = True
+        set_up(torch.device("cpu"), deterministic=False)
+        assert [backend.allow_tf32 for backend in backends] == [False, False]
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert [resolve_precision("auto", device) for device in (cpu, gpu)] == ["fp32", "bf16"]
+    assert [resolve_precision("fp32", gpu), resolve_precision("bf16", cpu)] == ["fp32", "bf16"]
+
+
+def test_images_take_40_percent_of_the_gpu_memory_that_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (700, 2000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda *_: 500)  # of which 300 are free again
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda *_: 200)
+    said: list[str] = []
+    placing = Placing(torch.device("cuda"), said.append)
+    assert [placing.on_device("some", 300), placing.on_device("more", 200), placing.on_device("few", 100)] == [
+        True,
+        False,
+        True,
+    ]
+    assert [line.partition(": ")[2].split(" (")[0] for line in said] == [
+        "in GPU memory",
+        "read as they are needed",
+        "in GPU memory",
+    ]
+    said.clear()
+    assert not Placing(torch.device("cpu"), said.append).on_device("some", 1)
+    assert not said
+
+
+# Sweeps
+
+
+def test_a_launcher_that_stops_says_what_there_is_and_how_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The process of a job was killed from outside, say."""
+    with pytest.raises(SystemExit) as ended:
+        exit_after_lost_job((tmp_path / "outcomes", 2, "erm"), RuntimeError("killed\nmore of it"))
+    assert ended.value.code == 1
+    shown = capsys.readouterr()
+    assert "2 of 2 jobs have said nothing of how they ended" in shown.out
+    assert shown.err.splitlines()[0] == "the launcher stopped: RuntimeError: killed"
+    assert "does nothing twice" in shown.err
