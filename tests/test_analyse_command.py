@@ -374,7 +374,7 @@ def test_the_report_has_its_table_and_its_figure(
 
 def shown_in_one_row(shown: str, *cells: str) -> bool:
     """Whether the table of richness has a line with all of these."""
-    table = shown[shown.index("\nrichness\n") :]
+    table = shown[shown.index("\nRichness\n") :]
     return any(all(cell in line for cell in cells) for line in table.splitlines())
 
 
