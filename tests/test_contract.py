@@ -1,7 +1,10 @@
 """What README.md, --help and the design promise of defaults, presets and names, held to what a command composes."""
 
 import itertools
+import os
 import re
+import shutil
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +19,16 @@ import vld.cli
 from vld.benchmark.forecast import EXPERIMENTS
 from vld.cli import exit_after_lost_job
 from vld.colors import METHOD_COLORS, METHOD_MARKERS, METHOD_NAMES
-from vld.config import typed_config
+from vld.config import typed_config, with_values
 from vld.device import Placing, resolve_precision, set_up
+from vld.jobs import Job
 from vld.members import member_configs
 from vld.report.command import folder_name
 from vld.runs.identity import flat_settings
 from vld.settings import COMBINATIONS, METHODS, Config
+from vld.sweep import check_jobs
+
+README = (REPOSITORY / "README.md").read_text()
 
 # The command of the design's contract, and what else a run is made of.
 DEFAULTS = {
@@ -226,3 +233,48 @@ def test_a_launcher_that_stops_says_what_there_is_and_how_to_go_on(
     assert "2 of 2 jobs have said nothing of how they ended" in shown.out
     assert shown.err.splitlines()[0] == "the launcher stopped: RuntimeError: killed"
     assert "does nothing twice" in shown.err
+
+
+def test_slurm_is_asked_for_what_the_readme_says() -> None:
+    composed = compose("train", overrides=["hydra/launcher=slurm"], return_hydra_config=True).hydra.launcher
+    said = re.search(r"`gpus_per_node=1 cpus_per_task=8 mem_gb=32 array_parallelism=64`", README)
+    assert said
+    defaults = {"gpus_per_node": 1, "cpus_per_task": 8, "mem_gb": 32, "array_parallelism": 64}
+    defaults |= {"timeout_min": 1440, "signal_delay_s": 300}
+    assert {name: composed[name] for name in defaults} == defaults
+    assert "`hydra.launcher.timeout_min=1440`" in README
+    assert "`signal_delay_s=300`" in README
+
+
+@pytest.mark.parametrize(("gpus", "jobs"), [(4, 4), (1, 1), (0, 1)])
+def test_a_machine_has_as_many_jobs_at_a_time_as_gpus(gpus: int, jobs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    composed = compose("train", overrides=["hydra/launcher=parallel"], return_hydra_config=True)
+    assert composed.hydra.launcher.n_jobs == jobs
+
+
+def test_an_older_python_is_refused_in_one_line(tmp_path: Path) -> None:
+    for name in ("pyproject.toml", "scripts/constraints.txt", "scripts/environment.sh"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(REPOSITORY / name, tmp_path / name)
+    older = tmp_path / "python3.10"
+    older.write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.10.1 || exit 1\n')
+    older.chmod(0o755)
+    command = ["bash", "-c", f"source {tmp_path}/scripts/environment.sh"]
+    done = subprocess.run(command, env=os.environ | {"PYTHON": str(older)}, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Python 3.11 or newer is needed; this is Python 3.10.1.")
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_folders_and_weights_of_all_jobs_are_checked(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    right = config("dataset=glyphs", "backbone=resnet18", "backbone.weights=none", f"data_dir={tmp_path}")
+    wrong = [
+        with_values(right, {"backbone.weights": "/no/such.pth"}),
+        with_values(right, {"dataset.folder": "elsewhere", "dataset.name": "mine"}),
+    ]
+    with pytest.raises(SystemExit) as ended:
+        check_jobs([Job((), one) for one in (right, *wrong)], {}, trains=True, here=True)
+    assert ended.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["backbone.weights=/no/such.pth", "dataset=mine"]

@@ -49,6 +49,7 @@ def test_jobs_side_by_side_come_to_the_same(small_glyphs: Path, tmp_path: Path) 
     launcher = ("hydra/launcher=parallel", "hydra.launcher.n_jobs=2")
     together = train(*OPTIONS, *launcher, f"data_dir={small_glyphs}", f"output_dir={tmp_path / 'b'}")
     assert together.returncode == 1, together.stdout + together.stderr
+    assert not list((tmp_path / "a").rglob("*.safetensors"))  # keep=[]
     expected = results(tmp_path / "a")
     assert len(expected) == 3
     assert results(tmp_path / "b") == {name: rows for name, rows in expected.items() if name != chalk}

@@ -1,6 +1,7 @@
 """The classifier: every preset, what is trained and what is frozen, weights files good and bad, dropout, the head."""
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -574,3 +575,29 @@ def test_gradients_reach_float32_weights_under_autocast() -> None:
         assert value.grad is not None
         assert value.grad.dtype == torch.float32
         assert float(value.grad.abs().max()) > 0
+
+
+def test_torchvision_s_published_weights_are_downloaded_and_their_hash_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those that the command line names, of another architecture."""
+    published = torchvision.models.Wide_ResNet50_2_Weights.IMAGENET1K_V2
+    there, asked = {"conv1.weight": torch.ones(2)}, []
+
+    def download(weights: object, **how: object) -> dict[str, Tensor]:
+        asked.append((weights, how))
+        return there
+
+    monkeypatch.setattr(type(published), "get_state_dict", download)
+    settings = preset(
+        "resnet18", architecture="wide_resnet50_2", published=f"{type(published).__name__}.{published.name}"
+    )
+    assert load_backbone_weights(settings) == there
+    assert asked == [(published, {"progress": False, "check_hash": True})]
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(type(published), "get_state_dict", refuse)
+    with pytest.raises(
+        UserError, match=f"downloading {re.escape(published.url)} failed .no network.; get the file elsewhere"
+    ):
+        load_backbone_weights(settings)

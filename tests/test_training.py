@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from tiny import (
     STD,
     make_backbone,
     make_batches,
+    make_dataset,
     make_evaluation_set,
     make_model,
     settings,
@@ -25,10 +28,13 @@ from tiny import (
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vld.data.split import split_indices
+from vld.device import Placing
 from vld.evaluation import predict, score
 from vld.model import Classifier
+from vld.run import Run, training_batches
 from vld.seeds import DROPOUT, torch_generator
-from vld.settings import AveragingConfig, EnsembleConfig, OptimConfig
+from vld.settings import AveragingConfig, Config, EnsembleConfig, OptimConfig
 from vld.training import Evaluation, TrainingFailed, Trajectory, is_evaluated, learning_rate, make_optimizer, train
 
 
@@ -290,3 +296,30 @@ def test_learns(name: str) -> None:
     assert evaluations[0].scores["erm"].ood_acc < 0.7
     assert evaluations[-1].scores["erm"].ood_acc > 0.85
     assert evaluations[-1].scores["erm"].iid_acc > 0.7
+
+
+def test_all_methods_are_evaluated_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one network before the average begins, then of two; a member of the ensemble between evaluations is one more."""
+    networks: list[int] = []
+
+    def counted(models: list[Classifier], *arguments: Any) -> Any:
+        networks.append(len(models))
+        return predict(models, *arguments)
+
+    monkeypatch.setattr("vld.training.predict", counted)
+    optim = OptimConfig(steps=8, milestones=[])
+    run(make_model(), optim, averaging=AveragingConfig(start=1), ensemble=EnsembleConfig(start=4, every=4))
+    assert networks == [1, 2, 2]
+    networks.clear()
+    run(make_model(), optim, averaging=AveragingConfig(start=1), ensemble=EnsembleConfig(start=2, every=4))
+    assert networks == [1, 1, 2, 1, 2]
+
+
+def test_a_run_trains_on_the_in_parts_of_its_training_domains() -> None:
+    inputs = SimpleNamespace(device=CPU, precision="fp32")
+    chosen = Config(image_size=8, batch_size=4, split_seed=1)
+    of_run = Run(chosen, inputs, make_dataset(), "weights", "b")  # type: ignore[arg-type]
+    with closing(training_batches(of_run, Placing(CPU, print))) as batches:
+        assert [domain.name for domain in batches.domains] == ["a", "c"]
+        for given, index in zip(batches.in_indices, (0, 2), strict=True):
+            assert np.array_equal(given, split_indices(20, index, 1)[0])
