@@ -26,6 +26,7 @@ from vld.runs.identity import (
     PRECISION,
     RANDOM_WEIGHTS,
     WEIGHTS,
+    differing,
     identity_key,
     settings_key,
     weights_fingerprint,
@@ -197,12 +198,6 @@ def find_members(config: Config, test_domain: str, options: Sequence[str]) -> li
     [members] = complete
     check_kept([member.path for member in members], kept_file(config))
     return members
-
-
-def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The names of the settings that are not equal in all."""
-    names = sorted(set().union(*settings))
-    return [name for name in names if len({json.dumps(one.get(name)) for one in settings}) > 1]
 
 
 def _finished(folder: Path) -> list[Member]:

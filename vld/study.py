@@ -14,7 +14,7 @@ import yaml
 from vld.claim import LEASE_SECONDS, LOCK
 from vld.data import glyphs
 from vld.data.catalog import CONTENTS
-from vld.data.folder import find_dataset, subfolders
+from vld.data.folder import list_csv, subfolders
 from vld.errors import UserError
 from vld.inputs import resolve_test_domains
 from vld.jobs import Job
@@ -84,7 +84,7 @@ def domain_names(config: Config) -> tuple[str, ...]:
     if dataset.csv is None and (data_dir / dataset.folder).is_dir():
         return tuple(subfolders(data_dir / dataset.folder))
     if dataset.csv is not None and (data_dir / dataset.csv).is_file():
-        return find_dataset(dataset, data_dir).domain_names
+        return _csv_domains(dataset.name, data_dir / dataset.csv)
     if _known(config):
         return tuple(sorted(glyphs.DOMAINS if dataset.name == "glyphs" else CONTENTS[dataset.name].domains))
     for path in sorted((Path(config.output_dir) / "runs" / dataset.name).glob("*/*/result.json")):
@@ -94,6 +94,12 @@ def domain_names(config: Config) -> tuple[str, ...]:
     raise UserError(
         f"test_domain={config.test_domain}: the domains of {dataset.name} are not known here; say their names"
     )
+
+
+@cache
+def _csv_domains(name: str, path: Path) -> tuple[str, ...]:
+    """Read once for all jobs of a study."""
+    return list_csv(name, path).domain_names
 
 
 def _known(config: Config) -> bool:

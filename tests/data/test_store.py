@@ -64,30 +64,31 @@ def test_it_does_not_matter_where_the_images_are(own_dataset_dir: Path, tmp_path
     assert opened(moved, tmp_path / "stores")[1] == []
 
 
-def test_another_evaluation_size_leaves_the_pixels(own_dataset_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("changed", "kept", "stored"),
+    [
+        ({"image_size": 8}, "pixels", ["pixels-64", "views-16", "views-8"]),
+        ({"store_size": 32}, "views", ["pixels-32", "pixels-64", "views-16"]),
+    ],
+)
+def test_another_size_leaves_what_does_not_depend_on_it(
+    changed: dict[str, int], kept: str, stored: list[str], own_dataset_dir: Path, tmp_path: Path
+) -> None:
     stores = tmp_path / "stores"
     first, _ = opened(own_dataset_dir, stores)
-    [pixels] = stores.glob("*-pixels-64")
-    before = pixels.stat().st_mtime_ns
-    other, told = opened(own_dataset_dir, stores, image_size=8)
+    [there] = stores.glob(f"*-{kept}-*")
+    before = there.stat().st_mtime_ns
+    other, told = opened(own_dataset_dir, stores, **changed)
     assert told[-1] == 30
-    assert [path.name.split("-", 2)[2] for path in sorted(stores.iterdir())] == ["pixels-64", "views-16", "views-8"]
-    assert pixels.stat().st_mtime_ns == before
+    assert [path.name.split("-", 2)[2] for path in sorted(stores.iterdir())] == stored
+    assert there.stat().st_mtime_ns == before
     assert other.fingerprint == first.fingerprint
-    assert torch.equal(other.domains[0].pixels, first.domains[0].pixels)
-    assert other.domains[0].evaluation.shape == (10, 8, 8, 3)
-
-
-def test_another_store_size_leaves_the_views(own_dataset_dir: Path, tmp_path: Path) -> None:
-    stores = tmp_path / "stores"
-    first, _ = opened(own_dataset_dir, stores)
-    [views] = stores.glob("*-views-16")
-    before = views.stat().st_mtime_ns
-    other, told = opened(own_dataset_dir, stores, store_size=32)
-    assert told[-1] == 30
-    assert [path.name.split("-", 2)[2] for path in sorted(stores.iterdir())] == ["pixels-32", "pixels-64", "views-16"]
-    assert views.stat().st_mtime_ns == before
-    assert torch.equal(other.domains[0].evaluation, first.domains[0].evaluation)
+    for ours, before_it in zip(other.domains, first.domains, strict=True):
+        if kept == "pixels":
+            assert torch.equal(ours.pixels, before_it.pixels)
+            assert ours.evaluation.shape == (10, 8, 8, 3)
+        else:
+            assert torch.equal(ours.evaluation, before_it.evaluation)
 
 
 def add(root: Path) -> None:

@@ -11,7 +11,6 @@ import pandas as pd
 
 from vld.colors import dataset_name
 from vld.errors import UserError
-from vld.members import differing
 from vld.report.clouds import learning_curves
 from vld.report.differences import differences_table
 from vld.report.figures import learning_curves_figure
@@ -23,7 +22,7 @@ from vld.report.series import Series, large_rate, series_of
 from vld.report.store import Store
 from vld.report.studies import Drawn, drawn_figures
 from vld.report.tables import SELECTION_NOTES, chosen_pairs, results_table, shown_table
-from vld.runs.identity import CONTENT, varied_settings
+from vld.runs.identity import CONTENT, differing, varied_settings
 from vld.terminal import Shown
 
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vld.members import ENSEMBLE_OF_RUNS, differing
+from vld.members import ENSEMBLE_OF_RUNS
 from vld.report.clouds import cloud_points, connectivity_points, domain_points, member_points, rate_points
 from vld.report.figures import clouds_figure, connectivity_figure, domains_figure, members_figure, rates_figure
 from vld.report.formats import shown_settings, telling
 from vld.report.series import Series, large_rate
-from vld.runs.identity import RANDOM_WEIGHTS, WEIGHTS
+from vld.runs.identity import RANDOM_WEIGHTS, WEIGHTS, differing
 from vld.settings import METHODS
 
 PLACEMENT = ("dropout_schedule", "backbone.stage_dropout", "backbone.stage_dropout_kind", "backbone.stochastic_depth")

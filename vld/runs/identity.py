@@ -103,13 +103,15 @@ def settings_key(config: Config, test_domain: str) -> str:
     return identity_key(run_identity(config, test_domain, dataset_fingerprint="", weights_fingerprint="", precision=""))
 
 
+def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names of the settings that are not equal in all."""
+    names = sorted(set().union(*settings))
+    return [name for name in names if len({json.dumps(one.get(name)) for one in settings}) > 1]
+
+
 def varied_settings(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """The settings that tell runs apart, the test domain aside; what a dataset or backbone brings along goes by its name."""
-    varied = [
-        name
-        for name in sorted(set().union(*settings))
-        if name != "test_domain" and len({repr(one.get(name)) for one in settings}) > 1
-    ]
+    varied = [name for name in differing(settings) if name != "test_domain"]
     for group in ("dataset", "backbone"):
         if (of := f"{group}.name") in varied:
             names = len({repr(one.get(of)) for one in settings})
