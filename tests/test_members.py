@@ -16,6 +16,7 @@ from vld.config import with_values
 from vld.errors import UserError
 from vld.members import find_members, member_configs
 from vld.model import load_backbone_weights
+from vld.result_tables import sweep_table
 from vld.runs.directory import RunDirectory
 from vld.runs.identity import RANDOM_WEIGHTS, run_id, run_identity, varied_settings, weights_fingerprint
 from vld.settings import BackboneConfig, Config, DatasetConfig, MethodConfig, WandbConfig
@@ -269,7 +270,7 @@ def test_combinations_are_told_apart_in_one_table(
     results.append(combined(config))
     assert varied_settings([result["settings"] for result in results]) == []
     capsys.readouterr()
-    Terminal().sweep_table(results, "ensemble_of_runs")
+    Terminal().show(*sweep_table(results, "ensemble_of_runs"))
     shown = capsys.readouterr().out
     for label in ("of 3", "of 3, softmax", "of 2", r"of 2 \(seed=0,2\)"):
         assert len(re.findall(rf"│ ensemble_of_runs {label} +│", shown)) == 1, shown

@@ -30,13 +30,14 @@ from vld.device import describe, resolve_device, set_up
 from vld.errors import UserError
 from vld.evaluation import IMAGES_AT_ONCE, EvaluationLabels, evaluation_set, score
 from vld.model import Classifier
+from vld.result_tables import Shown, text_table
 from vld.run import explained, now, software_versions
 from vld.runner import Datasets, decoded
 from vld.runs.analyses import MASKED, QUANTITIES, SIDES, add_analysis, read_analyses, shown_quantity
 from vld.runs.directory import RunDirectory, stored_identity, stored_settings
 from vld.runs.results import load_weights, network
 from vld.settings import AnalyseConfig, Config, DatasetConfig
-from vld.terminal import Shown, Terminal
+from vld.terminal import Terminal
 from vld.tracking.publisher import Publisher
 
 SEED = 0
@@ -309,7 +310,7 @@ def _show(found: list[Analysed], terminal: Terminal) -> None:
             [heading, *(shown_quantity(name, analysis[side][name]) for side in SIDES)]
             for name, heading in QUANTITIES.items()
         ]
-        terminal.text_table(Shown(["quantity", *SIDES.values()], rows, numbers=1))
+        terminal.show(text_table(Shown(["quantity", *SIDES.values()], rows, numbers=1)))
         return
     terminal.say("on the o.o.d. images; analysis.json has the i.i.d. ones as well")
     headings = ["run", "dataset", "test domain", "dropout", *(QUANTITIES[name] for name in SHOWN)]
@@ -323,4 +324,4 @@ def _show(found: list[Analysed], terminal: Terminal) -> None:
         ]
         for one in found
     ]
-    terminal.text_table(Shown(headings, rows, numbers=4))
+    terminal.show(text_table(Shown(headings, rows, numbers=4)))

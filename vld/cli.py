@@ -294,13 +294,13 @@ def _analyse_job(composed: DictConfig) -> None:
 
 def show_results(outcomes: "list[Outcome]", method: str, terminal: "Terminal") -> None:
     """The table of one job, and where its runs are."""
-    from vld.terminal import SELECTION_NOTE, shown_method
+    from vld.result_tables import SELECTION_NOTE, combination_tables, results_table, shown_method
 
     finished = [(outcome, outcome.result) for outcome in outcomes if outcome.result is not None]
     if not finished:
         return
     if method in COMBINATIONS:
-        terminal.combination_table(method, {outcome.test_domain: result for outcome, result in finished})
+        terminal.show(*combination_tables(method, {outcome.test_domain: result for outcome, result in finished}))
     else:
         rows = [
             row
@@ -310,7 +310,6 @@ def show_results(outcomes: "list[Outcome]", method: str, terminal: "Terminal") -
             for row in result["results"]
             if row["selection"] == "iid"
         ]
-        terminal.say(SELECTION_NOTE)
-        terminal.results_table(rows, method)
+        terminal.show(SELECTION_NOTE, results_table(rows, method))
     for outcome, _ in finished:
         terminal.say(f"{outcome.test_domain}: {outcome.directory}")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from vld.combine import combine_all
 from vld.errors import UserError
 from vld.jobs import Job
+from vld.result_tables import sweep_table
 from vld.run import Outcome
 from vld.runner import Datasets
 from vld.runs.identity import flat_settings
@@ -40,7 +41,7 @@ def combine_study(jobs: Sequence[Job], terminal: Terminal) -> int:
                 except UserError as error:
                     problems |= dict.fromkeys(str(error).split("; this trains them")[0].splitlines())
     if results := [outcome.result for outcome in outcomes if outcome.result]:
-        terminal.sweep_table(results, study.combinations[0])
+        terminal.show(*sweep_table(results, study.combinations[0]))
     with terminal.counting("delivering to W&B") as progress:
         publisher.finish(progress)
     for line in problems:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vld.result_tables import counts_table
 from vld.study import FAILED, FINISHED, INTERRUPTED, RUNNING, STATES, Progress, Wanted, progress_of, seconds_to_go
 from vld.terminal import Terminal, duration
 
@@ -44,7 +45,7 @@ def show(progress: Sequence[Progress], others: Mapping[str, Sequence[Progress]],
     for one in progress:
         config = one.wanted.config
         rows.setdefault((config.dataset.name, f"{config.dropout:g}"), Counter())[one.state] += 1
-    terminal.counts_table(("dataset", "dropout"), STATES, rows)
+    terminal.show(counts_table(("dataset", "dropout"), STATES, rows))
     for state in (RUNNING, INTERRUPTED, FAILED):
         of_this = [one for one in progress if one.state == state]
         for one in of_this[:LISTED]:

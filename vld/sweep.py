@@ -274,8 +274,9 @@ def finish_combining(jobs: list[Job]) -> NoReturn:
 
 def summarise_sweep(outcomes: Path, jobs: int, chosen: str) -> int:
     """Show all jobs' results in one table, then what failed; return the exit code that says so."""
+    from vld.result_tables import SELECTION_NOTE, sweep_table
     from vld.runs.directory import read_json
-    from vld.terminal import SELECTION_NOTE, Terminal
+    from vld.terminal import Terminal
 
     terminal = Terminal()
     records = [read_json(path) for path in sorted(outcomes.glob("*.json"))]
@@ -285,7 +286,7 @@ def summarise_sweep(outcomes: Path, jobs: int, chosen: str) -> int:
     if results:
         if any("members" not in result for result in results):
             terminal.say(SELECTION_NOTE)
-        terminal.sweep_table(results, chosen)
+        terminal.show(*sweep_table(results, chosen))
     for run in runs:
         if run["skipped"]:
             terminal.say(f"skipped: {run['directory']}: {run['skipped']}")

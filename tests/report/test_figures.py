@@ -31,6 +31,7 @@ from vld.report.narrow import of_study
 from vld.report.series import Series
 from vld.report.store import Store
 from vld.report.studies import KINDS, OF_STUDY, Drawn, drawn_figures
+from vld.result_tables import sweep_table
 from vld.study import Wanted
 from vld.terminal import Terminal
 
@@ -299,7 +300,7 @@ def test_a_setting_that_came_later_has_its_value_in_runs_from_before(
     assert {result["settings"].get("dropout_schedule") for result in results} == {None, "rising"}
     report = make_report(read_store(tmp_path), None, title="x")
     assert report.varied["dropout_schedule"] == ["constant", "rising"]
-    Terminal().sweep_table(results, "erm")
+    Terminal().show(*sweep_table(results, "erm"))
     shown = capsys.readouterr().out
     assert "│ constant " in shown
     assert "–" not in shown

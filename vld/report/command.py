@@ -14,6 +14,7 @@ from vld.report.grid import expected_of
 from vld.report.narrow import narrowed, of_study
 from vld.report.store import read_store
 from vld.report.write import write_report
+from vld.result_tables import text_table
 from vld.settings import SELECTIONS
 from vld.study import Wanted
 from vld.terminal import Terminal
@@ -67,8 +68,7 @@ def report(
     for line in (" · ".join(made.facts), *(f"warning: {line}" for line in made.warnings)):
         terminal.say(line)
     for name, (_, shown) in made.tables.items():
-        terminal.say(f"\n{heading(name)}")
-        terminal.text_table(shown)
+        terminal.show(f"\n{heading(name)}", text_table(shown))
     for note in dict.fromkeys(shown.note for _, shown in made.tables.values()):
         terminal.say(note)
     shown_sentences = made.headlines or made.sentences[:MOST_SENTENCES]

@@ -22,8 +22,8 @@ from vld.report.series import Series, large_rate, series_of
 from vld.report.store import Store
 from vld.report.studies import Drawn, drawn_figures
 from vld.report.tables import SELECTION_NOTES, chosen_pairs, results_table, shown_table
+from vld.result_tables import Shown
 from vld.runs.identity import CONTENT, differing, varied_settings
-from vld.terminal import Shown
 
 
 @dataclass(frozen=True)

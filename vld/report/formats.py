@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vld.colors import dataset_name
+from vld.result_tables import Shown
 from vld.runs.identity import CONTENT, varied_settings
-from vld.terminal import Shown
 
 SHORT_NAMES = {
     "backbone.name": "backbone",

@@ -11,8 +11,8 @@ from vld.report.clouds import cloud_range
 from vld.report.formats import NONE, short_name, shown_settings, shown_value
 from vld.report.series import Series
 from vld.report.tables import mean_and_error
+from vld.result_tables import Shown
 from vld.runs.identity import RANDOM_WEIGHTS, WEIGHTS
-from vld.terminal import Shown
 
 READING_ERROR = 0.05
 

@@ -15,8 +15,8 @@ from vld.report.figures import OOD, STYLE, legend_below, own_look
 from vld.report.formats import short_name, shown_value
 from vld.report.series import Series
 from vld.report.studies import Drawn
+from vld.result_tables import Shown
 from vld.runs.analyses import MASKED, QUANTITIES, SIDES, in_table_units, read_analyses, shown_quantity
-from vld.terminal import Shown
 
 AGAINST = ("effective_rank", "probe_acc", MASKED[0.9], "ece", "nll")
 SHORTER = {MASKED[0.9]: "90 % masked %", "ece": "ECE %", "nll": "NLL"}

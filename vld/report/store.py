@@ -9,12 +9,12 @@ from typing import Any
 import pandas as pd
 
 from vld.errors import UserError
+from vld.result_tables import combination_label, shown_axes
 from vld.runs.directory import read_json, stored_identity
 from vld.runs.identity import ADDED_LATER, identity_key
 from vld.runs.results import finished_results, result_rows
 from vld.settings import SETTING_COLUMNS
 from vld.study import FAILED, INTERRUPTED, RUNNING, is_running
-from vld.terminal import combination_label, shown_axes
 
 PAIR = ("lr", "weight_decay")
 REPEAT = ("seed", "split_seed")

@@ -9,8 +9,8 @@ import pandas as pd
 from vld.report.formats import INCOMPLETE, NONE, short_name, shown_value
 from vld.report.grid import Array
 from vld.report.series import Series
+from vld.result_tables import Shown
 from vld.settings import COMBINATIONS
-from vld.terminal import Shown
 
 
 def results_table(series: Sequence[Series]) -> pd.DataFrame:
