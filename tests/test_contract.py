@@ -20,7 +20,7 @@ from vld.benchmark.forecast import EXPERIMENTS
 from vld.cli import exit_after_lost_job
 from vld.colors import METHOD_COLORS, METHOD_MARKERS, METHOD_NAMES
 from vld.config import typed_config, with_values
-from vld.device import Placing, resolve_precision, set_up
+from vld.device import MemoryBudget, resolve_precision, set_up
 from vld.jobs import Job
 from vld.members import member_configs
 from vld.report.command import folder_name
@@ -203,8 +203,8 @@ def test_images_take_40_percent_of_the_gpu_memory_that_is_free(monkeypatch: pyte
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda *_: 500)  # of which 300 are free again
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda *_: 200)
     said: list[str] = []
-    placing = Placing(torch.device("cuda"), said.append)
-    assert [placing.on_device("some", 300), placing.on_device("more", 200), placing.on_device("few", 100)] == [
+    memory = MemoryBudget(torch.device("cuda"), said.append)
+    assert [memory.on_device("some", 300), memory.on_device("more", 200), memory.on_device("few", 100)] == [
         True,
         False,
         True,
@@ -215,7 +215,7 @@ def test_images_take_40_percent_of_the_gpu_memory_that_is_free(monkeypatch: pyte
         "in GPU memory",
     ]
     said.clear()
-    assert not Placing(torch.device("cpu"), said.append).on_device("some", 1)
+    assert not MemoryBudget(torch.device("cpu"), said.append).on_device("some", 1)
     assert not said
 
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vld.data.split import split_indices
-from vld.device import Placing
+from vld.device import MemoryBudget
 from vld.evaluation import predict, score
 from vld.model import Classifier
 from vld.run import Run, training_batches
@@ -319,7 +319,7 @@ def test_a_run_trains_on_the_in_parts_of_its_training_domains() -> None:
     inputs = SimpleNamespace(device=CPU, precision="fp32")
     chosen = Config(image_size=8, batch_size=4, split_seed=1)
     of_run = Run(chosen, inputs, make_dataset(), "weights", "b")  # type: ignore[arg-type]
-    with closing(training_batches(of_run, Placing(CPU, print))) as batches:
+    with closing(training_batches(of_run, MemoryBudget(CPU, print))) as batches:
         assert [domain.name for domain in batches.domains] == ["a", "c"]
         for given, index in zip(batches.in_indices, (0, 2), strict=True):
             assert np.array_equal(given, split_indices(20, index, 1)[0])

@@ -69,7 +69,7 @@ def _keep_freed_memory() -> None:
         return  # not glibc
 
 
-class Placing:
+class MemoryBudget:
     """Decides what lives in the device's memory, and says what does not fit there."""
 
     def __init__(self, device: torch.device, say: Callable[[str], None]) -> None:

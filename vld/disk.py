@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from vld.errors import UserError
-from vld.final import NEEDED
+from vld.full_evaluation import NEEDED
 from vld.inputs import initial_classifier
 from vld.runs.keep import LOGITS
 from vld.settings import Config

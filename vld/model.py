@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vld.architectures import BEYOND, build_backbone, check_timm_has, current_name, trained_image_size
 from vld.errors import UserError
-from vld.placement import place_dropout
+from vld.other_dropout import place_dropout
 from vld.settings import BackboneConfig
 from vld.tuning import tuned
 

@@ -20,10 +20,10 @@ from vld.claim import Claim, ClaimLost, RunningElsewhere, claim
 from vld.data.batches import TrainingBatches
 from vld.data.images import Dataset
 from vld.data.split import split_indices
-from vld.device import Placing, describe
+from vld.device import MemoryBudget, describe
 from vld.errors import UserError
 from vld.evaluation import EvaluationSet, evaluation_images, evaluation_set
-from vld.final import SUBSET, WITH_WEIGHTS, evaluate_in_full, kept_meanwhile
+from vld.full_evaluation import SUBSET, WITH_WEIGHTS, evaluate_in_full, kept_meanwhile
 from vld.health import CollapseWatch, dropout_noise, noise_warning
 from vld.inputs import Inputs, initial_classifier
 from vld.interruption import Interrupted, Interruption
@@ -136,9 +136,9 @@ def _train(
     run: Run, mine: Claim, interruption: Interruption, terminal: Terminal, publisher: Publisher
 ) -> dict[str, Any]:
     """Train a run from its checkpoint or its beginning to its result. Raises `Interrupted` when all is saved."""
-    placing = Placing(run.inputs.device, lambda line: _say(run, line, terminal))
-    images = run_evaluation_set(run, placing, limit=run.config.dataset.curve_images)
-    with closing(training_batches(run, placing)) as batches:
+    memory = MemoryBudget(run.inputs.device, lambda line: _say(run, line, terminal))
+    images = run_evaluation_set(run, memory, limit=run.config.dataset.curve_images)
+    with closing(training_batches(run, memory)) as batches:
         return _train_on(batches, images, run, mine, interruption, terminal, publisher)
 
 
@@ -233,7 +233,7 @@ def _train_on(
             raise
     rows = selected_rows(record.history)
     if in_part:
-        everything = run_evaluation_set(run, Placing(device, lambda line: _say(run, line, terminal)))
+        everything = run_evaluation_set(run, MemoryBudget(device, lambda line: _say(run, line, terminal)))
         with terminal.counting(f"{run.test_domain}: evaluating in full") as counted:
             arguments = (rows, directory, config.keep, model, everything)
             rows = evaluate_in_full(*arguments, interruption.check, counted)
@@ -334,7 +334,7 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def training_batches(run: Run, placing: Placing) -> TrainingBatches:
+def training_batches(run: Run, memory: MemoryBudget) -> TrainingBatches:
     """Batches of the *in* part of every domain but the test domain."""
     config, device = run.config, run.inputs.device
     chosen = [(i, domain) for i, domain in enumerate(run.dataset.domains) if domain.name != run.test_domain]
@@ -345,15 +345,15 @@ def training_batches(run: Run, placing: Placing) -> TrainingBatches:
         image_size=config.image_size,
         device=device,
         seed=config.seed,
-        resident=placing.on_device("training images", sum(domain.pixels.numel() for _, domain in chosen)),
+        resident=memory.on_device("training images", sum(domain.pixels.numel() for _, domain in chosen)),
         resize_dtype=torch.float16 if device.type == "cuda" and run.inputs.precision == "bf16" else torch.float32,
     )
 
 
-def run_evaluation_set(run: Run, placing: Placing, limit: int | None = None) -> EvaluationSet:
+def run_evaluation_set(run: Run, memory: MemoryBudget, limit: int | None = None) -> EvaluationSet:
     """What the run is evaluated on; with a limit, a fixed part of it."""
     size = evaluation_images(run.dataset.sizes, run.test_domain, limit) * run.config.image_size**2 * 3
-    resident = placing.on_device("evaluation images", size)
+    resident = memory.on_device("evaluation images", size)
     arguments = (run.dataset, run.test_domain, run.config.split_seed, run.inputs.device)
     return evaluation_set(*arguments, limit=limit, resident=resident)
 

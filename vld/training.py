@@ -17,7 +17,7 @@ from vld.evaluation import EvaluationSet, Scores, predict, score
 from vld.health import Health, measure
 from vld.methods import ENSEMBLE, ERM, WEIGHT_AVERAGING, CheckpointEnsemble, WeightAverage
 from vld.model import Classifier
-from vld.placement import dropout_rate
+from vld.other_dropout import dropout_rate
 from vld.seeds import BACKBONE, DROPOUT, derived_seed, torch_generator
 from vld.settings import AveragingConfig, EnsembleConfig, OptimConfig
 

@@ -16,7 +16,7 @@ from vld.benchmark.bookkeeping import WANDB_STEPS, time_checkpoint, time_load_re
 from vld.benchmark.conventional import ConventionalBatches, evaluation_images_per_second, pytorch_s_defaults
 from vld.benchmark.forecast import EXPERIMENTS, Forecast, forecast
 from vld.benchmark.startup import seconds_to_first_step
-from vld.device import Placing, describe, set_up
+from vld.device import MemoryBudget, describe, set_up
 from vld.disk import bytes_kept
 from vld.evaluation import IMAGES_AT_ONCE, predict
 from vld.inputs import check_inputs, initial_classifier
@@ -47,8 +47,8 @@ def run_benchmark(config: Config, options: Sequence[str], terminal: Terminal) ->
     own = [option for option in options if not option.startswith(("output_dir=", "optim.steps=", "eval_every="))]
     first_step = seconds_to_first_step([*own, f"test_domain={test_domain}", f"batch_size={config.batch_size}"])
     run = Run(config, inputs, dataset, weights_fingerprint(inputs.weights), test_domain)
-    placing = Placing(device, terminal.say)
-    images, batches = run_evaluation_set(run, placing, config.dataset.curve_images), training_batches(run, placing)
+    memory = MemoryBudget(device, terminal.say)
+    images, batches = run_evaluation_set(run, memory, config.dataset.curve_images), training_batches(run, memory)
 
     def trajectory(precision: str) -> Trajectory:
         model = initial_classifier(config, inputs.weights, precision, len(dataset.classes)).to(device)

@@ -14,7 +14,7 @@ from commands import REPOSITORY, train
 from safetensors.torch import load_file
 
 from vld.data.glyphs import draw_glyphs
-from vld.final import kept_meanwhile
+from vld.full_evaluation import kept_meanwhile
 
 OPTIONS = [
     "dataset=glyphs",

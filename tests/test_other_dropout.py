@@ -15,7 +15,7 @@ from vld.errors import UserError
 from vld.health import dropout_noise
 from vld.methods import WeightAverage
 from vld.model import Classifier, build_classifier
-from vld.placement import StageDropout, dropout_rate, stages_of
+from vld.other_dropout import StageDropout, dropout_rate, stages_of
 from vld.runs import load_model
 from vld.runs.results import network
 from vld.settings import AveragingConfig, BackboneConfig, EnsembleConfig
