@@ -53,12 +53,29 @@ def test_it_writes_every_table_and_figure(store: Path, reported: "subprocess.Com
     tables = {path.name for path in (where / "tables").iterdir()}
     for name in ("results_pacs", "results_vlcs", "against_the_paper", "published_averages"):
         assert {f"{name}.csv", f"{name}.md", f"{name}.tex"} <= tables
-    assert {"chosen_pairs.csv", "differences.csv", "missing.csv"} <= tables
+    assert {"runs.csv", "chosen_pairs.csv", "differences.csv", "missing.csv"} <= tables
     assert {path.name for path in (where / "figures").iterdir()} == {"figure2.png", "figure2.pdf", "figure2.csv"}
     assert (where / "figures/figure2.pdf").read_bytes().startswith(b"%PDF")
     missing = pd.read_csv(where / "tables/missing.csv")
     assert sorted(missing.state) == ["failed", "missing"]
     assert not list(where.glob(".*"))
+
+
+@pytest.mark.usefixtures("reported")
+def test_the_tables_follow_from_the_runs(store: Path) -> None:
+    """By pandas alone: means over seeds, then over pairs, then over test domains; a row of the table for each condition."""
+    tables = folder(store) / "tables"
+    runs = pd.read_csv(tables / "runs.csv")
+    along = runs[runs.members.isna() & (runs.selection == "iid")]
+    within = ["dataset", "method", "dropout"]
+    by_seeds = along.groupby([*within, "test_domain", "lr", "weight_decay"])[["iid_acc", "ood_acc"]].mean()
+    by_pairs = by_seeds.groupby([*within, "test_domain"]).mean()
+    expected = 100 * by_pairs.groupby(within).mean()
+    found = pd.concat([pd.read_csv(tables / f"results_{name}.csv") for name in ("pacs", "vlcs")])
+    found = found[found.method.isin(runs[runs.members.isna()].method)].set_index(within)
+    assert len(found) == len(expected) == 12
+    expected.columns = pd.Index(["iid", "ood"])
+    pd.testing.assert_frame_equal(found[["iid", "ood"]].sort_index(), expected.sort_index())
 
 
 def test_the_terminal_shows_tables_claims_gaps_and_where_it_all_is(

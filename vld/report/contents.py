@@ -21,7 +21,7 @@ from vld.report.richness import richness_figures, richness_points, richness_tabl
 from vld.report.series import Series, large_rate, series_of
 from vld.report.store import Store
 from vld.report.studies import Drawn, drawn_figures
-from vld.report.tables import SELECTION_NOTES, chosen_pairs, results_table, shown_table
+from vld.report.tables import SELECTION_NOTES, chosen_pairs, results_table, runs_table, shown_table
 from vld.result_tables import Shown
 from vld.runs.identity import CONTENT, differing, varied_settings
 
@@ -80,7 +80,6 @@ def make_report(
         table = results_table([one for one in series if one.dataset == dataset])
         tables[f"results_{dataset}"] = table, shown_table(table, selection)
     runs = results[results.combined.isna()].drop_duplicates("path")
-    data = {"chosen_pairs": chosen_pairs(series)}
     for name, frame, shown in (
         ("against_the_paper", against_the_paper(series), shown_against_the_paper),
         ("published_averages", published_averages(series), shown_averages),
@@ -92,17 +91,22 @@ def make_report(
     if not analysed.empty:
         tables["richness"] = richness_table(analysed, series)
     progress("differences")
-    data["differences"] = differences = differences_table(series)
+    differences = differences_table(series)
     missing = missing_runs(results, store.unfinished, expected)
-    data["missing"] = missing
+    settings = list(runs.settings)
+    names = [name for name in varied_settings(settings) if name not in CONTENT]
+    data = {
+        "runs": runs_table(results, names),
+        "chosen_pairs": chosen_pairs(series),
+        "differences": differences,
+        "missing": missing,
+    }
     figures = []
     for drawn in drawn_figures(series, results, study):
         progress(f"figure {drawn.name}")
         figures.append(drawn)
     figures += richness_figures(analysed) if not analysed.empty else []
     figures += _learning_curves(runs, results, selection, run, damaged) if study is None or run else []
-    settings = list(runs.settings)
-    names = [name for name in varied_settings(settings) if name not in CONTENT]
     not_common = {"test_domain", *differing(settings)}
     common = {name: f"{value}" for name, value in sorted(settings[0].items()) if name not in not_common}
     return Report(

@@ -10,7 +10,8 @@ from vld.report.formats import INCOMPLETE, NONE, short_name, shown_value
 from vld.report.grid import Array
 from vld.report.series import Series
 from vld.result_tables import Shown
-from vld.settings import COMBINATIONS
+from vld.runs.results import COLUMNS
+from vld.settings import COMBINATIONS, SETTING_COLUMNS
 
 
 def results_table(series: Sequence[Series]) -> pd.DataFrame:
@@ -63,6 +64,16 @@ def mean_there(accuracy: Array) -> Array:
     total = np.where(there, accuracy, 0.0).sum(-1)
     mean: Array = np.divide(total, there.sum(-1), out=np.full(total.shape, np.nan), where=there.any(-1))
     return mean
+
+
+def runs_table(results: pd.DataFrame, varied: Sequence[str]) -> pd.DataFrame:
+    """`load_results`' rows, accuracies as fractions, with every setting that differs and how long each run took (seconds)."""
+    table = results[[*COLUMNS, "seconds", "evaluated_on"]].copy()
+    for name in varied:
+        if name not in SETTING_COLUMNS.values() and name not in table:
+            table[name] = [settings.get(name) for settings in results.settings]
+    table["members"] = [" ".join(members or []) for members in results.members]
+    return table.sort_values(["dataset", "method", "dropout", "test_domain", "lr", "seed", "selection"], kind="stable")
 
 
 def chosen_pairs(series: Sequence[Series]) -> pd.DataFrame:
