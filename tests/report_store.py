@@ -80,8 +80,10 @@ def study_runs(study: str, *words: str) -> list[Wanted]:
         return runs
 
 
-def identity_of(run: Wanted, *, fingerprint: str | None = None, precision: str = "bf16") -> dict[str, Any]:
-    weights = (
+def identity_of(
+    run: Wanted, *, fingerprint: str | None = None, weights: str | None = None, precision: str = "bf16"
+) -> dict[str, Any]:
+    weights = weights or (
         "random"
         if run.config.backbone.weights == "none"
         else hashlib.sha256(run.config.backbone.name.encode()).hexdigest()
@@ -101,13 +103,14 @@ def write_run(
     *,
     accuracies: Accuracies = plausible,
     fingerprint: str | None = None,
+    weights: str | None = None,
     precision: str = "bf16",
     domains: Iterable[str] = (),
     failure: str | None = None,
     curves: bool = True,
 ) -> Path:
     """A finished run's directory; or a failed one's."""
-    settings = identity_of(run, fingerprint=fingerprint, precision=precision)
+    settings = identity_of(run, fingerprint=fingerprint, weights=weights, precision=precision)
     folder = output_dir / "runs" / run.config.dataset.name / run.test_domain / run_id(settings)
     folder.mkdir(parents=True)
     # JSON is YAML.
@@ -149,19 +152,25 @@ def write_run(
 
 
 def write_combination(
-    output_dir: Path, method: str, runs: list[Wanted], axes: Iterable[str], iid_acc: float, ood_acc: float
+    output_dir: Path,
+    method: str,
+    runs: list[Wanted],
+    axes: Iterable[str],
+    iid_acc: float,
+    ood_acc: float,
+    step: str = "last",
 ) -> Path:
     """A soup or an ensemble of these runs, which differ in the axes and share their test domain; or the line between two, whose
     accuracies are `iid_acc` and `ood_acc` everywhere."""
     settings = [identity_of(run) for run in runs]
     members = [run_id(one) for one in settings]
-    identity = {"method": method, "member_step": "last", "members": members, "protocol_version": 2}
+    identity = {"method": method, "member_step": step, "members": members, "protocol_version": 2}
     if method != "connectivity":
         identity["members"] = sorted(members)
     common = {n: v if all(one[n] == v for one in settings) else None for n, v in settings[0].items()}
     folder = output_dir / "combined" / common["dataset.name"] / common["test_domain"] / run_id(identity)
     folder.mkdir(parents=True)
-    row = {"method": method, "selection": "last", "step": 10_000, "iid_acc": iid_acc, "ood_acc": ood_acc}
+    row = {"method": method, "selection": step, "step": 10_000, "iid_acc": iid_acc, "ood_acc": ood_acc}
     result = {
         "run_id": folder.name,
         "study": "figure2",

@@ -129,6 +129,20 @@ def test_precisions_are_not_mixed_either(tmp_path: Path) -> None:
     assert report.tables["results_pacs"][0].ood.isna().all()
 
 
+def test_weights_under_one_backbone_s_name_are_not_mixed_either(tmp_path: Path) -> None:
+    runs = study_runs("figure2", *NARROW, "dropout=0", "seed=0,1")
+    for run in runs:
+        write(tmp_path, run, **({"weights": OTHER} if run.config.seed else {}))
+    series = [one for one in series_of(read_store(tmp_path).results) if one.method == "erm"]
+    assert {one.settings["backbone.name"] for one in series} == {"resnet50"}
+    means = {one.others["backbone.weights_fingerprint"] == OTHER: results_table([one]).ood[0] for one in series}
+    for seed in (0, 1):
+        mine = [ood(run) for run in runs if run.config.seed == seed]
+        assert means[bool(seed)] == pytest.approx(100 * sum(mine) / len(mine))
+    report = make_report(read_store(tmp_path), None, title="x")
+    assert any("different weights" in line and "99999999: 8 runs" in line for line in report.warnings)
+
+
 def test_damaged_files_are_named(tmp_path: Path) -> None:
     runs = write_study(tmp_path, "figure2", *NARROW, "seed=0")
     assert len(runs) == 16

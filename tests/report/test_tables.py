@@ -234,6 +234,25 @@ def test_combinations_of_as_many_but_other_runs_are_told_apart(tmp_path: Path) -
     assert len(results_table(series)) == 5
 
 
+@pytest.mark.parametrize("selection", ["iid", "last"])
+def test_combinations_are_at_their_members_step_whatever_the_selection(selection: str, tmp_path: Path) -> None:
+    """Also those of the same members at two steps, each in a row of its own."""
+    runs = write_study(tmp_path, "figure2", "dataset=pacs", "dropout=0", "optim.lr=1e-3", "optim.weight_decay=1e-4")
+    for domain in sorted({run.test_domain for run in runs}):
+        here = [run for run in runs if run.test_domain == domain]
+        for step, ood_acc in (("last", 0.6), ("iid", 0.7)):
+            write_combination(tmp_path, "model_soup", here, ["seed"], 0.9, ood_acc, step)
+    series = series_of(read_results(tmp_path), selection=selection)
+    table = results_table(series)
+    soups = table[table.method == "model_soup"]
+    assert dict(zip(soups.name, soups.ood, strict=True)) == pytest.approx(
+        {"model soup of 3": 60.0, "model soup of 3, step iid": 70.0}
+    )
+    assert soups.runs.tolist() == soups.expected.tolist() == [4, 4]
+    assert {one.selection for one in series if one.name.endswith("step iid")} == {"iid"}
+    assert sorted(cloud_points(series).query("method == 'model_soup'").ood) == pytest.approx([60.0, 70.0])
+
+
 def test_the_best_is_chosen_among_runs_of_the_same_data(tmp_path: Path) -> None:
     for run in study_runs("figure2", "dataset=pacs", "seed=0", "optim.lr=1e-3", "optim.weight_decay=1e-4"):
         write_run(tmp_path, run, fingerprint="99" * 32 if run.config.dropout else None)
