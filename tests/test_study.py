@@ -18,18 +18,11 @@ from vld.claim import LOCK
 from vld.config import typed_config
 from vld.errors import UserError
 from vld.jobs import Job, axes_of, jobs_of
+from vld.progress import Progress, is_running, progress_of, seconds_to_go
 from vld.runs.identity import run_id, run_identity
 from vld.settings import Config
 from vld.status import show_status
-from vld.study import (
-    Progress,
-    Wanted,
-    is_running,
-    left_out_domains,
-    progress_of,
-    seconds_to_go,
-    wanted_runs,
-)
+from vld.study import Wanted, left_out_domains, wanted_runs
 from vld.sweep import at_a_time, finish_status, study_axes
 from vld.terminal import Terminal
 

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vld.progress import FAILED, FINISHED, INTERRUPTED, RUNNING, STATES, Progress, progress_of, seconds_to_go
 from vld.result_tables import counts_table
-from vld.study import FAILED, FINISHED, INTERRUPTED, RUNNING, STATES, Progress, Wanted, progress_of, seconds_to_go
+from vld.study import Wanted
 from vld.terminal import Terminal, duration
 
 SECONDS_BETWEEN_LOOKS = 5.0

@@ -1,17 +1,10 @@
-"""The runs of a study, and how far each of them is, told from run directories alone."""
+"""The runs of a study, known by their settings, and the domains that they leave out."""
 
-import json
-import statistics
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from vld.claim import LEASE_SECONDS, LOCK
 from vld.data import glyphs
 from vld.data.catalog import CONTENTS
 from vld.data.folder import list_csv, subfolders
@@ -19,12 +12,9 @@ from vld.errors import UserError
 from vld.inputs import resolve_test_domains
 from vld.jobs import Job
 from vld.members import member_configs
-from vld.model import load_backbone_weights
-from vld.runs.directory import read_json
-from vld.runs.identity import PRECISION, RANDOM_WEIGHTS, WEIGHTS, identity_key, settings_key, weights_fingerprint
-from vld.settings import COMBINATIONS, BackboneConfig, Config
-
-FINISHED, RUNNING, INTERRUPTED, FAILED, MISSING = STATES = ("finished", "running", "interrupted", "failed", "missing")
+from vld.runs.directory import read_if_whole
+from vld.runs.identity import settings_key
+from vld.settings import COMBINATIONS, Config
 
 
 @dataclass(frozen=True)
@@ -39,20 +29,6 @@ class Wanted:
     @property
     def key(self) -> str:
         return settings_key(self.config, self.test_domain)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is. path: None where nothing is there; step, seconds_left: of one that has begun; reason: of a failed one."""
-
-    wanted: Wanted
-    state: str
-    path: Path | None = None
-    step: int | None = None
-    seconds_left: float | None = None
-    reason: str | None = None
-    seconds: float | None = None
-    """That a finished one took."""
 
 
 def wanted_runs(jobs: Iterable[Job]) -> list[Wanted]:
@@ -88,7 +64,7 @@ def domain_names(config: Config) -> tuple[str, ...]:
     if _known(config):
         return tuple(sorted(glyphs.DOMAINS if dataset.name == "glyphs" else CONTENTS[dataset.name].domains))
     for path in sorted((Path(config.output_dir) / "runs" / dataset.name).glob("*/*/result.json")):
-        domains = _read(path).get("domains")
+        domains = read_if_whole(path).get("domains")
         if isinstance(domains, list):
             return tuple(sorted(domains))
     raise UserError(
@@ -104,119 +80,3 @@ def _csv_domains(name: str, path: Path) -> tuple[str, ...]:
 
 def _known(config: Config) -> bool:
     return config.dataset.csv is None and (config.dataset.name in CONTENTS or config.dataset.name == "glyphs")
-
-
-def progress_of(runs: Iterable[Wanted], fingerprints: Mapping[str, str] | None = None) -> list[Progress]:
-    """How far each run is. Where several directories have its settings (other data, weights or precision), the furthest.
-
-    fingerprints: of the weights, by `repr` of the backbone's settings, where they are known.
-    """
-    runs = list(runs)
-    found: list[list[Progress]] = [[Progress(run, MISSING)] for run in runs]
-    by_key: dict[tuple[Path, str], list[int]] = {}
-    for number, run in enumerate(runs):
-        by_key.setdefault((_folder(run), run.key), []).append(number)
-    for folder in dict.fromkeys(folder for folder, _ in by_key):
-        for path in sorted(folder.glob("*")):
-            settings, result = _settings(path)
-            for number in by_key.get((folder, identity_key(settings)), []) if settings else []:
-                if settings and _may_be(runs[number].config, settings, fingerprints or {}):
-                    found[number].append(_progress(runs[number], path, result))
-    return [min(some, key=lambda progress: STATES.index(progress.state)) for some in found]
-
-
-def _may_be(config: Config, settings: Mapping[str, Any], fingerprints: Mapping[str, str]) -> bool:
-    """Whether a run with the same settings is of the weights and the precision that were asked for, as far as is known here."""
-    weights, there = config.backbone.weights, settings.get(WEIGHTS)
-    if fingerprints.get(repr(config.backbone), there) != there:
-        return False
-    if config.precision not in ("auto", settings.get(PRECISION)) or (weights == "none") != (there == RANDOM_WEIGHTS):
-        return False
-    return weights in (None, "none") or _fingerprint(str(weights)) in (None, there)
-
-
-@cache
-def _fingerprint(weights: str) -> str | None:
-    """Of a weights file; None where this machine does not have it."""
-    try:
-        return weights_fingerprint(load_backbone_weights(BackboneConfig(weights=weights)))
-    except UserError:
-        return None
-
-
-def seconds_to_go(progress: Iterable[Progress]) -> float | None:
-    """What the runs that are not finished will take, one after the other: as long a step as the median of finished runs of the
-    same network and image size. None where some have no such example."""
-    per_step: dict[tuple[str, int, int], list[float]] = {}
-    progress = list(progress)
-    for one in progress:
-        if one.seconds is not None:
-            per_step.setdefault(_kind(one.wanted.config), []).append(one.seconds / one.wanted.config.optim.steps)
-    total = 0.0
-    for one in progress:
-        config = one.wanted.config
-        if one.state == FINISHED:
-            continue
-        if _kind(config) not in per_step:
-            return None
-        total += (config.optim.steps - (one.step or 0)) * statistics.median(per_step[_kind(config)])
-    return total
-
-
-def _kind(config: Config) -> tuple[str, int, int]:
-    return config.backbone.name, config.image_size, config.batch_size
-
-
-def _folder(run: Wanted) -> Path:
-    return Path(run.config.output_dir) / "runs" / run.config.dataset.name / run.test_domain
-
-
-def _settings(path: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """What makes the run in this directory, and its result. None for what is not there or damaged."""
-    result = _read(path / "result.json")
-    if isinstance(settings := result.get("settings"), dict):
-        return settings, result
-    try:
-        config = yaml.load(
-            (path / "config.yaml").read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        )
-    except (OSError, ValueError, yaml.YAMLError):
-        return None, None
-    identity = config.get("identity") if isinstance(config, dict) else None
-    return (identity, None) if isinstance(identity, dict) else (None, None)
-
-
-def _progress(run: Wanted, path: Path, result: Mapping[str, Any] | None) -> Progress:
-    if result is not None:
-        return Progress(run, FINISHED, path, run.config.optim.steps, 0.0, seconds=result.get("seconds"))
-    if failure := _read(path / "failure.json"):
-        return Progress(run, FAILED, path, reason=str(failure.get("what")))
-    step, seconds_left = _last_evaluation(path, run.config.optim.steps)
-    state = RUNNING if is_running(path) else INTERRUPTED
-    return Progress(run, state, path, step, seconds_left)
-
-
-def _last_evaluation(path: Path, steps: int) -> tuple[int, float | None]:
-    try:
-        row = json.loads((path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-        step, seconds = int(row["step"]), float(row["seconds"])
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
-        return 0, None
-    return step, (steps - step) * seconds / step if step else None
-
-
-def is_running(path: Path) -> bool:
-    """Whether a process holds the run, as far as can be told from anywhere: its lock is renewed. Of one that was killed that is
-    known after `LEASE_SECONDS`."""
-    try:
-        return time.time() - (path / LOCK).stat().st_mtime <= LEASE_SECONDS
-    except OSError:
-        return False
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """What is not there, or damaged, says nothing."""
-    try:
-        return read_json(path)
-    except UserError:
-        return {}

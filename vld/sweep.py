@@ -177,9 +177,10 @@ def say_what_is_to_do(jobs: list[Job], inputs: "dict[str, Inputs]", name: str, j
     from vld.disk import check_disk, disk_of_runs, megabytes
     from vld.evaluation import evaluation_images
     from vld.inputs import inputs_key
+    from vld.progress import FINISHED, progress_of
     from vld.runs.identity import weights_fingerprint
     from vld.status import described, summary
-    from vld.study import FINISHED, progress_of, wanted_runs
+    from vld.study import wanted_runs
     from vld.terminal import Terminal
 
     terminal, config = Terminal(), jobs[0].config

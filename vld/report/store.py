@@ -9,12 +9,12 @@ from typing import Any
 import pandas as pd
 
 from vld.errors import UserError
+from vld.progress import unfinished_state
 from vld.result_tables import combination_label, shown_axes
 from vld.runs.directory import read_json, stored_identity
 from vld.runs.identity import ADDED_LATER, identity_key
 from vld.runs.results import finished_results, result_rows
 from vld.settings import SETTING_COLUMNS
-from vld.study import FAILED, INTERRUPTED, RUNNING, is_running
 
 PAIR = ("lr", "weight_decay")
 REPEAT = ("seed", "split_seed")
@@ -107,11 +107,14 @@ def _unfinished(output_dir: Path, damaged: list[str]) -> pd.DataFrame:
         except UserError as error:
             damaged.append(str(error))
             continue
-        state = FAILED if failure else RUNNING if is_running(path) else INTERRUPTED
         rows.append(
             {column: settings[name] for column, name in SETTING_OF.items()}
             | {"dataset": settings["dataset.name"], "plain": plain_condition(settings), "key": identity_key(settings)}
-            | {"settings": settings, "state": state, "reason": failure.get("what", "") if failure else ""}
+            | {
+                "settings": settings,
+                "state": unfinished_state(path, failure),
+                "reason": failure.get("what", "") if failure else "",
+            }
             | {"path": str(path)}
         )
     return pd.DataFrame(rows, columns=["dataset", "plain", *CELL, "key", "settings", "state", "reason", "path"])

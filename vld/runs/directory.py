@@ -120,6 +120,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def read_if_whole(path: Path) -> dict[str, Any]:
+    """`read_json` for lookers-on: a file that is not there, or damaged, says nothing."""
+    try:
+        return read_json(path)
+    except UserError:
+        return {}
+
+
 def stored_identity(run_dir: Path) -> dict[str, Any]:
     """The settings in `config.yaml` that make the run. Raises `UserError` where they do not: the file is not this run's."""
     path = run_dir / "config.yaml"
