@@ -1,22 +1,29 @@
 """Linear connectivity (Figure 1): both ends are the runs' own accuracies, and between them another way to the same numbers."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torchvision
-from commands import script, train
+from commands import REPOSITORY, script, train
+from hydra import compose, initialize_config_dir
 from tiny import CPU, decode_dataset, make_evaluation_set, make_model
+from torch import Tensor
 
-from vld.combine import Combination
+from vld.combine import Combination, combine_all
+from vld.config import typed_config
 from vld.connectivity import ALPHAS, along_representations, between
 from vld.data.folder import find_dataset
-from vld.evaluation import evaluation_set, score
+from vld.evaluation import evaluation_images, evaluation_set, score
 from vld.members import Member
+from vld.model import Classifier
 from vld.runs import load_model, load_results
-from vld.settings import Config, DatasetConfig, MethodConfig
+from vld.settings import Config, DatasetConfig, MethodConfig, WandbConfig
+from vld.terminal import Terminal
+from vld.tracking.publisher import Publisher
 
 SMALL = (
     "dataset=glyphs",
@@ -83,6 +90,31 @@ def test_both_ends_are_the_runs_stored_accuracies(combined: Path) -> None:
                     assert points[along, alpha][name] == row[name]
         assert line["results"][0]["ood_acc"] == points["weights", 0.5]["ood_acc"]
         assert [line["member_values"][member]["backbone.tuning"] for member in line["members"]] == ["full", "head"]
+
+
+def test_it_takes_thirteen_evaluations(
+    combined: Path, small_glyphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass of the evaluation images through a backbone for each of 11 interpolated networks, and for both ends."""
+    shutil.copytree(combined / "runs/glyphs/chalk", tmp_path / "runs/glyphs/chalk")
+    weights = f"backbone.weights={combined / 'resnet18.pth'}"
+    here = (weights, f"data_dir={small_glyphs}", f"output_dir={tmp_path}", "test_domain=chalk", "device=cpu")
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        config = typed_config(compose("train", overrides=[*SMALL, "method=connectivity", MEMBERS, *here]), Config)
+    seen: list[int] = []
+    representation = Classifier.representation
+
+    def counted(model: Classifier, images: Tensor) -> Tensor:
+        seen.append(len(images))
+        return representation(model, images)
+
+    monkeypatch.setattr(Classifier, "representation", counted)
+    publisher = Publisher(WandbConfig(mode="disabled"), "outputs", say=print, warn=print)
+    [outcome] = combine_all(config, Terminal(), publisher)
+    assert outcome.result is not None, outcome.failure
+    dataset = find_dataset(DatasetConfig(name="glyphs", folder="glyphs"), small_glyphs)
+    sizes = {domain.name: len(domain.labels) for domain in dataset.domains}
+    assert sum(seen) == 13 * evaluation_images(sizes, "chalk")
 
 
 def test_between_the_ends_the_numbers_are_those_of_whole_networks(combined: Path, small_glyphs: Path) -> None:

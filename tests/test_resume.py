@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,20 +24,26 @@ import torch
 import torchvision
 import yaml
 from commands import REPOSITORY, train
+from hydra import compose, initialize_config_dir
 from prepared import Started, prepared_process
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny import SEED, make_batches, make_evaluation_set, make_model, settings
 
+from vld import training
+from vld.config import typed_config
 from vld.data import glyphs
 from vld.errors import UserError
 from vld.evaluation import predict
+from vld.runner import run_all
 from vld.runs import load_results
 from vld.runs.atomic import write_atomically
 from vld.runs.checkpoint import read_checkpoint, write_checkpoint
 from vld.runs.directory import RunDirectory
 from vld.runs.record import Record, selected_rows
-from vld.settings import AveragingConfig, EnsembleConfig
+from vld.settings import AveragingConfig, Config, EnsembleConfig
+from vld.terminal import Terminal
+from vld.tracking.publisher import Publisher
 from vld.training import TrainingFailed, Trajectory
 from vld.training import train as train_from
 
@@ -143,6 +150,33 @@ def test_an_interrupted_evaluation_is_redone(tmp_path: Path) -> None:
             break
     assert checks > STEPS + 4
     assert interrupted_in_evaluation > 4
+
+
+def test_checkpoints_are_so_many_seconds_apart(
+    small_glyphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock on which a step takes a second and a quarter."""
+    options = [*RUN, "optim.steps=20", "eval_every=20", "checkpoint_every=5", "keep=[]", "device=cpu"]
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        places = [f"data_dir={small_glyphs}", f"output_dir={tmp_path}"]
+        config = typed_config(compose("train", overrides=[*options, *places]), Config)
+    seconds, saved_at = 0.0, []
+    update_weights = training.update
+
+    def update(*arguments: Any) -> torch.Tensor:
+        nonlocal seconds
+        seconds += 1.25
+        return update_weights(*arguments)
+
+    def write_checkpoint(_: RunDirectory, state: dict[str, Any]) -> None:
+        saved_at.append((state["trajectory"]["step"], seconds))
+
+    monkeypatch.setattr(training, "update", update)
+    monkeypatch.setattr("vld.run.time", SimpleNamespace(monotonic=lambda: seconds))
+    monkeypatch.setattr(RunDirectory, "write_checkpoint", write_checkpoint)
+    [outcome] = run_all([config], Terminal(), Publisher(config.wandb, str(tmp_path), say=print, warn=print))
+    assert outcome.result is not None, outcome.failure
+    assert saved_at == [(4, 5.0), (8, 10.0), (12, 15.0), (16, 20.0), (20, 25.0)]
 
 
 def test_interrupted_again_and_again(tmp_path: Path) -> None:
@@ -343,6 +377,8 @@ def test_a_signal_saves_the_run_and_the_same_command_goes_on(
     output, errors = again.communicate(timeout=120)
     assert again.returncode == 0, errors
     assert re.search(r"goes on from step [1-5]\d of 60, saved 20", output)
+    between = re.findall(r"^chalk  step (?:15|30|45)/60 .*$", output, re.M)
+    assert all(re.search(r"  \d+:\d\d left$", line) for line in between), between
     assert same_run(run_dir, whole)
 
 
@@ -589,7 +625,7 @@ def test_a_log_that_cannot_be_written_stops_nothing(data_dir: Path, tmp_path: Pa
     assert same_run(the_run(tmp_path), whole)
 
 
-def test_a_closed_terminal_saves_the_run(data_dir: Path, tmp_path: Path) -> None:
+def test_a_terminal_shows_the_time_left_and_saves_the_run_when_closed(data_dir: Path, tmp_path: Path) -> None:
     ours, theirs = os.openpty()
     process = subprocess.Popen(
         [sys.executable, f"{REPOSITORY}/scripts/train.py", *RUN, f"data_dir={data_dir}", f"output_dir={tmp_path}"],
@@ -602,7 +638,7 @@ def test_a_closed_terminal_saves_the_run(data_dir: Path, tmp_path: Path) -> None
     )
     os.close(theirs)
     shown = b""
-    while b"15/60" not in shown:
+    while not re.search(rb"15/60.*\d:\d\d\S* \S*left", shown):
         assert select.select([ours], [], [], 60)[0], shown
         shown += os.read(ours, 4096)
     os.close(ours)

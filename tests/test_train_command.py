@@ -71,10 +71,12 @@ def test_a_command_leaves_each_domain_out_and_shows_a_table(finished: tuple[Path
     assert re.search(r"shapes, resnet18 at 16 px, dropout 0.5, sgd lr 0.001, 4 steps of 2 x 2 images, seed 0", shown)
     for domain in ("alpha", "beta", "gamma"):
         assert re.search(rf"^{domain}  step 4/4  loss \d", shown, re.M)
+        assert re.search(rf"^{domain}  step 2/4  .*  \d+:\d\d left$", shown, re.M)
         assert re.search(rf"│ {domain}( \(collapsed\))? +│ +[\d.]+ │ +[\d.]+ │ +\d │", shown)
     for method in ("erm", "weight_averaging", "ensemble"):
         assert re.search(rf"│ {method} +│ alpha", shown)
     assert len(re.findall(r"│ average +│ +[\d.]+ │ +[\d.]+ │", shown)) == 3
+    assert len(re.findall(" left$", shown, re.M)) == 3  # at the first and the last step nobody knows, or asks
     assert shown.index("keeps up to") < shown.index("step 0/4")  # said before any training
 
 

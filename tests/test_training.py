@@ -35,6 +35,7 @@ from vld.model import Classifier
 from vld.run import Run, training_batches
 from vld.seeds import DROPOUT, torch_generator
 from vld.settings import AveragingConfig, Config, EnsembleConfig, OptimConfig
+from vld.terminal import Terminal
 from vld.training import Evaluation, TrainingFailed, Trajectory, is_evaluated, learning_rate, make_optimizer, train
 
 
@@ -272,6 +273,16 @@ def test_time_without_evaluations_is_part_of_the_time() -> None:
     for earlier, later in pairwise(evaluations):
         assert earlier.seconds < later.seconds
         assert earlier.train_seconds < later.train_seconds
+
+
+def test_the_time_left_is_said_at_the_whole_run_s_pace(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever attempt it is in: an evaluation's seconds are those of all."""
+    *_, evaluation = run(make_model(), settings())
+    with Terminal().training("c", "erm", steps=12, images_per_step=8, first_step=4) as progress:
+        for step, seconds in ((0, 1.0), (4, 30.0), (8, 7200.0), (12, 9000.0)):
+            progress.evaluated(replace(evaluation, step=step, seconds=seconds))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition("images/s  ")[2] for line in lines] == ["", "1:00 left", "1:00:00 left", ""]
 
 
 @pytest.mark.parametrize("eval_every", [1, 300])
