@@ -11,7 +11,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vld.errors import UserError
+from vld.errors import UserError, first_line
 from vld.settings import (
     COMBINATIONS,
     KEEPABLE,
@@ -112,7 +112,7 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
         try:
             OmegaConf.update(changed, name, value)
         except OmegaConfBaseException as error:
-            raise UserError(f"{name}={value}: {str(error).splitlines()[0]}") from error
+            raise UserError(f"{name}={value}: {first_line(error)}") from error
     return checked_config(changed, Config)
 
 
@@ -152,7 +152,7 @@ def describe_error(error: BaseException, schema: type = Config) -> str:
     if match := re.search(r"Missing mandatory value: (\S+)", text):
         return f"{match[1]}: a value is needed, say {match[1]}=…"
     if match := re.search(r"Error merging override (.*)", text):
-        reason = str(error.__cause__).splitlines()[0] if error.__cause__ else "has a wrong type"
+        reason = first_line(error.__cause__) if error.__cause__ else "has a wrong type"
         key, _, value = match[1].partition("=")
         return f"{match[1]}: write '{key}=[{value}]'" if key in LIST_OPTIONS else f"{match[1]}: {reason}"
     if match := re.search(r"Ambiguous value for argument '([^']*)'", text):

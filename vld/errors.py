@@ -12,6 +12,11 @@ class UserError(Exception):
     """A setting or data that the user must mend. The message names the option or file and what is allowed."""
 
 
+def first_line(error: BaseException) -> str:
+    """Of its message; where it has none, what kind of error it is."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def exit_with_user_error(message: str) -> NoReturn:
     with suppress(OSError):  # nobody may be there to read it
         print(message, file=sys.stderr)

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vld.config import checked_config, describe_error, merged_config, option_names
-from vld.errors import UserError
+from vld.errors import UserError, first_line
 from vld.settings import Config
 
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
@@ -62,7 +62,7 @@ def jobs_of(axes: Sequence[str], problems: dict[str, None], config_name: str = "
                 try:
                     OmegaConf.update(base, override.key_or_group, override.value())
                 except OmegaConfBaseException as error:
-                    raise UserError(f"{override.input_line}: {str(error).splitlines()[0]}") from error
+                    raise UserError(f"{override.input_line}: {first_line(error)}") from error
             yield Job(tuple(words), checked_config(base, Config))
         except UserError as error:
             problems |= dict.fromkeys(str(error).splitlines())

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vld.architectures import BEYOND, build_backbone, check_timm_has, current_name, trained_image_size
-from vld.errors import UserError
+from vld.errors import UserError, first_line
 from vld.other_dropout import place_dropout
 from vld.settings import BackboneConfig
 from vld.tuning import tuned
@@ -215,7 +215,7 @@ def _timms_own(settings: BackboneConfig) -> dict[str, Tensor]:
             return dict(timm.create_model(name, pretrained=True, num_classes=0).state_dict())
     except Exception as error:  # whatever a hub and the connection to it may raise
         raise UserError(
-            f"backbone.name={settings.name}: downloading its weights through timm failed ({_first_line(error)});"
+            f"backbone.name={settings.name}: downloading its weights through timm failed ({first_line(error)});"
             " get the file elsewhere and say backbone.weights=<file>"
         ) from error
 
@@ -249,9 +249,9 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
             else torch.load(path, map_location="cpu", weights_only=True)
         )
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"backbone.weights={path}: not a readable state_dict file ({_first_line(error)})") from error
+        raise UserError(f"backbone.weights={path}: not a readable state_dict file ({first_line(error)})") from error
     except Exception as error:  # pickle.UnpicklingError and whatever a damaged pickle makes of itself
-        raise UserError(f"backbone.weights={path}: not a plain state_dict file ({_first_line(error)})") from error
+        raise UserError(f"backbone.weights={path}: not a plain state_dict file ({first_line(error)})") from error
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, dict) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
@@ -260,10 +260,6 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
         str(key).removeprefix("module."): value.detach().float() if value.is_floating_point() else value.detach()
         for key, value in loaded.items()
     }
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _load_backbone(

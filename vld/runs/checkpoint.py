@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vld.errors import UserError
+from vld.errors import UserError, first_line
 from vld.runs.atomic import write_atomically
 
 
@@ -31,7 +31,8 @@ def read_checkpoint(path: Path, run_id: str) -> dict[str, Any]:
         if state["run_id"] != run_id:
             raise ValueError(f"it belongs to run {state['run_id']}")
     except Exception as error:  # whatever torch and pickle make of arbitrary bytes
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: damaged ({reason}); without that file the run starts again from step 0") from error
+        raise UserError(
+            f"{path}: damaged ({first_line(error)}); without that file the run starts again from step 0"
+        ) from error
     assert isinstance(state, dict)
     return state
