@@ -87,6 +87,22 @@ def test_what_the_server_refuses_is_not_delivered(server: WandbServer, runs: lis
     assert server.runs["aaaaaaaaaaaa-erm"].summary["state"] == "finished"
 
 
+def test_runs_that_were_offline_are_published_online(server: WandbServer, runs: list[Path], tmp_path: Path) -> None:
+    published(tmp_path, *runs, mode="offline")
+    offline = copies(tmp_path)
+    assert len(offline) == 9
+    assert not server.runs
+    done = script("publish.py", f"output_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert sorted(server.runs) == offline
+    for run in server.runs.values():
+        assert (run.summary["state"], run.exit_code) == ("finished", 0)
+    assert [row["_step"] for row in server.runs["aaaaaaaaaaaa-erm"].rows()] == [0, 2, 4]
+    lines = server.lines
+    assert script("publish.py", f"output_dir={tmp_path}").returncode == 0
+    assert server.lines == lines  # once
+
+
 def test_one_refused_run_does_not_stop_the_others(
     server: WandbServer, runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

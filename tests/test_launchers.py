@@ -3,7 +3,10 @@
 import json
 import os
 import re
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -43,21 +46,30 @@ def test_jobs_side_by_side_come_to_the_same(small_glyphs: Path, tmp_path: Path) 
     assert in_turn.returncode == 0, in_turn.stderr
     # The first run's directory holds what is no run: its job is refused, the others are not.
     chalk = next((tmp_path / "a/runs/glyphs/chalk").iterdir()).name
-    broken = tmp_path / "b/runs/glyphs/chalk" / chalk
+    output_dir = tmp_path / "b (2)"
+    broken = output_dir / "runs/glyphs/chalk" / chalk
     broken.mkdir(parents=True)
     (broken / "config.yaml").write_text("identity: {seed: 5}\n")
     launcher = ("hydra/launcher=parallel", "hydra.launcher.n_jobs=2")
-    together = train(*OPTIONS, *launcher, f"data_dir={small_glyphs}", f"output_dir={tmp_path / 'b'}")
+    together = train(*OPTIONS, *launcher, f"data_dir={small_glyphs}", f"output_dir='{output_dir}'")
     assert together.returncode == 1, together.stdout + together.stderr
     assert not list((tmp_path / "a").rglob("*.safetensors"))  # keep=[]
     expected = results(tmp_path / "a")
     assert len(expected) == 3
-    assert results(tmp_path / "b") == {name: rows for name, rows in expected.items() if name != chalk}
+    assert results(output_dir) == {name: rows for name, rows in expected.items() if name != chalk}
     for job, domain in enumerate(("mosaic", "neon"), 1):
         assert re.search(rf"^\[{job}\] {domain}  step 2/2 ", together.stdout, re.MULTILINE)
     assert together.stdout.count("┏") == 1
     assert "failed: " in together.stdout
     assert chalk in together.stdout.split("┏")[1]
+    # What is wrong is mended, and the command that was shown for that job pasted.
+    shutil.rmtree(broken)
+    [again] = re.findall(r"again, just that: (python .*)", together.stdout)
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    pasted = subprocess.run(again, shell=True, cwd=REPOSITORY, env=env, capture_output=True, text=True, check=False)
+    assert pasted.returncode == 0, pasted.stdout + pasted.stderr
+    assert results(output_dir) == expected
+    assert "mosaic" not in pasted.stdout
 
 
 def processes_of(session: int) -> list[str]:
