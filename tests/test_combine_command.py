@@ -1,9 +1,11 @@
 """Combinations end to end: runs are trained and combined from the command line, and recomputed here from what they stored."""
 
 import json
+import os
 import re
 import shlex
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,12 @@ import torch
 from commands import REPOSITORY, script, train
 from hydra import compose, initialize_config_dir
 from PIL import Image
+from prepared import prepared_process
 from safetensors.torch import load_file
 from tiny import decode_dataset
 from torch import Tensor
 
-from vld.claim import claim
+from vld.claim import LOCK, claim
 from vld.combine import combine_all
 from vld.config import typed_config, with_values
 from vld.data.folder import list_dataset
@@ -238,6 +241,54 @@ def test_combined_once(combine: Combine, trained: Path) -> None:
         skipped = combine("method=ensemble_of_runs", "method.average=softmax", "test_domain=1", "if_running=skip")
         assert re.search(r"mosaic: skipped: process \d+ on \S+ is working on it", skipped)
     assert not (directory / "result.json").exists()
+
+
+# Of `vld-combine`: killed at an evaluation in the middle of a soup; or when the result is written and not yet in its place.
+KILLED_WHILE_TASTING = """
+import os, signal
+from vld import cli, combine
+calls, predict = [], combine.predict
+def tasted(*arguments):
+    calls.append(arguments)
+    if len(calls) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return predict(*arguments)
+combine.predict = tasted
+cli.combine()
+"""
+KILLED_WHILE_WRITING = """
+import os, signal
+from vld import cli
+from vld.runs import atomic
+def written(path, write):
+    write(path.with_name(f".{path.name}.ab12"))
+    os.kill(os.getpid(), signal.SIGKILL)
+atomic.write_atomically = written
+cli.combine()
+"""
+
+
+def test_killed_at_any_moment_it_comes_to_the_same(
+    combine: Combine, trained: Path, small_glyphs: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(trained / "runs", tmp_path / "runs")
+    here = (f"data_dir={small_glyphs}", f"output_dir={tmp_path}")
+    options = (*BASE, MEMBERS, "method=greedy_soup", "test_domain=[0,1]", *here)
+    for text in (KILLED_WHILE_TASTING, KILLED_WHILE_WRITING):
+        (tmp_path / "killed.py").write_text(text)
+        env = os.environ | {"OMP_NUM_THREADS": "1"}
+        killed = prepared_process().run(tmp_path / "killed.py", options, REPOSITORY, env, timeout=120)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        assert any((tmp_path / "combined/glyphs/chalk").glob("*/*"))
+        assert not list(tmp_path.glob("combined/*/*/*/result.json"))
+    again = script("combine.py", *options)
+    assert again.returncode == 0, again.stderr
+    assert not list(tmp_path.rglob(LOCK))
+    undisturbed = combine("method=greedy_soup", "test_domain=[0,1]")
+    for domain in ("chalk", "mosaic"):
+        made, whole = (result(shown, domain) for shown in (again.stdout, undisturbed))
+        times = ("seconds", "finished")
+        assert {n: v for n, v in made.items() if n not in times} == {n: v for n, v in whole.items() if n not in times}
 
 
 def test_a_sweep_over_combinations_ends_with_one_table(combine: Combine) -> None:

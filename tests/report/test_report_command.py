@@ -4,7 +4,9 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
+import time
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,7 +14,8 @@ from urllib.parse import unquote
 
 import pandas as pd
 import pytest
-from commands import script, train
+from commands import REPOSITORY, script, train
+from prepared import prepared_process
 from report_store import study_runs, write_combinations, write_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -96,6 +99,54 @@ def test_a_second_report_replaces_the_first(store: Path, reported: "subprocess.C
     done = script("report.py", "study=figure2", *SMALL, f"output_dir={store}")
     assert done.returncode == 0, done.stderr
     assert not stale.exists()
+
+
+# Of `vld-report`: killed when the folder of tables is no longer the old one and not yet the new one.
+KILLED_BETWEEN_TWO_FOLDERS = """
+import os, signal
+from pathlib import Path
+from vld import cli
+rename = Path.rename
+def renamed(path, target):
+    rename(path, target)
+    if path.name == "tables":
+        os.kill(os.getpid(), signal.SIGKILL)
+Path.rename = renamed
+cli.report()
+"""
+
+
+def test_killed_at_any_moment_it_writes_the_same(store: Path, tmp_path: Path) -> None:
+    options = ("dataset=pacs", "dropout=0.9", f"output_dir={store}")
+    where = store / "report/dataset=pacs,dropout=0.9"
+    report, env = REPOSITORY / "scripts/report.py", os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+
+    def written() -> dict[str, bytes]:
+        """The folder's files; what the page says of when and by which script it was made aside."""
+        files = {f"{path.relative_to(where)}": path.read_bytes() for path in where.rglob("*") if path.is_file()}
+        page = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", "", files["index.html"].decode())
+        return files | {"index.html": page.encode()}
+
+    assert script("report.py", *options).returncode == 0
+    undisturbed = written()
+    (tmp_path / "killed.py").write_text(KILLED_BETWEEN_TWO_FOLDERS)
+    killed = prepared_process().run(tmp_path / "killed.py", options, REPOSITORY, env, timeout=120)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (where / "tables").exists()
+    assert script("report.py", *options).returncode == 0
+    assert written() == undisturbed
+    # … and at its first file.
+    shutil.rmtree(where)
+    process = prepared_process().start(report, options, REPOSITORY, env, tmp_path)
+    while not any(path.is_file() for path in where.rglob("*")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait(60) == -signal.SIGKILL
+    assert not (where / "index.html").exists()
+    assert script("report.py", *options).returncode == 0
+    assert written() == undisturbed
+    shutil.rmtree(where)
 
 
 class Links(HTMLParser):
