@@ -71,6 +71,24 @@ def test_a_compiled_run_has_the_same_logits_and_compiles_nothing_on_the_way(pret
 
 
 @compiler
+def test_the_next_job_finds_what_the_first_one_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On disk: of what a process knows of its programs, the second has nothing."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    compiled, found, libraries = [], [], []
+    for _ in range(2):
+        torch._dynamo.reset()
+        compilation._compiled.cache_clear()
+        counters.clear()
+        compilation.compile_run(make_model(), make_batches(), make_evaluation_set(), print)
+        compiled.append(counters["inductor"]["fxgraph_cache_miss"])
+        found.append(counters["inductor"]["fxgraph_cache_hit"])
+        libraries.append({path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.so")})
+    assert compiled[0] == found[1] > 0
+    assert compiled[1] == found[0] == 0
+    assert libraries[0] == libraries[1] != {}
+
+
+@compiler
 def test_trying_leaves_the_network_as_it_was() -> None:
     """Batch-norm statistics too, which learn from scratch, and the random state."""
     model = make_model(pretrained=False)
