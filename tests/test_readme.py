@@ -251,6 +251,23 @@ def test_a_dataset_is_prepared_and_runs_are_published(tmp_path: Path) -> None:
             assert "3 offline runs" in done.stdout
 
 
+def test_the_demo_downloads_nothing(tmp_path: Path) -> None:
+    """A run of it from nothing, where whatever goes out finds nobody and nothing is cached, nor anybody logged in to W&B."""
+    text = re.sub(r"\\\n\s*", "", (REPOSITORY / "scripts/demo.sh").read_text())
+    [command] = re.findall(r'^(python scripts/train\.py .*) "\$@"$', text, re.M)
+    places = {"data_dir": str(tmp_path / "data"), "output_dir": str(tmp_path / "outputs")}
+    options = smaller(command, test_domain="chalk", dropout="0", **places)
+    home = tmp_path / "home"
+    home.mkdir()
+    env = dict.fromkeys(("HOME", "NETRC", "TORCH_HOME", "XDG_CACHE_HOME", "HF_HOME", "WANDB_CONFIG_DIR"), str(home))
+    env |= dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    env |= dict.fromkeys(("no_proxy", "NO_PROXY", "WANDB_API_KEY"), "") | {"WANDB_MODE": "online"}  # its default
+    done = script("train.py", *options, env=env, fresh=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list((tmp_path / "outputs/runs/glyphs/chalk").rglob("result.json"))) == 1
+    assert "W&B: 3 offline runs" in done.stdout
+
+
 @pytest.mark.skipif(not (REPOSITORY / ".venv/made-from").exists(), reason="scripts/test.sh has not made .venv here")
 def test_the_demo_ends_with_its_tables_and_a_picture(small_glyphs: Path, tmp_path: Path) -> None:
     small = [f"{name}={value}" for name, value in SMALLER.items()]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -380,6 +381,14 @@ def test_a_study_of_one_s_own_from_end_to_end(own_study: list[str], small_glyphs
     half = train(*options, "dropout=0.5")
     assert half.returncode == 0, half.stderr
     assert "mine: 8 runs, 0 finished, 8 to do" in half.stdout
+    # Each command's options are noted, and what each job got of them. Nothing from here on needs that.
+    notes = tmp_path / "outputs/jobs"
+    [of_command] = [yaml.safe_load(path.read_text()) for path in notes.rglob("multirun.yaml")]
+    assert set(of_command["hydra"]["overrides"]["task"]) >= {"study=mine", "dropout=0.5", options[-1]}
+    of_jobs = [yaml.safe_load(path.read_text()) for path in notes.rglob("overrides.yaml")]
+    assert len(of_jobs) == 8
+    assert all(options[-1] in words and any(word.startswith("seed=") for word in words) for words in of_jobs)
+    shutil.rmtree(notes)
     code, table = status()
     assert code == 1
     assert "mine: 16 runs, 8 finished, 8 to do, about " in table
