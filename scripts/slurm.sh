@@ -80,9 +80,13 @@ AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoreFlags=job_comment
 JobRequeue=1
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 KillWait=5
 NodeName=$host NodeAddr=127.0.0.1 $(slurmd -C | head -1 | cut -d' ' -f2-) State=UNKNOWN
-PartitionName=main Nodes=$host Default=YES MaxTime=60 State=UP
+PartitionName=main Nodes=$host Default=YES MaxTime=60 State=UP PriorityTier=1
+# Its jobs put those of the other partition back into the queue.
+PartitionName=urgent Nodes=$host MaxTime=60 State=UP PriorityTier=2 PreemptMode=OFF
 END
 wait_for sacctmgr --noheader show cluster
 sacctmgr --immediate add cluster test >/dev/null 2>&1 || true # it may be there

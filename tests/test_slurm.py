@@ -131,6 +131,21 @@ def kill(launcher: "subprocess.Popen[bytes]") -> None:
         launcher.wait(30)
 
 
+def begin(job: str) -> None:
+    """SLURM lets a requeued job wait for two minutes."""
+    subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=False, capture_output=True)
+
+
+def check_as_without_an_interruption(run_dir: Path, options: list[str], alone: Path) -> None:
+    done = train(*options, f"output_dir={alone}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    [whole] = alone.glob("runs/glyphs/*/*")
+    assert whole.name == run_dir.name
+    assert metrics(run_dir) == metrics(whole)
+    interrupted, straight = (json.loads((path / "result.json").read_text()) for path in (run_dir, whole))
+    assert interrupted["results"] == straight["results"]
+
+
 @pytest.mark.usefixtures("slurm")
 def test_a_study_survives_everything(study: list[str], tmp_path: Path) -> None:
     code, before = status(study)
@@ -166,23 +181,12 @@ def test_a_study_survives_everything(study: list[str], tmp_path: Path) -> None:
     # The same command waits for what still runs, trains what is missing, and nothing twice.
     again = start(study, tmp_path / "again.log")
 
-    def begin_the_requeued() -> None:
-        """SLURM lets a requeued job wait for two minutes."""
-        subprocess.run(["scontrol", "update", f"JobId={first}", "StartTime=now"], check=False, capture_output=True)
-
     try:
-        until(lambda: begin_the_requeued() or (saved / "result.json").exists(), "the end of what was requeued")
+        until(lambda: begin(first) or (saved / "result.json").exists(), "the end of what was requeued")
         assert not (saved / "checkpoint.pt").exists()
         # What was requeued is the same as without an interruption.
         [there] = [run for run in now["runs"] if run["directory"] == str(saved)]
-        alone = tmp_path / "alone"
-        done = train(*study, *there["overrides"], f"output_dir={alone}")
-        assert done.returncode == 0, done.stdout + done.stderr
-        [whole] = alone.glob("runs/glyphs/*/*")
-        assert whole.name == saved.name
-        assert metrics(saved) == metrics(whole)
-        interrupted, straight = (json.loads((path / "result.json").read_text()) for path in (saved, whole))
-        assert interrupted["results"] == straight["results"]
+        check_as_without_an_interruption(saved, [*study, *there["overrides"]], tmp_path / "alone")
         until(lambda: again.poll() is not None, "the end of the second command")
     finally:
         kill(again)
@@ -193,7 +197,7 @@ def test_a_study_survives_everything(study: list[str], tmp_path: Path) -> None:
     logs = "".join(path.read_text() for path in (tmp_path / "outputs").rglob("*_log.out"))
     assert "is working on it; waiting for that" in logs
     assert logs.count("step 400/400") == 4
-    until(lambda: begin_the_requeued() or not squeue(), "an empty queue")
+    until(lambda: begin(first) or not squeue(), "an empty queue")
     code, complete = status(study)
     assert code == 0
     assert complete["counts"]["finished"] == 4
@@ -219,6 +223,29 @@ def test_a_study_survives_everything(study: list[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("slurm")
+def test_a_preempted_job_goes_on_exactly(study: list[str], tmp_path: Path) -> None:
+    """By a job of a partition that goes before, which wants the whole node."""
+    options = [*study, "seed=0", "test_domain=0"]
+    launcher = start(options, tmp_path / "launcher.log")
+    try:
+        runs = tmp_path / "outputs/runs/glyphs"
+        [rows] = until(lambda: list(runs.glob("*/*/metrics.jsonl")), "a run that trains")
+        [job] = running_jobs()
+        urgent = ["sbatch", "--parsable", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=true"]
+        before = subprocess.run(urgent, check=True, capture_output=True, text=True).stdout.strip()
+        until(lambda: before not in squeue("--format=%i").split(), "the end of what went before")
+        assert (rows.parent / "checkpoint.pt").exists()
+        assert not (rows.parent / "result.json").exists()
+        until(lambda: begin(job) or launcher.poll() is not None, "the end of what was preempted")
+    finally:
+        kill(launcher)
+    assert launcher.returncode == 0, (tmp_path / "launcher.log").read_text()
+    [log] = (tmp_path / "outputs").rglob(f"{job}_0_log.out")
+    assert re.search(r"goes on from step [1-9]\d* of 400", log.read_text())
+    check_as_without_an_interruption(rows.parent, options, tmp_path / "alone")
+
+
+@pytest.mark.usefixtures("slurm")
 def test_a_study_larger_than_an_array_is_split(study: list[str], tmp_path: Path) -> None:
     """`hydra.sweeper.max_batch_size` jobs at a time, one array after the other."""
     done = train(
@@ -232,3 +259,37 @@ def test_a_study_larger_than_an_array_is_split(study: list[str], tmp_path: Path)
     ).stdout.split()  # fmt: skip
     arrays = sorted({job.split("_")[0] for job in jobs}, key=int)[-2:]
     assert [len([job for job in jobs if job.split("_")[0] == array]) for array in arrays] == [2, 1]
+
+
+@pytest.mark.usefixtures("slurm")
+def test_the_command_of_a_split_study_may_end_at_any_moment(study: list[str], tmp_path: Path) -> None:
+    """Killed while its first array runs, and by itself when a job of its second array is killed."""
+    options = [*study, "seed=0", "test_domain=0,1,2", "hydra.sweeper.max_batch_size=2"]
+    runs = tmp_path / "outputs/runs/glyphs"
+    first = start(options, tmp_path / "first.log")
+    try:
+        until(lambda: len(list(runs.glob("*/*/metrics.jsonl"))) == 2, "two runs that train")
+    finally:
+        kill(first)
+    assert len(squeue("--array", "--format=%i").split()) == 2  # of the second array nothing was submitted
+
+    second = start(options, tmp_path / "second.log")
+    try:
+        third_run = until(lambda: list(runs.glob("neon/*/metrics.jsonl")), "the second array")[0].parent
+        assert len(list(runs.glob("*/*/result.json"))) == 2
+        [job] = running_jobs()
+        send("KILL", job)
+        until(lambda: second.poll() is not None, "the command to end by itself")
+    finally:
+        kill(second)
+    assert second.returncode == 1
+    said = (tmp_path / "second.log").read_text()
+    assert "the launcher stopped: " in said
+    assert "the same command goes on with what is not finished, and does nothing twice" in said
+    assert said.count("│ erm") == 1  # the table of what there is
+    assert not (third_run / "result.json").exists()
+
+    done = train(*options, *LAUNCHER, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "mine: 3 runs, 2 finished, 1 to do" in done.stdout
+    assert (third_run / "result.json").exists()
