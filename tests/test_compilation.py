@@ -1,6 +1,9 @@
 """Compiled, a run computes the same; where compiling fails, it goes on without and says so."""
 
+import os
 import shutil
+import subprocess
+import sys
 import sysconfig
 from dataclasses import replace
 from pathlib import Path
@@ -171,9 +174,22 @@ def test_who_compiles(wanted: str, device: str, deterministic: bool, expected: b
     assert compilation.is_wanted(config, torch.device(device)) == expected
 
 
-def test_compiled_programs_stay_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert compilation.set_up_cache() == tmp_path / "vld" / "compiled"
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/elsewhere")
-    assert compilation.set_up_cache() == Path("/elsewhere")
+@pytest.mark.parametrize("variable", ["XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR"])
+def test_compiled_programs_stay_in_the_users_cache(variable: str, tmp_path: Path) -> None:
+    """As torch sees it after a command has begun, in a process that had not imported it; torch's own choice is below /tmp."""
+    code = """
+import contextlib, sys
+import vld.cli
+sys.argv = ["train.py", "--help"]
+with contextlib.suppress(SystemExit):
+    vld.cli.train()
+import torchvision
+from torch._inductor.runtime.cache_dir_utils import cache_dir
+print(cache_dir())
+"""
+    env = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env | {variable: str(tmp_path)}, capture_output=True, text=True, check=True
+    )
+    expected = tmp_path / "vld" / "compiled" if variable == "XDG_CACHE_HOME" else tmp_path
+    assert done.stdout.splitlines()[-1] == str(expected)

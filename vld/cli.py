@@ -107,6 +107,9 @@ def run_command(job: Callable[[DictConfig], None], config_name: str, schema: typ
         exit_with_user_error("--cfg: shows the configuration of one job; leave -m and all values but one out")
     # argparse takes options in one block only; a user may well write -m at the end.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
+    # Compiled programs are for later jobs, whose /tmp may be another; torch would put them there as soon as it is imported.
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(caches / "vld" / "compiled"))
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors instead of printing them
     for number in SIGNALS:
         if signal.getsignal(number) is signal.SIG_DFL:

@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,15 +27,8 @@ def is_wanted(config: Config, device: torch.device) -> bool:
     return config.compile == "true"
 
 
-def set_up_cache() -> Path:
-    """Where compiled programs stay, so that only the first job of a sweep compiles."""
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(caches / "vld" / "compiled")))
-
-
 def compile_run(model: Classifier, batches: TrainingBatches, images: EvaluationSet, say: Callable[[str], None]) -> None:
     """Have `model` and `batches` compute by compiled programs, after trying those on a copy; or as before where they fail."""
-    folder = set_up_cache()
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # no CUDA on a CPU machine is no news
     torch._dynamo.config.recompile_limit = 64  # a sweep in one process has many networks and sizes
     began = time.perf_counter()
@@ -61,7 +53,7 @@ def compile_run(model: Classifier, batches: TrainingBatches, images: EvaluationS
         return
     model.compute = _compiled(represent)
     if (seconds := time.perf_counter() - began) > ANNOUNCED_SECONDS:
-        say(f"compiled in {seconds:.0f} s; {folder} keeps it for the runs to come")
+        say(f"compiled in {seconds:.0f} s; {os.environ['TORCHINDUCTOR_CACHE_DIR']} keeps it for the runs to come")
 
 
 @cache
