@@ -91,12 +91,15 @@ def wait_until(what: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.05)
 
 
-def test_a_stopped_command_stops_its_jobs_and_goes_on(small_glyphs: Path, tmp_path: Path) -> None:
-    """Ctrl-C reaches every process of the terminal."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_command_stops_its_jobs_and_goes_on(
+    number: signal.Signals, small_glyphs: Path, tmp_path: Path
+) -> None:
+    """Each saves its run: Ctrl-C reaches every process of the terminal, another signal the command alone."""
     more = (
         "test_domain=0,1",
-        "optim.steps=60",
-        "eval_every=30",
+        "optim.steps=200",
+        "eval_every=100",
         "hydra/launcher=parallel",
         "hydra.launcher.n_jobs=2",
         f"data_dir={small_glyphs}",
@@ -106,21 +109,25 @@ def test_a_stopped_command_stops_its_jobs_and_goes_on(small_glyphs: Path, tmp_pa
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     script = REPOSITORY / "scripts/train.py"
     process = prepared_process().start(
-        script, [*options, "checkpoint_every=0.5"], REPOSITORY, env, tmp_path, own_session=True
+        script, [*options, "checkpoint_every=1000"], REPOSITORY, env, tmp_path, own_session=True
     )
     try:
-        wait_until(lambda: any((tmp_path / "outputs").rglob("checkpoint.pt")), 120)
+        wait_until(lambda: len(list((tmp_path / "outputs").rglob("metrics.jsonl"))) == 2, 120)
         assert len(processes_of(process.pid)) >= 3
-        os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(20) == 130
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        assert process.wait(60) == 128 + number
         wait_until(lambda: not processes_of(process.pid), 10)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    assert len(results(tmp_path / "outputs")) < 2
+    assert not results(tmp_path / "outputs")
+    assert len(list((tmp_path / "outputs").rglob("checkpoint.pt"))) == 2
     again = train(*options)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert re.search(r"^\[[01]\] .*goes on from step [1-9]\d* of 60", again.stdout, re.MULTILINE)
+    assert len(re.findall(r"^\[[01]\] .*goes on from step \d+ of 200", again.stdout, re.MULTILINE)) == 2
     assert len(results(tmp_path / "outputs")) == 2
 
 

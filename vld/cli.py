@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -36,6 +36,7 @@ from vld.settings import (
     ReportConfig,
     StatusConfig,
 )
+from vld.side_by_side import known_to_run, stop_jobs
 from vld.sweep import JobsCallback, summarise_sweep
 from vld.tracking.publisher import Publisher
 
@@ -111,9 +112,7 @@ def run_command(job: Callable[[DictConfig], None], config_name: str, schema: typ
     caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(caches / "vld" / "compiled"))
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors instead of printing them
-    for number in SIGNALS:
-        if signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, _stop)
+    stop_on_signals()
 
     @wraps(job)
     def guarded(composed: DictConfig) -> None:
@@ -161,7 +160,18 @@ class Stopped(BaseException):
         self.number = number
 
 
+def stop_on_signals() -> None:
+    """Of those that are not ignored, as a hang-up is under nohup."""
+    for number in SIGNALS:
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, _stop)
+
+
 def _stop(number: int, _: object) -> NoReturn:
+    if JobsCallback.started:
+        stop_jobs(JobsCallback.started[0])
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
     raise Stopped(signal.Signals(number))
 
 
@@ -205,17 +215,22 @@ def _job(composed: DictConfig, work: "Callable[[Config, Terminal, Publisher], li
     in_sweep = hydra_config.mode == RunMode.MULTIRUN
     beside_others = in_sweep and hydra_config.launcher._target_ != BASIC_LAUNCHER
     terminal = Terminal(job=hydra_config.job.num if beside_others else None)
-    if hydra_config.launcher._target_ == JOBLIB_LAUNCHER and composed.device == "auto":
-        from vld.device import keep_to_one_gpu
+    in_own_process = in_sweep and hydra_config.launcher._target_ == JOBLIB_LAUNCHER
+    if in_own_process:
+        stop_on_signals()
+        if composed.device == "auto":
+            from vld.device import keep_to_one_gpu
 
-        keep_to_one_gpu(_worker_number())
+            keep_to_one_gpu(_worker_number())
+    known = known_to_run(outcomes_dir(hydra_config), hydra_config.job.num) if in_own_process else nullcontext()
     outcomes: list[Outcome] = []
     error: UserError | OSError | None = None
     publisher: Publisher | None = None
     try:
         config = typed_config(composed, Config)
         publisher = Publisher(config.wandb, config.output_dir, say=terminal.say, warn=terminal.warn)
-        outcomes = work(config, terminal, publisher)
+        with known:
+            outcomes = work(config, terminal, publisher)
         if not beside_others:  # else their tables would be mixed up: the one at the end has them all
             show_results(outcomes, config.method.name, terminal)
     except (UserError, OSError) as problem:

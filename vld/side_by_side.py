@@ -1,0 +1,44 @@
+"""Jobs in processes of their own, beside others on this machine: a command that is stopped lets each of them save its run first.
+
+The launcher's library ends all processes as soon as one job ends by an error, a signal's included; so the command, which may
+be the only one that the signal reached, passes it on and waits before it lets the launcher know.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+SECONDS_TO_SAVE = 60.0
+STOPPING = "stopping"
+
+
+@contextmanager
+def known_to_run(folder: Path, job: int) -> Iterator[None]:
+    """Within, the job is one that `stop_jobs` stops and waits for. Raises `KeyboardInterrupt` where the command is stopping."""
+    marker = folder / f"{job:06d}.running"
+    folder.mkdir(parents=True, exist_ok=True)
+    marker.write_text(f"{os.getpid()}")
+    try:
+        if (folder / STOPPING).exists():  # looked at after the marker is there: either this job sees it, or is seen
+            raise KeyboardInterrupt
+        yield
+    finally:
+        marker.unlink(missing_ok=True)
+
+
+def stop_jobs(folder: Path) -> None:
+    """Have all running jobs save their runs and end, and wait for that; at once where this was asked for before."""
+    if not folder.is_dir() or (folder / STOPPING).exists():
+        return
+    (folder / STOPPING).touch()
+    told: set[Path] = set()
+    until = time.monotonic() + SECONDS_TO_SAVE
+    while (running := set(folder.glob("*.running"))) and time.monotonic() < until:
+        for marker in running - told:
+            with suppress(OSError, ValueError):  # it has ended, or has not written its number yet
+                os.kill(int(marker.read_text()), signal.SIGTERM)
+                told.add(marker)
+        time.sleep(0.02)
