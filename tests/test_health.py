@@ -121,8 +121,10 @@ def test_measure() -> None:
     assert measure(torch.tensor([[5.0, 0]] * 7), torch.zeros(7)) == Health(0.0, 1.0)
 
 
-def watched(*evaluations: tuple[float, float], pretrained: bool = True) -> tuple[CollapseWatch, list[str | None]]:
-    watch = CollapseWatch(0.5, pretrained)
+def watched(
+    *evaluations: tuple[float, float], pretrained: bool = True, dropout: float = 0.9, noise: float = 0.2
+) -> tuple[CollapseWatch, list[str | None]]:
+    watch = CollapseWatch(0.5, dropout, noise, pretrained)
     return watch, [watch.news(300 * i, Health(*evaluation)) for i, evaluation in enumerate(evaluations)]
 
 
@@ -154,10 +156,33 @@ def test_vanished_representation() -> None:
 
 
 def test_one_class() -> None:
-    watch, news = watched((100.0, 0.5), (90.0, 0.991))
-    assert news[1] is not None
-    assert news[1].startswith("collapsed at step 300: 99.1% of the images are given to one class")
+    watch, news = watched((100.0, 0.5), (90.0, 0.5), (90.0, 0.991))
+    assert news[2] is not None
+    assert news[2].startswith("collapsed at step 600: 99.1% of the images are given to one class")
     assert watch.lasting is not None
+
+
+def test_one_class_from_the_start_is_a_collapse_where_dropout_is_too_noisy() -> None:
+    """Elsewhere it has not learned yet, and a lower rate of learning or dropout would be bad advice."""
+    never = (100.0, 1.0), (90.0, 1.0), (80.0, 1.0)
+    assert watched(*never)[1] == [None] * 3
+    assert watched(*never, dropout=0.0, noise=0.0)[1] == [None] * 3
+    _, [_, news, _] = watched(*never, noise=1.1 * TOO_NOISY)
+    assert news is not None
+    assert news.startswith("collapsed at step 300: 100.0% of the images are given to one class")
+
+
+def test_without_dropout_less_of_it_mends_nothing() -> None:
+    news = watched((100.0, 0.5), (90.0, 0.5), (90.0, 1.0), dropout=0.0, noise=0.0)[1][2]
+    assert news is not None
+    assert news.endswith("; a smaller optim.lr mends it")
+
+
+def test_what_was_seen_survives_an_interruption() -> None:
+    watch, _ = watched((100.0, 0.5), (90.0, 0.5))
+    resumed = CollapseWatch(0.5, 0.9, 0.2, True)
+    resumed.load_state_dict(watch.state_dict())
+    assert resumed.news(600, Health(90.0, 1.0)) is not None
 
 
 def test_not_a_number_is_a_collapse() -> None:
@@ -165,18 +190,18 @@ def test_not_a_number_is_a_collapse() -> None:
 
 
 def test_recovery_and_relapse() -> None:
-    watch, news = watched((100.0, 0.5), (90.0, 1.0), (80.0, 1.0), (80.0, 0.5), (80.0, 0.5), (0.01, 0.5))
+    watch, news = watched((100.0, 0.5), (90.0, 0.5), (90.0, 1.0), (80.0, 1.0), (80.0, 0.5), (0.01, 0.5))
     assert [entry.split(":")[0] if entry else None for entry in news] == [
         None,
-        "collapsed at step 300",
         None,
-        "recovered at step 900",
+        "collapsed at step 600",
         None,
+        "recovered at step 1200",
         "collapsed at step 1500",
     ]
     assert watch.lasting is not None
     assert watch.lasting["step"] == 1500
-    assert watched((100.0, 0.5), (90.0, 1.0), (80.0, 0.5))[0].lasting is None
+    assert watched((100.0, 0.5), (90.0, 0.5), (90.0, 1.0), (80.0, 0.5))[0].lasting is None
 
 
 def test_collapse_is_relative_to_the_start() -> None:
@@ -188,4 +213,4 @@ def test_collapse_is_relative_to_the_start() -> None:
 def test_from_scratch_the_norm_before_training_is_no_measure() -> None:
     """Batch-norm statistics are not learnt yet: the representation is as large as chance makes it."""
     assert watched((math.inf, 1.0), (90.0, 0.5), pretrained=False)[1] == [None, None]
-    assert watched((1e9, 1.0), (90.0, 1.0), pretrained=False)[1][1] is not None
+    assert watched((1e9, 1.0), (90.0, 0.5), (90.0, 1.0), pretrained=False)[1][2] is not None

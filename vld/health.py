@@ -54,14 +54,14 @@ class Health:
     feature_sq_norm: float
     top_class_share: float
 
-    def collapse(self, norm_before: float) -> str | None:
+    def collapse(self, norm_before: float, may_be_one_class: bool = False) -> str | None:
         """Why the network has collapsed, or None. norm_before: `feature_sq_norm` before training."""
         if math.isnan(self.feature_sq_norm):
             return "the representation is not a number"
         if self.feature_sq_norm < VANISHED * norm_before:
             norm = self.feature_sq_norm
             return f"the representation vanished (mean squared norm {norm:.3g}, at first {norm_before:.4g})"
-        if self.top_class_share > ONE_CLASS:
+        if self.top_class_share > ONE_CLASS and not may_be_one_class:
             return f"{self.top_class_share:.1%} of the images are given to one class"
         return None
 
@@ -74,20 +74,26 @@ def measure(logits: Tensor, squared_norms: Tensor) -> Health:
 
 
 class CollapseWatch:
-    """Follows a run's evaluations and names a collapse: when, why, and what mends it."""
+    """Follows a run's evaluations and names a collapse: when, why, and what mends it.
 
-    def __init__(self, feature_scale: float, pretrained: bool) -> None:
-        self.feature_scale = feature_scale
+    A network that gives all images to one class may just not have learned yet. It has collapsed if it told classes apart before,
+    or if the dropout noise (`dropout_noise`) was too high from the start.
+    """
+
+    def __init__(self, feature_scale: float, dropout: float, noise: float, pretrained: bool) -> None:
+        self.feature_scale, self.dropout, self.noise = feature_scale, dropout, noise
         self.pretrained = pretrained
         self.norm_before: float | None = None
+        self.told_apart = False
         self.lasting: dict[str, object] | None = None
         """The collapse that the run is in, since the step at which it began."""
 
     def state_dict(self) -> dict[str, Any]:
-        return {"norm_before": self.norm_before, "lasting": self.lasting}
+        return {"norm_before": self.norm_before, "told_apart": self.told_apart, "lasting": self.lasting}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.norm_before, self.lasting = state["norm_before"], state["lasting"]
+        self.told_apart = state.get("told_apart", False)  # which early checkpoints lack
 
     def news(self, step: int, health: Health) -> str | None:
         """Take in one evaluation; return a line when the network has just collapsed or recovered."""
@@ -95,12 +101,16 @@ class CollapseWatch:
             # Before training from scratch there are no batch-norm statistics, and the norm means nothing.
             self.norm_before = health.feature_sq_norm if self.pretrained else 0.0
             return None
-        reason = health.collapse(self.norm_before)
+        may_be_one_class = not self.told_apart and self.noise <= TOO_NOISY
+        self.told_apart |= health.top_class_share <= ONE_CLASS
+        reason = health.collapse(self.norm_before, may_be_one_class)
         if reason is None:
             recovered, self.lasting = self.lasting, None
             return f"recovered at step {step}" if recovered else None
         if self.lasting is not None:
             return None
-        remedy = f"a smaller backbone.feature_scale (now {self.feature_scale:g}), a smaller optim.lr or a lower dropout mends it"
+        remedy = "a smaller optim.lr mends it"
+        if self.dropout:
+            remedy = f"a smaller backbone.feature_scale (now {self.feature_scale:g}), a lower dropout or {remedy}"
         self.lasting = {"step": step, "reason": reason, "remedy": remedy}
         return f"collapsed at step {step}: {reason}; {remedy}"

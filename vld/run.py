@@ -159,11 +159,10 @@ def _train_on(
     model = initial_classifier(config, run.inputs.weights, run.inputs.precision, len(run.dataset.classes)).to(device)
     in_part = len(images.images) < evaluation_images(run.dataset.sizes, run.test_domain)
     record = Record()
-    collapses = CollapseWatch(config.backbone.feature_scale, model.pretrained)
-    if saved is None:
-        noise = dropout_noise(model, batches.batch(0)[0])
-        if warning := noise_warning(noise, config.dropout, config.backbone.feature_scale):
-            terminal.warn(f"{run.test_domain}: {warning}")
+    noise = dropout_noise(model, batches.batch(0)[0]) if saved is None else saved["dropout_noise"]
+    collapses = CollapseWatch(config.backbone.feature_scale, config.dropout, noise, model.pretrained)
+    if saved is None and (warning := noise_warning(noise, config.dropout, config.backbone.feature_scale)):
+        terminal.warn(f"{run.test_domain}: {warning}")
     if compilation.is_wanted(config, device):
         compilation.compile_run(model, batches, images, lambda line: _say(run, line, terminal))
     environments = [environment_now(device, config.deterministic, model.compiled)]
@@ -179,7 +178,6 @@ def _train_on(
         trajectory.load_state_dict(saved["trajectory"])
         record.load_state_dict(saved["record"])
         collapses.load_state_dict(saved["collapses"])
-        noise = saved["dropout_noise"]
         directory.write_metrics(record.rows)
         _say(run, f"goes on from step {trajectory.step} of {config.optim.steps}, saved {saved['when']}", terminal)
         if environments[0] not in saved["environments"]:
