@@ -8,7 +8,7 @@ from vld.jobs import Job
 from vld.result_tables import sweep_table
 from vld.run import Outcome
 from vld.runner import Datasets
-from vld.runs.identity import flat_settings
+from vld.runs.identity import flat_settings, varied_settings
 from vld.settings import Config
 from vld.study import left_out_domains
 from vld.terminal import Terminal
@@ -31,6 +31,7 @@ def combine_study(jobs: Sequence[Job], terminal: Terminal) -> int:
     problems: dict[str, None] = {}
     datasets: Datasets = {}
     publisher = Publisher(jobs[0].config.wandb, jobs[0].config.output_dir, say=terminal.say, warn=terminal.warn)
+    varied = varied_settings([flat_settings(config) for config, _ in groups.values()])
     for config, axes in groups.values():
         config.method.members = [f"{name}={','.join(values)}" for name, values in axes.items()]
         for test_domain in left_out_domains(config):
@@ -39,14 +40,24 @@ def combine_study(jobs: Sequence[Job], terminal: Terminal) -> int:
                 try:
                     outcomes += combine_all(config, terminal, publisher, datasets=datasets)
                 except UserError as error:
-                    problems |= dict.fromkeys(str(error).split("; this trains them")[0].splitlines())
+                    lines = (f"{_told_by(varied, config)}{line}" for line in str(error).splitlines())
+                    problems |= dict.fromkeys(line.split("; this trains them")[0] for line in lines)
     if results := [outcome.result for outcome in outcomes if outcome.result]:
         terminal.show(*sweep_table(results, study.combinations[0]))
     with terminal.counting("delivering to W&B") as progress:
         publisher.finish(progress)
     for line in problems:
         terminal.say(f"not combined: {line}")
+    if problems:
+        terminal.say("what is missing is trained by train.py with the options of this command")
     for outcome in outcomes:
         if outcome.failure:
             terminal.fail(f"{outcome.directory}: {outcome.failure}")
     return 1 if problems or any(outcome.failure for outcome in outcomes) else 0
+
+
+def _told_by(varied: Sequence[str], config: Config) -> str:
+    """What tells a group of members from the study's others, to begin a line with."""
+    settings = flat_settings(config)
+    values = " ".join(f"{name}={settings[name]}" for name in varied)
+    return f"{values}: " if values else ""

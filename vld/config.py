@@ -135,7 +135,9 @@ def option_names(schema: type = Config, prefix: str = "") -> list[str]:
 
 def unknown_option(key: str, schema: type = Config) -> str:
     """The line for an option that does not exist."""
-    near = difflib.get_close_matches(key, option_names(schema), n=1)
+    names = option_names(schema)
+    same_leaf = [name for name in names if name.rpartition(".")[2] == key.rpartition(".")[2]]  # lr: optim.lr
+    near = same_leaf or difflib.get_close_matches(key, names, n=1)
     return f"{key}: no such option{f', did you mean {near[0]}?' if near else ''} (--help lists them)"
 
 

@@ -69,7 +69,9 @@ def open_dataset(
     if None in find():
         folder = _writable(files.name, folders)
         building = folder / f".building-{files.name}-{source}"
-        with workplace(building, announce=announce, another="makes the image store") as place:
+        with workplace(
+            building, announce=lambda line: announce(f"images of {files.name}: {line}"), another="makes the image store"
+        ) as place:
             # Without what the process has made that this one waited for.
             missing = [name if path is None else None for name, path in zip(names, find(), strict=True)]
             if any(missing):

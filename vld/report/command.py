@@ -44,7 +44,8 @@ def report(
     store = read_store(output_dir)
     if store.results.empty:
         damaged = f" ({len(store.damaged)} damaged: {store.damaged[0]})" if store.damaged else ""
-        raise UserError(f"output_dir={output_dir}: has no finished runs{damaged}; train.py makes them")
+        there = "has no finished runs" if output_dir.is_dir() else "no such folder"
+        raise UserError(f"output_dir={output_dir}: {there}{damaged}; train.py makes them")
     title = study or "vld"
     expected = None
     if wanted is not None:
@@ -59,6 +60,7 @@ def report(
         of_what = f" of {study} with its settings" if study else f" with {' '.join(words)}" if words else ""
         raise UserError(
             f"output_dir={output_dir}: has no finished runs{of_what}; train.py makes them, status.py says how far they are"
+            " (with the same options as train.py was given)"
         )
     folder = output_dir / "report" / folder_name(words)
     command = shlex.join(["python", *sys.argv[:1], *(w for w in sys.argv[1:] if w not in ("-m", "--multirun"))])

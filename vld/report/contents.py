@@ -156,7 +156,7 @@ def _warnings(store: Store, runs: pd.DataFrame, missing: pd.DataFrame, series: S
     incomplete = [one for one in series if not one.grid.complete]
     if incomplete:
         lines.append(
-            f"{len(incomplete)} of {len(series)} rows are incomplete (†); {len(missing)} runs are missing, listed below"
+            f"{len(incomplete)} of {len(series)} rows are incomplete (†); {len(missing)} runs are missing: tables/missing.csv"
         )
     for one in incomplete:
         if one.combined:
