@@ -99,7 +99,9 @@ def test_anatomy_of_one_command_runs_on_real_pacs(pacs_dir: Path, tmp_path: Path
     assert len(list((tmp_path / "runs/pacs/sketch").rglob("result.json"))) == 1
 
 
-def test_the_sweep_runs_and_so_does_the_python(small_glyphs: Path, tmp_path: Path) -> None:
+def test_the_sweep_runs_and_so_does_the_python(
+    small_glyphs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     [command] = [c for c in TRAIN_COMMANDS if "dataset=glyphs" in c and "dropout=0,0.5,0.9" in c]
     done = train(
         *smaller(command, data_dir=str(small_glyphs), output_dir=str(tmp_path / "outputs"), test_domain="chalk")
@@ -110,10 +112,12 @@ def test_the_sweep_runs_and_so_does_the_python(small_glyphs: Path, tmp_path: Pat
     [python] = [block for block in BLOCKS if "from vld.runs import" in block]
     run_dir = next((tmp_path / "outputs/runs/glyphs/chalk").iterdir())
     code = re.sub(r"^    ", "", python, flags=re.M).replace("outputs/runs/glyphs/chalk/<run_id>", str(run_dir))
+    code = code.replace("some.jpg", str(next((small_glyphs / "glyphs").rglob("*.png"))))
     names: dict[str, object] = {}
     exec(code.replace('"outputs"', repr(str(tmp_path / "outputs"))), names)
     assert len(names["table"]) == 3 * 3 * 3  # type: ignore[arg-type]  # runs, methods, selections
     assert type(names["model"]).__name__ == "Classifier"
+    assert capsys.readouterr().out.strip() in {path.name for path in (small_glyphs / "glyphs/chalk").iterdir()}
 
 
 def test_the_demo_study_is_looked_at_combined_and_reported_also_in_a_notebook(
@@ -163,7 +167,7 @@ def test_representations_are_analysed(small_glyphs: Path, tmp_path: Path) -> Non
 
 
 def test_the_study_shown_is_one(tmp_path: Path) -> None:
-    [text] = re.findall(r"```yaml\n(.*?)```", README, re.S)
+    _, text = re.findall(r"```yaml\n(.*?)```", README, re.S)
     (tmp_path / "study").mkdir()
     (tmp_path / "study/mine.yaml").write_text(text)
     shown = script("status.py", "--config-dir", str(tmp_path), "study=mine", f"output_dir={tmp_path}")

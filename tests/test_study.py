@@ -380,6 +380,9 @@ def test_a_study_of_one_s_own_from_end_to_end(own_study: list[str], small_glyphs
     for rate in ("0.0", "0.5"):
         line = rf"^not combined: dropout={rate}: method=\w+: \d of \d members are not finished"
         assert re.search(line, nothing.stdout, re.MULTILINE)
+    alone = script("combine.py", *options, "optim.lr=1e-3", "seed=0")
+    assert alone.returncode == 0, alone.stderr
+    assert alone.stdout.count(": one run for each test domain: nothing to combine") == 2  # dropout rates
 
     half = train(*options, "dropout=0.5")
     assert half.returncode == 0, half.stderr

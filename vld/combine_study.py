@@ -33,6 +33,9 @@ def combine_study(jobs: Sequence[Job], terminal: Terminal) -> int:
     publisher = Publisher(jobs[0].config.wandb, jobs[0].config.output_dir, say=terminal.say, warn=terminal.warn)
     varied = varied_settings([flat_settings(config) for config, _ in groups.values()])
     for config, axes in groups.values():
+        if all(len(values) == 1 for values in axes.values()):
+            terminal.say(f"{_told_by(varied, config)}one run for each test domain: nothing to combine")
+            continue
         config.method.members = [f"{name}={','.join(values)}" for name, values in axes.items()]
         for test_domain in left_out_domains(config):
             for method in study.combinations:
