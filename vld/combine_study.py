@@ -29,12 +29,13 @@ def combine_study(jobs: Sequence[Job], terminal: Terminal) -> int:
             axes[name][f"{settings[name]}"] = None
     outcomes: list[Outcome] = []
     problems: dict[str, None] = {}
+    alone: dict[str, None] = {}
     datasets: Datasets = {}
     publisher = Publisher(jobs[0].config.wandb, jobs[0].config.output_dir, say=terminal.say, warn=terminal.warn)
     varied = varied_settings([flat_settings(config) for config, _ in groups.values()])
     for config, axes in groups.values():
         if all(len(values) == 1 for values in axes.values()):
-            terminal.say(f"{_told_by(varied, config)}one run for each test domain: nothing to combine")
+            alone[f"{_told_by(varied, config)}one run for each test domain: nothing to combine"] = None
             continue
         config.method.members = [f"{name}={','.join(values)}" for name, values in axes.items()]
         for test_domain in left_out_domains(config):
@@ -49,6 +50,8 @@ def combine_study(jobs: Sequence[Job], terminal: Terminal) -> int:
         terminal.show(*sweep_table(results, study.combinations[0]))
     with terminal.counting("delivering to W&B") as progress:
         publisher.finish(progress)
+    for line in alone:
+        terminal.say(line)
     for line in problems:
         terminal.say(f"not combined: {line}")
     if problems:
