@@ -95,6 +95,11 @@ def test_ratios_are_the_benchmark_s() -> None:
     for name, ratio in ratios.items():
         [shown] = re.findall(rf"^\| {name} \| ([\d.]+)", PAGE, re.MULTILINE)
         assert float(shown) == pytest.approx(ratio, abs=0.06 if ratio > 2 else 0.006)
+    of_input, of_step, of_run, _ = (re.findall(rf"^\| {name} \| ([\d.]+)", PAGE, re.MULTILINE)[0] for name in ratios)
+    assert (
+        f"input on one core {of_input} times as fast, a training step {of_step} times, a whole run {of_run} times"
+        in README
+    )
 
 
 def test_links_lead_somewhere_and_no_machine_is_named() -> None:
