@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tomllib
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ from vld.jobs import Job, axes_of, jobs_of
 from vld.members import member_configs
 from vld.report.command import folder_name
 from vld.runs.identity import flat_settings
-from vld.settings import COMBINATIONS, METHODS, Config
+from vld.settings import COMBINATIONS, METHODS, Config, ReportConfig, StatusConfig
 from vld.sweep import check_jobs
 
 README = (REPOSITORY / "README.md").read_text()
@@ -102,7 +103,7 @@ def test_the_defaults_are_the_paper_s() -> None:
 
 def test_the_defaults_that_help_shows_are_those_of_a_command() -> None:
     template = yaml.safe_load((REPOSITORY / "conf/options.yaml").read_text())["hydra"]["help"]["template"]
-    told = template[template.index("== What you will want to set (default) ==") : template.index("== Also ==")]
+    told = template[template.index("== Options of a run (default) ==") : template.index("== Also ==")]
     shown: dict[str, str] = {}
     for line in told.splitlines():
         start = re.match(r"([\w./]+=\S+ ?)+", line)  # one or several options, before what they mean
@@ -131,6 +132,18 @@ def test_the_commands_that_help_shows_are_right(command: str) -> None:
         problems: dict[str, None] = {}
         assert list(jobs_of([*axes, *(word for word in words if word not in ("-m", *single))], problems))
         assert not problems
+
+
+@pytest.mark.parametrize(("command", "schema"), [("report", ReportConfig), ("status", StatusConfig), ("train", Config)])
+def test_help_has_a_command_s_own_options_and_their_defaults(command: str, schema: type) -> None:
+    footer = yaml.safe_load((REPOSITORY / f"conf/{command}.yaml").read_text())["hydra"]["help"]["footer"]
+    shown = dict(re.findall(r"^([\w.]+)=(\S+) ", footer, re.MULTILINE))
+    own = (
+        {"dry_run"} if schema is Config else {field.name for field in fields(schema)} - {f.name for f in fields(Config)}
+    )
+    assert {name: yaml.safe_load(value) for name, value in shown.items()} == {
+        name: getattr(schema(), name) for name in own
+    }
 
 
 def test_members_are_the_paper_s_unless_said_otherwise() -> None:
