@@ -14,6 +14,7 @@ import pytest
 import torch
 from tiny import SEED, make_batches, make_evaluation_set, make_model, settings
 from torch._dynamo.utils import counters
+from torch._inductor.utils import clear_caches
 
 from vld import compilation
 from vld.data.augment import augment_together, draw_parameters
@@ -81,6 +82,7 @@ def test_the_next_job_finds_what_the_first_one_compiled(tmp_path: Path, monkeypa
     for _ in range(2):
         torch._dynamo.reset()
         compilation._compiled.cache_clear()
+        clear_caches()
         counters.clear()
         compilation.compile_run(make_model(), make_batches(), make_evaluation_set(), print)
         compiled.append(counters["inductor"]["fxgraph_cache_miss"])
@@ -88,7 +90,7 @@ def test_the_next_job_finds_what_the_first_one_compiled(tmp_path: Path, monkeypa
         libraries.append({path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.so")})
     assert compiled[0] == found[1] > 0
     assert compiled[1] == found[0] == 0
-    assert libraries[0] == libraries[1]  # none where this process has loaded the same ones for another test
+    assert libraries[0] == libraries[1] != {}
 
 
 @compiler

@@ -8,7 +8,7 @@ from typing import Any
 import torchvision
 from torch import Tensor, nn
 
-from vld.errors import UserError
+from vld.errors import UserError, first_line
 from vld.settings import BackboneConfig
 
 # Where torchvision's and timm's classifiers have their last layer: left out, since ours takes its place.
@@ -104,7 +104,7 @@ def check_timm_has(name: str) -> None:
 
 
 def _wrong_size(name: str, image_size: int, error: Exception) -> UserError:
-    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    reason = first_line(error)
     return UserError(f"image_size={image_size}: {name} cannot be made for it ({reason})")
 
 

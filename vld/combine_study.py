@@ -30,12 +30,14 @@ def combine_study(jobs: Sequence[Job], terminal: Terminal) -> int:
     outcomes: list[Outcome] = []
     problems: dict[str, None] = {}
     alone: dict[str, None] = {}
+    to_train = False
     datasets: Datasets = {}
     publisher = Publisher(jobs[0].config.wandb, jobs[0].config.output_dir, say=terminal.say, warn=terminal.warn)
     varied = varied_settings([flat_settings(config) for config, _ in groups.values()])
     for config, axes in groups.values():
+        told = _told_by(varied, config)
         if all(len(values) == 1 for values in axes.values()):
-            alone[f"{_told_by(varied, config)}one run for each test domain: nothing to combine"] = None
+            alone[f"{told}one run for each test domain: nothing to combine"] = None
             continue
         config.method.members = [f"{name}={','.join(values)}" for name, values in axes.items()]
         for test_domain in left_out_domains(config):
@@ -44,8 +46,10 @@ def combine_study(jobs: Sequence[Job], terminal: Terminal) -> int:
                 try:
                     outcomes += combine_all(config, terminal, publisher, datasets=datasets)
                 except UserError as error:
-                    lines = (f"{_told_by(varied, config)}{line}" for line in str(error).splitlines())
-                    problems |= dict.fromkeys(line.split("; this trains them")[0] for line in lines)
+                    for line in str(error).splitlines():
+                        what, trains, _ = line.partition("; this trains them")
+                        problems[f"{told}{what}"] = None
+                        to_train |= bool(trains)
     if results := [outcome.result for outcome in outcomes if outcome.result]:
         terminal.show(*sweep_table(results, study.combinations[0]))
     with terminal.counting("delivering to W&B") as progress:
@@ -54,7 +58,7 @@ def combine_study(jobs: Sequence[Job], terminal: Terminal) -> int:
         terminal.say(line)
     for line in problems:
         terminal.say(f"not combined: {line}")
-    if problems:
+    if to_train:
         terminal.say("what is missing is trained by train.py with the options of this command")
     for outcome in outcomes:
         if outcome.failure:

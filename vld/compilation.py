@@ -12,6 +12,7 @@ import torch
 
 from vld.data.augment import augment_together
 from vld.data.batches import TrainingBatches
+from vld.errors import first_line
 from vld.evaluation import EvaluationSet, predict
 from vld.model import Classifier, represent
 from vld.settings import Config
@@ -48,7 +49,7 @@ def compile_run(model: Classifier, batches: TrainingBatches, images: EvaluationS
         if batches.device.type == "cuda":
             torch.cuda.empty_cache()
         batches.augment = augment_before
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         say(f"not compiled, which is slower and changes nothing else ({type(error).__name__}: {reason:.200})")
         return
     model.compute = _compiled(represent)

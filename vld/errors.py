@@ -14,7 +14,7 @@ class UserError(Exception):
 
 def first_line(error: BaseException) -> str:
     """Of its message; where it has none, what kind of error it is."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def exit_with_user_error(message: str) -> NoReturn:
