@@ -7,10 +7,9 @@ from pathlib import Path
 from torch import nn
 
 from vld.errors import UserError
-from vld.full_evaluation import NEEDED
 from vld.inputs import initial_classifier
 from vld.runs.keep import LOGITS
-from vld.settings import Config
+from vld.settings import KEPT_WEIGHTS, Config
 
 TEXT_BYTES = 200_000
 """Of a run's files that people read, about."""
@@ -38,7 +37,7 @@ def bytes_kept(keep: Iterable[str], model: nn.Module, evaluation_images: int, cl
 def bytes_meanwhile(config: Config, model: nn.Module) -> int:
     """Weights, their average, momentum (two in Adam), a new checkpoint beside the old; and the weights to evaluate in full."""
     checkpoints = 2 * {"sgd": 3, "adam": 4}[config.optim.name] * _bytes(model)
-    return checkpoints + (0 if config.dataset.curve_images is None else bytes_kept(NEEDED, model, 0, 0))
+    return checkpoints + (0 if config.dataset.curve_images is None else bytes_kept(KEPT_WEIGHTS, model, 0, 0))
 
 
 def _bytes(model: nn.Module) -> int:

@@ -14,17 +14,15 @@ from vld.model import Classifier
 from vld.runs.directory import RunDirectory
 from vld.runs.keep import LOGITS, kept_step, write_logits
 from vld.runs.record import accuracies
-from vld.settings import METHODS, SELECTIONS
+from vld.settings import KEPT_WEIGHTS, WITH_WEIGHTS
 
-WITH_WEIGHTS = METHODS[:2]
-NEEDED = tuple(f"{method}-{selection}" for method in WITH_WEIGHTS for selection in SELECTIONS)
 ALL, SUBSET = "all", "curve"
 
 
 def kept_meanwhile(keep: Sequence[str]) -> list[str]:
     """What a run keeps while it trains: the weights to evaluate, and of `keep` all but the logits that this then gives."""
-    given = [f"{name}{LOGITS}" for name in NEEDED]
-    return list(dict.fromkeys([*NEEDED, *(name for name in keep if name not in given)]))
+    given = [f"{name}{LOGITS}" for name in KEPT_WEIGHTS]
+    return list(dict.fromkeys([*KEPT_WEIGHTS, *(name for name in keep if name not in given)]))
 
 
 def evaluate_in_full(

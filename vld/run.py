@@ -23,7 +23,7 @@ from vld.data.split import split_indices
 from vld.device import MemoryBudget, describe
 from vld.errors import UserError
 from vld.evaluation import EvaluationSet, evaluation_images, evaluation_set
-from vld.full_evaluation import SUBSET, WITH_WEIGHTS, evaluate_in_full, kept_meanwhile
+from vld.full_evaluation import SUBSET, evaluate_in_full, kept_meanwhile
 from vld.health import CollapseWatch, dropout_noise, noise_warning
 from vld.inputs import Inputs, initial_classifier
 from vld.interruption import Interrupted, Interruption
@@ -31,7 +31,7 @@ from vld.runs.directory import RunDirectory
 from vld.runs.identity import NOT_IDENTITY, flat_settings, run_id, run_identity
 from vld.runs.keep import drop_stale, keep_tensors, missing_files
 from vld.runs.record import Record, finite_or_none, selected_rows
-from vld.settings import Config
+from vld.settings import WITH_WEIGHTS, Config
 from vld.terminal import Terminal
 from vld.tracking.publisher import Publisher
 from vld.training import Evaluation, TrainingFailed, Trajectory, train

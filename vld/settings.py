@@ -8,6 +8,8 @@ MISSING = "???"
 
 METHODS = ("erm", "weight_averaging", "ensemble")
 """How predictions are made along one run; all three are accumulated while it trains."""
+WITH_WEIGHTS = ("erm", "weight_averaging")
+"""Those of them that are one network; an ensemble has logits and no weights of its own."""
 COMBINATIONS = ("model_soup", "greedy_soup", "ensemble_of_runs", "connectivity")
 """How predictions are made across finished runs, its members; no training."""
 SELECTIONS = ("iid", "last", "oracle_step")
@@ -34,7 +36,7 @@ KEEPABLE = tuple(
     for method in METHODS
     for selection in SELECTIONS
     for kind in ("", "-logits")
-    if method != "ensemble" or kind  # an ensemble is no network: it has logits and no weights
+    if method in WITH_WEIGHTS or kind
 )
 """What a finished run can keep of its weights and evaluation logits."""
 KEPT_WEIGHTS = tuple(name for name in KEEPABLE if not name.endswith("-logits"))
