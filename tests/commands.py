@@ -9,6 +9,8 @@ from pathlib import Path
 from prepared import prepared_process
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+TINY_NETWORK = ("backbone=timm", "backbone.name=test_resnet.r160_in1k", "backbone.weights=none")
+"""400,000 weights: a step on a few small images takes milliseconds."""
 
 
 def train(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import REPOSITORY, script, train
+from commands import REPOSITORY, TINY_NETWORK, script, train
 from hydra import compose, initialize_config_dir
 
 from vld.config import typed_config
@@ -67,7 +67,7 @@ def test_from_pacs_to_a_table(pacs_dir: Path, tmp_path: Path) -> None:
         f"scripts/{n}.py" for n in ("prepare", "train", "combine", "report")
     ]
     small = ["optim.steps=1", "eval_every=1", "batch_size=1", "image_size=32", "optim.milestones=[]", "test_domain=2"]
-    small += ["optim.lr=1e-3", "dropout=0,0.9", f"output_dir={tmp_path}"]
+    small += ["optim.lr=1e-3", "dropout=0,0.9", *TINY_NETWORK, f"output_dir={tmp_path}"]
     for name, *options in commands:
         of_runs = small if name != "scripts/prepare.py" else ["image_size=32"]
         done = script(name.removeprefix("scripts/"), *options, *of_runs, f"data_dir={pacs_dir.parent}")
@@ -129,9 +129,12 @@ def test_the_demo_study_is_looked_at_combined_and_reported_also_in_a_notebook(
     [python] = [block for block in BLOCKS if "from vld.report import" in block]
     places = [f"data_dir={small_glyphs}", f"output_dir={tmp_path}"]
     small = ["optim.steps=2", "eval_every=2", "batch_size=1", "image_size=16", "optim.milestones=[1]"]
+    all_of_it = train(*shlex.split(command)[2:], "dry_run=true", *places)
+    assert "demo: 16 runs, 0 finished, 16 to do" in all_of_it.stdout
+    small += ["test_domain=0"]
     done = train(*shlex.split(command)[2:], *small, *places)
     assert done.returncode == 0, done.stderr
-    assert "demo: 16 runs, 0 finished, 16 to do" in done.stdout
+    assert "demo: 4 runs, 0 finished, 4 to do" in done.stdout
     everything, of_study = (line.strip() for line in reports.strip().splitlines())
     assert everything.endswith("report.py output_dir=outputs")
     for line in [*looks.strip().splitlines(), everything.removesuffix(" output_dir=outputs"), of_study]:
@@ -221,7 +224,7 @@ def test_other_networks_and_dropout_elsewhere_run(small_glyphs: Path, tmp_path: 
     assert "backbone=timm backbone.name=" in by_name
     for command, runs in ((transformer, 1), (by_name, 1), (sweep, 4)):
         small = {"dataset": "glyphs", "test_domain": "0", "backbone.weights": "none", "keep": "[]"}
-        small |= {"backbone": "resnet18"} if command == sweep else {}
+        small |= dict(option.split("=") for option in TINY_NETWORK) if command == sweep else {}
         done = train(*smaller(command, **small, data_dir=str(small_glyphs), output_dir=str(tmp_path / str(runs))))
         assert done.returncode == 0, done.stderr
     table = load_results(tmp_path / "1")
@@ -248,8 +251,15 @@ def test_a_dataset_is_prepared_and_runs_are_published(tmp_path: Path) -> None:
             assert re.search(
                 r"glyphs: 2,400 images in 4 domains of 10 classes, fingerprint \w{8}; image store in", done.stdout
             )
-            options = "dataset=glyphs backbone=resnet18 backbone.weights=none batch_size=1 optim.steps=1 test_domain=0"
-            small = (*options.split(), "image_size=16", "keep=[]", f"data_dir={tmp_path}", f"output_dir={tmp_path}")
+            options = "dataset=glyphs batch_size=1 optim.steps=1 test_domain=0"
+            small = (
+                *options.split(),
+                *TINY_NETWORK,
+                "image_size=16",
+                "keep=[]",
+                f"data_dir={tmp_path}",
+                f"output_dir={tmp_path}",
+            )
             assert train(*small).returncode == 0
         else:
             assert "3 offline runs" in done.stdout

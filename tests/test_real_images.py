@@ -25,8 +25,8 @@ def test_fine_tuning_learns_the_embedded_dataset(data_dir: Path, tmp_path: Path)
     done = train(
         *LITE0,
         *("dataset=glyphs", "test_domain=mosaic", "dropout=0", "image_size=48", "batch_size=4"),
-        *("optim.last_layer_lr_factor=10", "optim.steps=100", "optim.milestones=[80]", "eval_every=50"),
-        *("averaging.start=75", "ensemble.start=50", "ensemble.every=25"),
+        *("optim.last_layer_lr_factor=10", "optim.steps=100", "optim.milestones=[80]", "eval_every=100"),
+        *("averaging.start=75", "ensemble.start=50", "ensemble.every=50"),
         *(f"data_dir={data_dir}", f"output_dir={tmp_path}"),
     )
     assert done.returncode == 0, done.stderr

@@ -23,7 +23,7 @@ import soak
 import timm
 import torch
 import yaml
-from commands import REPOSITORY, train
+from commands import REPOSITORY, TINY_NETWORK, train
 from hydra import compose, initialize_config_dir
 from prepared import Started, prepared_process
 from safetensors import safe_open
@@ -288,13 +288,10 @@ def test_a_write_that_is_stopped_leaves_what_was_there(tmp_path: Path) -> None:
 
 
 # The command: a network at which a step takes about 10 ms; most of its steps come after the line that tests wait for.
-NETWORK = "test_resnet.r160_in1k"
 RUN = (
     "dataset=glyphs",
     "test_domain=0",
-    "backbone=timm",
-    f"backbone.name={NETWORK}",
-    "backbone.weights=none",
+    *TINY_NETWORK,
     "image_size=16",
     "batch_size=2",
     "dropout=0.5",
@@ -526,7 +523,7 @@ def still(folder: Path) -> tuple[str, str]:
     path = folder / "weights.pth"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        torch.save(timm.create_model(NETWORK).state_dict(), path)
+        torch.save(timm.create_model(TINY_NETWORK[1].removeprefix("backbone.name=")).state_dict(), path)
     return f"backbone.weights={path}", "optim.lr=1e-9"
 
 

@@ -34,10 +34,10 @@ study:
 
 image_size: 16
 batch_size: 1
-eval_every: 50
+eval_every: 100
 optim:
-  steps: 400
-  milestones: [300]
+  steps: 1200
+  milestones: [900]
 keep: [erm-last-logits]
 
 hydra:
@@ -45,7 +45,9 @@ hydra:
   sweeper:
     params:
       dataset: glyphs
-      backbone: efficientnet_lite0
+      backbone: timm
+      backbone.name: test_resnet.r160_in1k
+      backbone.weights: none
       dropout: 0.5
       optim.lr: 1e-3
       seed: 0,1
@@ -196,7 +198,7 @@ def test_a_study_survives_everything(study: list[str], tmp_path: Path) -> None:
     assert shown.count("│ erm") == 2  # a line for each seed in the table at the end
     logs = "".join(path.read_text() for path in (tmp_path / "outputs").rglob("*_log.out"))
     assert "is working on it; waiting for that" in logs
-    assert logs.count("step 400/400") == 4
+    assert logs.count("step 1200/1200") == 4
     until(lambda: begin(first) or not squeue(), "an empty queue")
     code, complete = status(study)
     assert code == 0
@@ -241,29 +243,14 @@ def test_a_preempted_job_goes_on_exactly(study: list[str], tmp_path: Path) -> No
         kill(launcher)
     assert launcher.returncode == 0, (tmp_path / "launcher.log").read_text()
     [log] = (tmp_path / "outputs").rglob(f"{job}_0_log.out")
-    assert re.search(r"goes on from step [1-9]\d* of 400", log.read_text())
+    assert re.search(r"goes on from step [1-9]\d* of 1200", log.read_text())
     check_as_without_an_interruption(rows.parent, options, tmp_path / "alone")
 
 
 @pytest.mark.usefixtures("slurm")
-def test_a_study_larger_than_an_array_is_split(study: list[str], tmp_path: Path) -> None:
-    """`hydra.sweeper.max_batch_size` jobs at a time, one array after the other."""
-    done = train(
-        *study, *LAUNCHER, "optim.steps=2", "eval_every=2", "seed=0", "test_domain=0,1,2", "hydra.sweeper.max_batch_size=2",
-        timeout=900,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert len(list((tmp_path / "outputs/runs/glyphs").glob("*/*/result.json"))) == 3
-    jobs = subprocess.run(
-        ["sacct", "--noheader", "--allocations", "--format=JobID", "--starttime=now-1hour"], capture_output=True, text=True
-    ).stdout.split()  # fmt: skip
-    arrays = sorted({job.split("_")[0] for job in jobs}, key=int)[-2:]
-    assert [len([job for job in jobs if job.split("_")[0] == array]) for array in arrays] == [2, 1]
-
-
-@pytest.mark.usefixtures("slurm")
 def test_the_command_of_a_split_study_may_end_at_any_moment(study: list[str], tmp_path: Path) -> None:
-    """Killed while its first array runs, and by itself when a job of its second array is killed."""
+    """`hydra.sweeper.max_batch_size` jobs at a time, one array after the other; the command is killed while its first array
+    runs, and ends by itself when a job of its second array is killed."""
     options = [*study, "seed=0", "test_domain=0,1,2", "hydra.sweeper.max_batch_size=2"]
     runs = tmp_path / "outputs/runs/glyphs"
     first = start(options, tmp_path / "first.log")
@@ -288,6 +275,11 @@ def test_the_command_of_a_split_study_may_end_at_any_moment(study: list[str], tm
     assert "the same command goes on with what is not finished, and does nothing twice" in said
     assert said.count("│ erm") == 1  # the table of what there is
     assert not (third_run / "result.json").exists()
+    jobs = subprocess.run(
+        ["sacct", "--noheader", "--allocations", "--format=JobID", "--starttime=now-1hour"], capture_output=True, text=True
+    ).stdout.split()  # fmt: skip
+    arrays = sorted({job.split("_")[0] for job in jobs}, key=int)[-2:]
+    assert [len([job for job in jobs if job.split("_")[0] == array]) for array in arrays] == [2, 1]
 
     done = train(*options, *LAUNCHER, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
