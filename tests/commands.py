@@ -6,11 +6,22 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import timm
+import torch
 from prepared import prepared_process
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TINY_NETWORK = ("backbone=timm", "backbone.name=test_resnet.r160_in1k", "backbone.weights=none")
 """400,000 weights: a step on a few small images takes milliseconds."""
+
+
+def tiny_weights(folder: Path) -> str:
+    """The option that has it begin from a file: its batch-norm statistics are frozen then, and soups can be made of its runs."""
+    path = folder / "weights.pth"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        torch.save(timm.create_model("test_resnet.r160_in1k").state_dict(), path)
+    return f"backbone.weights={path}"
 
 
 def train(

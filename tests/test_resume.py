@@ -20,10 +20,9 @@ from typing import Any
 
 import pytest
 import soak
-import timm
 import torch
 import yaml
-from commands import REPOSITORY, TINY_NETWORK, train
+from commands import REPOSITORY, TINY_NETWORK, tiny_weights, train
 from hydra import compose, initialize_config_dir
 from prepared import Started, prepared_process
 from safetensors import safe_open
@@ -520,11 +519,7 @@ def test_a_damaged_checkpoint_or_foreign_directory_is_refused_and_nothing_lost(s
 
 def still(folder: Path) -> tuple[str, str]:
     """Options of a run that hardly moves, its batch-norm statistics frozen: the first evaluation stays the selected one."""
-    path = folder / "weights.pth"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        torch.save(timm.create_model(TINY_NETWORK[1].removeprefix("backbone.name=")).state_dict(), path)
-    return f"backbone.weights={path}", "optim.lr=1e-9"
+    return tiny_weights(folder), "optim.lr=1e-9"
 
 
 def selected_steps(run_dir: Path) -> dict[str, int]:
