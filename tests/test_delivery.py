@@ -170,6 +170,13 @@ def test_a_run_that_is_left_may_go_on(server: WandbServer, runs: list[Path], tmp
     assert steps == [0, 2, 4]
 
 
+def test_an_empty_mode_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "")
+    publisher = new_publisher(tmp_path, "offline")
+    assert publisher.connect() == ("offline", "wandb.mode=offline")
+    publisher.close()
+
+
 def test_a_killed_process_leaves_one_copy_of_each(runs: list[Path], tmp_path: Path) -> None:
     publisher = new_publisher(tmp_path, "offline")
     publisher.publish(runs[0])

@@ -199,6 +199,8 @@ class Publisher:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C is for the one who trains
+                # An empty WANDB_MODE, which a shell leaves for an unset one, wandb refuses.
+                env={name: value for name, value in os.environ.items() if (name, value) != ("WANDB_MODE", "")},
             )
         except OSError as error:  # no more processes, say
             self.broken = f"its process cannot be started: {error}"
