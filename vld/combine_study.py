@@ -1,11 +1,12 @@
 """The combinations of a study: of every set of its runs that differ along the study's member axes alone."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from vld.combine import combine_all
 from vld.errors import UserError
 from vld.jobs import Job
-from vld.result_tables import sweep_table
+from vld.result_tables import counted, shown_setting, sweep_table
 from vld.run import Outcome
 from vld.runner import Datasets
 from vld.runs.identity import flat_settings, varied_settings
@@ -52,6 +53,7 @@ def combine_study(jobs: Sequence[Job], terminal: Terminal) -> int:
                         to_train |= bool(trains)
     if results := [outcome.result for outcome in outcomes if outcome.result]:
         terminal.show(*sweep_table(results, study.combinations[0]))
+        terminal.say(f"{counted(len(results), 'combination')} in {Path(jobs[0].config.output_dir) / 'combined'}")
     with terminal.counting("delivering to W&B") as progress:
         publisher.finish(progress)
     for line in alone:
@@ -69,5 +71,5 @@ def combine_study(jobs: Sequence[Job], terminal: Terminal) -> int:
 def _told_by(varied: Sequence[str], config: Config) -> str:
     """What tells a group of members from the study's others, to begin a line with."""
     settings = flat_settings(config)
-    values = " ".join(f"{name}={settings[name]}" for name in varied)
+    values = " ".join(f"{name}={shown_setting(settings[name])}" for name in varied)
     return f"{values}: " if values else ""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vld.data import glyphs
-from vld.data.folder import DatasetFiles, find_dataset, missing_dataset
+from vld.data.folder import DatasetFiles, find_dataset
 from vld.data.verify import check_content
 from vld.device import resolve_device, resolve_precision
 from vld.errors import UserError
@@ -51,23 +51,25 @@ def check_inputs(config: Config, *, here: bool = True) -> Inputs:
     existing_folder = check_output_dir(Path(config.output_dir))
     root = Path(config.data_dir) / config.dataset.folder
     to_draw = config.dataset.name == "glyphs" and config.dataset.csv is None and not root.exists()
-    if to_draw:
-        resolve_test_domains(config.test_domain, glyphs.DOMAINS)
-    elif config.dataset.csv is None and not root.is_dir():  # before weights are downloaded
-        raise missing_dataset(config.dataset.name, root)
+    # What takes longest comes last: weights may have to be downloaded.
+    files = None if to_draw else _listed(config, root)
+    test_domains = resolve_test_domains(config.test_domain, files.domain_names if files else glyphs.DOMAINS)
+    warnings = check_content(files, config.dataset.verify) if files else []
     weights = load_backbone_weights(config.backbone)
     initial_classifier(config, weights, precision, classes=2)  # do the weights fit? Any number of classes tells
+    files = files or _listed(config, root, draw=True)
+    return Inputs(device, precision, files, test_domains, weights, existing_folder, warnings)
+
+
+def _listed(config: Config, root: Path, *, draw: bool = False) -> DatasetFiles:
     try:
-        if to_draw:
+        if draw:
             glyphs.draw_glyphs(root)
-        files = find_dataset(config.dataset, Path(config.data_dir))
+        return find_dataset(config.dataset, Path(config.data_dir))
     except OSError as error:
         raise UserError(
             f"dataset={config.dataset.name}: {error.filename or root}: {error.strerror or error}"
         ) from error
-    test_domains = resolve_test_domains(config.test_domain, files.domain_names)
-    warnings = check_content(files, config.dataset.verify)
-    return Inputs(device, precision, files, test_domains, weights, existing_folder, warnings)
 
 
 def resolve_test_domains(wanted: Any, domains: tuple[str, ...]) -> tuple[str, ...]:

@@ -107,7 +107,7 @@ def sweep_table(results: list[dict[str, Any]], chosen: str) -> list[Table | str]
     domains = sorted({settings["test_domain"] for settings in all_settings})
     cells: dict[tuple[str, ...], dict[str, dict[str, dict[str, Any]]]] = {}
     for result, settings in zip(results, all_settings, strict=True):
-        values = tuple("–" if (value := settings.get(name)) is None else f"{value}" for name in varied)
+        values = tuple(shown_setting(settings.get(name)) for name in varied)
         by_method, test_domain = cells.setdefault(values, {}), settings["test_domain"]
         if "members" in result:
             label, [row] = combination_label(result), result["results"]
@@ -129,7 +129,7 @@ def sweep_table(results: list[dict[str, Any]], chosen: str) -> list[Table | str]
             style = "bold" if method.split(" ")[0] == chosen else ""
             table.add_row(*values, method, *means, *each, style=style)
     if not shown_domains:
-        return [table]
+        return [table, f"{domains[0]} left out"]
     return [table, "averages over the test domains; under a domain's name: o.o.d. accuracy with that domain left out"]
 
 
@@ -198,6 +198,15 @@ def _table(left: Sequence[str], right: Sequence[str]) -> Table:
 def _means(rows: Sequence[Mapping[str, Any]], *names: str) -> list[str]:
     """Of i.i.d. and o.o.d. accuracies, in percent."""
     return [percent(sum(row[name] for row in rows) / len(rows)) for name in names or ("iid_acc", "ood_acc")]
+
+
+def shown_setting(value: Any) -> str:
+    return "–" if value is None else f"{value:g}" if isinstance(value, float) else f"{value}"
+
+
+def counted(number: int, what: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def percent(fraction: float) -> str:

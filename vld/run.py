@@ -34,7 +34,7 @@ from vld.runs.record import Record, finite_or_none, selected_rows
 from vld.settings import WITH_WEIGHTS, Config
 from vld.terminal import Terminal
 from vld.tracking.publisher import Publisher
-from vld.training import Evaluation, TrainingFailed, Trajectory, train
+from vld.training import Evaluation, TrainingFailed, Trajectory, is_evaluated, train
 
 SKIP_HINT = " (if_running=skip does not)"
 
@@ -205,7 +205,7 @@ def _train_on(
         saved_at = time.monotonic()
 
     def on_step(step: int) -> None:
-        progress.stepped(step)
+        progress.stepped(step, is_evaluated(step, config.optim.steps, config.eval_every))
         mine.check()
         due = time.monotonic() - saved_at >= config.checkpoint_every
         if step > first_step and (due or (in_part and step == config.optim.steps)):  # its last evaluations take a while

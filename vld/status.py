@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vld.progress import FAILED, FINISHED, INTERRUPTED, RUNNING, STATES, Progress, progress_of, seconds_to_go
-from vld.result_tables import counts_table
+from vld.result_tables import counted, counts_table
 from vld.study import Wanted
 from vld.terminal import Terminal, duration
 
@@ -62,7 +62,7 @@ def show(progress: Sequence[Progress], others: Mapping[str, Sequence[Progress]],
 def summary(progress: Sequence[Progress], name: str) -> str:
     """One line: how many runs there are, how many are finished, and how long the others would take."""
     finished = sum(one.state == FINISHED for one in progress)
-    line = f"{name}: {len(progress)} runs, {finished} finished, {len(progress) - finished} to do"
+    line = f"{name}: {counted(len(progress), 'run')}, {finished} finished, {len(progress) - finished} to do"
     if finished == len(progress):
         return line
     seconds = seconds_to_go(progress)
@@ -87,15 +87,15 @@ def described(one: Progress) -> str:
 
 
 def as_dictionary(progress: Sequence[Progress], others: Mapping[str, Sequence[Progress]], name: str) -> dict[str, Any]:
-    def counted(some: Sequence[Progress]) -> dict[str, int]:
+    def by_state(some: Sequence[Progress]) -> dict[str, int]:
         return {state: sum(one.state == state for one in some) for state in STATES}
 
     return {
         "name": name,
         "complete": all(one.state == FINISHED for one in progress),
-        "counts": counted(progress),
+        "counts": by_state(progress),
         "seconds_to_go": seconds_to_go(progress),
-        "shares": {study: counted(its_progress) for study, its_progress in others.items()},
+        "shares": {study: by_state(its_progress) for study, its_progress in others.items()},
         "runs": [
             {
                 "dataset": one.wanted.config.dataset.name,

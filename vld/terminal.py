@@ -31,9 +31,10 @@ class RunProgress:
         self.steps, self.images_per_step = steps, images_per_step
         self.task = bar.add_task(label, total=steps, completed=first_step, shown="") if bar else None
 
-    def stepped(self, step: int) -> None:
+    def stepped(self, step: int, evaluating: bool) -> None:
         if self.bar and self.task is not None:
-            self.bar.update(self.task, completed=step)
+            doing = f"{self.label} (evaluating)" if evaluating else self.label
+            self.bar.update(self.task, completed=step, description=doing)
 
     def evaluated(self, evaluation: Evaluation) -> None:
         scores = evaluation.scores[self.method] if self.method in evaluation.scores else evaluation.scores["erm"]
@@ -117,8 +118,8 @@ class Terminal:
             transient=True,
             disable=not self.console.is_terminal,
         ) as bar:
-            task = bar.add_task(label, total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+            task = bar.add_task(label, total=None, visible=False)  # until there is something to count
+            yield lambda done, total: bar.update(task, completed=done, total=total, visible=bool(done or total))
 
     @contextmanager
     def doing(self, label: str) -> Iterator[Callable[[str], None]]:

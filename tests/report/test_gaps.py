@@ -77,7 +77,7 @@ def test_missing_failed_and_interrupted_runs_are_listed_and_their_cells_marked(t
         assert (0, column) not in shown.best  # … and the other is alone
         assert (1, shown.headings.index("cartoon")) in shown.best
     report = make_report(store, expected_of(runs), title="x")
-    assert any("4 runs are missing" in line for line in report.warnings)
+    assert any("4 runs to do" in line for line in report.warnings)
     assert any(fact == "1 failed" for fact in report.facts)
     assert all("Incomplete" in line for line in report.sentences if "0.9" in line)
 

@@ -86,7 +86,7 @@ def test_the_terminal_shows_tables_claims_gaps_and_where_it_all_is(
 ) -> None:
     said = reported.stdout
     assert "62 finished runs of pacs, vlcs · 16 combinations · 1 failed · 1 missing" in said
-    assert re.search(r"warning: 3 of 16 rows are incomplete \(†\); 2 runs are missing", said)
+    assert re.search(r"warning: 3 of 16 rows are incomplete; 2 runs to do", said)
     assert re.search(r"│ ERM +│ 0 +│ 14 of 16 │ .*†", said)
     assert re.search(r"\nPACS: ERM with dropout 0.9 .* the ensemble without dropout .* points o.o.d.", said)
     assert "Selection iid" in said

@@ -22,7 +22,7 @@ from vld.report.series import Series, large_rate, series_of
 from vld.report.store import Store
 from vld.report.studies import Drawn, drawn_figures
 from vld.report.tables import SELECTION_NOTES, chosen_pairs, results_table, runs_table, shown_table
-from vld.result_tables import Shown
+from vld.result_tables import Shown, counted
 from vld.runs.identity import CONTENT, differing, varied_settings
 
 
@@ -134,9 +134,8 @@ def _facts(store: Store, runs: pd.DataFrame, missing: pd.DataFrame) -> list[str]
     combinations = store.results[store.results.combined.notna()].path.nunique()
     hours = runs.seconds.fillna(0).sum() / 3600
     states = Counter(missing.state)
-    many = "s" if len(runs) > 1 else ""
-    facts = [f"{len(runs)} finished run{many} of {', '.join(sorted(runs.dataset.unique()))}"]
-    facts += [f"{combinations} combinations"] if combinations else []
+    facts = [f"{counted(len(runs), 'finished run')} of {', '.join(sorted(runs.dataset.unique()))}"]
+    facts += [counted(combinations, "combination")] if combinations else []
     facts += [f"{count} {state}" for state, count in sorted(states.items())]
     return [*facts, f"{hours:.1f} hours of computing"]
 
@@ -148,7 +147,9 @@ def _warnings(store: Store, runs: pd.DataFrame, missing: pd.DataFrame, series: S
         for of, some in runs.groupby(columns):
             values = Counter(settings[name] for settings in some.settings)
             if len(values) > 1:
-                told = ", ".join(f"{shown_value(name, value)}: {count} runs" for value, count in values.items())
+                told = ", ".join(
+                    f"{shown_value(name, value)}: {counted(count, 'run')}" for value, count in values.items()
+                )
                 where = ", ".join(map(str, of))
                 lines.append(
                     f"{where}: runs of different {what} ({told}) are in rows of their own, never averaged together"
@@ -156,7 +157,7 @@ def _warnings(store: Store, runs: pd.DataFrame, missing: pd.DataFrame, series: S
     incomplete = [one for one in series if not one.grid.complete]
     if incomplete:
         lines.append(
-            f"{len(incomplete)} of {len(series)} rows are incomplete (†); {len(missing)} runs are missing: tables/missing.csv"
+            f"{len(incomplete)} of {len(series)} rows are incomplete; {counted(len(missing), 'run')} to do: tables/missing.csv"
         )
     for one in incomplete:
         if one.combined:

@@ -145,7 +145,10 @@ def sentence(dataset: str, a: Series, b: Series, row: Mapping[str, Any]) -> str:
     if not math.isfinite(low):
         verb = "is above" if ood > 0 else "is below"
         why = "difference of means" if a.combined or b.combined else "one seed"
-        size = f"by {size} points o.o.d. ({why}, no interval)"
+        if size == "0.0":
+            verb, size = "is level with", f"o.o.d., to 0.1 points ({why}, no interval)"
+        else:
+            size = f"by {size} points o.o.d. ({why}, no interval)"
     else:
         interval = f"{size} ± {(high - low) / 2:.1f} points o.o.d."
         how = f"95 %, {a.seeds}"

@@ -8,6 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from vld.report.contents import Report
 from vld.report.formats import heading
+from vld.result_tables import counted
 
 MISSING_SHOWN = 60
 PIXELS_PER_INCH = 130
@@ -36,6 +37,7 @@ def page(report: Report, figures: Path, command: str) -> str:
         images=images,
         missing=missing,
         heading=heading,
+        counted=counted,
         pixels_per_inch=PIXELS_PER_INCH,
         unlisted=len(report.missing) - len(missing),
         command=command,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import pandas as pd
 from matplotlib.figure import Figure
 
+from vld.colors import dataset_name
 from vld.members import ENSEMBLE_OF_RUNS
 from vld.report.clouds import cloud_points, connectivity_points, domain_points, member_points, rate_points
 from vld.report.figures import clouds_figure, connectivity_figure, domains_figure, members_figure, rates_figure
@@ -108,6 +109,7 @@ CLOUDS = (
     "i.i.d. against o.o.d. accuracy. A cloud has a point for every way of picking one (lr, weight decay) pair for each test"
     " domain, averaged over test domains and seeds; the large mark is its mean. "
 )
+SOUPS = " Star: the soup of all runs, triangle: their ensemble."
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ KINDS = (
     Kind(
         "methods",
         "Methods without dropout, and very large dropout",
-        CLOUDS + "Star: the soup of all runs, triangle: their ensemble.",
+        CLOUDS,
         methods_and_dropout,
         cloud_points,
         clouds_figure,
@@ -152,7 +154,7 @@ KINDS = (
     Kind(
         "averaging",
         "Very large dropout with averaging and ensembles",
-        CLOUDS + "Star: the soup of all runs, triangle: their ensemble.",
+        CLOUDS,
         dropout_and_averaging,
         cloud_points,
         clouds_figure,
@@ -190,7 +192,7 @@ KINDS = (
     Kind(
         "domains",
         "Each domain left out",
-        "o.o.d. accuracy, means over the grid with standard errors over seeds. The axis does not begin at 0.",
+        "o.o.d. accuracy, means over the grid with standard errors over seeds. The axis need not begin at 0.",
         plain_methods_and_erm,
         domain_points,
         domains_figure,
@@ -226,6 +228,10 @@ def drawn_figures(series: Sequence[Series], results: pd.DataFrame, study: str | 
         groups = {key: _told_apart(some) for key, some in by_group.items() if some}
         groups = dict(sorted(groups.items(), key=lambda group: -len(group[1])))
         apart = telling([json.loads(key) for key in groups])
+        datasets = {
+            key: tuple(dict.fromkeys(dataset_name(one.dataset) for one in some)) for key, some in groups.items()
+        }
+        differ = len(set(datasets.values())) > 1
         for number, (key, chosen) in enumerate(groups.items(), 1):
             points = kind.points(chosen)
             if points.empty:
@@ -234,11 +240,14 @@ def drawn_figures(series: Sequence[Series], results: pd.DataFrame, study: str | 
             if study in OF_STUDY:
                 name = f"{study}_curves" if kind.name.endswith("_curves") else str(study)
             settings = json.loads(key)
-            of_group = ", ".join(shown_settings({name: settings.get(name) for name in apart}))
+            of_group = ", ".join(
+                [*datasets[key] * differ, *shown_settings({name: settings.get(name) for name in apart})]
+            )
             title = f"{kind.title} ({of_group})" if of_group else kind.title
             incomplete = [one.label for one in chosen if not one.grid.complete]
             selections = ", ".join(dict.fromkeys(one.selection for one in chosen if not one.combined))
             caption = f"{kind.caption.strip()} Selection {selections}."
+            caption += SOUPS if kind.draw == clouds_figure and any(one.combined for one in chosen) else ""
             caption += " † incomplete: drawn from the runs there are." if incomplete else ""
             yield Drawn(name if number == 1 else f"{name}-{number}", title, caption, points, kind.draw(points))
     if study == "figure1" or study not in OF_STUDY:

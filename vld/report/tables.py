@@ -133,8 +133,9 @@ def shown_table(table: pd.DataFrame, selection: str) -> Shown:
     )
     if choice:
         note += " chosen: the pair of best i.i.d. accuracy, for each test domain and seed."
-    if not all(map(all, whole)):
-        note += f" {INCOMPLETE} incomplete: averaged over the runs there are ({NONE} where a test domain has none)."
+    shown = {mark for column in cells for cell in column for mark in (INCOMPLETE, NONE) if mark in cell}
+    note += f" {INCOMPLETE} incomplete: averaged over the runs there are." if INCOMPLETE in shown else ""
+    note += f" {NONE} a test domain has no run." if NONE in shown else ""
     return Shown(
         headings,
         [[*first, *rest] for first, rest in zip(start, zip(*cells, strict=True), strict=True)],
