@@ -23,6 +23,8 @@ from vld.cli import exit_after_lost_job
 from vld.colors import METHOD_COLORS, METHOD_MARKERS, METHOD_NAMES
 from vld.config import typed_config, with_values
 from vld.device import MemoryBudget, resolve_precision, set_up
+from vld.errors import UserError
+from vld.inputs import check_inputs
 from vld.jobs import Job, axes_of, jobs_of
 from vld.members import member_configs
 from vld.report.command import folder_name
@@ -294,6 +296,19 @@ def test_an_older_python_is_refused_in_one_line(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("Python 3.11 or newer is needed; this is Python 3.10.1.")
     assert not (tmp_path / ".venv").exists()
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_a_domain_that_is_none_is_said_before_weights_are_fetched(tmp_path: Path, drawn: bool) -> None:
+    if drawn:
+        for folder in ("chalk/A", "chalk/B", "print/A", "print/B"):
+            (tmp_path / "glyphs" / folder).mkdir(parents=True)
+            for image in range(5):
+                (tmp_path / "glyphs" / folder / f"{image}.png").touch()
+    wrong = config("dataset=glyphs", "test_domain=chalks", "backbone.weights=/no/such.pth", f"data_dir={tmp_path}")
+    with pytest.raises(UserError, match=r"test_domain=chalks: must be all or one of chalk \(0\), "):
+        check_inputs(wrong)
+    assert (tmp_path / "glyphs").exists() == drawn
 
 
 def test_folders_and_weights_of_all_jobs_are_checked(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -53,7 +53,9 @@ def check_inputs(config: Config, *, here: bool = True) -> Inputs:
     to_draw = config.dataset.name == "glyphs" and config.dataset.csv is None and not root.exists()
     # What takes longest comes last: weights may have to be downloaded.
     files = None if to_draw else _listed(config, root)
-    test_domains = resolve_test_domains(config.test_domain, files.domain_names if files else glyphs.DOMAINS)
+    test_domains = resolve_test_domains(
+        config.test_domain, files.domain_names if files else tuple(sorted(glyphs.DOMAINS))
+    )
     warnings = check_content(files, config.dataset.verify) if files else []
     weights = load_backbone_weights(config.backbone)
     initial_classifier(config, weights, precision, classes=2)  # do the weights fit? Any number of classes tells

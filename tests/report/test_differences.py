@@ -132,6 +132,9 @@ def test_the_report_writes_the_study_s_claim(figure2: tuple[Path, list[Wanted]])
         ((0.01, 0.02, 0.03), "beats"),
         ((-0.01, -0.02, -0.03), "is beaten by"),
         ((-0.02, 0.01, 0.02), "is not told apart from"),
+        ((0.02,), "is above"),
+        ((0.0,), "is level with"),
+        ((-0.0004,), "is level with"),
     ],
 )
 def test_a_sentence_claims_no_more_than_its_interval(
@@ -141,7 +144,7 @@ def test_a_sentence_claims_no_more_than_its_interval(
 
     series = [one for one in series_of(read_results(figure2[0])) if one.dataset == "pacs" and one.method == "erm"]
     plain, dropout = sorted(series, key=lambda one: one.dropout or 0)
-    b = np.full((4, 6, 3), 0.5)
+    b = np.full((4, 6, len(differences)), 0.5)
     table = differences_table([replace(plain, grid=grid(b)), replace(dropout, grid=grid(b + np.array(differences)))])
     assert len(table) == 1
     assert f" {said} " in table.sentence[0]
