@@ -17,23 +17,30 @@ from vld.sweep import study_axes
 FOLDER = REPOSITORY / "outputs/published"
 PAGE = (FOLDER / "README.md").read_text()
 README = (REPOSITORY / "README.md").read_text()
-TABLES = FOLDER / "pacs_cpu/tables"
-RUNS = pd.read_csv(TABLES / "runs.csv")
-TABLE = pd.read_csv(TABLES / "results_pacs.csv")
+REPORTS = ("pacs_cpu", "pacs_cpu_rates")
+TABLES = {name: FOLDER / name / "tables" for name in REPORTS}
+RUNS = {name: pd.read_csv(tables / "runs.csv") for name, tables in TABLES.items()}
+TABLE = {name: pd.read_csv(tables / "results_pacs.csv") for name, tables in TABLES.items()}
 LABELS = {"erm": "ERM", "weight_averaging": "weight averaging", "ensemble": "ensemble"}
 
 
-def of_method(name: str, rate: float) -> pd.Series:
-    [row] = [row for _, row in TABLE.iterrows() if (row["name"], row.dropout) == (name, rate)]
+def of_method(report: str, name: str, rate: float) -> pd.Series:
+    [row] = [row for _, row in TABLE[report].iterrows() if (row["name"], row.dropout) == (name, rate)]
     return row
 
 
-@pytest.mark.parametrize("rate", sorted(set(RUNS.dropout)))
+def runs_of(report: str, method: str, rate: float) -> pd.DataFrame:
+    runs = RUNS[report]
+    return runs[(runs.method == method) & (runs.dropout == rate) & (runs.selection == "iid") & runs.members.isna()]
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5, 0.9])
 @pytest.mark.parametrize("method", LABELS)
-def test_the_table_follows_from_the_runs(method: str, rate: float) -> None:
+@pytest.mark.parametrize("report", REPORTS)
+def test_the_table_follows_from_the_runs(report: str, method: str, rate: float) -> None:
     """Step by step: means over seeds, learning rates and domains; the error from the averages that each seed has."""
-    mine = RUNS[(RUNS.method == method) & (RUNS.dropout == rate) & (RUNS.selection == "iid") & RUNS.members.isna()]
-    row = of_method(LABELS[method], rate)
+    mine = runs_of(report, method, rate)
+    row = of_method(report, LABELS[method], rate)
     assert row.runs == row.expected == len(mine)
     for name in ("iid", "ood"):
         by_seed = [
@@ -41,14 +48,34 @@ def test_the_table_follows_from_the_runs(method: str, rate: float) -> None:
             for _, of_seed in mine.groupby("seed")
         ]
         assert row[name] == pytest.approx(100 * np.mean(by_seed))
-        assert row[f"{name}_se"] == pytest.approx(100 * np.std(by_seed, ddof=1) / np.sqrt(len(by_seed)))
+        error = np.std(by_seed, ddof=1) / np.sqrt(len(by_seed)) if len(by_seed) > 1 else np.nan
+        assert row[f"{name}_se"] == pytest.approx(100 * error, nan_ok=True)
     for domain, in_domain in mine.groupby("test_domain"):
         assert row[f"ood {domain}"] == pytest.approx(100 * in_domain.ood_acc.mean())
 
 
-def test_the_page_has_the_table_and_the_sentences() -> None:
-    assert (TABLES / "results_pacs.md").read_text().strip() in PAGE
-    differences = pd.read_csv(TABLES / "differences.csv")
+def test_the_learning_rate_is_the_one_of_better_iid_accuracy() -> None:
+    """For every method, dropout rate and domain left out; and what the page says of the other one."""
+    runs = RUNS["pacs_cpu_rates"]
+    along = runs[(runs.selection == "iid") & runs.members.isna()]
+    assert set(along.lr) == {1e-3, 5e-4}
+    for _, of_one in along.groupby(["method", "dropout", "test_domain"]):
+        assert of_one.loc[of_one.iid_acc.idxmax()].lr == 1e-3
+    assert set(RUNS["pacs_cpu"].lr.dropna()) == {1e-3}
+    [said] = re.findall(
+        r"by less: ([\d.]+), where ERM has ([\d.]+), weight averaging ([\d.]+) and\s+the ensemble (\d+\.\d)", PAGE
+    )
+    lower = along[along.lr == 5e-4]
+    of = [("erm", 0.9), *((method, 0.0) for method in LABELS)]
+    means = [lower[(lower.method == method) & (lower.dropout == rate)].ood_acc.mean() for method, rate in of]
+    assert list(said) == [f"{100 * mean:.1f}" for mean in means]
+    assert means[0] > max(means[1:])
+
+
+@pytest.mark.parametrize("report", REPORTS)
+def test_the_page_has_the_table_and_the_sentences(report: str) -> None:
+    assert (TABLES[report] / "results_pacs.md").read_text().strip() in PAGE
+    differences = pd.read_csv(TABLES[report] / "differences.csv")
     headlines = differences[differences.headline].sentence.str.removeprefix("PACS: ")
     assert len(headlines) >= 3
     for sentence in headlines:
@@ -58,18 +85,18 @@ def test_the_page_has_the_table_and_the_sentences() -> None:
 def test_the_readme_s_table_is_the_page_s() -> None:
     [header] = re.findall(r"^\| method \| (dropout .*) \|$", README, re.MULTILINE)
     rates = [float(name.removeprefix("dropout ")) for name in header.split(" | ")]
-    names = list(dict.fromkeys(TABLE["name"]))
+    names = list(dict.fromkeys(TABLE["pacs_cpu"]["name"]))
     for name in names:
         [cells] = re.findall(rf"^\| {name} \| (.*) \|$", README, re.MULTILINE)
-        rows = [of_method(name, rate) for rate in rates]
+        rows = [of_method("pacs_cpu", name, rate) for rate in rates]
         expected = [f"{row.ood:.1f}" + (f" ± {row.ood_se:.1f}" if np.isfinite(row.ood_se) else "") for row in rows]
         assert cells.split(" | ") == expected
 
 
 def test_the_runs_are_those_of_the_commands() -> None:
     commands = re.findall(r"^    python scripts/(\w+)\.py study=pacs_cpu ?(.*)$", PAGE, re.MULTILINE)
-    assert [name for name, _ in commands] == ["train", "combine", "report"]
-    for _, options in commands:
+    assert [name for name, _ in commands] == ["train", "combine", "report"] * len(REPORTS)
+    for report, (_, options) in zip(np.repeat(REPORTS, 3), commands, strict=True):
         axes = [word for word in options.split() if not word.startswith("hydra")]
         with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
             problems: dict[str, None] = {}
@@ -79,7 +106,7 @@ def test_the_runs_are_those_of_the_commands() -> None:
                 (run.test_domain, run.config.dropout, run.config.optim.lr, run.config.seed, run.config.optim.steps)
                 for run in wanted_runs(jobs)
             }
-        there = RUNS[RUNS.members.isna()][["test_domain", "dropout", "lr", "seed", "steps"]]
+        there = RUNS[report][RUNS[report].members.isna()][["test_domain", "dropout", "lr", "seed", "steps"]]
         assert set(there.itertuples(index=False, name=None)) == wanted
 
 

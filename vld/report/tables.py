@@ -133,9 +133,11 @@ def shown_table(table: pd.DataFrame, selection: str) -> Shown:
     )
     if choice:
         note += " chosen: the pair of best i.i.d. accuracy, for each test domain and seed."
-    shown = {mark for column in cells for cell in column for mark in (INCOMPLETE, NONE) if mark in cell}
-    note += f" {INCOMPLETE} incomplete: averaged over the runs there are." if INCOMPLETE in shown else ""
-    note += f" {NONE} a test domain has no run." if NONE in shown else ""
+    averaged = "".join(
+        cell for name, column in zip(columns, cells, strict=True) if "chosen" not in name for cell in column
+    )
+    note += f" {INCOMPLETE} incomplete: averaged over the runs there are." if INCOMPLETE in averaged else ""
+    note += f" {NONE} a test domain has no run." if NONE in averaged else ""
     return Shown(
         headings,
         [[*first, *rest] for first, rest in zip(start, zip(*cells, strict=True), strict=True)],
