@@ -134,6 +134,11 @@ def test_links_lead_somewhere_and_no_machine_is_named() -> None:
         links = [link for link in re.findall(r'(?:\]\(|src=")([^)"]+)', text) if not link.startswith("http")]
         assert links
         assert not [link for link in links if not (base / link).exists()]
+    for report in REPORTS:
+        page = (FOLDER / report / "index.html").read_text()
+        links = [link for link in re.findall(r'href="([^"]+)"', page) if not link.startswith("#")]
+        assert len(links) > 20
+        assert not [link for link in links if not (FOLDER / report / link).exists()]
     texts = [path for path in FOLDER.rglob("*") if path.suffix in (".csv", ".md", ".html", ".json", ".tex")]
     assert not [path for path in texts if re.search(r"/(tmp|root|home|work)/", path.read_text())]
     assert sum(path.stat().st_size for path in Path(FOLDER).rglob("*") if path.is_file()) < 3e6
