@@ -438,10 +438,14 @@ def test_status_of_a_plain_sweep_and_of_one_command(tmp_path: Path) -> None:
         "test_domain=0",
         f"output_dir={tmp_path}",
     ]
-    for words, runs in ((options, 1), ([*options, "-m", "seed=0,1,2"], 3), ([*options, "seed=0,1"], 2)):
+    for words, runs in (
+        (options, "1 run"),
+        ([*options, "-m", "seed=0,1,2"], "3 runs"),
+        ([*options, "seed=0,1"], "2 runs"),
+    ):
         done = script("status.py", *words)
         assert done.returncode == 1, done.stderr
-        assert f"this sweep: {runs} runs, 0 finished" in done.stdout
+        assert f"this sweep: {runs}, 0 finished" in done.stdout
     with pytest.raises(UserError, match=r"^format=xml: must be one of table, json$"):
         finish_status([], "this sweep", OmegaConf.create({"format": "xml", "watch": False}))
     misspelt = script("status.py", *options, "wtch=true")
