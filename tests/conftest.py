@@ -36,6 +36,11 @@ LONGEST = (
     "test_real_images",
     "test_paper_studies",
     "test_study",
+    "test_launchers",
+    "test_train_command",
+    "test_combine_command",
+    "test_prepare",
+    "test_package",
 )
 
 WriteDataset = Callable[..., Path]

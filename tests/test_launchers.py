@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands import REPOSITORY, train
+from commands import REPOSITORY, TINY_NETWORK, train
 from prepared import prepared_process
 
 from vld.device import keep_to_one_gpu
@@ -24,8 +24,7 @@ OPTIONS = [
     "-m",
     "dataset=glyphs",
     "test_domain=0,1,2",
-    "backbone=resnet18",
-    "backbone.weights=none",
+    *TINY_NETWORK,
     "image_size=16",
     "batch_size=2",
     "optim.steps=2",
@@ -98,8 +97,8 @@ def test_a_stopped_command_stops_its_jobs_and_goes_on(
     """Each saves its run: Ctrl-C reaches every process of the terminal, another signal the command alone."""
     more = (
         "test_domain=0,1",
-        "optim.steps=200",
-        "eval_every=100",
+        "optim.steps=1000",
+        "eval_every=500",
         "hydra/launcher=parallel",
         "hydra.launcher.n_jobs=2",
         f"data_dir={small_glyphs}",
@@ -127,7 +126,7 @@ def test_a_stopped_command_stops_its_jobs_and_goes_on(
     assert len(list((tmp_path / "outputs").rglob("checkpoint.pt"))) == 2
     again = train(*options)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert len(re.findall(r"^\[[01]\] .*goes on from step \d+ of 200", again.stdout, re.MULTILINE)) == 2
+    assert len(re.findall(r"^\[[01]\] .*goes on from step \d+ of 1000", again.stdout, re.MULTILINE)) == 2
     assert len(results(tmp_path / "outputs")) == 2
 
 

@@ -517,10 +517,10 @@ def test_watching_shows_it_again_until_all_is_finished(
 
     assert not shown(watch=False)
     assert not slept
-    assert capsys.readouterr().out.count("mine: 1 runs, 0 finished") == 1
+    assert capsys.readouterr().out.count("mine: 1 run, 0 finished") == 1
     assert shown(watch=True)
     assert slept == [5.0, 5.0]
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("mine: 1 runs, ")]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("mine: 1 run, ")]
     assert [line.split(", ")[1] for line in lines] == ["0 finished", "0 finished", "1 finished"]
 
 
