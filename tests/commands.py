@@ -11,7 +11,8 @@ import torch
 from prepared import prepared_process
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-TINY_NETWORK = ("backbone=timm", "backbone.name=test_resnet.r160_in1k", "backbone.weights=none")
+TINY = "test_resnet.r160_in1k"
+TINY_NETWORK = ("backbone=timm", f"backbone.name={TINY}", "backbone.weights=none")
 """400,000 weights: a step on a few small images takes milliseconds."""
 
 
@@ -20,7 +21,7 @@ def tiny_weights(folder: Path) -> str:
     path = folder / "weights.pth"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        torch.save(timm.create_model("test_resnet.r160_in1k").state_dict(), path)
+        torch.save(timm.create_model(TINY).state_dict(), path)
     return f"backbone.weights={path}"
 
 

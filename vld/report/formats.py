@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vld.colors import dataset_name
-from vld.result_tables import Shown
+from vld.result_tables import Shown, shown_setting
 from vld.runs.identity import CONTENT, varied_settings
 
 SHORT_NAMES = {
@@ -37,7 +37,7 @@ def shown_value(setting: str, value: object) -> str:
         return NONE
     if setting in CONTENT:
         return f"{value:.8}"
-    return f"{value:g}" if isinstance(value, float) else f"{value}"
+    return shown_setting(value)
 
 
 def shown_settings(settings: Mapping[str, object]) -> list[str]:
