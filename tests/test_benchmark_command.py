@@ -1,6 +1,7 @@
 """The benchmark measures and writes what it says; its forecast is the protocol's arithmetic."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,10 @@ from vld.data.catalog import CONTENTS
 
 
 def test_benchmark_writes_its_figures(tmp_path: Path) -> None:
-    command = tmp_path / "benchmark.py"  # as it is, but for fewer finished runs that it reads
-    command.write_text(
-        "from vld.benchmark import measure\nmeasure.FINISHED_RUNS = 300\nfrom vld.cli import benchmark\nbenchmark()\n"
-    )
     options = (
         "dataset=glyphs backbone=resnet18 backbone.weights=none image_size=16 batch_size=2 optim.steps=3 test_domain=0"
     )
-    done = script(str(command), *options.split(), f"data_dir={tmp_path}", f"output_dir={tmp_path}")
+    done = script("benchmark.py", *options.split(), f"data_dir={tmp_path}", f"output_dir={tmp_path}")
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "benchmark.json").read_text())
     assert report["images_per_step"] == 6
@@ -36,9 +33,11 @@ def test_benchmark_writes_its_figures(tmp_path: Path) -> None:
     checkpoint = report["checkpoint"]
     assert shares["checkpoint"] == checkpoint["seconds"] / (checkpoint["seconds"] + 300)
     assert checkpoint["bytes"] > 3 * 4 * 11_000_000  # resnet18's weights, average and momentum
-    reading = report["seconds_to_read_finished_runs"]
-    assert reading["load_results"] > reading["json alone"] > 0
-    assert "load_results reads 300 finished runs in " in done.stdout
+    beside = report["images_per_second_beside_busy_processes"]
+    assert len(beside) == 4
+    assert all([*rates] == [f"{n}" for n in range(len(os.sched_getaffinity(0)) + 1)] for rates in beside.values())
+    assert all(rate > 0 for rates in beside.values() for rate in rates.values())
+    assert "images/s beside so many busy processes, as this command sets it: 0: " in done.stdout
     copying = report["seconds_for_wandb"]
     assert len(copying) == 3
     assert all(value > 0 for value in copying.values())

@@ -39,6 +39,7 @@ from vld.settings import (
 from vld.side_by_side import known_to_run, stop_jobs
 from vld.sweep import JobsCallback, summarise_sweep
 from vld.tracking.publisher import Publisher
+from vld.waiting import spin_briefly
 
 if TYPE_CHECKING:
     from vld.run import Outcome
@@ -111,6 +112,7 @@ def run_command(job: Callable[[DictConfig], None], config_name: str, schema: typ
     # Compiled programs are for later jobs, whose /tmp may be another; torch would put them there as soon as it is imported.
     caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(caches / "vld" / "compiled"))
+    spin_briefly(os.environ)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors instead of printing them
     stop_on_signals()
 

@@ -1,18 +1,16 @@
-"""What keeping record of runs costs: checkpoints, copies in W&B, reading finished runs back."""
+"""What keeping record of runs costs: checkpoints, copies in W&B."""
 
 import json
 import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from vld.errors import UserError
 from vld.runs.atomic import write_json
 from vld.runs.checkpoint import write_checkpoint
 from vld.runs.identity import flat_settings, run_id
-from vld.runs.results import load_results
 from vld.settings import ACCURACIES, METHODS, SELECTIONS, Config, WandbConfig
 from vld.tracking.publisher import Publisher
 from vld.training import Trajectory
@@ -32,31 +30,6 @@ def time_checkpoint(trajectory: Trajectory, output_dir: Path) -> tuple[float, in
             write_checkpoint(path, {"trajectory": trajectory.state_dict()})
             times.append(time.perf_counter() - began)
         return statistics.median(times), path.stat().st_size
-
-
-def time_load_results(config: Config, runs: int, progress: Callable[[int, int], None]) -> dict[str, float]:
-    """Seconds that `load_results` takes for so many finished runs, and those of reading and parsing their files."""
-    rows = [
-        {"method": method, "selection": selection, "step": 300} | dict.fromkeys(ACCURACIES, 0.8)
-        for method in METHODS
-        for selection in SELECTIONS
-    ]
-    with tempfile.TemporaryDirectory() as folder:
-        for number in range(runs):
-            settings = flat_settings(config) | {"test_domain": "x", "seed": number}
-            run_dir = Path(folder) / "runs" / config.dataset.name / "x" / run_id(settings)
-            run_dir.mkdir(parents=True)
-            result = {"run_id": run_dir.name, "settings": settings, "results": rows}
-            (run_dir / "result.json").write_text(json.dumps(result, indent=1))
-            progress(number + 1, runs)
-        began = time.perf_counter()
-        for path in Path(folder).glob("runs/*/*/*/result.json"):
-            json.loads(path.read_text())
-        parsed = time.perf_counter()
-        read = len(load_results(folder))
-        loaded = time.perf_counter()
-    assert read == runs * len(rows)
-    return {"load_results": loaded - parsed, "json alone": parsed - began}
 
 
 def time_wandb(config: Config) -> dict[str, float]:

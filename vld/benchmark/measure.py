@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from vld import compilation
-from vld.benchmark.bookkeeping import WANDB_STEPS, time_checkpoint, time_load_results, time_wandb
+from vld.benchmark.bookkeeping import WANDB_STEPS, time_checkpoint, time_wandb
 from vld.benchmark.conventional import ConventionalBatches, evaluation_images_per_second, pytorch_s_defaults
 from vld.benchmark.forecast import EXPERIMENTS, Forecast, forecast
+from vld.benchmark.sharing import images_per_second_beside
 from vld.benchmark.startup import seconds_to_first_step
 from vld.device import MemoryBudget, describe, set_up
 from vld.disk import bytes_kept
@@ -31,7 +32,6 @@ from vld.training import Trajectory, update
 STEPS_AT_ONCE = {"cpu": 1, "cuda": 30}
 """Steps between two looks at the clock: a GPU is only busy when it need not be looked at."""
 EVALUATED_CHUNKS = {"cpu": 1, "cuda": 40}
-FINISHED_RUNS = 3000
 
 
 def run_benchmark(config: Config, options: Sequence[str], terminal: Terminal) -> dict[str, Any]:
@@ -45,7 +45,11 @@ def run_benchmark(config: Config, options: Sequence[str], terminal: Terminal) ->
     # Before this process takes the GPU's memory.
     terminal.say("starting train.py twice, for the time to the first step")
     own = [option for option in options if not option.startswith(("output_dir=", "optim.steps=", "eval_every="))]
-    first_step = seconds_to_first_step([*own, f"test_domain={test_domain}", f"batch_size={config.batch_size}"])
+    own += [f"test_domain={test_domain}", f"batch_size={config.batch_size}"]
+    first_step = seconds_to_first_step(own)
+    if device.type == "cpu":
+        terminal.say("training beside busy processes, for what is left of it")
+    beside = images_per_second_beside(own) if device.type == "cpu" else None
     run = Run(config, inputs, dataset, weights_fingerprint(inputs.weights), test_domain)
     memory = MemoryBudget(device, terminal.say)
     images, batches = run_evaluation_set(run, memory, config.dataset.curve_images), training_batches(run, memory)
@@ -115,8 +119,6 @@ def run_benchmark(config: Config, options: Sequence[str], terminal: Terminal) ->
     per_core = input_per_core(conventional, batches.batch, batches.images_per_step) if device.type == "cpu" else None
 
     checkpoint_seconds, checkpoint_bytes = time_checkpoint(ours, output_dir)
-    with terminal.counting("reading results") as progress:
-        reading = time_load_results(config, FINISHED_RUNS, progress)
     copying = time_wandb(config)
     experiment = next((e for e in EXPERIMENTS if config.dataset.name in e.datasets), EXPERIMENTS[0])
     full_step, bare = step_seconds["full step"], step_seconds["bare step"]
@@ -153,7 +155,7 @@ def run_benchmark(config: Config, options: Sequence[str], terminal: Terminal) ->
         "checkpoint": {"seconds": checkpoint_seconds, "bytes": checkpoint_bytes},
         "seconds_for_wandb": copying,
         "share_of_wandb": {name: value / in_training for name, value in copying.items()},
-        "seconds_to_read_finished_runs": reading,
+        "images_per_second_beside_busy_processes": beside,
         "forecast": [vars(entry) for entry in forecasts],
         "software": software_versions(),
     }
@@ -233,9 +235,11 @@ def show(report: dict[str, Any], forecasts: Sequence[Forecast], terminal: Termin
         say(f"{name}: {share:.3%} of the training time")
     for name, share in report["share_of_wandb"].items():
         say(f"W&B, {name}: {1e3 * report['seconds_for_wandb'][name]:.1f} ms a run, {share:.4%} of the training time")
-    reading = report["seconds_to_read_finished_runs"]
-    say(f"load_results reads {FINISHED_RUNS} finished runs in {reading['load_results']:.1f} s,"
-        f" {reading['load_results'] / reading['json alone']:.1f} times what parsing their files takes")  # fmt: skip
+    for waiting, rates in (report["images_per_second_beside_busy_processes"] or {}).items():
+        shown = ", ".join(
+            f"{beside}: {rate if isinstance(rate, str) else f'{rate:.0f}'}" for beside, rate in rates.items()
+        )
+        say(f"images/s beside so many busy processes, {waiting}: {shown}")
     say("at these speeds the paper's experiments, with its network and image size if those were measured, take")
     for entry in forecasts:
         say(f"  {entry.name}: {entry.runs} runs, {entry.hours:,.0f} hours, {entry.gigabytes:,.0f} GB of disk")
