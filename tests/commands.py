@@ -1,19 +1,30 @@
 """Running the real commands from tests."""
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
 
 import timm
 import torch
-from prepared import prepared_process
+from hydra.core.global_hydra import GlobalHydra
+
+from vld import cli
+from vld.interruption import SIGNALS
+from vld.sweep import JobsCallback
+from vld.tracking.publisher import Publisher
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TINY = "test_resnet.r160_in1k"
 TINY_NETWORK = ("backbone=timm", f"backbone.name={TINY}", "backbone.weights=none")
 """400,000 weights: a step on a few small images takes milliseconds."""
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
 
 
 def tiny_weights(folder: Path) -> str:
@@ -26,24 +37,114 @@ def tiny_weights(folder: Path) -> str:
 
 
 def train(
-    *options: str, cwd: Path = REPOSITORY, timeout: float = 300, env: Mapping[str, str] | None = None
+    *options: str,
+    cwd: Path = REPOSITORY,
+    env: Mapping[str, str] | None = None,
+    fresh: bool = False,
 ) -> "subprocess.CompletedProcess[str]":
     """`python scripts/train.py` with these options, on one thread."""
-    return script("train.py", *options, cwd=cwd, timeout=timeout, env=env)
+    return script("train.py", *options, cwd=cwd, env=env, fresh=fresh)
 
 
 def script(
     name: str,
     *options: str,
     cwd: Path = REPOSITORY,
-    timeout: float = 300,
     env: Mapping[str, str] | None = None,
     fresh: bool = False,
 ) -> "subprocess.CompletedProcess[str]":
-    """A script of scripts/ with these options, on one thread. fresh: libraries are imported in `env`, which they read then."""
-    path = REPOSITORY / "scripts" / name
-    env = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"} | (env or {})
-    if not fresh:
-        return prepared_process().run(path, options, cwd, env, timeout)
-    command = [sys.executable, str(path), *options]
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout, check=False)
+    """A script of scripts/ with these options, on one thread: its command in this process, which takes no time to start.
+
+    fresh: in a process of its own, for what is about processes: several of them, signals, what is imported and when.
+    """
+    command = [str(REPOSITORY / "scripts" / name), *options]
+    environment = os.environ | ENVIRONMENT | (env or {})
+    if fresh:
+        command = [sys.executable, *command]
+        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    with TemporaryFile() as out, TemporaryFile() as err:
+        with _as_a_process(command, cwd, environment, out.fileno(), err.fileno()):
+            code = _exit_code(name)
+        texts = [file.seek(0) or file.read().decode() for file in (out, err)]
+    return subprocess.CompletedProcess(command, code, *texts)
+
+
+def start(
+    name: str,
+    *options: str,
+    cwd: Path = REPOSITORY,
+    env: Mapping[str, str] | None = None,
+    **popen: Any,
+) -> "subprocess.Popen[str]":
+    """A script in the background, its output line by line."""
+    command = [sys.executable, str(REPOSITORY / "scripts" / name), *options]
+    environment = os.environ | ENVIRONMENT | {"PYTHONUNBUFFERED": "1"} | (env or {})
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | popen
+    return subprocess.Popen(command, cwd=cwd, env=environment, text=True, **pipes)
+
+
+def wait_for(process: "subprocess.Popen[str]", text: str) -> None:
+    """Until it has said a line with that text."""
+    assert process.stdout
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if text in line:
+            return
+    raise AssertionError(f"ended without saying {text!r}: {''.join(said)}{process.stderr and process.stderr.read()}")
+
+
+def _exit_code(name: str) -> int:
+    """What the interpreter would make of how the command ends."""
+    try:
+        getattr(cli, name.removesuffix(".py"))()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+@contextmanager
+def _as_a_process(command: list[str], cwd: Path, env: Mapping[str, str], out: int, err: int) -> Iterator[None]:
+    """Within, this process is to a command what one of its own would be: words, folder, environment, output, signals, memory."""
+    before = dict(os.environ), Path.cwd(), sys.argv, sys.stdout, sys.stderr
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    kept = os.dup(1), os.dup(2)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os.dup2(out, 1)
+    os.dup2(err, 2)
+    sys.argv = command
+    sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", buffering=1, closefd=False) for number in (1, 2))
+    hydra = GlobalHydra.instance().hydra  # a test may be composing something itself
+    GlobalHydra.instance().clear()
+    JobsCallback.started, JobsCallback.again = None, []
+    Publisher.down_at = None
+    Publisher.announced.clear()
+    try:
+        _set_environment(env)
+        os.chdir(cwd)
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        environment, folder, sys.argv, sys.stdout, sys.stderr = before
+        os.chdir(folder)
+        _set_environment(environment)
+        for number, copy in zip((1, 2), kept, strict=True):
+            os.dup2(copy, number)
+            os.close(copy)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        torch.use_deterministic_algorithms(deterministic)
+        GlobalHydra.instance().clear()
+        if hydra is not None:
+            GlobalHydra.instance().initialize(hydra)
+
+
+def _set_environment(env: Mapping[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(env)

@@ -209,7 +209,7 @@ def test_a_study_survives_everything(study: list[str], tmp_path: Path) -> None:
     assert len(list((tmp_path / "outputs/combined/glyphs").glob("*/*/result.json"))) == 2
 
     # A job that fails among others that succeed: on record, with its reason and the command that tries just it again.
-    mixed = train(*study, *LAUNCHER, "optim.lr=1e-3,1e30", "test_domain=0", "seed=0", timeout=900)
+    mixed = train(*study, *LAUNCHER, "optim.lr=1e-3,1e30", "test_domain=0", "seed=0", fresh=True)
     assert mixed.returncode == 1
     assert "became" in mixed.stdout or "no longer finite" in mixed.stdout
     [again_line] = [line for line in mixed.stdout.splitlines() if "again, just that: " in line]
@@ -281,7 +281,7 @@ def test_the_command_of_a_split_study_may_end_at_any_moment(study: list[str], tm
     arrays = sorted({job.split("_")[0] for job in jobs}, key=int)[-2:]
     assert [len([job for job in jobs if job.split("_")[0] == array]) for array in arrays] == [2, 1]
 
-    done = train(*options, *LAUNCHER, timeout=900)
+    done = train(*options, *LAUNCHER, fresh=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "mine: 3 runs, 2 finished, 1 to do" in done.stdout
     assert (third_run / "result.json").exists()
