@@ -1,6 +1,6 @@
 """Copy finished runs to Weights & Biases: python scripts/publish.py --help"""
 
-from vld.cli import publish
+from vld.commands.main import publish
 
 if __name__ == "__main__":
     publish()

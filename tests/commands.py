@@ -15,10 +15,10 @@ import timm
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
-from vld import cli
-from vld.interruption import SIGNALS
-from vld.sweep import JobsCallback
-from vld.tracking.publisher import Publisher
+from vld.commands import main as cli
+from vld.commands.launch import JobsCallback
+from vld.machine.signals import SIGNALS
+from vld.tracking.background import Publisher
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TINY = "test_resnet.r160_in1k"
@@ -118,7 +118,7 @@ def _as_a_process(command: list[str], cwd: Path, env: Mapping[str, str], out: in
     os.dup2(out, 1)
     os.dup2(err, 2)
     sys.argv = command
-    sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", buffering=1, closefd=False) for number in (1, 2))
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", 1, encoding="utf-8", closefd=False) for number in (1, 2))
     hydra = GlobalHydra.instance().hydra  # a test may be composing something itself
     GlobalHydra.instance().clear()
     JobsCallback.started, JobsCallback.again = None, []

@@ -13,7 +13,7 @@ from hypothesis import settings
 from PIL import Image
 
 if TYPE_CHECKING:
-    from vld.study import Wanted
+    from vld.study.planned import Wanted
 
 # What was started in the background of a script ignores Ctrl-C, and so would the commands that tests send it to.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -19,11 +19,11 @@ from typing import Any
 IMPORTED = (
     "timm",
     "hydra",
-    "vld.analyse",
-    "vld.benchmark.measure",
-    "vld.combine_study",
-    "vld.report.command",
-    "vld.sweep",
+    "vld.commands.analyse",
+    "vld.commands.benchmark.measure",
+    "vld.commands.combine",
+    "vld.commands.report",
+    "vld.commands.launch",
 )
 
 

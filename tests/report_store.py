@@ -15,13 +15,13 @@ import numpy as np
 from commands import REPOSITORY
 from hydra import initialize_config_dir
 
-from vld.connectivity import ALPHAS, REPRESENTATIONS
-from vld.connectivity import WEIGHTS as WEIGHTS_ALONG
-from vld.jobs import Job, jobs_of
+from vld.commands.launch import study_axes
+from vld.config.settings import METHODS, SELECTIONS
 from vld.runs.identity import run_id, run_identity
-from vld.settings import METHODS, SELECTIONS
-from vld.study import Wanted, domain_names, wanted_runs
-from vld.sweep import study_axes
+from vld.study.jobs import Job, jobs_of
+from vld.study.planned import Wanted, domain_names, wanted_runs
+from vld.training.connectivity import ALPHAS, REPRESENTATIONS
+from vld.training.connectivity import WEIGHTS as WEIGHTS_ALONG
 
 FINGERPRINT = {"vlcs": "aa" * 32, "pacs": "bb" * 32, "office_home": "cc" * 32, "terra_incognita": "dd" * 32}
 WEIGHTS = "ee" * 32

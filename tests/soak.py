@@ -50,8 +50,9 @@ class Kill:
 def watched() -> None:
     """The command `vld-train`, telling its phases to the named pipe VLD_SOAK_PIPE."""
     pipe = os.open(os.environ["VLD_SOAK_PIPE"], os.O_WRONLY)
-    from vld import cli, training
+    from vld.commands import main as cli
     from vld.runs import directory
+    from vld.training import loop as training
 
     def telling(phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:

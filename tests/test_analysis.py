@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vld.analysis import (
+from vld.training.representation import (
     calibration_error,
     effective_rank,
     linear_probe,
@@ -79,7 +79,7 @@ def test_features_without_direction_have_rank_0_and_a_large_mean_is_none() -> No
 def test_more_rows_than_fit_at_once_are_all_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     features, head = random(50, 6).float(), nn.Linear(6, 3)
     whole, masked = effective_rank(features), mc_dropout(features, head, 0.0, 2, generator())
-    monkeypatch.setattr("vld.analysis.ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("vld.training.representation.ROWS_AT_ONCE", 7)
     assert effective_rank(features) == pytest.approx(whole, rel=1e-9)
     torch.testing.assert_close(mc_dropout(features, head, 0.0, 2, generator()), masked)
 

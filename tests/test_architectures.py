@@ -12,10 +12,10 @@ from commands import script, train
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vld.architectures import build_backbone
-from vld.errors import UserError
-from vld.model import Classifier, build_classifier, load_backbone_weights
-from vld.settings import BackboneConfig
+from vld.config.errors import UserError
+from vld.config.settings import BackboneConfig
+from vld.model.backbones import build_backbone
+from vld.model.classifier import Classifier, build_classifier, load_backbone_weights
 
 # Each library, name and image size, and how many features the network's own last layer sees.
 NETWORKS = {

@@ -8,8 +8,8 @@ import pytest
 import torch
 from commands import script
 
-from vld.benchmark.conventional import pytorch_s_defaults
-from vld.benchmark.forecast import EXPERIMENTS, evaluation_sizes, forecast
+from vld.commands.benchmark.conventional import pytorch_s_defaults
+from vld.commands.benchmark.forecast import EXPERIMENTS, evaluation_sizes, forecast
 from vld.data.catalog import CONTENTS
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from vld import claim as module
-from vld.claim import LOCK, ClaimLost, RunningElsewhere, claim
+from vld.machine import lock as module
+from vld.machine.lock import LOCK, ClaimLost, RunningElsewhere, claim
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from vld.claim import claim
+from vld.machine.lock import claim
 with claim(Path(sys.argv[1]), wait=False, announce=print):
     print("held", flush=True)
     time.sleep(60)
@@ -76,7 +76,7 @@ def test_a_killed_holder_is_replaced_at_once(tmp_path: Path) -> None:
 def test_a_holder_that_stands_still_is_replaced_and_finds_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LEASE_SECONDS", 3.0)
     script = HOLD.replace(
-        "from vld.claim import claim", "from vld import claim as m\nm.LEASE_SECONDS = 3.0\nclaim = m.claim"
+        "from vld.machine.lock import claim", "from vld import claim as m\nm.LEASE_SECONDS = 3.0\nclaim = m.claim"
     )
     script = script.replace("as _", "").replace("announce=print):", "announce=print) as mine:")
     script = script.replace(

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vld.combinations import Soup, by_number_of_members, ensemble_of_runs, greedy_soup, outputs, uniform_soup
-from vld.config import with_values
-from vld.errors import UserError
-from vld.evaluation import Count, Scores
-from vld.members import member_axes, member_configs
-from vld.settings import BackboneConfig, Config, DatasetConfig, MethodConfig
+from vld.config.checks import with_values
+from vld.config.errors import UserError
+from vld.config.settings import BackboneConfig, Config, DatasetConfig, MethodConfig
+from vld.study.members import member_axes, member_configs
+from vld.training.evaluation import Count, Scores
+from vld.training.soups import Soup, by_number_of_members, ensemble_of_runs, greedy_soup, outputs, uniform_soup
 
 
 def random_weights(seed: int) -> dict[str, Tensor]:

@@ -20,18 +20,18 @@ from safetensors.torch import load_file
 from tiny import decode_dataset
 from torch import Tensor
 
-from vld.claim import LOCK, claim
-from vld.combine import combine_all
-from vld.config import typed_config, with_values
+from vld.config.checks import typed_config, with_values
+from vld.config.errors import UserError
+from vld.config.settings import BackboneConfig, Config, DatasetConfig, MethodConfig, WandbConfig
 from vld.data.folder import list_dataset
 from vld.data.split import split_indices
-from vld.errors import UserError
-from vld.evaluation import EvaluationSet, evaluation_set, predict, score
-from vld.model import Classifier
+from vld.machine.lock import LOCK, claim
+from vld.machine.terminal import Terminal
+from vld.model.classifier import Classifier
 from vld.runs import load_model, load_results
-from vld.settings import BackboneConfig, Config, DatasetConfig, MethodConfig, WandbConfig
-from vld.terminal import Terminal
-from vld.tracking.publisher import Publisher
+from vld.study.combination import combine_all
+from vld.tracking.background import Publisher
+from vld.training.evaluation import EvaluationSet, evaluation_set, predict, score
 
 BASE = (
     "dataset=glyphs",
@@ -186,7 +186,7 @@ def test_what_a_combination_evaluates(
         networks.append(len(models))
         return predict(models, *arguments, **options)
 
-    monkeypatch.setattr("vld.combine.predict", counted)
+    monkeypatch.setattr("vld.study.combination.predict", counted)
     publisher = Publisher(WandbConfig(mode="disabled"), "outputs", say=print, warn=print)
     [outcome] = combine_all(config, Terminal(), publisher)
     assert outcome.result is not None, outcome.failure
@@ -246,7 +246,8 @@ def test_combined_once(combine: Combine, trained: Path) -> None:
 # Of `vld-combine`: killed at an evaluation in the middle of a soup; or when the result is written and not yet in its place.
 KILLED_WHILE_TASTING = """
 import os, signal
-from vld import cli, combine
+from vld.commands import main as cli
+from vld.study import combination as combine
 calls, predict = [], combine.predict
 def tasted(*arguments):
     calls.append(arguments)
@@ -258,8 +259,8 @@ cli.combine()
 """
 KILLED_WHILE_WRITING = """
 import os, signal
-from vld import cli
-from vld.runs import atomic
+from vld.commands import main as cli
+from vld.machine import atomic
 def written(path, write):
     write(path.with_name(f".{path.name}.ab12"))
     os.kill(os.getpid(), signal.SIGKILL)

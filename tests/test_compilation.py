@@ -16,12 +16,12 @@ from tiny import SEED, make_batches, make_evaluation_set, make_model, settings
 from torch._dynamo.utils import counters
 from torch._inductor.utils import clear_caches
 
-from vld import compilation
+from vld.config.settings import AveragingConfig, Config, EnsembleConfig
 from vld.data.augment import augment_together, draw_parameters
 from vld.data.views import EvaluationViews
-from vld.evaluation import predict
-from vld.settings import AveragingConfig, Config, EnsembleConfig
-from vld.training import Evaluation, Trajectory, train
+from vld.training import compiled as compilation
+from vld.training.evaluation import predict
+from vld.training.loop import Evaluation, Trajectory, train
 
 HEADERS = Path(sysconfig.get_path("include")) / "Python.h"
 compiler = pytest.mark.skipif(
@@ -110,7 +110,7 @@ def test_trying_leaves_the_network_as_it_was() -> None:
 @pytest.mark.parametrize("how", [{}, {"resident": True}, {"ahead": 2}])
 def test_the_last_chunk_is_filled_up_and_cut_again(monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]) -> None:
     """By the program that the trial has made, wherever the images come from."""
-    monkeypatch.setattr("vld.evaluation.IMAGES_AT_ONCE", {"cpu": 8})
+    monkeypatch.setattr("vld.training.evaluation.IMAGES_AT_ONCE", {"cpu": 8})
     model, images = make_model(), make_evaluation_set()
     views = EvaluationViews([torch.cat(list(images.images.chunks(99)))], [torch.arange(28)], torch.device("cpu"), **how)
     images = replace(images, images=views)
@@ -181,10 +181,10 @@ def test_compiled_programs_stay_in_the_users_cache(variable: str, tmp_path: Path
     """As torch sees it after a command has begun, in a process that had not imported it; torch's own choice is below /tmp."""
     code = """
 import contextlib, sys
-import vld.cli
+import vld.commands.main
 sys.argv = ["train.py", "--help"]
 with contextlib.suppress(SystemExit):
-    vld.cli.train()
+    vld.commands.main.train()
 import torchvision
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 print(cache_dir())

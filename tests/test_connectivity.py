@@ -13,17 +13,17 @@ from hydra import compose, initialize_config_dir
 from tiny import CPU, decode_dataset, make_evaluation_set, make_model
 from torch import Tensor
 
-from vld.combine import Combination, combine_all
-from vld.config import typed_config
-from vld.connectivity import ALPHAS, along_representations, between
+from vld.config.checks import typed_config
+from vld.config.settings import Config, DatasetConfig, MethodConfig, WandbConfig
 from vld.data.folder import find_dataset
-from vld.evaluation import evaluation_images, evaluation_set, score
-from vld.members import Member
-from vld.model import Classifier
+from vld.machine.terminal import Terminal
+from vld.model.classifier import Classifier
 from vld.runs import load_model, load_results
-from vld.settings import Config, DatasetConfig, MethodConfig, WandbConfig
-from vld.terminal import Terminal
-from vld.tracking.publisher import Publisher
+from vld.study.combination import Combination, combine_all
+from vld.study.members import Member
+from vld.tracking.background import Publisher
+from vld.training.connectivity import ALPHAS, along_representations, between
+from vld.training.evaluation import evaluation_images, evaluation_set, score
 
 SMALL = (
     "dataset=glyphs",

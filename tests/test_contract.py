@@ -17,20 +17,20 @@ import yaml
 from commands import REPOSITORY
 from hydra import compose, initialize_config_dir
 
-import vld.cli
-from vld.benchmark.forecast import EXPERIMENTS
-from vld.cli import exit_after_lost_job
-from vld.colors import METHOD_COLORS, METHOD_MARKERS, METHOD_NAMES
-from vld.config import typed_config, with_values
-from vld.device import MemoryBudget, resolve_precision, set_up
-from vld.errors import UserError
-from vld.inputs import check_inputs
-from vld.jobs import Job, axes_of, jobs_of
-from vld.members import member_configs
-from vld.report.command import folder_name
+import vld.commands.main
+from vld.commands.benchmark.forecast import EXPERIMENTS
+from vld.commands.launch import check_jobs
+from vld.commands.main import exit_after_lost_job
+from vld.commands.report import folder_name
+from vld.config.checks import typed_config, with_values
+from vld.config.errors import UserError
+from vld.config.names import METHOD_COLORS, METHOD_MARKERS, METHOD_NAMES
+from vld.config.settings import COMBINATIONS, METHODS, Config, ReportConfig, StatusConfig
+from vld.machine.device import MemoryBudget, resolve_precision, set_up
 from vld.runs.identity import flat_settings
-from vld.settings import COMBINATIONS, METHODS, Config, ReportConfig, StatusConfig
-from vld.sweep import check_jobs
+from vld.runs.inputs import check_inputs
+from vld.study.jobs import Job, axes_of, jobs_of
+from vld.study.members import member_configs
 
 README = (REPOSITORY / "README.md").read_text()
 
@@ -190,7 +190,7 @@ def test_two_backbones_have_their_features_scaled() -> None:
 
 
 def test_a_method_needs_what_the_readme_says_and_no_more() -> None:
-    """Its name in vld/settings.py, a preset, a colour, a marker and a name for people."""
+    """Its name in vld/config/settings.py, a preset, a colour, a marker and a name for people."""
     for named in (names("method"), METHOD_COLORS, METHOD_MARKERS, METHOD_NAMES):
         assert set(named) == {*METHODS, *COMBINATIONS}
 
@@ -198,8 +198,8 @@ def test_a_method_needs_what_the_readme_says_and_no_more() -> None:
 def test_every_script_is_installed_as_a_command() -> None:
     commands = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["scripts"]
     stems = [path.stem for path in (REPOSITORY / "scripts").glob("*.py")]
-    assert commands == {f"vld-{stem}": f"vld.cli:{stem}" for stem in stems}
-    assert all(callable(getattr(vld.cli, stem)) for stem in stems)
+    assert commands == {f"vld-{stem}": f"vld.commands.main:{stem}" for stem in stems}
+    assert all(callable(getattr(vld.commands.main, stem)) for stem in stems)
 
 
 def test_a_study_s_report_is_in_a_folder_of_its_name() -> None:

@@ -15,11 +15,11 @@ import pytest
 from commands import script, train
 from wandb_server import WandbServer, serving
 
-from vld.settings import WandbConfig
-from vld.tracking import publisher as publisher_module
-from vld.tracking.delivery import read_delivered
-from vld.tracking.publish_all import finished_directories
-from vld.tracking.publisher import AT_ONCE, Publisher
+from vld.commands.publish import finished_directories
+from vld.config.settings import WandbConfig
+from vld.tracking import background as publisher_module
+from vld.tracking.background import AT_ONCE, Publisher
+from vld.tracking.upload import read_delivered
 
 
 @pytest.fixture(scope="module")
@@ -317,7 +317,7 @@ MODES = {
 }
 SAY_MODES = """
 import os, sys, wandb
-from vld.tracking.delivery import resolve_mode
+from vld.tracking.upload import resolve_mode
 for of_wandb in sys.argv[1:]:
     os.environ["WANDB_MODE"] = of_wandb
     wandb.teardown()  # what was read of the environment

@@ -16,7 +16,8 @@ from vld.data.folder import list_dataset
 from vld.data.images import Dataset, DomainImages
 from vld.data.split import split_indices
 from vld.data.views import EvaluationViews
-from vld.evaluation import (
+from vld.model.classifier import Classifier
+from vld.training.evaluation import (
     IN,
     OUT,
     Count,
@@ -29,7 +30,6 @@ from vld.evaluation import (
     score,
     select,
 )
-from vld.model import Classifier
 
 SIZES = {"art": 23, "cartoon": 41, "photo": 30, "sketch": 17}
 CPU = torch.device("cpu")

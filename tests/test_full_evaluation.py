@@ -14,7 +14,7 @@ from commands import REPOSITORY, train
 from safetensors.torch import load_file
 
 from vld.data.glyphs import draw_glyphs
-from vld.full_evaluation import kept_meanwhile
+from vld.runs.reevaluate import kept_meanwhile
 
 OPTIONS = [
     "dataset=glyphs",
@@ -60,7 +60,7 @@ def runs(glyphs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
 
 def train_after(code: str, *options: str) -> "subprocess.CompletedProcess[bytes]":
     """`train.py`, after this code."""
-    command = [sys.executable, "-c", f"{code}from vld.cli import train\ntrain()\n", *options]
+    command = [sys.executable, "-c", f"{code}from vld.commands.main import train\ntrain()\n", *options]
     return subprocess.run(command, cwd=REPOSITORY, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
 
 
@@ -119,12 +119,12 @@ def test_interrupted_while_it_is_evaluated_in_full_it_ends_the_same(
 ) -> None:
     options = [*OPTIONS, f"dataset.curve_images={LIMIT}", f"data_dir={glyphs}", f"output_dir={tmp_path}"]
     stopping = (
-        "import os, signal, vld.run\n"
-        "in_full = vld.run.evaluate_in_full\n"
+        "import os, signal, vld.runs.run\n"
+        "in_full = vld.runs.run.evaluate_in_full\n"
         "def stopped(*arguments):\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    return in_full(*arguments)\n"
-        "vld.run.evaluate_in_full = stopped\n"
+        "vld.runs.run.evaluate_in_full = stopped\n"
     )
     stopped = train_after(stopping, *options)
     assert stopped.returncode == 128 + signal.SIGTERM

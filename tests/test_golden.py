@@ -12,9 +12,9 @@ import pytest
 from tiny import SEED, make_batches, make_evaluation_set, make_model, settings
 
 from vld import PROTOCOL_VERSION
+from vld.config.settings import AveragingConfig, EnsembleConfig
 from vld.runs.record import metrics_rows
-from vld.settings import AveragingConfig, EnsembleConfig
-from vld.training import Trajectory, train
+from vld.training.loop import Trajectory, train
 
 GOLDEN = Path(__file__).parent / "golden.jsonl"
 

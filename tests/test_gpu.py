@@ -8,14 +8,14 @@ import torch
 from commands import train
 from tiny import SEED, make_dataset, make_model, settings
 
-from vld import compilation
+from vld.config.settings import AveragingConfig, EnsembleConfig
 from vld.data.batches import TrainingBatches
 from vld.data.split import split_indices
-from vld.device import set_up
-from vld.evaluation import evaluation_set, predict
-from vld.settings import AveragingConfig, EnsembleConfig
-from vld.training import Trajectory
-from vld.training import train as train_from
+from vld.machine.device import set_up
+from vld.training import compiled as compilation
+from vld.training.evaluation import evaluation_set, predict
+from vld.training.loop import Trajectory
+from vld.training.loop import train as train_from
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

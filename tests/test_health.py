@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from vld.health import QUIET, TOO_NOISY, CollapseWatch, Health, dropout_noise, measure, noise_warning
-from vld.model import Classifier
+from vld.model.classifier import Classifier
+from vld.training.collapse import QUIET, TOO_NOISY, CollapseWatch, Health, dropout_noise, measure, noise_warning
 
 FEATURES = 40
 

@@ -9,9 +9,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vld.config import option_names
+from vld.config.checks import option_names
+from vld.config.settings import BackboneConfig, Config, DatasetConfig, MethodConfig
 from vld.runs.identity import NOT_IDENTITY, flat_settings, run_id, run_identity, weights_fingerprint
-from vld.settings import BackboneConfig, Config, DatasetConfig, MethodConfig
 
 # Another value for every setting that changes a run's numbers …
 CHANGES_NUMBERS: dict[str, Any] = {

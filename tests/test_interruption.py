@@ -8,7 +8,7 @@ from types import FrameType
 
 import pytest
 
-from vld.interruption import SIGNALS, Interrupted, Interruption
+from vld.machine.signals import SIGNALS, Interrupted, Interruption
 
 
 @pytest.fixture(autouse=True)

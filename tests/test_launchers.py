@@ -18,7 +18,7 @@ import torch
 from commands import REPOSITORY, TINY_NETWORK, train
 from prepared import prepared_process
 
-from vld.device import keep_to_one_gpu
+from vld.machine.device import keep_to_one_gpu
 
 OPTIONS = [
     "-m",

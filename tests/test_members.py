@@ -11,17 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from vld.combine import combine_all
-from vld.config import with_values
-from vld.errors import UserError
-from vld.members import find_members, member_configs
-from vld.model import load_backbone_weights
-from vld.result_tables import sweep_table
+from vld.config.checks import with_values
+from vld.config.errors import UserError
+from vld.config.settings import BackboneConfig, Config, DatasetConfig, MethodConfig, WandbConfig
+from vld.machine.terminal import Terminal
+from vld.model.classifier import load_backbone_weights
+from vld.report.summary import sweep_table
 from vld.runs.directory import RunDirectory
 from vld.runs.identity import RANDOM_WEIGHTS, run_id, run_identity, varied_settings, weights_fingerprint
-from vld.settings import BackboneConfig, Config, DatasetConfig, MethodConfig, WandbConfig
-from vld.terminal import Terminal
-from vld.tracking.publisher import Publisher
+from vld.study.combination import combine_all
+from vld.study.members import find_members, member_configs
+from vld.tracking.background import Publisher
 
 NOT_PUBLISHED = Publisher(WandbConfig(mode="disabled"), "outputs", say=print, warn=print)
 

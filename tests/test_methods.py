@@ -8,11 +8,11 @@ import torch
 from tiny import SEED, make_batches, make_evaluation_set, make_model, settings
 from torch import Tensor
 
-from vld.evaluation import predict, score
-from vld.methods import CheckpointEnsemble, WeightAverage, first_member
-from vld.model import Classifier
-from vld.settings import AveragingConfig, EnsembleConfig
-from vld.training import Evaluation, Trajectory, train
+from vld.config.settings import AveragingConfig, EnsembleConfig
+from vld.model.classifier import Classifier
+from vld.training.evaluation import predict, score
+from vld.training.loop import Evaluation, Trajectory, train
+from vld.training.methods import CheckpointEnsemble, WeightAverage, first_member
 
 STEPS = 12
 State = dict[str, Tensor]

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vld.errors import UserError
-from vld.model import Classifier, build_classifier, inverted_dropout, load_backbone_weights
-from vld.settings import BackboneConfig
+from vld.config.errors import UserError
+from vld.config.settings import BackboneConfig
+from vld.model.classifier import Classifier, build_classifier, inverted_dropout, load_backbone_weights
 
 ALL_PRESETS = sorted((Path(__file__).parents[1] / "conf" / "backbone").glob("*.yaml"))
 PRESETS = [path.stem for path in ALL_PRESETS if path.stem != "timm"]  # which needs a name: test_architectures.py

@@ -11,15 +11,15 @@ from tiny import SEED, make_batches, make_model
 from tiny import settings as optim
 from torch import Tensor, nn
 
-from vld.errors import UserError
-from vld.health import dropout_noise
-from vld.methods import WeightAverage
-from vld.model import Classifier, build_classifier
-from vld.other_dropout import StageDropout, dropout_rate, stages_of
+from vld.config.errors import UserError
+from vld.config.settings import AveragingConfig, BackboneConfig, EnsembleConfig
+from vld.model.classifier import Classifier, build_classifier
+from vld.model.dropout import StageDropout, dropout_rate, stages_of
 from vld.runs import load_model
 from vld.runs.results import network
-from vld.settings import AveragingConfig, BackboneConfig, EnsembleConfig
-from vld.training import Trajectory, update
+from vld.training.collapse import dropout_noise
+from vld.training.loop import Trajectory, update
+from vld.training.methods import WeightAverage
 
 SIZE = 32
 
@@ -300,7 +300,7 @@ def test_training_uses_the_rate_of_the_step(schedule: str, monkeypatch: pytest.M
         used.append(rate)
         return representation
 
-    monkeypatch.setattr("vld.model.inverted_dropout", counted)
+    monkeypatch.setattr("vld.model.classifier.inverted_dropout", counted)
     batches, model = make_batches(), make_model(dropout=0.8)
     every = {"averaging": AveragingConfig(), "ensemble": EnsembleConfig()}
     trajectory = Trajectory(

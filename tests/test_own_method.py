@@ -13,14 +13,14 @@ from wandb_server import read_offline
 
 # (file, what stands there, what the method puts before it)
 ADDED = (
-    ("vld/settings.py", '"ensemble")\n"""How predictions are made along', '"moving_average", '),
-    ("vld/settings.py", '"weight_averaging")\n"""Those of them that are one', '"moving_average", '),
-    ("vld/colors.py", '    "erm": "#', '    "moving_average": "#F0E442",\n'),
-    ("vld/colors.py", '    "erm": "o"', '    "moving_average": "v",\n'),
-    ("vld/colors.py", '    "erm": "ERM"', '    "moving_average": "moving average",\n'),
-    ("vld/methods.py", "ENSEMBLE = METHODS", "MOVING_AVERAGE, "),
+    ("vld/config/settings.py", '"ensemble")\n"""How predictions are made along', '"moving_average", '),
+    ("vld/config/settings.py", '"weight_averaging")\n"""Those of them that are one', '"moving_average", '),
+    ("vld/config/names.py", '    "erm": "#', '    "moving_average": "#F0E442",\n'),
+    ("vld/config/names.py", '    "erm": "o"', '    "moving_average": "v",\n'),
+    ("vld/config/names.py", '    "erm": "ERM"', '    "moving_average": "moving average",\n'),
+    ("vld/training/methods.py", "ENSEMBLE = METHODS", "MOVING_AVERAGE, "),
     (
-        "vld/methods.py",
+        "vld/training/methods.py",
         "class CheckpointEnsemble",
         """class MovingAverage(WeightAverage):
     def update(self, step: int) -> None:
@@ -30,21 +30,25 @@ ADDED = (
 
 """,
     ),
-    ("vld/training.py", "WEIGHT_AVERAGING, CheckpointEnsemble", "MOVING_AVERAGE, MovingAverage, "),
+    ("vld/training/loop.py", "WEIGHT_AVERAGING, CheckpointEnsemble", "MOVING_AVERAGE, MovingAverage, "),
     (
-        "vld/training.py",
+        "vld/training/loop.py",
         "        self.ensemble = CheckpointEnsemble(",
         "        self.moving = MovingAverage(model, averaging, optim.steps, eval_every)\n",
     ),
-    ("vld/training.py", '            "ensemble": self.', '            "moving": self.moving.state_dict(),\n'),
-    ("vld/training.py", "        self.average.load_state", '        self.moving.load_state_dict(state["moving"])\n'),
+    ("vld/training/loop.py", '            "ensemble": self.', '            "moving": self.moving.state_dict(),\n'),
     (
-        "vld/training.py",
+        "vld/training/loop.py",
+        "        self.average.load_state",
+        '        self.moving.load_state_dict(state["moving"])\n',
+    ),
+    (
+        "vld/training/loop.py",
         "                predictions = dict(",
         "                if evaluated and trajectory.moving.model is not None:\n"
         "                    models[MOVING_AVERAGE] = trajectory.moving.model\n",
     ),
-    ("vld/training.py", "        average.update(step + 1)", "        trajectory.moving.update(step + 1)\n"),
+    ("vld/training/loop.py", "        average.update(step + 1)", "        trajectory.moving.update(step + 1)\n"),
 )
 
 

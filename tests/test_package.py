@@ -36,7 +36,7 @@ def test_the_wheel_runs_elsewhere(tmp_path: Path) -> None:
         )
 
     where = subprocess.run(
-        [sys.executable, "-c", "import vld.cli; print(vld.cli.conf_dir())"],
+        [sys.executable, "-c", "import vld.commands.main; print(vld.commands.main.conf_dir())"],
         cwd=elsewhere,
         env=os.environ | {"PYTHONPATH": str(site)},
         capture_output=True,

@@ -19,14 +19,14 @@ from commands import REPOSITORY, script, train
 from conftest import WriteDataset
 from omegaconf import OmegaConf
 
+from vld.commands.prepare import prepare
+from vld.config.errors import UserError
+from vld.config.settings import DatasetConfig, PrepareConfig
 from vld.data import catalog, unpack
 from vld.data.download import fetch
 from vld.data.folder import list_csv, list_dataset
 from vld.data.unpack import unpack as unpack_archive
-from vld.errors import UserError
-from vld.prepare import prepare
-from vld.settings import DatasetConfig, PrepareConfig
-from vld.terminal import Terminal
+from vld.machine.terminal import Terminal
 
 CLASSES = ("bird", "car")
 
@@ -182,7 +182,7 @@ def test_each_dataset_is_fetched_and_arranged(
     archives, expected = make(tmp_path, write_dataset)
     server.files |= archives
     known_list(name, archives, monkeypatch)
-    monkeypatch.setattr("vld.data.disk.free_disk", lambda _: 10**12)  # what the whole of DomainNet takes
+    monkeypatch.setattr("vld.machine.disk.free_disk", lambda _: 10**12)  # what the whole of DomainNet takes
     data_dir = tmp_path / "data"
     files = prepare(config(name, data_dir, server), Terminal())
     assert tree(files.root) == expected
@@ -199,7 +199,7 @@ def test_each_dataset_is_fetched_and_arranged(
 def test_too_little_disk_for_the_store_is_said_before_anything(
     server: ArchiveServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vld.data.disk.free_disk", lambda _: 10**11)
+    monkeypatch.setattr("vld.machine.disk.free_disk", lambda _: 10**11)
     with pytest.raises(UserError, match=r"data_dir: 203.6 GB are needed for the image store, 100.0 GB are free"):
         prepare(config("domain_net", tmp_path / "data", server), Terminal())
     assert server.asked == []
@@ -361,7 +361,7 @@ def test_too_little_disk_is_said_before_the_download(
     server: ArchiveServer, archive: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.files["PACS.zip"] = archive
-    monkeypatch.setattr("vld.data.disk.free_disk", lambda _: len(archive))
+    monkeypatch.setattr("vld.machine.disk.free_disk", lambda _: len(archive))
     with pytest.raises(UserError, match=r"data_dir: .* GB are needed for PACS.zip and what it unpacks to"):
         fetch(f"{server.url}/PACS.zip", tmp_path / "PACS.zip", None, progress)
     assert not (tmp_path / "PACS.zip").exists()

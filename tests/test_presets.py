@@ -8,8 +8,8 @@ import yaml
 from commands import REPOSITORY, train
 from hydra import compose, initialize_config_dir
 
-from vld.config import typed_config
-from vld.settings import Config
+from vld.config.checks import typed_config
+from vld.config.settings import Config
 
 PRESETS = sorted(path for path in (REPOSITORY / "conf").glob("*/*.yaml") if path.parent.name != "study")
 SMALL = ("dataset=glyphs", "test_domain=0", "image_size=32", "batch_size=1", "optim.steps=1", "dropout=0.5", "keep=[]")

@@ -29,22 +29,22 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny import SEED, make_batches, make_evaluation_set, make_model, settings
 
-from vld import training
-from vld.config import typed_config
+from vld.config.checks import typed_config
+from vld.config.errors import UserError
+from vld.config.settings import AveragingConfig, Config, EnsembleConfig
 from vld.data import glyphs
-from vld.errors import UserError
-from vld.evaluation import predict
-from vld.runner import run_all
+from vld.machine.atomic import write_atomically
+from vld.machine.terminal import Terminal
 from vld.runs import load_results
-from vld.runs.atomic import write_atomically
 from vld.runs.checkpoint import read_checkpoint, write_checkpoint
 from vld.runs.directory import RunDirectory
 from vld.runs.record import Record, selected_rows
-from vld.settings import AveragingConfig, Config, EnsembleConfig
-from vld.terminal import Terminal
-from vld.tracking.publisher import Publisher
-from vld.training import TrainingFailed, Trajectory
-from vld.training import train as train_from
+from vld.study.runner import run_all
+from vld.tracking.background import Publisher
+from vld.training import loop as training
+from vld.training.evaluation import predict
+from vld.training.loop import TrainingFailed, Trajectory
+from vld.training.loop import train as train_from
 
 STEPS = 12
 
@@ -171,7 +171,7 @@ def test_checkpoints_are_so_many_seconds_apart(
         saved_at.append((state["trajectory"]["step"], seconds))
 
     monkeypatch.setattr(training, "update", update)
-    monkeypatch.setattr("vld.run.time", SimpleNamespace(monotonic=lambda: seconds))
+    monkeypatch.setattr("vld.runs.run.time", SimpleNamespace(monotonic=lambda: seconds))
     monkeypatch.setattr(RunDirectory, "write_checkpoint", write_checkpoint)
     [outcome] = run_all([config], Terminal(), Publisher(config.wandb, str(tmp_path), say=print, warn=print))
     assert outcome.result is not None, outcome.failure
@@ -384,7 +384,7 @@ def test_a_second_ctrl_c_saves_nothing(start: Start, tmp_path: Path) -> None:
     script = tmp_path / "impatient.py"
     script.write_text(
         "import os, signal\n"
-        "from vld import cli, training\n"
+        "from vld.commands import main as cli, training\n"
         "update = training.update\n"
         "def interrupted(trajectory, inputs, labels, seed, step):\n"
         "    if step == 12:\n"
@@ -406,7 +406,7 @@ def test_a_scheduler_s_handler_is_called_when_the_run_is_saved(start: Start, tmp
     script = tmp_path / "job.py"
     script.write_text(
         "import pathlib, signal, sys\n"
-        "from vld import cli\n"
+        "from vld.commands import main as cli\n"
         f"outputs = pathlib.Path({str(tmp_path / 'outputs')!r})\n"
         "def requeue(number, frame):\n"
         "    [checkpoint] = outputs.rglob('checkpoint.pt')\n"
@@ -683,7 +683,9 @@ def test_a_process_that_stood_still_for_too_long_leaves_the_run_to_the_other(
     start: Start, tmp_path: Path, whole: Path
 ) -> None:
     script = tmp_path / "short.py"
-    script.write_text("from vld import claim\nclaim.LEASE_SECONDS = 3.0\nfrom vld.cli import train\ntrain()\n")
+    script.write_text(
+        "from vld.machine import lock as claim\nclaim.LEASE_SECONDS = 3.0\nfrom vld.commands.main import train\ntrain()\n"
+    )
     first = start(script=script)
     first.wait_for("step 30/120")
     first.send_signal(signal.SIGSTOP)

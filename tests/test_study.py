@@ -16,17 +16,17 @@ from commands import REPOSITORY, script, train
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 
-from vld.claim import LOCK
-from vld.config import typed_config
-from vld.errors import UserError
-from vld.jobs import Job, axes_of, jobs_of
-from vld.progress import Progress, is_running, progress_of, seconds_to_go
+from vld.commands.launch import at_a_time, finish_status, study_axes
+from vld.commands.status import show_status
+from vld.config.checks import typed_config
+from vld.config.errors import UserError
+from vld.config.settings import Config
+from vld.machine.lock import LOCK
+from vld.machine.terminal import Terminal
 from vld.runs.identity import run_id, run_identity
-from vld.settings import Config
-from vld.status import show_status
-from vld.study import Wanted, left_out_domains, wanted_runs
-from vld.sweep import at_a_time, finish_status, study_axes
-from vld.terminal import Terminal
+from vld.study.jobs import Job, axes_of, jobs_of
+from vld.study.planned import Wanted, left_out_domains, wanted_runs
+from vld.study.progress import Progress, is_running, progress_of, seconds_to_go
 
 STUDIES = sorted(path.stem for path in (REPOSITORY / "conf/study").glob("*.yaml"))
 # Protocol, section 4: the runs that each figure adds to those before it.
@@ -509,8 +509,8 @@ def test_watching_shows_it_again_until_all_is_finished(
     run = wanted()
     looks = [[Progress(run, state, step=50)] for state in ("running", "interrupted", "finished")]
     slept: list[float] = []
-    monkeypatch.setattr("vld.status.progress_of", lambda _: looks[len(slept)])
-    monkeypatch.setattr("vld.status.time", SimpleNamespace(sleep=slept.append))
+    monkeypatch.setattr("vld.commands.status.progress_of", lambda _: looks[len(slept)])
+    monkeypatch.setattr("vld.commands.status.time", SimpleNamespace(sleep=slept.append))
 
     def shown(watch: bool) -> bool:
         return show_status([run], {}, name="mine", watch=watch, as_json=False, terminal=Terminal())

@@ -19,10 +19,10 @@ import yaml
 from commands import REPOSITORY, script, train
 from wandb_server import KEY, WandbServer, read_offline, serving
 
-from vld.errors import UserError
-from vld.settings import WandbConfig
+from vld.config.errors import UserError
+from vld.config.settings import WandbConfig
+from vld.tracking.background import Publisher
 from vld.tracking.content import wandb_run_in_training, wandb_runs
-from vld.tracking.publisher import Publisher
 from vld.tracking.workspace import build_workspace
 
 OFFLINE = {"WANDB_MODE": "offline"}

@@ -17,11 +17,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny import decode_dataset
 
+from vld.config.errors import UserError
 from vld.data.folder import list_dataset
-from vld.errors import UserError
-from vld.evaluation import evaluation_set, predict, score
-from vld.inputs import resolve_test_domains
 from vld.runs import load_model, load_results
+from vld.runs.inputs import resolve_test_domains
+from vld.training.evaluation import evaluation_set, predict, score
 
 SMALL = (
     "dataset=folder",
@@ -443,7 +443,7 @@ def test_an_output_folder_that_cannot_be_written_to_is_refused(shapes: Path) -> 
 
 
 def test_help_names_every_option() -> None:
-    from vld.config import option_names
+    from vld.config.checks import option_names
 
     shown = script("train.py", "--help", fresh=True)  # its own imports, which others find imported (tests/prepared.py)
     assert shown.returncode == 0

@@ -28,15 +28,15 @@ from tiny import (
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vld.config.settings import AveragingConfig, Config, EnsembleConfig, OptimConfig
 from vld.data.split import split_indices
-from vld.device import MemoryBudget
-from vld.evaluation import predict, score
-from vld.model import Classifier
-from vld.run import Run, training_batches
-from vld.seeds import DROPOUT, torch_generator
-from vld.settings import AveragingConfig, Config, EnsembleConfig, OptimConfig
-from vld.terminal import Terminal
-from vld.training import Evaluation, TrainingFailed, Trajectory, is_evaluated, learning_rate, make_optimizer, train
+from vld.machine.device import MemoryBudget
+from vld.machine.seeds import DROPOUT, torch_generator
+from vld.machine.terminal import Terminal
+from vld.model.classifier import Classifier
+from vld.runs.run import Run, training_batches
+from vld.training.evaluation import predict, score
+from vld.training.loop import Evaluation, TrainingFailed, Trajectory, is_evaluated, learning_rate, make_optimizer, train
 
 
 def start(model: Classifier, optim: OptimConfig, eval_every: int = 4, **changes: Any) -> Iterator[Evaluation]:
@@ -317,7 +317,7 @@ def test_all_methods_are_evaluated_in_one_pass(monkeypatch: pytest.MonkeyPatch) 
         networks.append(len(models))
         return predict(models, *arguments)
 
-    monkeypatch.setattr("vld.training.predict", counted)
+    monkeypatch.setattr("vld.training.loop.predict", counted)
     optim = OptimConfig(steps=8, milestones=[])
     run(make_model(), optim, averaging=AveragingConfig(start=1), ensemble=EnsembleConfig(start=4, every=4))
     assert networks == [1, 2, 2]

@@ -10,11 +10,11 @@ from commands import train
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from vld.errors import UserError
-from vld.model import Classifier, build_classifier
+from vld.config.errors import UserError
+from vld.config.settings import BackboneConfig
+from vld.model.classifier import Classifier, build_classifier
+from vld.model.linear import LinearBackbone, normalized
 from vld.runs import load_model
-from vld.settings import BackboneConfig
-from vld.tuning import LinearBackbone, normalized
 
 LABELS = torch.tensor([0, 2, 1, 1])
 

@@ -6,8 +6,8 @@ import sys
 import pytest
 from commands import REPOSITORY
 
-from vld import waiting
-from vld.waiting import ALONE, SHARED, cores_are_shared, running_processes, spin_briefly
+from vld.machine import waiting
+from vld.machine.waiting import ALONE, SHARED, cores_are_shared, running_processes, spin_briefly
 
 
 @pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"])
@@ -54,7 +54,7 @@ def test_every_command_sets_it_before_torch_is_imported() -> None:
     """Hydra's --help leaves the process with what a job would have had; joblib's and submitit's inherit it."""
     code = (
         "import os, sys, atexit\n"
-        "from vld.cli import train\n"
+        "from vld.commands.main import train\n"
         "atexit.register(lambda: print('spin', os.environ['GOMP_SPINCOUNT'], 'torch' in sys.modules))\n"
         "train()\n"
     )

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from vld.config.settings import OptimConfig
 from vld.data.batches import TrainingBatches
 from vld.data.folder import DatasetFiles
+from vld.data.image_store import open_dataset
 from vld.data.images import Dataset, DomainImages
 from vld.data.split import split_indices
-from vld.data.store import open_dataset
-from vld.evaluation import EvaluationSet, evaluation_set
-from vld.model import Classifier
-from vld.settings import OptimConfig
+from vld.model.classifier import Classifier
+from vld.training.evaluation import EvaluationSet, evaluation_set
 
 CPU = torch.device("cpu")
 MEAN, STD, SCALE, RATE = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4], 0.7, 0.5

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from vld.data.ahead import Ahead
 from vld.data.batches import TrainingBatches
 from vld.data.images import DomainImages
+from vld.data.prefetch import Ahead
 
 # Grey levels that brightness 0.7 to 1.3 cannot confuse. Contrast, saturation and hue leave an even grey as it is.
 LEVELS = (10, 25, 55, 120, 255)

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
+from vld.config.errors import UserError
 from vld.data.folder import list_dataset
-from vld.errors import UserError
 
 PACS_COUNTS = {"art_painting": 2048, "cartoon": 2344, "photo": 1670, "sketch": 3929}
 PACS_CLASSES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")

@@ -11,11 +11,11 @@ from PIL import Image
 from tiny import decode_dataset, make_dataset
 from torchvision.transforms import Resize
 
-from vld.data import picture as picture_module
+from vld.config.errors import UserError
+from vld.data import samples as picture_module
 from vld.data.folder import list_dataset
 from vld.data.images import Dataset, DomainImages
-from vld.data.picture import draw_picture
-from vld.errors import UserError
+from vld.data.samples import draw_picture
 
 IMAGE_SIZE = 32
 STORE_SIZE = 256

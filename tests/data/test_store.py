@@ -19,15 +19,15 @@ from torchvision.transforms import Compose, PILToTensor, Resize
 from torchvision.transforms.functional import resized_crop as torchvision_crop
 from torchvision.transforms.functional import to_tensor
 
+from vld.config.errors import UserError
+from vld.config.settings import BackboneConfig
 from vld.data.augment import draw_parameters, resized_crop
 from vld.data.folder import list_dataset
+from vld.data.image_store import open_dataset, source_key, verify_store
 from vld.data.images import Dataset
 from vld.data.split import split_indices
-from vld.data.store import open_dataset, source_key, verify_store
-from vld.errors import UserError
-from vld.evaluation import evaluation_set, predict, score
-from vld.model import build_classifier
-from vld.settings import BackboneConfig
+from vld.model.classifier import build_classifier
+from vld.training.evaluation import evaluation_set, predict, score
 
 
 def opened(root: Path, stores: Path, image_size: int = 16, store_size: int = 64) -> tuple[Dataset, list[int]]:
@@ -151,7 +151,7 @@ def test_a_builder_that_lost_its_lock_publishes_nothing(
     dataset_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It stood still, and another process is at it."""
-    monkeypatch.setattr("vld.claim.Claim.holds", lambda _: False)
+    monkeypatch.setattr("vld.machine.lock.Claim.holds", lambda _: False)
     with pytest.raises(UserError, match="another process makes the image store now"):
         opened(dataset_dir, tmp_path / "stores")
     assert list((tmp_path / "stores").iterdir()) == []
@@ -169,7 +169,7 @@ def test_what_a_killed_builder_left_is_removed_whatever_its_sizes(dataset_dir: P
 BUILD = """
 import sys, time
 from pathlib import Path
-from vld.data import store
+from vld.data import image_store as store
 from vld.data.folder import list_dataset
 slow = float(sys.argv[3])
 read = store.read_image

@@ -9,7 +9,7 @@ import pytest
 from vld.report import difference, differences_table, read_results, series_of
 from vld.report.differences import widened
 from vld.report.grid import Grid
-from vld.study import Wanted
+from vld.study.planned import Wanted
 
 SEEDS = ((0, 0), (1, 0), (2, 0))
 

@@ -13,8 +13,9 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from report_store import study_runs, write_combination, write_combinations, write_run
 
-from vld.colors import METHOD_COLORS, METHOD_MARKERS, series_color
-from vld.config import with_values
+from vld.config.checks import with_values
+from vld.config.names import METHOD_COLORS, METHOD_MARKERS, series_color
+from vld.machine.terminal import Terminal
 from vld.report import (
     cloud,
     clouds_figure,
@@ -23,17 +24,16 @@ from vld.report import (
     results_table,
     series_of,
 )
-from vld.report.clouds import connectivity_points
-from vld.report.contents import make_report
+from vld.report.build import make_report
 from vld.report.figures import connectivity_figure
 from vld.report.grid import expected_of
-from vld.report.narrow import of_study
+from vld.report.kinds import KINDS, OF_STUDY, Drawn, drawn_figures
+from vld.report.points import connectivity_points
+from vld.report.results_store import Store
+from vld.report.select import of_study
 from vld.report.series import Series
-from vld.report.store import Store
-from vld.report.studies import KINDS, OF_STUDY, Drawn, drawn_figures
-from vld.result_tables import sweep_table
-from vld.study import Wanted
-from vld.terminal import Terminal
+from vld.report.summary import sweep_table
+from vld.study.planned import Wanted
 
 ONE_SEED = ("seed=0,1", "optim.weight_decay=1e-4")
 SHARED = {

@@ -7,13 +7,13 @@ import pandas as pd
 import pytest
 from report_store import study_runs, write_combination, write_run, write_study
 
-from vld.claim import LOCK
+from vld.machine.lock import LOCK
 from vld.report import cloud_points, clouds_figure, read_store, results_table, series_of
-from vld.report.contents import make_report
-from vld.report.formats import INCOMPLETE, in_order
+from vld.report.averages import shown_table
+from vld.report.build import make_report
 from vld.report.grid import expected_of, expected_runs, missing_runs
-from vld.report.tables import shown_table
-from vld.study import Wanted
+from vld.report.table import INCOMPLETE, in_order
+from vld.study.planned import Wanted
 
 NARROW = ("dataset=pacs", "dropout=0,0.9", "optim.weight_decay=1e-4")
 OTHER = "99" * 32

@@ -4,11 +4,11 @@ import pandas as pd
 import pytest
 from report_store import jobs, study_runs, write_combinations, write_run
 
-from vld.errors import UserError
+from vld.config.errors import UserError
 from vld.report import read_store
-from vld.report.contents import make_report
-from vld.report.narrow import narrowed
-from vld.report.store import Store
+from vld.report.build import make_report
+from vld.report.results_store import Store
+from vld.report.select import narrowed
 
 
 @pytest.fixture(scope="module")

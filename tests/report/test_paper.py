@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from report_store import study_runs, write_run
 
-from vld.config import with_values
+from vld.config.checks import with_values
 from vld.report import against_the_paper, read_results, series_of
 from vld.report.paper import CLOUD_MEANS, published_averages
 

@@ -105,7 +105,7 @@ def test_a_second_report_replaces_the_first(store: Path, reported: "subprocess.C
 KILLED_BETWEEN_TWO_FOLDERS = """
 import os, signal
 from pathlib import Path
-from vld import cli
+from vld.commands import main as cli
 rename = Path.rename
 def renamed(path, target):
     rename(path, target)

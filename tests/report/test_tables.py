@@ -16,12 +16,12 @@ import pytest
 from report_store import study_runs, write_combination, write_run, write_study
 
 from vld.report import chosen_pairs, cloud, cloud_points, read_results, results_table, series_of
-from vld.report.formats import as_latex, as_markdown
+from vld.report.averages import mean_and_error, shown_table
 from vld.report.grid import Grid
 from vld.report.series import Series
-from vld.report.tables import mean_and_error, shown_table
+from vld.report.table import as_latex, as_markdown
 from vld.runs import load_results
-from vld.study import Wanted
+from vld.study.planned import Wanted
 
 LRS, DECAYS, SEEDS = (1e-3, 5e-4), (1e-4, 5e-5, 1e-5), (0, 1, 2)
 PAIRS = list(itertools.product(LRS, DECAYS))

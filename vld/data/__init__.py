@@ -1,1 +1,4 @@
-"""From image folders to batches on the device."""
+"""From archives over folders and the image store to batches on the device.
+
+Imports from `machine` and `config`.
+"""

@@ -9,7 +9,7 @@ import shutil
 from collections import defaultdict
 from pathlib import Path
 
-from vld.errors import UserError
+from vld.config.errors import UserError
 
 TERRA_LOCATIONS = ("38", "46", "100", "43")
 TERRA_CATEGORIES = (*("bird", "bobcat", "cat", "coyote", "dog", "empty", "opossum", "rabbit", "raccoon", "squirrel"),)

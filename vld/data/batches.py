@@ -7,10 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vld.data.ahead import Ahead, Courier, Sent
 from vld.data.augment import AugmentParameters, augment, draw_parameters
 from vld.data.images import DomainImages
-from vld.seeds import BATCHES, numpy_generator
+from vld.data.prefetch import Ahead, Courier, Sent
+from vld.machine.seeds import BATCHES, numpy_generator
 
 STEPS_AHEAD = 3
 

@@ -10,9 +10,9 @@ import gdown
 import requests
 from gdown.exceptions import DownloadError, FileURLRetrievalError
 
-from vld.data.disk import check_disk
+from vld.config.errors import UserError
 from vld.data.unpack import is_archive
-from vld.errors import UserError
+from vld.machine.disk import check_disk
 
 Progress = Callable[[int, int], None]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
-from vld.errors import UserError
-from vld.settings import DatasetConfig
+from vld.config.errors import UserError
+from vld.config.settings import DatasetConfig
 
 # With fewer images the 20 % held-out part of a domain would be empty.
 FEWEST_IMAGES = 5

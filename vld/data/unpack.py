@@ -9,7 +9,7 @@ from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from vld.errors import UserError
+from vld.config.errors import UserError
 
 Progress = Callable[[int, int], None]
 

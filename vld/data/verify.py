@@ -1,8 +1,8 @@
 """Does a known dataset hold what it must: domains, number of classes, images of each."""
 
+from vld.config.errors import UserError
 from vld.data.catalog import CONTENTS
 from vld.data.folder import DatasetFiles
-from vld.errors import UserError
 
 
 def check_content(

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from vld.data.ahead import Ahead, Courier
+from vld.data.prefetch import Ahead, Courier
 
 CHUNKS_AHEAD = 2
 LOADED_AT_ONCE = 512

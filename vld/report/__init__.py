@@ -6,13 +6,13 @@ results_table(series)                       # a pandas.DataFrame
 clouds_figure(cloud_points(series))         # a matplotlib figure
 """
 
-from vld.report.clouds import cloud, cloud_points, learning_curves
+from vld.report.averages import chosen_pairs, results_table
 from vld.report.differences import difference, differences_table
 from vld.report.figures import clouds_figure
 from vld.report.paper import against_the_paper
+from vld.report.points import cloud, cloud_points, learning_curves
+from vld.report.results_store import read_results, read_store
 from vld.report.series import series_of
-from vld.report.store import read_results, read_store
-from vld.report.tables import chosen_pairs, results_table
 
 __all__ = [
     "against_the_paper",

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from vld.colors import dataset_name
-from vld.report.formats import shown_settings, shown_value
+from vld.config.names import dataset_name
+from vld.report.averages import mean_and_error, mean_there
 from vld.report.grid import Array, Grid, Pair, Repeat
 from vld.report.series import Series, large_rate
-from vld.report.tables import mean_and_error, mean_there
+from vld.report.table import shown_settings, shown_value
 
 DRAWS = 10_000
 LEVEL, NORMAL = 0.95, 1.959964

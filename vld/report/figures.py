@@ -1,4 +1,4 @@
-"""The figures: each from the table of its points (`vld.report.clouds`), which is written next to it."""
+"""The figures: each from the table of its points (`vld.report.points`), which is written next to it."""
 
 import math
 from collections import Counter
@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from vld.colors import METHOD_COLORS, METHOD_MARKERS, METHOD_NAMES, dataset_name, series_color
-from vld.report.formats import INCOMPLETE
+from vld.config.names import METHOD_COLORS, METHOD_MARKERS, METHOD_NAMES, dataset_name, series_color
+from vld.report.table import INCOMPLETE
 
 WIDTH = 3.4
 """Inches: a column of a two-column paper."""

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from vld.report.store import CELL, PAIR, REPEAT, SETTING_OF, plain_condition, with_defaults
+from vld.report.results_store import CELL, PAIR, REPEAT, SETTING_OF, plain_condition, with_defaults
 from vld.runs.identity import identity_key, varied_settings
-from vld.study import Wanted
+from vld.study.planned import Wanted
 
 Array = npt.NDArray[np.float64]
 Pair = tuple[float | None, float | None]

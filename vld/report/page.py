@@ -6,9 +6,9 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from vld.report.contents import Report
-from vld.report.formats import heading
-from vld.result_tables import counted
+from vld.report.build import Report
+from vld.report.summary import counted
+from vld.report.table import heading
 
 MISSING_SHOWN = 60
 PIXELS_PER_INCH = 130

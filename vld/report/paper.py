@@ -5,13 +5,13 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from vld.colors import dataset_name
+from vld.config.names import dataset_name
 from vld.data.catalog import CONTENTS
-from vld.report.clouds import cloud_range
-from vld.report.formats import NONE, short_name, shown_settings, shown_value
+from vld.report.averages import mean_and_error
+from vld.report.points import cloud_range
 from vld.report.series import Series
-from vld.report.tables import mean_and_error
-from vld.result_tables import Shown
+from vld.report.summary import Shown
+from vld.report.table import NONE, short_name, shown_settings, shown_value
 from vld.runs.identity import RANDOM_WEIGHTS, WEIGHTS
 
 READING_ERROR = 0.05

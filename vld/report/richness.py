@@ -9,14 +9,14 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from vld.colors import dataset_name
-from vld.errors import UserError
+from vld.config.errors import UserError
+from vld.config.names import dataset_name
 from vld.report.figures import OOD, STYLE, legend_below, own_look
-from vld.report.formats import short_name, shown_value
+from vld.report.kinds import Drawn
 from vld.report.series import Series
-from vld.report.studies import Drawn
-from vld.result_tables import Shown
-from vld.runs.analyses import MASKED, QUANTITIES, SIDES, in_table_units, read_analyses, shown_quantity
+from vld.report.summary import Shown
+from vld.report.table import short_name, shown_value
+from vld.runs.quantities import MASKED, QUANTITIES, SIDES, in_table_units, read_analyses, shown_quantity
 
 AGAINST = ("effective_rank", "probe_acc", MASKED[0.9], "ece", "nll")
 SHORTER = {MASKED[0.9]: "90 % masked %", "ece": "ECE %", "nll": "NLL"}

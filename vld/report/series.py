@@ -9,12 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from vld.colors import METHOD_NAMES
-from vld.members import CONNECTIVITY
-from vld.report.formats import in_order, shown_settings, shown_value
+from vld.config.names import METHOD_NAMES
+from vld.config.settings import COMBINATIONS, METHODS
 from vld.report.grid import Grid, expected_runs, grid_of
+from vld.report.table import in_order, shown_settings, shown_value
 from vld.runs.identity import varied_settings
-from vld.settings import COMBINATIONS, METHODS
+from vld.study.members import CONNECTIVITY
 
 LARGE_DROPOUT = 0.9
 

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vld.report.contents import Report
+from vld.machine.atomic import write_text
+from vld.report.build import Report
 from vld.report.figures import save_figure
-from vld.report.formats import as_latex, as_markdown
 from vld.report.page import page
-from vld.runs.atomic import write_text
+from vld.report.table import as_latex, as_markdown
 
 
 def write_report(report: Report, folder: Path, command: str, progress: Callable[[str], None] = lambda _: None) -> Path:

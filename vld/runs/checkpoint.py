@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from vld.errors import UserError, first_line
-from vld.runs.atomic import write_atomically
+from vld.config.errors import UserError, first_line
+from vld.machine.atomic import write_atomically
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:

@@ -11,9 +11,9 @@ import yaml
 from safetensors.torch import save
 from torch import Tensor
 
-from vld.claim import LOCK
-from vld.errors import UserError
-from vld.runs.atomic import write_atomically, write_json, write_text
+from vld.config.errors import UserError
+from vld.machine.atomic import write_atomically, write_json, write_text
+from vld.machine.lock import LOCK
 from vld.runs.checkpoint import read_checkpoint, write_checkpoint
 from vld.runs.identity import run_id
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vld import PROTOCOL_VERSION
-from vld.settings import Config
+from vld.config.settings import Config
 
 RANDOM_WEIGHTS = "random"
 

@@ -12,12 +12,12 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vld.errors import UserError
-from vld.evaluation import EvaluationLabels, EvaluationPart, select
+from vld.config.errors import UserError
+from vld.config.settings import KEEPABLE
 from vld.runs.directory import RunDirectory
 from vld.runs.record import Record
-from vld.settings import KEEPABLE
-from vld.training import Evaluation
+from vld.training.evaluation import EvaluationLabels, EvaluationPart, select
+from vld.training.loop import Evaluation
 
 LOGITS = "-logits"
 # config.yaml, metrics.jsonl, result.json: generously.

@@ -3,9 +3,9 @@
 import math
 from typing import Any
 
-from vld.evaluation import Count, Scores, select
-from vld.settings import ACCURACIES, SELECTIONS
-from vld.training import Evaluation
+from vld.config.settings import ACCURACIES, SELECTIONS
+from vld.training.evaluation import Count, Scores, select
+from vld.training.loop import Evaluation
 
 
 class Record:

@@ -10,12 +10,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vld.errors import UserError
-from vld.model import Classifier, build_classifier
+from vld.config.errors import UserError
+from vld.config.settings import ACCURACIES, SETTING_COLUMNS, BackboneConfig
+from vld.model.classifier import Classifier, build_classifier
 from vld.runs.directory import read_result, stored_identity
 from vld.runs.identity import RANDOM_WEIGHTS
 from vld.runs.keep import LOGITS
-from vld.settings import ACCURACIES, SETTING_COLUMNS, BackboneConfig
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from vld.errors import UserError
-from vld.settings import ACCURACIES, SETTING_COLUMNS
+from vld.config.errors import UserError
+from vld.config.settings import ACCURACIES, SETTING_COLUMNS
 
 # Settings that runs of one group may differ in: the group's mean is then a number of the results table.
 WITHIN_GROUP = ("test_domain", "seed")

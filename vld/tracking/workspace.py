@@ -6,9 +6,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vld.colors import METHOD_COLORS
-from vld.errors import UserError
-from vld.runs.atomic import write_json
+from vld.config.errors import UserError
+from vld.config.names import METHOD_COLORS
+from vld.machine.atomic import write_json
 from vld.tracking.content import WandbRun
 
 if TYPE_CHECKING:

@@ -1,0 +1,111 @@
+"""From nothing to a dataset that is ready to train on: fetch, unpack, arrange, verify, decode."""
+
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from vld.config.errors import UserError
+from vld.config.settings import DatasetConfig, PrepareConfig
+from vld.data.catalog import CONTENTS, SOURCES, Source
+from vld.data.download import DISK_TO_UNPACK, fetch
+from vld.data.folder import DatasetFiles, find_dataset, list_dataset, missing_dataset
+from vld.data.glyphs import draw_glyphs
+from vld.data.image_store import open_dataset, source_key, verify_store
+from vld.data.unpack import unpack
+from vld.data.verify import check_content
+from vld.machine.disk import check_disk
+from vld.machine.lock import Workplace, workplace
+from vld.machine.terminal import Terminal
+
+
+def prepare(config: PrepareConfig, terminal: Terminal) -> DatasetFiles:
+    """Make the dataset's folder and its image store, unless they are there, and check what is in it.
+
+    Raises `UserError` that says how to go on.
+    """
+    try:
+        return _prepare(config, terminal)
+    except OSError as error:
+        raise UserError(
+            f"data_dir={config.data_dir}: {error.filename or 'a file'}: {error.strerror or error}"
+        ) from error
+
+
+def _prepare(config: PrepareConfig, terminal: Terminal) -> DatasetFiles:
+    name, root = config.dataset.name, Path(config.data_dir) / config.dataset.folder
+    if not root.is_dir() and config.dataset.csv is None:
+        if root.exists() or root.is_symlink():
+            raise UserError(f"data_dir={config.data_dir}: {root} is no folder (a link that leads nowhere, or a file)")
+        if name == "glyphs":
+            draw_glyphs(root)
+        elif source := SOURCES.get(name):
+            _make(config, source, root, terminal)
+        else:
+            raise missing_dataset(name, root)
+    files = find_dataset(config.dataset, Path(config.data_dir))
+    for warning in check_content(files, config.dataset.verify):
+        terminal.warn(warning)
+    stores = [Path(config.data_dir) / "stores"]
+    sizes = (config.image_size, config.dataset.store_size)
+    began = time.perf_counter()
+    with terminal.counting(f"decoding {name}") as progress:
+        dataset = open_dataset(files, stores, *sizes, progress, announce=terminal.say)
+    took = time.perf_counter() - began
+    if config.verify:
+        with terminal.counting(f"verifying {name}") as progress:
+            if different := verify_store(files, dataset, *sizes, progress):
+                raise UserError(
+                    f"dataset={name}: {len(different)} images are not what the store has of them, the first of them"
+                    f" {different[0]}; remove {stores[0]}/{name}-{source_key(files)}-* and run this again"
+                )
+    images = sum(len(domain.files) for domain in files.domains)
+    size = sum(domain.pixels.nbytes + domain.evaluation.nbytes for domain in dataset.domains)
+    terminal.say(
+        f"{name}: {images:,} images in {len(files.domains)} domains of {len(files.classes)} classes,"
+        f" {'verified, ' if config.verify else ''}fingerprint {dataset.fingerprint[:8]};"
+        f" image store in {stores[0]} ({size / 1e9:.2f} GB, {took:.1f} s)"
+    )
+    return files
+
+
+def _make(config: PrepareConfig, source: Source, root: Path, terminal: Terminal) -> None:
+    """Everything happens in a folder beside `root`, which becomes `root` when it is whole and right."""
+    dataset = config.dataset
+    root.parent.mkdir(parents=True, exist_ok=True)
+    images = sum(CONTENTS[dataset.name].domains.values())
+    check_disk(root.parent, images * 3 * (dataset.store_size**2 + config.image_size**2), "the image store")
+    staging = root.with_name(f".preparing-{dataset.name}")
+    archives = root.parent / "archives" / dataset.name
+    with workplace(staging, announce=terminal.say, another="is at it") as place:
+        if root.is_dir():  # by the process that this one waited for
+            return
+        _arranged(dataset, source, archives, place, terminal)
+        place.move_out(place.own / "ready", root)
+    terminal.say(f"{root} is ready; {archives} can be deleted")
+
+
+def _arranged(dataset: DatasetConfig, source: Source, archives: Path, place: Workplace, terminal: Terminal) -> None:
+    """Make the folder `ready`. Each archive is unpacked before the next is fetched, so that each looks at the disk as it is."""
+    for archive in source.archives:
+        url = f"{dataset.mirror.rstrip('/')}/{archive.file}" if dataset.mirror else archive.url
+        path, target = archives / archive.file, place.own / "unpacked" / archive.file
+        if not path.exists():
+            terminal.say(f"fetching {url}")
+        with terminal.counting(archive.file, in_bytes=True) as progress:
+            fetch(url, path, archive.sha256, progress)
+        place.held.check()
+        if archive.sha256:  # a list, no archive
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+            continue
+        check_disk(path.parent, int(path.stat().st_size * DISK_TO_UNPACK), f"what {path} unpacks to")
+        with terminal.counting(f"unpacking {archive.file}", in_bytes=True) as progress:
+            unpack(path, target, progress)
+        place.held.check()
+    try:
+        source.arrange(place.own / "unpacked", place.own / "ready")
+        found = list_dataset(dataset.name, place.own / "ready")
+        check_content(replace(found, root=archives), dataset.verify, mend="delete them and run this again")
+    except UserError as error:
+        raise UserError(f"{error} (of the archives in {archives})") from error

@@ -1,0 +1,62 @@
+"""Copy everything finished in an output_dir to Weights & Biases."""
+
+from pathlib import Path
+from urllib.parse import unquote
+
+from vld.config.errors import UserError
+from vld.config.settings import PublishConfig
+from vld.machine.terminal import Terminal
+from vld.tracking.background import Publisher
+from vld.tracking.content import wandb_runs
+from vld.tracking.workspace import build_workspace, check_installed, save_workspace
+
+
+def publish_all(config: PublishConfig, terminal: Terminal) -> int:
+    """How many directories could not be copied. Raises `UserError` where there is nothing to copy, or nobody is logged in."""
+    directories = finished_directories(Path(config.output_dir))
+    if not directories:
+        raise UserError(f"output_dir={config.output_dir}: no finished runs in it")
+    if config.workspace:
+        check_installed()
+    publisher = Publisher(config.wandb, config.output_dir, say=terminal.say, warn=terminal.warn, announces=False)
+    mode, why = publisher.connect()
+    if mode == "broken":
+        raise UserError(f"W&B: {why}")
+    if mode == "disabled" or (mode != "online" and config.wandb.mode == "auto"):
+        publisher.close()
+        raise UserError(f"wandb.mode={config.wandb.mode}: {mode}, {why}; wandb.mode=offline makes offline copies")
+    for directory in directories:
+        publisher.publish(directory)
+    with terminal.counting(f"to W&B ({mode})") as progress:
+        publisher.finish(progress)
+    if config.workspace:
+        _save_workspace(config, publisher, terminal)
+    return len(publisher.undelivered)
+
+
+def _save_workspace(config: PublishConfig, publisher: Publisher, terminal: Terminal) -> None:
+    """Raises `UserError` where W&B refuses."""
+    places = [at for places in publisher.delivered.values() for at in places]
+    if publisher.mode != "online" or not places:
+        raise UserError(
+            f"workspace=true: no runs were delivered (W&B is {publisher.mode}), so there is nothing to view"
+        )
+    [entity, project, _, _] = map(unquote, places[0].split("/")[-4:])
+    runs = [run for directory in publisher.delivered for run in wandb_runs(Path(directory))]
+    try:
+        url = save_workspace(build_workspace(entity, project, runs), Path(config.output_dir))
+    except Exception as error:  # of wandb's many
+        raise UserError(
+            f"workspace=true: not saved ({type(error).__name__}: {' '.join(str(error).split())})"
+        ) from error
+    terminal.say(f"W&B: the view of the dashboard is at {url}")
+
+
+def finished_directories(output_dir: Path) -> list[Path]:
+    """Of runs, then of combinations; those of runs that failed, too."""
+    found = [
+        path.parent
+        for pattern in ("runs/*/*/*/result.json", "runs/*/*/*/failure.json", "combined/*/*/*/result.json")
+        for path in sorted(output_dir.glob(pattern))
+    ]
+    return list(dict.fromkeys(found))

@@ -1,0 +1,92 @@
+"""What `report.py` does: read, narrow, make, write, and show."""
+
+import hashlib
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vld.config.errors import UserError
+from vld.config.settings import SELECTIONS
+from vld.machine.terminal import Terminal
+from vld.report.build import make_report
+from vld.report.grid import expected_of
+from vld.report.results_store import read_store
+from vld.report.select import narrowed, of_study
+from vld.report.summary import text_table
+from vld.report.table import heading
+from vld.report.write import write_report
+from vld.study.jobs import Job
+from vld.study.planned import Wanted
+
+LONGEST_NAME = 100
+MOST_SENTENCES = 10
+SELECTION_OF_STUDY = {"figure10": "last"}
+"""Figure 10 is Figure 9 without selection of the step."""
+HOW, PLACES = ("selection", "run"), ("study", "data_dir")
+
+
+def report(
+    jobs: Sequence[Job],
+    wanted: Sequence[Wanted] | None,
+    words: Sequence[str],
+    *,
+    selection: str | None,
+    run: str | None,
+    output_dir: Path,
+) -> None:
+    """wanted: the runs of a study and of those it shares runs with. words: the command's options but output_dir."""
+    study = jobs[0].config.study.name
+    selection = selection or SELECTION_OF_STUDY.get(study or "", "iid")
+    if selection not in SELECTIONS:
+        raise UserError(f"selection={selection}: must be one of {', '.join(SELECTIONS)}")
+    terminal = Terminal()
+    store = read_store(output_dir)
+    if store.results.empty:
+        damaged = f" ({len(store.damaged)} damaged: {store.damaged[0]})" if store.damaged else ""
+        there = "has no finished runs" if output_dir.is_dir() else "no such folder"
+        raise UserError(f"output_dir={output_dir}: {there}{damaged}; train.py makes them")
+    title = study or "vld"
+    expected = None
+    if wanted is not None:
+        expected = expected_of(wanted)
+        store = of_study(store, expected)
+        if any(word.startswith("method=") for word in words):
+            store = narrowed(store, jobs, ["method"])
+    else:
+        options = [word.split("=")[0] for word in words]
+        store = narrowed(store, jobs, [option for option in options if option not in (*HOW, *PLACES)])
+    if store.results.empty:
+        of_what = f" of {study} with its settings" if study else f" with {' '.join(words)}" if words else ""
+        raise UserError(
+            f"output_dir={output_dir}: has no finished runs{of_what}; train.py makes them, status.py says how far they are"
+            " (with the same options as train.py was given)"
+        )
+    folder = output_dir / "report" / folder_name(words)
+    command = shlex.join(["python", *sys.argv[:1], *(w for w in sys.argv[1:] if w not in ("-m", "--multirun"))])
+    with terminal.doing("report") as progress:
+        made = make_report(store, expected, title=title, selection=selection, study=study, run=run, progress=progress)
+        index = write_report(made, folder, command, progress)
+    for line in (" · ".join(made.facts), *(f"warning: {line}" for line in made.warnings)):
+        terminal.say(line)
+    for name, (_, shown) in made.tables.items():
+        terminal.show(f"\n{heading(name)}", text_table(shown))
+    for note in dict.fromkeys(shown.note for _, shown in made.tables.values()):
+        terminal.say(note)
+    shown_sentences = made.headlines or made.sentences[:MOST_SENTENCES]
+    for line in ("", *shown_sentences):
+        terminal.say(line)
+    if more := len(made.sentences) - len(shown_sentences):
+        terminal.say(f"{more} more comparisons: {folder / 'tables' / 'differences.csv'}")
+    for drawn in made.figures:
+        terminal.say(f"{drawn.title}: {folder / 'figures' / drawn.name}.png")
+    terminal.say(f"\n{index}")
+
+
+def folder_name(words: Sequence[str]) -> str:
+    """Where a report goes, below `report/`: nothing for that of everything, figure2, figure2,dataset=pacs, …"""
+    named = [word.removeprefix("study=") for word in words if not word.startswith("data_dir=")]
+    name = ",".join(named).replace("/", "_")
+    return (
+        name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    )

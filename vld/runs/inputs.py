@@ -1,0 +1,116 @@
+"""Everything a command needs from outside, checked before anything slow starts."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vld.config.errors import UserError
+from vld.config.settings import Config
+from vld.data import glyphs
+from vld.data.folder import DatasetFiles, find_dataset
+from vld.data.verify import check_content
+from vld.machine.device import resolve_device, resolve_precision
+from vld.model.classifier import Classifier, build_classifier, load_backbone_weights
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a command needs and what it can be refused for, before anything slow starts."""
+
+    device: torch.device
+    precision: str
+    files: DatasetFiles
+    test_domains: tuple[str, ...]
+    weights: dict[str, Tensor] | None
+    existing_folder: Path
+    """The nearest folder to output_dir that exists."""
+    warnings: list[str]
+
+
+def inputs_key(config: Config) -> str:
+    """Equal for settings that need the same from outside, which then is checked once."""
+    parts = (
+        *(config.dataset, config.data_dir, config.output_dir, config.backbone),
+        *(config.device, config.precision, config.test_domain),
+        config.image_size,  # which weights may not fit
+    )
+    return repr(parts)
+
+
+def check_inputs(config: Config, *, here: bool = True) -> Inputs:
+    """Raises `UserError` for a missing device, an unusable output folder, bad data or weights.
+
+    here: it is this machine's device; else another's, which may have a GPU where this one has none.
+    """
+    device = resolve_device(config.device if here else "cpu")
+    precision = resolve_precision(config.precision, device)
+    existing_folder = check_output_dir(Path(config.output_dir))
+    root = Path(config.data_dir) / config.dataset.folder
+    to_draw = config.dataset.name == "glyphs" and config.dataset.csv is None and not root.exists()
+    # What takes longest comes last: weights may have to be downloaded.
+    files = None if to_draw else _listed(config, root)
+    test_domains = resolve_test_domains(
+        config.test_domain, files.domain_names if files else tuple(sorted(glyphs.DOMAINS))
+    )
+    warnings = check_content(files, config.dataset.verify) if files else []
+    weights = load_backbone_weights(config.backbone)
+    initial_classifier(config, weights, precision, classes=2)  # do the weights fit? Any number of classes tells
+    files = files or _listed(config, root, draw=True)
+    return Inputs(device, precision, files, test_domains, weights, existing_folder, warnings)
+
+
+def _listed(config: Config, root: Path, *, draw: bool = False) -> DatasetFiles:
+    try:
+        if draw:
+            glyphs.draw_glyphs(root)
+        return find_dataset(config.dataset, Path(config.data_dir))
+    except OSError as error:
+        raise UserError(
+            f"dataset={config.dataset.name}: {error.filename or root}: {error.strerror or error}"
+        ) from error
+
+
+def resolve_test_domains(wanted: Any, domains: tuple[str, ...]) -> tuple[str, ...]:
+    """The names that `test_domain` stands for: all, a name, an index in sorted order, or a list of those."""
+    if wanted == "all":
+        return domains
+    chosen = []
+    for entry in wanted if isinstance(wanted, list) else [wanted]:
+        if str(entry) in domains:  # a domain may be called 1: its name comes before another's index
+            chosen.append(str(entry))
+        elif str(entry).isdigit() and int(entry) < len(domains):
+            chosen.append(domains[int(entry)])
+        else:
+            allowed = ", ".join(f"{name} ({i})" for i, name in enumerate(domains))
+            raise UserError(f"test_domain={entry}: must be all or one of {allowed}")
+    return tuple(dict.fromkeys(chosen))
+
+
+def initial_classifier(config: Config, weights: dict[str, Tensor] | None, precision: str, classes: int) -> Classifier:
+    """The network of a run at step 0. Raises `UserError` where the weights do not fit it."""
+    return build_classifier(
+        config.backbone,
+        weights,
+        image_size=config.image_size,
+        classes=classes,
+        dropout=config.dropout,
+        head_seed=config.head_seed,
+        seed=config.seed,
+        autocast=precision == "bf16",
+    )
+
+
+def check_output_dir(path: Path) -> Path:
+    """The nearest folder that exists. Raises `UserError` unless `path` is or can become a folder one can write to."""
+    existing = path
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise UserError(f"output_dir={path}: {existing} is a file; say a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"output_dir={path}: {existing} cannot be written to")
+    return existing

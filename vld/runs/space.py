@@ -1,0 +1,58 @@
+"""Disk that runs take: what they keep, and their checkpoints while they train."""
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from torch import nn
+
+from vld.config.errors import UserError
+from vld.config.settings import KEPT_WEIGHTS, Config
+from vld.runs.inputs import initial_classifier
+from vld.runs.keep import LOGITS
+
+TEXT_BYTES = 200_000
+"""Of a run's files that people read, about."""
+
+
+def disk_of_runs(runs: Iterable[tuple[Config, int, int]]) -> tuple[int, int]:
+    """Bytes that runs (their settings, evaluation images, classes) keep in all; and the most that one takes beside that while it
+    trains."""
+    networks: dict[str, nn.Module] = {}
+    kept = meanwhile = 0
+    for config, images, classes in runs:
+        key = repr((config.backbone, config.image_size, classes))
+        if key not in networks:
+            networks[key] = initial_classifier(config, None, "fp32", classes)
+        kept += bytes_kept(config.keep, networks[key], images, classes)
+        meanwhile = max(meanwhile, bytes_meanwhile(config, networks[key]))
+    return kept, meanwhile
+
+
+def bytes_kept(keep: Iterable[str], model: nn.Module, evaluation_images: int, classes: int) -> int:
+    logits = evaluation_images * (classes * 2 + 4)  # and the labels
+    return TEXT_BYTES + sum(logits if name.endswith(LOGITS) else _bytes(model) for name in keep)
+
+
+def bytes_meanwhile(config: Config, model: nn.Module) -> int:
+    """Weights, their average, momentum (two in Adam), a new checkpoint beside the old; and the weights to evaluate in full."""
+    checkpoints = 2 * {"sgd": 3, "adam": 4}[config.optim.name] * _bytes(model)
+    return checkpoints + (0 if config.dataset.curve_images is None else bytes_kept(KEPT_WEIGHTS, model, 0, 0))
+
+
+def _bytes(model: nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+
+
+def check_disk(kept: int, meanwhile: int, there_already: int, output_dir: Path) -> None:
+    """Raises `UserError` where `output_dir` has less free disk than these bytes and what interrupted runs hold of them."""
+    free = shutil.disk_usage(output_dir).free + there_already
+    if kept + meanwhile > free:
+        raise UserError(
+            f"output_dir={output_dir}: {megabytes(free)} of disk are free; {megabytes(kept)} are needed for what runs keep"
+            f" (none with keep=[]) and {megabytes(meanwhile)} for checkpoints while they train"
+        )
+
+
+def megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB" if size >= 1e7 else f"{size / 1e6:.1f} MB"

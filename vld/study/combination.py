@@ -1,0 +1,332 @@
+"""Combine finished runs, once: find the members, make soup or ensemble, write `combined/…/result.json`."""
+
+import itertools
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vld import PROTOCOL_VERSION
+from vld.config.errors import UserError
+from vld.config.settings import Config
+from vld.data.folder import find_dataset
+from vld.data.images import Dataset
+from vld.machine.device import describe, resolve_device, set_up
+from vld.machine.lock import RunningElsewhere, claim
+from vld.machine.terminal import Terminal
+from vld.model.classifier import Classifier
+from vld.runs.directory import RunDirectory, read_result
+from vld.runs.identity import ADDED_LATER, run_id
+from vld.runs.inputs import check_output_dir
+from vld.runs.keep import read_logits
+from vld.runs.record import accuracies
+from vld.runs.results import load_weights, network
+from vld.runs.run import SKIP_HINT, Outcome, explained, now, software_versions
+from vld.study.members import CONNECTIVITY, ENSEMBLE_OF_RUNS, Member, find_members, kept_file, member_configs
+from vld.study.planned import left_out_domains
+from vld.study.runner import Datasets, decoded, run_all
+from vld.tracking.background import Publisher
+from vld.training.connectivity import ALPHAS, REPRESENTATIONS, WEIGHTS, along_representations, between
+from vld.training.evaluation import Scores, evaluation_set, predict, score
+from vld.training.soups import by_number_of_members, ensemble_of_runs, greedy_soup, outputs, uniform_soup
+
+# For accuracy against the number of members: random subsets of each size, about.
+SUBSETS = 20
+
+
+@dataclass(frozen=True)
+class Combination:
+    """What a combination is made from: members in the order of the axes, and the settings that say how."""
+
+    config: Config
+    test_domain: str
+    members: list[Member]
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        method = self.config.method
+        members = [member.run_id for member in self.members]
+        return {
+            "method": method.name,
+            "member_step": method.member_step,
+            "members": members if method.name == CONNECTIVITY else sorted(members),  # α is the first member's share
+            "protocol_version": PROTOCOL_VERSION,
+        } | ({"average": method.average} if method.name == ENSEMBLE_OF_RUNS else {})
+
+    @cached_property
+    def directory(self) -> RunDirectory:
+        parts = ("combined", self.config.dataset.name, self.test_domain, run_id(self.identity))
+        return RunDirectory(Path(self.config.output_dir).joinpath(*parts))
+
+    def result(self) -> dict[str, Any] | None:
+        """Its `result.json`, None where it has not been made. Raises `UserError` where that is damaged."""
+        if not self.directory.result_file.exists():
+            return None
+        self.directory.tidy()
+        return read_result(self.directory.result_file, "identity")
+
+
+def train_and_combine(config: Config, terminal: Terminal, publisher: Publisher) -> list[Outcome]:
+    """Train those members that are not finished, and combine them for each test domain where all are."""
+    wanted = member_configs(config)
+    for _, member in wanted:
+        member.keep = list(dict.fromkeys([*member.keep, kept_file(config)]))
+    datasets: Datasets = {}
+    trained = run_all([member for _, member in wanted], terminal, publisher, datasets, needed=kept_file(config))
+    members: dict[str, list[Member]] = {outcome.test_domain: [] for outcome in trained}
+    unfinished: list[Outcome] = []
+    test_domains = len(members)
+    for values, outcome in zip([v for v, _ in wanted for _ in range(test_domains)], trained, strict=True):
+        if outcome.result is None:
+            unfinished.append(outcome)
+        else:
+            members[outcome.test_domain].append(Member(values, outcome.directory, outcome.result))
+    for test_domain, finished in list(members.items()):
+        if missing := len(wanted) - len(finished):
+            terminal.say(f"{test_domain}: not combined, since {missing} of {len(wanted)} members are not finished")
+            del members[test_domain]
+    return unfinished + (_combine(config, members, datasets, terminal, publisher) if members else [])
+
+
+def combine_all(
+    config: Config,
+    terminal: Terminal,
+    publisher: Publisher,
+    options: Sequence[str] = (),
+    datasets: Datasets | None = None,
+) -> list[Outcome]:
+    """Combine the finished runs that the settings identify, for each test domain.
+
+    options: the command's own, for the command that trains missing members. Raises `UserError` with a line for every test
+    domain whose members cannot be combined, before anything is computed.
+    """
+    check_output_dir(Path(config.output_dir))
+    members: dict[str, list[Member]] = {}
+    problems = []
+    for test_domain in left_out_domains(config):
+        try:
+            members[test_domain] = find_members(config, test_domain, options)
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+    return _combine(config, members, {} if datasets is None else datasets, terminal, publisher)
+
+
+def _combine(
+    config: Config, members: Mapping[str, list[Member]], datasets: Datasets, terminal: Terminal, publisher: Publisher
+) -> list[Outcome]:
+    """One combination after the other; one that fails does not stop the others."""
+    device = resolve_device(config.device)
+    set_up(device, config.deterministic)
+    combinations = [Combination(config, test_domain, chosen) for test_domain, chosen in members.items()]
+    dataset = None
+    todo = [combination for combination in combinations if not combination.directory.result_file.exists()]
+    if todo and config.method.name != ENSEMBLE_OF_RUNS:
+        dataset = _members_dataset(todo, datasets, terminal)
+    outcomes = []
+    for combination in combinations:
+        outcome = _combine_once(combination, dataset, device, terminal)
+        if outcome.result is not None:
+            publisher.publish(outcome.directory)
+        outcomes.append(outcome)
+    return outcomes
+
+
+def _members_dataset(combinations: list[Combination], datasets: Datasets, terminal: Terminal) -> Dataset:
+    """The dataset that the members were trained on, images decoded. Raises `UserError` where it is another one."""
+    config = combinations[0].config
+    files = find_dataset(config.dataset, Path(config.data_dir))
+    dataset = decoded(config, files, datasets, terminal)
+    if other := [
+        combination.test_domain
+        for combination in combinations
+        if combination.members[0].settings["dataset.fingerprint"] != dataset.fingerprint
+    ]:
+        raise UserError(
+            f"method={config.method.name}: the images in {files.root} are not those that the members were trained on"
+            f" (dataset.fingerprint; members with {', '.join(other)} left out)"
+        )
+    return dataset
+
+
+def _combine_once(
+    combination: Combination, dataset: Dataset | None, device: torch.device, terminal: Terminal
+) -> Outcome:
+    """Make a combination, or take the result that is there already. Whatever fails is the combination's own failure."""
+    config, test_domain, directory = combination.config, combination.test_domain, combination.directory
+    try:
+        if result := combination.result():
+            terminal.say(f"{test_domain}: combined before ({directory.path})")
+            return Outcome(test_domain, directory.path, result)
+        with claim(
+            directory.path,
+            wait=config.if_running == "wait",
+            announce=lambda line: terminal.say(f"{test_domain}: {line}"),
+            hint=SKIP_HINT,
+        ):
+            if (result := combination.result()) is None:  # not made by the process that this one waited for
+                result = _made(combination, dataset, device, terminal)
+                directory.finish(result)
+        return Outcome(test_domain, directory.path, result)
+    except RunningElsewhere as elsewhere:
+        terminal.say(f"{test_domain}: skipped: {elsewhere} ({directory.path})")
+        return Outcome(test_domain, directory.path, None, skipped=str(elsewhere))
+    except Exception as error:
+        failure = "; ".join(filter(None, explained(error)))
+        with suppress(OSError):  # there may be something in it
+            directory.path.rmdir()
+        terminal.fail(f"{test_domain}: {failure} ({directory.path})")
+        return Outcome(test_domain, directory.path, None, failure=failure)
+
+
+def _made(
+    combination: Combination, dataset: Dataset | None, device: torch.device, terminal: Terminal
+) -> dict[str, Any]:
+    """The content of its `result.json`."""
+    began = time.perf_counter()
+    members = combination.members
+    if combination.config.method.name == ENSEMBLE_OF_RUNS:
+        combined = _ensemble(combination)
+    else:
+        make = _connectivity if combination.config.method.name == CONNECTIVITY else _soup
+        if dataset is None:  # another process's result was there when this one looked, and has been moved away since
+            raise UserError("its result has gone while this command ran; run it again")
+        combined = make(combination, dataset, device, terminal)
+    return {
+        "run_id": combination.directory.path.name,
+        "study": combination.config.study.name,
+        "identity": combination.identity,
+        "settings": _common_settings(members),
+        "members": [member.run_id for member in members],
+        "member_values": {member.run_id: member.values for member in members},
+        "member_mean": _member_mean(members, combination.config.method.member_step),
+        **combined,
+        "seconds": round(time.perf_counter() - began, 1),
+        "device": describe(device),
+        "threads": torch.get_num_threads(),
+        "software": software_versions(),
+        "finished": now(),
+    }
+
+
+def _common_settings(members: list[Member]) -> dict[str, Any]:
+    """The members' settings; None where they differ."""
+    settings = [{**ADDED_LATER, **member.settings} for member in members]
+    common = {name: value if all(s[name] == value for s in settings) else None for name, value in settings[0].items()}
+    return {name: value for name, value in common.items() if not (name in ADDED_LATER and value == ADDED_LATER[name])}
+
+
+def _member_mean(members: list[Member], selection: str) -> dict[str, float]:
+    rows = [member.row(selection) for member in members]
+    return {name: statistics.fmean(row[name] for row in rows) for name in ("iid_acc", "ood_acc")}
+
+
+def _row(config: Config, members: list[Member], scores: Scores) -> dict[str, Any]:
+    steps = {member.row(config.method.member_step)["step"] for member in members}
+    return {
+        "method": config.method.name,
+        "selection": config.method.member_step,
+        "step": steps.pop() if len(steps) == 1 else None,
+        **accuracies(scores),
+        "domain_acc": scores.domain_acc,
+    }
+
+
+def _ensemble(combination: Combination) -> dict[str, Any]:
+    """From stored logits alone."""
+    config, members = combination.config, combination.members
+    given, labels = [], None
+    for member in members:
+        logits, its_labels = read_logits(member.path / f"{kept_file(config)}.safetensors")
+        labels = labels or its_labels
+        if its_labels.parts != labels.parts or not torch.equal(its_labels.labels, labels.labels):
+            raise UserError(f"{member.path}: its logits are of other images than {members[0].path}'s")
+        given.append(outputs(logits, config.method.average))
+    assert labels is not None
+    of_these = labels
+    circles = max(1, round(SUBSETS / len(members)))
+    curve = by_number_of_members(given, lambda total: score(total, of_these), circles, seed=0)
+    return {
+        "results": [_row(config, members, score(ensemble_of_runs(given), labels))],
+        "by_number_of_members": [
+            {
+                "members": k,
+                "subsets": len(scored),
+                **{
+                    f"{name}_{kind}": function([getattr(scores, name) for scores in scored])
+                    for name in ("iid_acc", "ood_acc")
+                    for kind, function in (("mean", statistics.fmean), ("sd", statistics.pstdev))
+                },
+            }
+            for k, scored in enumerate(curve, 1)
+        ],
+    }
+
+
+def _connectivity(
+    combination: Combination, dataset: Dataset, device: torch.device, terminal: Terminal
+) -> dict[str, Any]:
+    """Accuracies at every α along both lines; the result's row is that of the weights' midpoint."""
+    config, settings = combination.config, combination.members[0].settings
+    images = evaluation_set(dataset, combination.test_domain, settings["split_seed"], device)
+    first, second = (load_weights(member.path, kept_file(config)) for member in combination.members)
+
+    def with_weights(weights: Mapping[str, Tensor]) -> Classifier:
+        return network(settings, weights, autocast=settings["precision"] == "bf16").to(device)
+
+    logits: dict[tuple[str, float], Tensor] = {}
+    with terminal.counting(f"{combination.test_domain}: along the line") as progress:
+        for done, alpha in enumerate(ALPHAS, 1):
+            [prediction] = predict([with_weights(between(first, second, alpha))], images)
+            logits[WEIGHTS, alpha] = prediction.logits
+            progress(done, len(ALPHAS) + 1)
+        mixed = along_representations(with_weights(first), with_weights(second), images)
+        logits |= {(REPRESENTATIONS, alpha): its for alpha, its in zip(ALPHAS, mixed, strict=True)}
+    scores = {point: score(its, images) for point, its in logits.items()}
+    return {
+        "results": [_row(config, combination.members, scores[WEIGHTS, 0.5])],
+        "connectivity": [
+            {"along": along, "alpha": alpha, **accuracies(of_point)} for (along, alpha), of_point in scores.items()
+        ],
+    }
+
+
+def _soup(combination: Combination, dataset: Dataset, device: torch.device, terminal: Terminal) -> dict[str, Any]:
+    config, members, settings = combination.config, combination.members, combination.members[0].settings
+    images = evaluation_set(dataset, combination.test_domain, settings["split_seed"], device)
+    by_id = {member.run_id: member for member in members}
+    autocast = settings["precision"] == "bf16"
+
+    def load(member: str) -> dict[str, Tensor]:
+        return load_weights(by_id[member].path, kept_file(config))
+
+    def evaluate(weights: Mapping[str, Tensor]) -> Scores:
+        model = network(settings, weights, autocast=autocast).to(device)
+        return score(predict([model], images)[0].logits, images)
+
+    if config.method.name == "model_soup":
+        scores = evaluate(uniform_soup(map(load, by_id)))
+        return {"results": [_row(config, members, scores)]}
+    with terminal.counting(f"{combination.test_domain}: tasting") as progress:
+        tasted = itertools.count(1)
+
+        def taste(weights: Mapping[str, Tensor]) -> Scores:
+            scores = evaluate(weights)
+            progress(next(tasted), len(members))
+            return scores
+
+        by_iid_acc = [(member.run_id, member.row(config.method.member_step)["iid_acc"]) for member in members]
+        trace = greedy_soup(by_iid_acc, load, taste)
+    kept = [taste for taste in trace if taste.kept]
+    return {
+        "results": [_row(config, members, kept[-1].scores)],
+        "trace": [{"run_id": t.run_id, "kept": t.kept, **accuracies(t.scores)} for t in trace],
+    }

@@ -1,0 +1,97 @@
+"""The jobs of a sweep, composed and checked before the first of them starts."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vld.config.checks import checked_config, describe_error, merged_config, option_names
+from vld.config.errors import UserError, first_line
+from vld.config.settings import Config
+
+BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+JOBLIB_LAUNCHER = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job's overrides, as Hydra will be given them, and its settings."""
+
+    overrides: tuple[str, ...]
+    config: Config
+
+
+def axes_of(config: DictConfig, without: tuple[str, ...] = ()) -> list[str]:
+    """The overrides of a sweep: the axes of its study, then those of the command, which replace them (but those of `without`)."""
+    always = OmegaConf.to_container(config.hydra.sweeper.params) if config.hydra.sweeper.params else {}
+    assert isinstance(always, dict)
+    task = [word for word in config.hydra.overrides.task if word.split("=")[0] not in without]
+    return [f"{key!s}={value}" for key, value in always.items()] + task
+
+
+def jobs_of(axes: Sequence[str], problems: dict[str, None], config_name: str = "train") -> Iterator[Job]:
+    """Every job of a sweep, as Hydra's sweeper will make them; what is wrong with others is added to `problems`.
+
+    Only presets are composed anew: of thousands of jobs most differ in plain values.
+    """
+    parser = overrides_parser()
+    [jobs] = BasicSweeper.split_arguments(parser.parse_overrides(list(axes)), max_batch_size=None)
+    options = set(option_names())
+    bases: dict[object, DictConfig | UserError] = {}
+    for words in jobs:
+        parsed = parser.parse_overrides(list(words))
+        plain = [override for override in parsed if _is_plain(override, options)]
+        others = tuple(str(override.input_line) for override in parsed if override not in plain)
+        key = (others, tuple(override.key_or_group for override in plain))  # then each value below replaces another
+        try:
+            if key not in bases:
+                bases[key] = merged_config(_composed(config_name, words))
+            base = bases[key]
+            if isinstance(base, UserError):
+                raise base
+            for override in plain:
+                try:
+                    OmegaConf.update(base, override.key_or_group, override.value())
+                except OmegaConfBaseException as error:
+                    raise UserError(f"{override.input_line}: {first_line(error)}") from error
+            yield Job(tuple(words), checked_config(base, Config))
+        except UserError as error:
+            problems |= dict.fromkeys(str(error).splitlines())
+            if key not in bases and not plain:  # else the next job's values may be better
+                bases[key] = error
+
+
+def outcomes_dir(hydra_config: Any) -> Path:
+    """Where the jobs of a sweep write what their runs came to, for the table of the whole sweep."""
+    return Path(hydra_config.sweep.dir) / "outcomes"
+
+
+def overrides_parser() -> OverridesParser:
+    """One that knows the presets, which `backbone=glob(resnet*)` refers to."""
+    return OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+
+
+def values_of(override: Override) -> list[Any]:
+    """All of an axis, or the one that is set."""
+    return list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
+
+
+def _composed(config_name: str, words: Sequence[str]) -> DictConfig:
+    try:
+        return compose(config_name, overrides=list(words))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(describe_error(error)) from error
+
+
+def _is_plain(override: Override, names: set[str]) -> bool:
+    """A value of an option, which no other part of the composition depends on."""
+    return override.type is OverrideType.CHANGE and override.package is None and override.key_or_group in names

@@ -1,0 +1,117 @@
+"""Leave one domain out: check the inputs, decode the images once, fine-tune one run per test domain."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from vld.config.settings import Config
+from vld.data.folder import DatasetFiles
+from vld.data.image_store import open_dataset
+from vld.data.images import Dataset
+from vld.data.samples import draw_picture
+from vld.machine.atomic import write_atomically
+from vld.machine.device import describe, set_up
+from vld.machine.terminal import Terminal
+from vld.runs.identity import weights_fingerprint
+from vld.runs.inputs import Inputs, check_inputs, inputs_key
+from vld.runs.keep import check_kept
+from vld.runs.run import Outcome, Run, train_once
+from vld.runs.space import check_disk, disk_of_runs, megabytes
+from vld.tracking.background import Publisher
+from vld.training.evaluation import evaluation_images
+from vld.training.methods import first_member
+
+Datasets = dict[tuple[Path, int, int], Dataset]
+"""Decoded ones, by folder, image_size and dataset.store_size."""
+
+
+def run_all(
+    configs: Sequence[Config],
+    terminal: Terminal,
+    publisher: Publisher,
+    datasets: Datasets | None = None,
+    needed: str | None = None,
+) -> list[Outcome]:
+    """Fine-tune with these settings, each test domain left out in turn; a run that fails does not stop the others.
+
+    Settings of one device and one output_dir. datasets: those decoded already; takes up the others. needed: an entry of
+    `keep` that finished runs must have kept. Raises `UserError` where one has not, before anything is trained.
+    """
+    datasets = {} if datasets is None else datasets
+    inputs: dict[str, Inputs] = {}
+    for config in configs:
+        if inputs_key(config) not in inputs:
+            needed_inputs = inputs[inputs_key(config)] = check_inputs(config)
+            for warning in needed_inputs.warnings:
+                terminal.warn(warning)
+    set_up(inputs[inputs_key(configs[0])].device, configs[0].deterministic)
+    fingerprints = {key: weights_fingerprint(needed.weights) for key, needed in inputs.items()}
+    runs: list[list[Run]] = []
+    for config in configs:
+        key = inputs_key(config)
+        dataset = decoded(config, inputs[key].files, datasets, terminal)
+        test_domains = inputs[key].test_domains
+        runs.append([Run(config, inputs[key], dataset, fingerprints[key], domain) for domain in test_domains])
+    all_runs = [run for its_runs in runs for run in its_runs]
+    if needed:
+        check_kept([run.directory.path for run in all_runs if run.directory.result_file.exists()], needed)
+    _forecast_disk(all_runs, terminal)
+    for dataset in datasets.values():
+        picture = Path(configs[0].output_dir) / "datasets" / f"{dataset.name}-{dataset.fingerprint[:8]}.png"
+        if not picture.exists():
+            write_atomically(picture, partial(draw_picture, dataset))
+            terminal.say(f"a picture of the dataset: {picture}")
+    outcomes = []
+    for its_runs in runs:
+        _say_what_runs(its_runs[0], terminal)
+        for run in its_runs:
+            outcome = train_once(run, terminal, publisher)
+            if not outcome.skipped:
+                publisher.publish(outcome.directory)
+            outcomes.append(outcome)
+    return outcomes
+
+
+def decoded(config: Config, files: DatasetFiles, datasets: Datasets, terminal: Terminal) -> Dataset:
+    """The dataset with its images decoded, once for all settings that share it."""
+    key = (files.root, config.image_size, config.dataset.store_size)
+    if key not in datasets:
+        places = [Path(config.data_dir) / "stores", Path(config.output_dir) / "stores"]
+        with terminal.counting(f"decoding {config.dataset.name}") as progress:
+            datasets[key] = open_dataset(
+                files, places, config.image_size, config.dataset.store_size, progress, terminal.say
+            )
+    return datasets[key]
+
+
+def _say_what_runs(run: Run, terminal: Terminal) -> None:
+    config = run.config
+    terminal.say(
+        f"{config.dataset.name}, {config.backbone.name} at {config.image_size} px, dropout {config.dropout:g},"
+        f" {config.optim.name} lr {config.optim.lr:g}, {config.optim.steps} steps of"
+        f" {len(run.dataset.domains) - 1} x {config.batch_size} images, seed {config.seed};"
+        f" on {describe(run.inputs.device)} in {run.inputs.precision}"
+    )
+    for method, start in (("weight_averaging", config.averaging.start), ("ensemble", config.ensemble.start)):
+        if start > config.optim.steps:
+            begins = first_member(start, config.optim.steps, config.eval_every)
+            terminal.say(f"{method} begins at step {begins}, since its start ({start}) lies beyond the last step")
+
+
+def _forecast_disk(runs: list[Run], terminal: Terminal) -> None:
+    """Say what the runs that are not finished will take. Raises `UserError` where the disk has less."""
+    unfinished = [run for run in runs if not run.directory.result_file.exists()]
+    if not unfinished:
+        return
+    config = unfinished[0].config
+    kept, meanwhile = disk_of_runs(
+        (run.config, evaluation_images(run.dataset.sizes, run.test_domain), len(run.dataset.classes))
+        for run in unfinished
+    )
+    there = [
+        path for run in unfinished for path in run.directory.path.glob("*") if path.suffix in (".pt", ".safetensors")
+    ]
+    check_disk(kept, meanwhile, sum(path.stat().st_size for path in there), unfinished[0].inputs.existing_folder)
+    terminal.say(
+        f"keeps up to {megabytes(kept)} in {config.output_dir}; checkpoints take up to {megabytes(meanwhile)} meanwhile"
+    )

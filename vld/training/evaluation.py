@@ -1,0 +1,210 @@
+"""Accuracies in and out of distribution, and the choice of the evaluation step that stands for a run."""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from vld.data.images import Dataset
+from vld.data.split import held_out_count, split_indices
+from vld.data.views import EvaluationViews
+from vld.model.classifier import Classifier, Prediction
+
+IN, OUT = "in", "out"
+
+# More images at once do not make evaluation faster on either device, and take memory.
+IMAGES_AT_ONCE = {"cpu": 64, "cuda": 512}
+
+
+@dataclass(frozen=True)
+class EvaluationPart:
+    """A contiguous range of the evaluation images: one part (IN or OUT) of one domain."""
+
+    domain: str
+    part: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class EvaluationLabels:
+    """The classes of all images of the test domain and the held-out part of the training domains, in a fixed order.
+
+    labels: int64 [n]; parts cover them in order.
+    """
+
+    test_domain: str
+    labels: Tensor
+    parts: tuple[EvaluationPart, ...]
+
+
+@dataclass(frozen=True)
+class EvaluationSet(EvaluationLabels):
+    """The same with the images."""
+
+    images: EvaluationViews
+
+
+def evaluation_set(
+    dataset: Dataset,
+    test_domain: str,
+    split_seed: int,
+    device: torch.device,
+    *,
+    limit: int | None = None,
+    resident: bool = False,
+) -> EvaluationSet:
+    """The images on which a run that leaves `test_domain` out is evaluated, on `device`.
+
+    limit: at most so many of each *out* part, and four times as many of the *in* part, which keeps a whole domain's
+    proportions: a fixed random choice, since the split has shuffled them. resident: as in `EvaluationViews`.
+    """
+    views, rows, labels, parts = [], [], [], []
+    start = 0
+    for index, domain in enumerate(dataset.domains):
+        in_indices, out_indices = split_indices(len(domain.labels), index, split_seed)
+        wanted = [(OUT, out_indices)] if domain.name != test_domain else [(IN, in_indices), (OUT, out_indices)]
+        for part, indices in wanted:
+            chosen = torch.from_numpy(indices[: _limited(len(indices), part, limit)])
+            views.append(domain.evaluation)
+            rows.append(chosen)
+            labels.append(domain.labels[chosen])
+            parts.append(EvaluationPart(domain.name, part, start, start + len(chosen)))
+            start += len(chosen)
+    images = EvaluationViews(views, rows, device, resident=resident)
+    return EvaluationSet(test_domain, torch.cat(labels).to(device), tuple(parts), images)
+
+
+def evaluation_images(sizes: Mapping[str, int], test_domain: str, limit: int | None = None) -> int:
+    """How many images `evaluation_set` has, of a dataset with so many in each domain."""
+    images = 0
+    for domain, n in sizes.items():
+        held_out = held_out_count(n)
+        images += _limited(held_out, OUT, limit)
+        if domain == test_domain:
+            images += _limited(n - held_out, IN, limit)
+    return images
+
+
+def _limited(images: int, part: str, limit: int | None) -> int:
+    return images if limit is None else min(images, limit if part == OUT else 4 * limit)
+
+
+@torch.no_grad()  # inference tensors beside others would be another program each, where networks are compiled
+def predict(
+    models: Sequence[Classifier],
+    evaluation: EvaluationSet,
+    check: Callable[[], None] = lambda: None,
+    at_most: int | None = None,
+) -> list[Prediction]:
+    """What each model says of every evaluation image, in one pass over the images (of the first `at_most` chunks only).
+
+    Draws no random numbers and leaves the models' modes as they were. check() may stop it by raising, every few images.
+    """
+    modes = [model.training for model in models]
+    parts: list[list[Prediction]] = [[] for _ in models]
+    try:
+        for model in models:
+            model.eval()
+        at_once = IMAGES_AT_ONCE[evaluation.labels.device.type]
+        for images in itertools.islice(evaluation.images.chunks(at_once), at_most):
+            check()
+            n = len(images)
+            if n < at_once and any(model.compiled for model in models):  # for them another size is another program
+                images = torch.cat([images, images.new_zeros(at_once - n, *images.shape[1:])])
+            for model, predictions in zip(models, parts, strict=True):
+                prediction = model.predict(images)
+                predictions.append(Prediction(prediction.logits[:n], prediction.squared_norms[:n]))
+    finally:
+        for model, mode in zip(models, modes, strict=True):
+            model.train(mode)
+    return [
+        Prediction(torch.cat([p.logits for p in predictions]), torch.cat([p.squared_norms for p in predictions]))
+        for predictions in parts
+    ]
+
+
+@dataclass(frozen=True)
+class Count:
+    """Correct images among so many."""
+
+    correct: int
+    images: int
+
+    def __add__(self, other: "Count") -> "Count":
+        return Count(self.correct + other.correct, self.images + other.images)
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.images
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Correct images per domain and part, and the accuracies that the study derives from them."""
+
+    test_domain: str
+    counts: dict[tuple[str, str], Count]
+
+    @property
+    def iid(self) -> Fraction:
+        """Unweighted mean, over the training domains, of the accuracy on their *out* part: exact, so that ties are ties."""
+        held_out = [count for (domain, _), count in self.counts.items() if domain != self.test_domain]
+        return sum((Fraction(count.correct, count.images) for count in held_out), Fraction()) / len(held_out)
+
+    @property
+    def iid_acc(self) -> float:
+        return float(self.iid)
+
+    @property
+    def ood_acc(self) -> float:
+        """Accuracy on the whole of the left-out domain, the headline."""
+        return (self.counts[self.test_domain, IN] + self.counts[self.test_domain, OUT]).accuracy
+
+    @property
+    def ood_in_acc(self) -> float:
+        return self.counts[self.test_domain, IN].accuracy
+
+    @property
+    def ood_out_acc(self) -> float:
+        return self.counts[self.test_domain, OUT].accuracy
+
+    @property
+    def domain_acc(self) -> dict[str, dict[str, float | None]]:
+        """Per domain: its *in* and *out* accuracy; *in* of a training domain is None, since it is not evaluated."""
+        table: dict[str, dict[str, float | None]] = {}
+        for (domain, part), count in self.counts.items():
+            table.setdefault(domain, {IN: None, OUT: None})[part] = count.accuracy
+        return table
+
+
+def score(logits: Tensor, evaluation: EvaluationLabels) -> Scores:
+    """Count the correct images of each domain and part; one transfer from the device."""
+    correct = (logits.argmax(1) == evaluation.labels).long()
+    counts = torch.stack([correct[part.start : part.stop].sum() for part in evaluation.parts]).tolist()
+    return Scores(
+        evaluation.test_domain,
+        {
+            (part.domain, part.part): Count(hits, part.stop - part.start)
+            for part, hits in zip(evaluation.parts, counts, strict=True)
+        },
+    )
+
+
+def select(scores: Sequence[tuple[int, Scores]], selection: str) -> int:
+    """The evaluation step that stands for a run, of its (step, scores) in order. Of equal steps, the earliest.
+
+    iid: best i.i.d. accuracy (the headline); last: the final step; oracle_step: best accuracy on the *out* part of the
+    left-out domain (its honest number is `ood_in_acc`).
+    """
+    if selection == "last":
+        return scores[-1][0]
+    keys: dict[str, Callable[[Scores], Fraction]] = {
+        "iid": lambda s: s.iid,
+        "oracle_step": lambda s: Fraction(s.counts[s.test_domain, OUT].correct),
+    }
+    best = keys[selection]
+    return max(scores, key=lambda entry: (best(entry[1]), -entry[0]))[0]

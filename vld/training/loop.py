@@ -1,0 +1,249 @@
+"""The training loop: one fine-tuning trajectory, evaluated on the way."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.optim import SGD, Adam, Optimizer
+
+from vld.config.settings import AveragingConfig, EnsembleConfig, OptimConfig
+from vld.data.batches import TrainingBatches
+from vld.machine.seeds import BACKBONE, DROPOUT, derived_seed, torch_generator
+from vld.model.classifier import Classifier
+from vld.model.dropout import dropout_rate
+from vld.training.collapse import Health, measure
+from vld.training.evaluation import EvaluationSet, Scores, predict, score
+from vld.training.methods import ENSEMBLE, ERM, WEIGHT_AVERAGING, CheckpointEnsemble, WeightAverage
+
+
+class TrainingFailed(Exception):  # noqa: N818  (an outcome of a run, which goes on record as such)
+    """Training cannot go on; the message says at which step and what to change."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is known after `step` updates.
+
+    scores, logits: per method that has begun; logits are float32 [evaluation images, classes]. models: the networks of the
+    methods that are one; they go on changing. train_loss: mean since the evaluation before, None at step 0. lr: the rate in
+    force at this step. seconds: since training began, evaluations included; train_seconds without them.
+    """
+
+    step: int
+    scores: dict[str, Scores]
+    logits: dict[str, Tensor]
+    models: dict[str, Classifier]
+    health: Health
+    train_loss: float | None
+    lr: float
+    seconds: float
+    train_seconds: float
+
+
+class Trajectory:
+    """Everything that changes while a run trains, and so everything that a run needs to go on exactly.
+
+    `step` updates have been made, and what is to be evaluated at `step` has not been. No generator is part of it: what is
+    drawn depends on seed and step alone (`vld.machine.seeds`).
+    """
+
+    def __init__(
+        self,
+        model: Classifier,
+        optim: OptimConfig,
+        *,
+        eval_every: int,
+        averaging: AveragingConfig,
+        ensemble: EnsembleConfig,
+        dropout_schedule: str = "constant",
+    ) -> None:
+        self.optim, self.eval_every, self.dropout_schedule = optim, eval_every, dropout_schedule
+        self.step = 0
+        self.model = model
+        self.optimizer = make_optimizer(model, optim)
+        self.average = WeightAverage(model, averaging, optim.steps, eval_every)
+        self.ensemble = CheckpointEnsemble(ensemble, optim.steps, eval_every)
+        self.losses: list[Tensor] = []
+        """Of the steps since the last evaluation."""
+        self.clock = Clock()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values. Raises `TrainingFailed` where the weights are no longer finite."""
+        check_weights(self.model, self.step)
+        return {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict(),
+            "ensemble": self.ensemble.state_dict(),
+            "losses": torch.stack(self.losses) if self.losses else torch.zeros(0),
+            "clock": self.clock.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average.load_state_dict(state["average"])
+        device = self.model.head.weight.device
+        self.ensemble.load_state_dict(state["ensemble"], device)
+        self.losses[:] = state["losses"].to(device).unbind()
+        self.clock.load_state_dict(state["clock"])
+
+
+def train(
+    trajectory: Trajectory,
+    batches: TrainingBatches,
+    images: EvaluationSet,
+    *,
+    seed: int,
+    on_step: Callable[[int], None] = lambda _: None,
+    check: Callable[[], None] = lambda: None,
+) -> Iterator[Evaluation]:
+    """Fine-tune from where the trajectory is; yield an evaluation at steps 0, eval_every, 2 eval_every, … and the last.
+
+    "At step s" means after s updates. on_step(s) is called after s updates, before the evaluation that may follow: there
+    the trajectory can be saved. check() is called there and often in evaluations; what it raises leaves the trajectory as it
+    was at the latest on_step. Raises `TrainingFailed` when the loss is no longer finite.
+    """
+    model, average, ensemble = trajectory.model, trajectory.average, trajectory.ensemble
+    optim, losses, clock = trajectory.optim, trajectory.losses, trajectory.clock
+    model.train()
+    for step in range(trajectory.step, optim.steps + 1):
+        trajectory.step = step
+        on_step(step)
+        check()
+        evaluated = is_evaluated(step, optim.steps, trajectory.eval_every)
+        if evaluated or ensemble.has_member(step):
+            if batches.device.type == "cuda":
+                torch.cuda.synchronize(batches.device)
+            train_seconds = clock.train_seconds()
+            with clock.aside():
+                models = {ERM: model}
+                if evaluated and average.model is not None:
+                    models[WEIGHT_AVERAGING] = average.model
+                predictions = dict(zip(models, predict(list(models.values()), images, check), strict=True))
+                logits = {method: prediction.logits for method, prediction in predictions.items()}
+                if ensemble.has_member(step):
+                    ensemble.add(logits[ERM])
+                if evaluated:
+                    train_loss = mean_loss(losses, step)
+                    losses.clear()
+                    check_weights(model, step)
+                    if ensemble.logits is not None:
+                        logits[ENSEMBLE] = ensemble.logits
+                    yield Evaluation(
+                        step=step,
+                        scores={method: score(values, images) for method, values in logits.items()},
+                        logits=logits,
+                        models=models,
+                        health=measure(logits[ERM], predictions[ERM].squared_norms),
+                        train_loss=train_loss,
+                        lr=learning_rate(optim, step),
+                        seconds=clock.seconds(),
+                        train_seconds=train_seconds,
+                    )
+        if step == optim.steps:
+            return
+        inputs, labels = batches.batch(step)
+        losses.append(update(trajectory, inputs, labels, seed, step))
+        average.update(step + 1)
+        if batches.device.type == "cpu":  # free there; on a GPU the loss is looked at when it is evaluated
+            check_finite(losses[-1].item(), step + 1)
+
+
+def update(trajectory: Trajectory, inputs: Tensor, labels: Tensor, seed: int, step: int) -> Tensor:
+    """One step of the optimiser on one batch; its loss, detached."""
+    model, optimizer = trajectory.model, trajectory.optimizer
+    set_learning_rate(optimizer, trajectory.optim, step)
+    torch.manual_seed(derived_seed(seed, BACKBONE, step))  # what a backbone draws (stage dropout, stochastic depth)
+    rate = dropout_rate(model.dropout, trajectory.dropout_schedule, step, trajectory.optim.steps)
+    loss = cross_entropy(model(inputs, torch_generator(seed, DROPOUT, step, inputs.device), rate), labels)
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return loss.detach()
+
+
+class Clock:
+    """Wall-clock seconds of a run, in all its attempts together; what is done aside is not training."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+        self._aside = 0.0
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self._began
+
+    def train_seconds(self) -> float:
+        return self.seconds() - self._aside
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Evaluations, saving."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._aside += time.perf_counter() - began
+
+    def state_dict(self) -> dict[str, float]:
+        return {"seconds": self.seconds(), "aside": self._aside}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self._began = time.perf_counter() - state["seconds"]
+        self._aside = state["aside"]
+
+
+def is_evaluated(step: int, steps: int, eval_every: int) -> bool:
+    return step % eval_every == 0 or step == steps
+
+
+def learning_rate(optim: OptimConfig, step: int) -> float:
+    """The rate of the update that follows step `step`: lr · gamma^(milestones reached)."""
+    return optim.lr * optim.gamma ** sum(step >= milestone for milestone in optim.milestones)
+
+
+def make_optimizer(model: Classifier, optim: OptimConfig) -> Optimizer:
+    """Two groups, the backbone and the last layer. Weight decay acts on all parameters, as in DomainBed."""
+    groups = [
+        {"params": list(model.backbone.parameters()), "factor": 1.0},
+        {"params": list(model.head.parameters()), "factor": optim.last_layer_lr_factor},
+    ]
+    on_gpu = model.head.weight.device.type == "cuda"
+    if optim.name == "adam":
+        return Adam(groups, lr=optim.lr, weight_decay=optim.weight_decay, betas=(optim.momentum, 0.999), fused=on_gpu)
+    return SGD(groups, lr=optim.lr, weight_decay=optim.weight_decay, momentum=optim.momentum, fused=on_gpu)
+
+
+def set_learning_rate(optimizer: Optimizer, optim: OptimConfig, step: int) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(optim, step) * group["factor"]
+
+
+def mean_loss(losses: list[Tensor], step: int) -> float | None:
+    """The mean of the losses of the steps that led to `step`."""
+    if not losses:
+        return None
+    values = torch.stack(losses).tolist()
+    for i, value in enumerate(values):
+        check_finite(value, step - len(values) + i + 1)
+    return math.fsum(values) / len(values)
+
+
+def check_weights(model: Classifier, step: int) -> None:
+    """The last update before an evaluation may have broken what its own loss, computed before, does not show."""
+    norms = torch.stack(torch._foreach_norm([parameter.detach() for parameter in model.parameters()]))
+    if not torch.isfinite(norms.sum()):
+        raise TrainingFailed(f"the weights are no longer finite at step {step}; a smaller optim.lr usually mends it")
+
+
+def check_finite(loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise TrainingFailed(f"the training loss became {loss} at step {step}; a smaller optim.lr usually mends it")
