@@ -81,7 +81,7 @@ def test_the_training_loop_knows_no_hydra_no_w_and_b_and_no_terminal() -> None:
         name = to_look_at.pop()
         seen.add(name)
         to_look_at |= imports(files[name]) & files.keys() - seen
-    assert {"vld.model.classifier", "vld.data.image_store", "vld.config.settings"} <= seen
+    assert {"vld.model.classifier", "vld.data.augment", "vld.config.settings"} <= seen
     knows = {name: {used.split(".")[0] for used in imports(files[name])} & KNOWS_NOTHING_OF for name in seen}
     assert not {name: its for name, its in knows.items() if its}
 
@@ -91,4 +91,4 @@ def test_many_runs_and_what_is_below_know_no_hydra_but_for_the_jobs() -> None:
     knowing = {
         name for name, file in below.items() if {"hydra", "omegaconf"} & {used.split(".")[0] for used in imports(file)}
     }
-    assert knowing == {"vld.study.jobs", "vld.config.checks"}
+    assert knowing == {"vld.study.jobs", "vld.study.members", "vld.config.checks"}
