@@ -118,7 +118,7 @@ def _as_a_process(command: list[str], cwd: Path, env: Mapping[str, str], out: in
     os.dup2(out, 1)
     os.dup2(err, 2)
     sys.argv = command
-    sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", buffering=1, closefd=False) for number in (1, 2))
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", 1, encoding="utf-8", closefd=False) for number in (1, 2))
     hydra = GlobalHydra.instance().hydra  # a test may be composing something itself
     GlobalHydra.instance().clear()
     JobsCallback.started, JobsCallback.again = None, []
