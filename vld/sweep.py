@@ -149,7 +149,7 @@ def check_jobs(jobs: list[Job], problems: dict[str, None], *, trains: bool, here
     """
     for job in jobs:
         if job.config.method.name in COMBINATIONS:
-            from vld.members import member_configs  # needs torch, which takes seconds to import
+            from vld.member_axes import member_configs
 
             try:
                 member_configs(job.config)
@@ -276,7 +276,7 @@ def finish_combining(jobs: list[Job]) -> NoReturn:
 def summarise_sweep(outcomes: Path, jobs: int, chosen: str) -> int:
     """Show all jobs' results in one table, then what failed; return the exit code that says so."""
     from vld.result_tables import SELECTION_NOTE, sweep_table
-    from vld.runs.directory import read_json
+    from vld.runs.reading import read_json
     from vld.terminal import Terminal
 
     terminal = Terminal()

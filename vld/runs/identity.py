@@ -4,13 +4,13 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from vld import PROTOCOL_VERSION
 from vld.settings import Config
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RANDOM_WEIGHTS = "random"
 
@@ -130,10 +130,12 @@ def run_id(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
-def weights_fingerprint(weights: Mapping[str, Tensor] | None) -> str:
+def weights_fingerprint(weights: "Mapping[str, Tensor] | None") -> str:
     """A hash of the tensors, whatever file they were in."""
     if weights is None:
         return RANDOM_WEIGHTS
+    import torch  # which whoever has tensors has imported; not all who need identities have any
+
     digest = hashlib.sha256()
     for name in sorted(weights):
         tensor = weights[name].detach().contiguous().flatten()
