@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 from vld.data.domains import known_domains, resolve_test_domains
@@ -24,7 +24,7 @@ class Wanted:
     overrides: tuple[str, ...]
     """Of the job that trains it."""
 
-    @property
+    @cached_property
     def key(self) -> str:
         return settings_key(self.config, self.test_domain)
 

@@ -72,9 +72,9 @@ def identity_key(identity: Mapping[str, Any]) -> str:
 def flat_settings(config: Config) -> dict[str, Any]:
     """All settings under their dotted names."""
     flat: dict[str, Any] = {}
-    for name, value in dataclasses.asdict(config).items():
-        if isinstance(value, dict):
-            flat |= {f"{name}.{key}": inner for key, inner in value.items()}
+    for name, value in vars(config).items():
+        if dataclasses.is_dataclass(value):
+            flat |= {f"{name}.{key}": inner for key, inner in vars(value).items()}
         else:
             flat[name] = value
     return flat
