@@ -70,6 +70,23 @@ def domain_names(config: Config) -> tuple[str, ...]:
     )
 
 
+def data_to_come(configs: Iterable[Config]) -> list[str]:
+    """A line for each dataset that is not there yet, with what gets it."""
+    lines = []
+    for config in configs:
+        dataset, data_dir = config.dataset, Path(config.data_dir)
+        place = data_dir / (dataset.csv or dataset.folder)
+        if place.exists():
+            continue
+        line = f"dataset={dataset.name}: {place} is not there yet"
+        if dataset.csv is None and dataset.name == "glyphs":
+            line = f"{line}; it is drawn before the first run"
+        elif _known(config):
+            line = f"{line}; python scripts/prepare.py dataset={dataset.name} data_dir={data_dir} fetches it"
+        lines.append(line)
+    return list(dict.fromkeys(lines))
+
+
 @cache
 def _csv_domains(name: str, path: Path) -> tuple[str, ...]:
     """Read once for all jobs of a study."""
