@@ -142,7 +142,7 @@ def command_of(config: DictConfig) -> list[str]:
 
 
 def check_jobs(
-    jobs: list[Job], problems: dict[str, None], *, trains: bool, here: bool, name: str
+    jobs: list[Job], problems: dict[str, None], *, trains: bool, here: bool, name: str = "this sweep"
 ) -> "dict[str, Inputs]":
     """Exit with code 2 and one list of everything wrong in any of the jobs, before anything is made.
 
