@@ -84,28 +84,36 @@ class _Base:
 
     def settings(self, plain: Sequence[Override]) -> Config:
         """With these values. Raises `UserError` for what is not allowed."""
-        if self._refers or self._settings is None:
-            for override in plain:
-                self._value(override)
-            settings = OmegaConf.to_object(self._merged)
-            assert isinstance(settings, Config)
-            self._settings = settings
+        if self._refers or any("${" in str(override.input_line) for override in plain):
+            return checked(self._converted(plain))
+        if self._settings is None:
+            self._settings = self._converted(plain)
         config = deepcopy(self._settings)
         for override in plain:
             *groups, name = override.key_or_group.split(".")
             setattr(reduce(getattr, groups, config), name, deepcopy(self._value(override)))
         return checked(config)
 
+    def _converted(self, plain: Sequence[Override]) -> Config:
+        for override in plain:
+            self._set(override)
+        settings = OmegaConf.to_object(self._merged)
+        assert isinstance(settings, Config)
+        return settings
+
     def _value(self, override: Override) -> Any:
         line = str(override.input_line)
-        if self._refers or line not in self._values:
-            try:
-                OmegaConf.update(self._merged, override.key_or_group, override.value())
-            except OmegaConfBaseException as error:
-                raise UserError(f"{line}: {first_line(error)}") from error
+        if line not in self._values:
+            self._set(override)
             value = OmegaConf.select(self._merged, override.key_or_group)
             self._values[line] = OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
         return self._values[line]
+
+    def _set(self, override: Override) -> None:
+        try:
+            OmegaConf.update(self._merged, override.key_or_group, override.value())
+        except OmegaConfBaseException as error:
+            raise UserError(f"{override.input_line}: {first_line(error)}") from error
 
 
 def outcomes_dir(hydra_config: Any) -> Path:
