@@ -13,7 +13,7 @@ from vld.combinations import Soup, by_number_of_members, ensemble_of_runs, greed
 from vld.config import with_values
 from vld.errors import UserError
 from vld.evaluation import Count, Scores
-from vld.members import member_axes, member_configs
+from vld.member_axes import member_axes, member_configs
 from vld.settings import BackboneConfig, Config, DatasetConfig, MethodConfig
 
 

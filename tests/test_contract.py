@@ -26,7 +26,7 @@ from vld.device import MemoryBudget, resolve_precision, set_up
 from vld.errors import UserError
 from vld.inputs import check_inputs
 from vld.jobs import Job, axes_of, jobs_of
-from vld.members import member_configs
+from vld.member_axes import member_configs
 from vld.report.command import folder_name
 from vld.runs.identity import flat_settings
 from vld.settings import COMBINATIONS, METHODS, Config, ReportConfig, StatusConfig

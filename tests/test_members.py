@@ -14,7 +14,8 @@ from torch import Tensor
 from vld.combine import combine_all
 from vld.config import with_values
 from vld.errors import UserError
-from vld.members import find_members, member_configs
+from vld.member_axes import member_configs
+from vld.members import find_members
 from vld.model import load_backbone_weights
 from vld.result_tables import sweep_table
 from vld.runs.directory import RunDirectory

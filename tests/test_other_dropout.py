@@ -17,7 +17,7 @@ from vld.methods import WeightAverage
 from vld.model import Classifier, build_classifier
 from vld.other_dropout import StageDropout, dropout_rate, stages_of
 from vld.runs import load_model
-from vld.runs.results import network
+from vld.runs.networks import network
 from vld.settings import AveragingConfig, BackboneConfig, EnsembleConfig
 from vld.training import Trajectory, update
 

@@ -225,11 +225,17 @@ def test_any_axis_is_narrowed_on_the_command_line() -> None:
 
 
 def test_jobs_are_what_hydra_composes() -> None:
-    """Made quickly from a few compositions; each equals its own."""
-    made = jobs_of_command("figure8", "dataset=pacs,vlcs", "seed=0", "optim=adam,sgd", "backbone=resnet50_v1,resnet18")
-    assert len(made) == 2 * 2 * 2 * 2 * 2 * 3 * 4
-    for job in made[:: len(made) // 12]:
-        assert typed_config(compose("train", overrides=list(job.overrides)), Config) == job.config
+    """Made quickly from a few compositions, where settings refer to others (of figure 8 one does) and where none does; each
+    equals its own."""
+    for study in ("figure8", "figure2"):
+        presets = ("dataset=pacs,vlcs", "optim=adam,sgd", "backbone=resnet50_v1,resnet18")
+        values = ("optim.milestones=[5],[6]", "output_dir=a,b", "data_dir=here,${output_dir}")
+        made = jobs_of_command(study, *presets, "seed=0", "optim.weight_decay=1e-4", "test_domain=0", *values)
+        assert len(made) == 2**5 * 2**3
+        for job in made[::13]:
+            assert typed_config(compose("train", overrides=list(job.overrides)), Config) == job.config
+        made[0].config.optim.milestones.append(7)
+        assert all(job.config.optim.milestones in ([5], [6]) for job in made[1:])
 
 
 def test_everything_wrong_is_said_before_anything_is_done(tmp_path: Path) -> None:
@@ -282,6 +288,25 @@ def test_the_dry_run_of_a_combination_has_its_members(small_glyphs: Path, tmp_pa
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "this command: 3 runs, 0 finished" in done.stdout
+
+
+def test_a_dry_run_without_images_counts_runs_and_says_where_images_come_from(tmp_path: Path) -> None:
+    """It fetches, draws and makes nothing, not even weights."""
+    places = (f"data_dir={tmp_path / 'data'}", f"output_dir={tmp_path / 'o'}")
+    done = train("study=figure2", "dataset=pacs,vlcs", "seed=0", "dry_run=true", *places)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("missing: ") == 96
+    assert "figure2: 96 runs, 0 finished, 96 to do" in done.stdout
+    fetching = [line for line in done.stdout.splitlines() if "scripts/prepare.py" in line]
+    assert [line.split(":")[0] for line in fetching] == ["dataset=pacs", "dataset=vlcs"]
+    assert f"python scripts/prepare.py dataset=vlcs data_dir={tmp_path / 'data'}" in fetching[1]
+    glyphs = train("dataset=glyphs", "dry_run=true", *places)
+    assert "this command: 4 runs, 0 finished" in glyphs.stdout
+    assert "glyphs is not there yet; it is drawn before the first run" in glyphs.stdout
+    own = train("dataset=folder", "dataset.name=mine", "dry_run=true", *places)
+    assert own.returncode == 2
+    assert own.stderr.startswith(f"dataset=mine: no folder {tmp_path / 'data/mine'}")
+    assert not list(tmp_path.iterdir())
 
 
 def test_random_and_published_weights_are_other_runs() -> None:

@@ -17,10 +17,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny import decode_dataset
 
+from vld.data.domains import resolve_test_domains
 from vld.data.folder import list_dataset
 from vld.errors import UserError
 from vld.evaluation import evaluation_set, predict, score
-from vld.inputs import resolve_test_domains
 from vld.runs import load_model, load_results
 
 SMALL = (

@@ -23,15 +23,17 @@ from vld.device import describe, resolve_device, set_up
 from vld.errors import UserError
 from vld.evaluation import Scores, evaluation_set, predict, score
 from vld.inputs import check_output_dir
-from vld.members import CONNECTIVITY, ENSEMBLE_OF_RUNS, Member, find_members, kept_file, member_configs
+from vld.member_axes import CONNECTIVITY, ENSEMBLE_OF_RUNS, kept_file, member_configs
+from vld.members import Member, find_members
 from vld.model import Classifier
 from vld.run import SKIP_HINT, Outcome, explained, now, software_versions
 from vld.runner import Datasets, decoded, run_all
-from vld.runs.directory import RunDirectory, read_result
+from vld.runs.directory import RunDirectory
 from vld.runs.identity import ADDED_LATER, run_id
 from vld.runs.keep import read_logits
+from vld.runs.networks import load_weights, network
+from vld.runs.reading import read_result
 from vld.runs.record import accuracies
-from vld.runs.results import load_weights, network
 from vld.settings import Config
 from vld.study import left_out_domains
 from vld.terminal import Terminal

@@ -13,9 +13,8 @@ import yaml
 
 from vld.claim import LEASE_SECONDS, LOCK
 from vld.errors import UserError
-from vld.model import load_backbone_weights
-from vld.runs.directory import read_if_whole
 from vld.runs.identity import PRECISION, RANDOM_WEIGHTS, WEIGHTS, identity_key, weights_fingerprint
+from vld.runs.reading import read_if_whole
 from vld.settings import BackboneConfig, Config
 from vld.study import Wanted
 
@@ -68,6 +67,10 @@ def _may_be(config: Config, settings: Mapping[str, Any], fingerprints: Mapping[s
 @cache
 def _fingerprint(weights: str) -> str | None:
     """Of a weights file; None where this machine does not have it."""
+    if not Path(weights).is_file():
+        return None
+    from vld.model import load_backbone_weights  # needs torch, which most who look at runs can do without
+
     try:
         return weights_fingerprint(load_backbone_weights(BackboneConfig(weights=weights)))
     except UserError:

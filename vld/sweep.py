@@ -70,7 +70,7 @@ class JobsCallback(Callback):
         except (UserError, OmegaConfBaseException) as error:
             problems |= dict.fromkeys(describe_error(error).splitlines())
         problems |= dry_run_problems(jobs, config_name)
-        needed = check_jobs(jobs, problems, trains=config_name in TRAINING_COMMANDS, here=True)
+        needed = check_jobs(jobs, problems, trains=config_name in TRAINING_COMMANDS, here=True, name="this command")
         if config_name == "train" and jobs[0].config.dry_run:
             say_what_is_to_do(jobs, needed, "this command")
 
@@ -91,8 +91,8 @@ class JobsCallback(Callback):
             method, study = combining[0].config.method.name, combining[0].config.study.name
             problems[f"method={method}: train.py trains a study's runs; combine.py study={study} combines them"] = None
         problems |= dry_run_problems(jobs, config_name)
-        needed = check_jobs(jobs, problems, trains=trains, here=here)
-        name = jobs[0].config.study.name or "this sweep"
+        name = (jobs[0].config.study.name if jobs else None) or "this sweep"
+        needed = check_jobs(jobs, problems, trains=trains, here=here, name=name)
         if config_name == "status":
             finish_status(jobs, name, config)
         if config_name == "report":
@@ -141,21 +141,25 @@ def command_of(config: DictConfig) -> list[str]:
     return [*program, *places, *config.hydra.overrides.hydra]
 
 
-def check_jobs(jobs: list[Job], problems: dict[str, None], *, trains: bool, here: bool) -> "dict[str, Inputs]":
+def check_jobs(
+    jobs: list[Job], problems: dict[str, None], *, trains: bool, here: bool, name: str = "this sweep"
+) -> "dict[str, Inputs]":
     """Exit with code 2 and one list of everything wrong in any of the jobs, before anything is made.
 
     trains: they need images, weights and, if they run `here`, the device, too: those inputs are returned,
-    by `inputs_key`.
+    by `inputs_key`. A dry run of jobs (which together are called `name`) whose images are still to come ends here.
     """
     for job in jobs:
         if job.config.method.name in COMBINATIONS:
-            from vld.members import member_configs  # needs torch, which takes seconds to import
+            from vld.member_axes import member_configs
 
             try:
                 member_configs(job.config)
             except (UserError, OmegaConfBaseException) as error:
                 problems |= dict.fromkeys(describe_error(error).splitlines())
     checked: dict[str, Inputs] = {}
+    if trains and not problems and jobs[0].config.dry_run:
+        count_without_data(jobs, name)
     if trains and not problems:
         from vld.inputs import check_inputs, inputs_key
 
@@ -167,6 +171,28 @@ def check_jobs(jobs: list[Job], problems: dict[str, None], *, trains: bool, here
     if problems:
         exit_with_user_error("\n".join(problems))
     return checked
+
+
+def count_without_data(jobs: list[Job], name: str) -> None:
+    """Where images are still to come, a dry run ends with the runs and what is finished of them; it fetches nothing."""
+    from vld.progress import FINISHED, progress_of
+    from vld.status import described, summary
+    from vld.study import data_to_come, wanted_runs
+    from vld.terminal import Terminal
+
+    if not (to_come := data_to_come(job.config for job in jobs)):
+        return
+    try:
+        progress = progress_of(wanted_runs(jobs))
+    except UserError:  # its domains are not known before it is there: that it is not will be said
+        return
+    terminal = Terminal()
+    for one in progress:
+        if one.state != FINISHED:
+            terminal.say(f"{one.state}: {described(one)}")
+    for line in (summary(progress, name), *to_come):
+        terminal.say(line)
+    sys.exit(0)
 
 
 def say_what_is_to_do(jobs: list[Job], inputs: "dict[str, Inputs]", name: str, jobs_at_a_time: int = 1) -> None:
@@ -276,7 +302,7 @@ def finish_combining(jobs: list[Job]) -> NoReturn:
 def summarise_sweep(outcomes: Path, jobs: int, chosen: str) -> int:
     """Show all jobs' results in one table, then what failed; return the exit code that says so."""
     from vld.result_tables import SELECTION_NOTE, sweep_table
-    from vld.runs.directory import read_json
+    from vld.runs.reading import read_json
     from vld.terminal import Terminal
 
     terminal = Terminal()

@@ -5,13 +5,14 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, cast
+from typing import IO, TYPE_CHECKING, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from vld.training import Evaluation
+if TYPE_CHECKING:
+    from vld.training import Evaluation
 
 
 class RunProgress:
@@ -36,7 +37,7 @@ class RunProgress:
             doing = f"{self.label} (evaluating)" if evaluating else self.label
             self.bar.update(self.task, completed=step, description=doing)
 
-    def evaluated(self, evaluation: Evaluation) -> None:
+    def evaluated(self, evaluation: "Evaluation") -> None:
         scores = evaluation.scores[self.method] if self.method in evaluation.scores else evaluation.scores["erm"]
         loss = "" if evaluation.train_loss is None else f"loss {evaluation.train_loss:.3f}  "
         shown = f"{loss}i.i.d. {100 * scores.iid_acc:.1f}  o.o.d. {100 * scores.ood_acc:.1f}"

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from vld.colors import dataset_name
-from vld.members import CONNECTIVITY, ENSEMBLE_OF_RUNS
+from vld.member_axes import CONNECTIVITY, ENSEMBLE_OF_RUNS
 from vld.report.formats import in_order, shown_settings, telling
 from vld.report.grid import Grid
 from vld.report.series import Series

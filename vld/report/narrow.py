@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from vld.data.domains import resolve_test_domains
 from vld.errors import UserError
-from vld.inputs import resolve_test_domains
 from vld.jobs import Job
 from vld.report.store import Store
 from vld.runs.identity import NOT_IDENTITY, flat_settings

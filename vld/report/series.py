@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from vld.colors import METHOD_NAMES
-from vld.members import CONNECTIVITY
+from vld.member_axes import CONNECTIVITY
 from vld.report.formats import in_order, shown_settings, shown_value
 from vld.report.grid import Grid, expected_runs, grid_of
 from vld.runs.identity import varied_settings

@@ -11,8 +11,8 @@ import pandas as pd
 from vld.errors import UserError
 from vld.progress import unfinished_state
 from vld.result_tables import combination_label, shown_axes
-from vld.runs.directory import read_json, stored_identity
 from vld.runs.identity import ADDED_LATER, identity_key
+from vld.runs.reading import read_json, stored_identity
 from vld.runs.results import finished_results, result_rows
 from vld.settings import SETTING_COLUMNS
 

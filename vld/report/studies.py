@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from vld.colors import dataset_name
-from vld.members import ENSEMBLE_OF_RUNS
+from vld.member_axes import ENSEMBLE_OF_RUNS
 from vld.report.clouds import cloud_points, connectivity_points, domain_points, member_points, rate_points
 from vld.report.figures import clouds_figure, connectivity_figure, domains_figure, members_figure, rates_figure
 from vld.report.formats import shown_settings, telling
