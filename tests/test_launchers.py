@@ -19,6 +19,7 @@ from commands import REPOSITORY, TINY_NETWORK, train
 from prepared import prepared_process
 
 from vld.device import keep_to_one_gpu
+from vld.terminal import CLEAR_LINE
 
 OPTIONS = [
     "-m",
@@ -69,6 +70,34 @@ def test_jobs_side_by_side_come_to_the_same(small_glyphs: Path, tmp_path: Path) 
     assert pasted.returncode == 0, pasted.stdout + pasted.stderr
     assert results(output_dir) == expected
     assert "mosaic" not in pasted.stdout
+
+
+def test_jobs_side_by_side_share_a_terminal_with_a_bar_for_all(small_glyphs: Path, tmp_path: Path) -> None:
+    """Their lines are whole, and the bar is drawn anew below them."""
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        [
+            *(sys.executable, f"{REPOSITORY}/scripts/train.py", *OPTIONS, "test_domain=0,1", "optim.steps=30"),
+            *("hydra/launcher=parallel", "hydra.launcher.n_jobs=2", "wandb.mode=disabled"),
+            *(f"data_dir={small_glyphs}", f"output_dir={tmp_path}"),
+        ],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "TERM": "xterm", "COLUMNS": "120"},
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    pieces = []
+    with suppress(OSError):  # when the other side is closed
+        while piece := os.read(ours, 4096):
+            pieces.append(piece)
+    os.close(ours)
+    shown = b"".join(pieces).decode()
+    assert process.wait(60) == 0, shown
+    lines = [line for text in shown.splitlines() for line in text.split(CLEAR_LINE[1:])]
+    assert any(re.search(r"all.* of 2 runs done", line) for line in lines)
+    for job, domain in enumerate(("chalk", "mosaic")):
+        [line] = [line for line in lines if f"{domain}  step 30/30" in line]
+        assert line.startswith(f"[{job}] {domain}")
 
 
 def processes_of(session: int) -> list[str]:

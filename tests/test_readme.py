@@ -265,8 +265,7 @@ def test_a_dataset_is_prepared_and_runs_are_published(tmp_path: Path) -> None:
 
 def test_the_demo_downloads_nothing(tmp_path: Path) -> None:
     """A run of it from nothing, where whatever goes out finds nobody and nothing is cached, nor anybody logged in to W&B."""
-    text = re.sub(r"\\\n\s*", "", (REPOSITORY / "scripts/demo.sh").read_text())
-    [command] = re.findall(r'^(python scripts/train\.py .*) "\$@"$', text, re.M)
+    [command] = re.findall(r'^(python scripts/train\.py .*) "\$@"$', (REPOSITORY / "scripts/demo.sh").read_text(), re.M)
     places = {"data_dir": str(tmp_path / "data"), "output_dir": str(tmp_path / "outputs")}
     options = smaller(command, test_domain="chalk", dropout="0", **places)
     home = tmp_path / "home"
@@ -295,5 +294,9 @@ def test_the_demo_ends_with_its_tables_and_a_picture(small_glyphs: Path, tmp_pat
     last_table = done.stdout[done.stdout.rindex("┏") :]
     assert re.search(r"dropout ┃ method +┃ i.i.d. % ┃ o.o.d. % ┃ chalk ┃ mosaic ┃ +neon ┃ print", last_table)
     assert "What it does not" in last_table
+    [page] = re.findall(r"^The page with tables and figures: (.*)", done.stdout, re.M)
+    assert Path(page).name == "index.html"
+    assert Path(page).parent.parent == tmp_path / "outputs/report"
+    assert "<img" in Path(page).read_text() or "<svg" in Path(page).read_text()
     [picture] = (tmp_path / "outputs/datasets").iterdir()
     assert picture.suffix == ".png"

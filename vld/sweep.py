@@ -5,7 +5,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
@@ -32,6 +32,7 @@ from vld.settings import COMBINATIONS, Config
 if TYPE_CHECKING:
     from vld.inputs import Inputs
     from vld.study import Wanted
+    from vld.whole import Whole
 
 TRAINING_COMMANDS = ("train", "benchmark")
 # Of the commands that look at runs of train.py: their own options.
@@ -59,6 +60,12 @@ class JobsCallback(Callback):
     again: ClassVar[list[str]] = []
     """The command, without the jobs' options."""
 
+    whole: "ClassVar[Whole | None]" = None
+    """Of the runs of this command, if it trains several."""
+
+    waiting: ClassVar[ExitStack] = ExitStack()
+    """What shows how far they are while their jobs are in other processes."""
+
     @in_one_line()
     def on_run_start(self, config: DictConfig, config_name: str | None = None, **_: Any) -> None:
         if config.hydra.sweeper.params:
@@ -73,6 +80,8 @@ class JobsCallback(Callback):
         needed = check_jobs(jobs, problems, trains=config_name in TRAINING_COMMANDS, here=True, name="this command")
         if config_name == "train" and jobs[0].config.dry_run:
             say_what_is_to_do(jobs, needed, "this command")
+        if config_name == "train":
+            JobsCallback.whole = whole_of(jobs)
 
     @in_one_line()
     def on_multirun_start(self, config: DictConfig, config_name: str | None = None, **_: Any) -> None:
@@ -104,6 +113,13 @@ class JobsCallback(Callback):
         shutil.rmtree(outcomes_dir(config.hydra), ignore_errors=True)  # of an earlier sweep with this hydra.sweep.dir
         JobsCallback.started = outcomes_dir(config.hydra), len(jobs), config.method.name
         JobsCallback.again = command_of(config)
+        if config_name == "train":
+            in_this_process = config.hydra.launcher._target_ == BASIC_LAUNCHER
+            JobsCallback.whole = whole_of(jobs, None if in_this_process else outcomes_dir(config.hydra))
+            if not in_this_process:
+                from vld.terminal import Terminal
+
+                JobsCallback.waiting.enter_context(Terminal(whole=JobsCallback.whole).waiting())
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:  # noqa: ARG002
         try:
@@ -121,6 +137,15 @@ def dry_run_problems(jobs: list[Job], config_name: str | None) -> dict[str, None
     if config_name in ("combine", "benchmark") and any(job.config.dry_run for job in jobs):
         return {"dry_run=true: train.py alone has it; status.py says what is finished": None}
     return {}
+
+
+def whole_of(jobs: list[Job], folder: Path | None = None) -> "Whole | None":
+    """All runs of these jobs, if they are several. folder: where jobs in other processes note what they do."""
+    from vld.study import wanted_runs
+    from vld.whole import Whole
+
+    runs = wanted_runs(jobs)
+    return Whole(len(runs), sum(run.config.optim.steps for run in runs), folder) if len(runs) > 1 else None
 
 
 def at_a_time(config: DictConfig) -> int:
@@ -305,6 +330,7 @@ def summarise_sweep(outcomes: Path, jobs: int, chosen: str) -> int:
     from vld.runs.reading import read_json
     from vld.terminal import Terminal
 
+    JobsCallback.waiting.close()
     terminal = Terminal()
     records = [read_json(path) for path in sorted(outcomes.glob("*.json"))]
     runs = [run for record in records for run in record["runs"]]
