@@ -21,6 +21,7 @@ from commands import REPOSITORY, script, train
 NEEDED = ("sbatch", "slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd")
 ABSENT = [name for name in NEEDED if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None]
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(bool(ABSENT), reason=f"needs SLURM ({', '.join(ABSENT)} not installed)"),
     pytest.mark.skipif(os.geteuid() != 0, reason="starting SLURM needs root"),
 ]

@@ -445,7 +445,7 @@ def test_an_output_folder_that_cannot_be_written_to_is_refused(shapes: Path) -> 
 def test_help_names_every_option() -> None:
     from vld.config import option_names
 
-    shown = script("train.py", "--help", fresh=True)  # its own imports, which others find imported (tests/prepared.py)
+    shown = script("train.py", "--help", fresh=True)  # its own imports
     assert shown.returncode == 0
     told = shown.stdout[: shown.stdout.index("== All options as composed ==")]
     set_by_presets = {
