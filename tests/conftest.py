@@ -136,10 +136,10 @@ def small_glyphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def figure2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list["Wanted"]]:
-    """Figure 2's 576 runs on four datasets, with soups and ensembles, as run directories. Shared by all tests: read only."""
+    """Figure 2's 288 runs on two datasets, with soups and ensembles, as run directories. Shared by all tests: read only."""
     from report_store import write_combinations, write_study
 
     output_dir = tmp_path_factory.mktemp("figure2")
-    runs = write_study(output_dir, "figure2")
+    runs = write_study(output_dir, "figure2", "dataset=pacs,vlcs")
     write_combinations(output_dir, runs)
     return output_dir, runs

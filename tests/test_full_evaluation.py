@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands import REPOSITORY, train
+from commands import REPOSITORY, TINY_NETWORK, train
 from safetensors.torch import load_file
 
 from vld.data.glyphs import draw_glyphs
@@ -19,8 +19,7 @@ from vld.full_evaluation import kept_meanwhile
 OPTIONS = [
     "dataset=glyphs",
     "test_domain=chalk",
-    "backbone=resnet18",
-    "backbone.weights=none",
+    *TINY_NETWORK,
     "image_size=16",
     "batch_size=4",
     "dropout=0.5",

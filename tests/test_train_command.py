@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from commands import REPOSITORY, script, train
+from commands import REPOSITORY, TINY_NETWORK, script, train
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import decode_dataset
@@ -26,14 +26,14 @@ from vld.runs import load_model, load_results
 SMALL = (
     "dataset=folder",
     "dataset.name=shapes",
-    "backbone=resnet18",
-    "backbone.weights=none",
+    *TINY_NETWORK,
     "image_size=16",
     "batch_size=2",
     "optim.steps=4",
     "eval_every=2",
     "dropout=0.5",
 )
+LARGER = (*(option for option in SMALL if option not in TINY_NETWORK), "backbone=resnet18", "backbone.weights=none")
 COLORS = {"circle": "red", "square": "blue"}
 
 
@@ -68,7 +68,9 @@ def metrics(run_dir: Path) -> list[dict]:
 def test_a_command_leaves_each_domain_out_and_shows_a_table(finished: tuple[Path, str]) -> None:
     output_dir, shown = finished
     assert sorted(path.name for path in (output_dir / "runs/shapes").iterdir()) == ["alpha", "beta", "gamma"]
-    assert re.search(r"shapes, resnet18 at 16 px, dropout 0.5, sgd lr 0.001, 4 steps of 2 x 2 images, seed 0", shown)
+    assert re.search(
+        r"shapes, test_resnet.r160_in1k at 16 px, dropout 0.5, sgd lr 0.001, 4 steps of 2 x 2 images, seed 0", shown
+    )
     for domain in ("alpha", "beta", "gamma"):
         assert re.search(rf"^{domain}  step 4/4  loss \d", shown, re.M)
         assert re.search(rf"^{domain}  step 2/4  .*  \d+:\d\d left$", shown, re.M)
@@ -272,7 +274,7 @@ def test_too_little_disk_is_refused_before_training(shapes: Path, tmp_path: Path
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300m", "tmpfs", disk], check=False).returncode:
         pytest.skip("tmpfs cannot be mounted here")
     try:
-        refused = train(*SMALL, f"data_dir={shapes}", f"output_dir={disk}/outputs")  # 3 x 45 MB of resnet18
+        refused = train(*LARGER, f"data_dir={shapes}", f"output_dir={disk}/outputs")  # 3 x 45 MB of resnet18
         assert refused.returncode == 2
         assert re.search(
             r"315 MB of disk are free; 13\d MB are needed for what runs keep .* and 26\d MB", refused.stderr
@@ -370,7 +372,7 @@ BAD_VALUES: list[dict[str, str]] = [
 
 @pytest.mark.parametrize("said", [*({option: line} for option, line in BAD_SETTINGS.items()), *BAD_VALUES], ids=min)
 def test_bad_settings_are_a_line_each_and_exit_code_2(said: dict[str, str], shapes: Path, tmp_path: Path) -> None:
-    refused = train(*SMALL, f"data_dir={shapes}", f"output_dir={tmp_path / 'outputs'}", *said)
+    refused = train(*LARGER, f"data_dir={shapes}", f"output_dir={tmp_path / 'outputs'}", *said)
     assert refused.returncode == 2
     lines = refused.stderr.splitlines()
     assert len(lines) == len(said), refused.stderr
