@@ -1,6 +1,7 @@
 """A run that is interrupted anywhere goes on exactly; nothing that was finished is lost or repeated."""
 
 import fcntl
+import itertools
 import json
 import os
 import re
@@ -206,15 +207,18 @@ def test_weights_that_are_not_finite_are_not_saved() -> None:
         trajectory.state_dict()
 
 
-def test_times_add_up_over_attempts() -> None:
+def test_times_add_up_over_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that goes on by a second whenever it is looked at."""
+    looks = itertools.count()
+    monkeypatch.setattr("vld.training.time", SimpleNamespace(perf_counter=lambda: float(next(looks))))
     trajectory, record = begin()
     with pytest.raises(Stopped):
         go_on(trajectory, record, until=2)
     state = trajectory.clock.state_dict()
     fresh, _ = begin()
     fresh.clock.load_state_dict({"seconds": state["seconds"] + 100, "aside": state["aside"] + 30})
-    assert 100 <= fresh.clock.seconds() < 160
-    assert 70 <= fresh.clock.train_seconds() < 130
+    assert fresh.clock.seconds() == state["seconds"] + 100 + 1
+    assert fresh.clock.train_seconds() == (state["seconds"] - state["aside"]) + 70 + 2
 
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {

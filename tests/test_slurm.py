@@ -67,10 +67,10 @@ def slurm() -> Iterator[None]:
     )  # not in pytest's, which other users, such as mysql's, cannot enter
     folder.chmod(0o755)
     command = ["bash", str(REPOSITORY / "scripts/slurm.sh"), str(folder)]
-    started = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    started = subprocess.run(command, capture_output=True, text=True, check=False)
     assert started.returncode == 0, started.stdout + started.stderr
     yield
-    subprocess.run([*command, "stop"], check=True, timeout=60)
+    subprocess.run([*command, "stop"], check=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -212,7 +212,7 @@ def test_steps_are_drawn_before_they_are_asked_for() -> None:
 
     ahead = Ahead(make, 3)
     assert ahead(5) == 50
-    assert [drawn.get(timeout=30) for _ in range(4)] == [5, 6, 7, 8]
+    assert [drawn.get() for _ in range(4)] == [5, 6, 7, 8]
     assert ahead(6) == 60
-    assert drawn.get(timeout=30) == 9  # and nothing twice
+    assert drawn.get() == 9  # and nothing twice
     assert drawn.empty()
