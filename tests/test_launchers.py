@@ -76,13 +76,11 @@ def test_jobs_side_by_side_come_to_the_same(small_glyphs: Path, tmp_path: Path) 
 def test_jobs_side_by_side_share_a_terminal_with_a_bar_for_all(small_glyphs: Path, tmp_path: Path) -> None:
     """Their lines are whole, and the bar is drawn anew below them."""
     ours, theirs = os.openpty()
-    process = subprocess.Popen(
-        [
-            *(sys.executable, f"{REPOSITORY}/scripts/train.py", *OPTIONS, "test_domain=0,1", "optim.steps=30"),
-            *("hydra/launcher=parallel", "hydra.launcher.n_jobs=2", "wandb.mode=disabled"),
-            *(f"data_dir={small_glyphs}", f"output_dir={tmp_path}"),
-        ],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "TERM": "xterm", "COLUMNS": "120"},
+    process = start(
+        "train.py",
+        *(*OPTIONS, "test_domain=0,1", "optim.steps=30", "hydra/launcher=parallel", "hydra.launcher.n_jobs=2"),
+        *(f"data_dir={small_glyphs}", f"output_dir={tmp_path}"),
+        env={"TERM": "xterm"},
         stdout=theirs,
         stderr=theirs,
     )

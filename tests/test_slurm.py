@@ -131,7 +131,7 @@ def start(study: list[str], log: Path) -> "subprocess.Popen[bytes]":
 def kill(launcher: "subprocess.Popen[bytes]") -> None:
     if launcher.poll() is None:
         os.killpg(launcher.pid, signal.SIGKILL)
-        launcher.wait(30)
+        launcher.wait()
 
 
 def begin(job: str) -> None:
