@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 import pandas as pd
 import pytest
-from commands import script, train
+from commands import TINY_NETWORK, script, train
 from report_store import study_runs, write_combinations, write_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -336,8 +336,7 @@ def test_help_says_what_it_is_for() -> None:
 def test_real_runs_are_reported(small_glyphs: Path, tmp_path: Path) -> None:
     places = (f"data_dir={small_glyphs}", f"output_dir={tmp_path}")
     small = (
-        "backbone=resnet18",
-        "backbone.weights=none",
+        *TINY_NETWORK,
         "image_size=16",
         "batch_size=1",
         "optim.steps=4",
