@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+import torchvision
 from commands import TINY, TINY_NETWORK, script, tiny_weights, train
 
 SMALL = ("image_size=32", "batch_size=1", "optim.steps=2", "eval_every=1", "optim.milestones=[1]", "dataset=glyphs")
@@ -47,7 +49,15 @@ def test_figure_1_linear_connectivity(places: list[str], tmp_path: Path) -> None
 
 
 def test_figures_9_and_10_linear_fine_tuning(places: list[str], tmp_path: Path) -> None:
-    network = tiny(tmp_path)
+    # Linear fine-tuning is of three residual blocks of equal width, which the tiny network has not.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        torch.save(torchvision.models.resnet34(weights=None).state_dict(), tmp_path / "resnet34.pth")
+    network = [
+        "backbone.name=resnet34",
+        "backbone.architecture=resnet34",
+        f"backbone.weights={tmp_path / 'resnet34.pth'}",
+    ]
     narrow = (*SMALL, *ONE, "dropout=0.9", "optim.lr=1e-3", *network, *places)
     # The dataset is another than the paper's: glyphs replaces every study's.
     for study, decay in (("figure2", "1e-4"), ("figure9", "1e-2")):
