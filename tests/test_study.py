@@ -486,7 +486,7 @@ def test_status_of_a_plain_sweep_and_of_one_command(tmp_path: Path) -> None:
 
 def wanted(**changes: Any) -> Wanted:
     [job] = jobs_of_command(
-        "demo", "dropout=0", "seed=0", "test_domain=chalk", *(f"{k}={v}" for k, v in changes.items())
+        "demo", "dropout=0", "seed=0", "test_domain=chalk", "optim.steps=200", *(f"{k}={v}" for k, v in changes.items())
     )
     return wanted_runs([job])[0]
 
