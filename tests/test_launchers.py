@@ -6,6 +6,8 @@ import re
 import shlex
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -35,6 +37,22 @@ def results(output_dir: Path) -> dict[str, Any]:
     return {
         path.parent.name: json.loads(path.read_text())["results"] for path in (output_dir / "runs").rglob("result.json")
     }
+
+
+@pytest.mark.slow
+def test_jobs_side_by_side_share_the_cores(small_glyphs: Path, tmp_path: Path) -> None:
+    """Each has as many threads as its part of them."""
+    command = [
+        sys.executable,
+        REPOSITORY / "scripts/train.py",
+        *OPTIONS,
+        "hydra/launcher=parallel",
+        "hydra.launcher.n_jobs=2",
+    ]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
+    subprocess.run([*command, f"data_dir={small_glyphs}", f"output_dir={tmp_path}"], env=env, check=True)
+    threads = [json.loads(path.read_text())["threads"] for path in (tmp_path / "runs").rglob("result.json")]
+    assert threads == 3 * [max(1, len(os.sched_getaffinity(0)) // 2)]
 
 
 def test_jobs_side_by_side_come_to_the_same(small_glyphs: Path, tmp_path: Path) -> None:
