@@ -7,4 +7,4 @@ case ${1-} in
     all) shift ;;
     "" | -*) set -- -m "not slow" "$@" ;;
 esac
-python -m pytest --numprocesses $(($(nproc) + 1)) --dist loadfile --no-loadscope-reorder "$@"
+python -m pytest --numprocesses $(($(nproc) + 1)) --dist worksteal "$@"

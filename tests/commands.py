@@ -5,12 +5,13 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
+import pytest
 import timm
 import torch
 from hydra.core.global_hydra import GlobalHydra
@@ -19,6 +20,7 @@ from vld.commands import main as cli
 from vld.commands.launch import JobsCallback
 from vld.machine.signals import SIGNALS
 from vld.tracking.background import Publisher
+from vld.training import loop as training
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TINY = "test_resnet.r160_in1k"
@@ -76,10 +78,13 @@ def start(
     env: Mapping[str, str] | None = None,
     **popen: Any,
 ) -> "subprocess.Popen[str]":
-    """A script in the background, its output line by line."""
+    """A script in the background, by its name or path; what it says on both streams is its `stdout`, line by line.
+
+    Read it by `wait_for`, then by `communicate()`: without a limit, which would lose what is in Python's buffer.
+    """
     command = [sys.executable, str(REPOSITORY / "scripts" / name), *options]
     environment = os.environ | ENVIRONMENT | {"PYTHONUNBUFFERED": "1"} | (env or {})
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | popen
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} | popen
     return subprocess.Popen(command, cwd=cwd, env=environment, text=True, **pipes)
 
 
@@ -91,7 +96,30 @@ def wait_for(process: "subprocess.Popen[str]", text: str) -> None:
         said.append(line)
         if text in line:
             return
-    raise AssertionError(f"ended without saying {text!r}: {''.join(said)}{process.stderr and process.stderr.read()}")
+    raise AssertionError(f"ended without saying {text!r}: {''.join(said)}")
+
+
+@contextmanager
+def before_step(step: int, act: Callable[[], object]) -> Iterator[None]:
+    """Do that before this step of whatever is trained within in the test's own process."""
+    update = training.update
+
+    def acting(trajectory: Any, *arguments: Any) -> torch.Tensor:
+        if trajectory.step == step:
+            act()
+        return update(trajectory, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "update", acting)
+        yield
+
+
+def stopped_at(
+    step: int, *options: str, by: signal.Signals = signal.SIGTERM, env: Mapping[str, str] | None = None
+) -> "subprocess.CompletedProcess[str]":
+    """`train` in this process, which gets a signal before that step and does it yet."""
+    with before_step(step, lambda: os.kill(os.getpid(), by)):
+        return train(*options, env=env)
 
 
 def _exit_code(name: str) -> int:

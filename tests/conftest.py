@@ -28,21 +28,6 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 SIZES = ((24, 24), (17, 40), (50, 31), (33, 33), (8, 21))
 LARGE = (300, 410)
 
-LONGEST = (
-    "test_slurm",
-    "test_resume",
-    "test_tracking",
-    "test_readme",
-    "test_real_images",
-    "test_paper_studies",
-    "test_study",
-    "test_launchers",
-    "test_train_command",
-    "test_combine_command",
-    "test_prepare",
-    "test_package",
-)
-
 WriteDataset = Callable[..., Path]
 
 
@@ -71,11 +56,6 @@ def _write_dataset(
                     image = image.convert(kind)
                 image.save(folder / f"{index:03d}.png")
     return root
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take longest come first, so that no process is left alone with one of them in the end."""
-    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")
@@ -136,10 +116,10 @@ def small_glyphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def figure2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list["Wanted"]]:
-    """Figure 2's 576 runs on four datasets, with soups and ensembles, as run directories. Shared by all tests: read only."""
+    """Figure 2's 288 runs on two datasets, with soups and ensembles, as run directories. Shared by all tests: read only."""
     from report_store import write_combinations, write_study
 
     output_dir = tmp_path_factory.mktemp("figure2")
-    runs = write_study(output_dir, "figure2")
+    runs = write_study(output_dir, "figure2", "dataset=pacs,vlcs")
     write_combinations(output_dir, runs)
     return output_dir, runs

@@ -8,6 +8,7 @@ import itertools
 import json
 import sys
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,12 @@ def jobs(*words: str) -> list[Job]:
 
 
 def study_runs(study: str, *words: str) -> list[Wanted]:
-    """The runs of a study of the paper, narrowed."""
+    """The runs of a study of the paper, narrowed. To be changed as copies only: composed once for all tests."""
+    return list(_study_runs(study, *words))
+
+
+@cache
+def _study_runs(study: str, *words: str) -> list[Wanted]:
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
         axes = study_axes(study, list(words))
         assert axes is not None

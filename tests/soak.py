@@ -13,6 +13,7 @@ import random
 import re
 import select
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -21,18 +22,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from commands import REPOSITORY, train
-from prepared import Started, prepared_process
+from commands import TINY_NETWORK, start, train
 
 KILLS_OF_A_SOAK = 20
 KILLS = (signal.SIGKILL, signal.SIGTERM)
 PHASES = ("training", "evaluation", "checkpointing", "keeping", "finishing")
 # How long a phase lasts, roughly, in seconds: kills are spread over it.
-LENGTHS = {"training": 1.5, "evaluation": 0.5, "checkpointing": 0.3, "keeping": 0.1, "finishing": 0.01}
+LENGTHS = {"training": 0.5, "evaluation": 0.1, "checkpointing": 0.05, "keeping": 0.05, "finishing": 0.01}
 KEEP = ("erm-last", "erm-last-logits", "erm-iid", "weight_averaging-iid", "ensemble-last-logits")
 OPTIONS = (
-    "dataset=glyphs test_domain=0 backbone=resnet18 backbone.weights=none image_size=24 batch_size=4 optim.steps=60"
-    " eval_every=20 optim.milestones=[30] dropout=0.5 averaging.start=5 ensemble.start=5 ensemble.every=15 checkpoint_every=0.5"
+    f"dataset=glyphs test_domain=0 {' '.join(TINY_NETWORK)} image_size=24 batch_size=4 optim.steps=60 eval_every=20"
+    " optim.milestones=[30] dropout=0.5 averaging.start=5 ensemble.start=5 ensemble.every=15 checkpoint_every=0.1"
     f" keep=[{','.join(KEEP)}]"
 ).split()
 
@@ -72,7 +72,7 @@ def watched() -> None:
     cli.train()
 
 
-def phases(pipe: int, process: Started) -> Iterator[str]:
+def phases(pipe: int, process: "subprocess.Popen[str]") -> Iterator[str]:
     """The phases of a process as it enters them, until it ends."""
     buffer = b""
     while True:
@@ -93,8 +93,9 @@ def run_and_kill(
     pipe.unlink(missing_ok=True)
     os.mkfifo(pipe)
     read = os.open(pipe, os.O_RDWR)  # not only for reading, which would wait for the process
-    env = os.environ | {"OMP_NUM_THREADS": "1", "VLD_SOAK_PIPE": str(pipe)}
-    process = prepared_process().start(Path(__file__).resolve(), ["--watched", *options], REPOSITORY, env, folder)
+    said, env = folder / "said", {"VLD_SOAK_PIPE": str(pipe)}
+    with said.open("w") as file:
+        process = start(str(Path(__file__).resolve()), "--watched", *options, env=env, stdout=file)
     landed = False
     occurrence = choice.randint(1, 3 if phase in ("evaluation", "checkpointing") else 1)
     for entered in phases(read, process):
@@ -104,9 +105,9 @@ def run_and_kill(
             landed = process.poll() is None
             process.send_signal(number)
             break
-    code = process.wait(300)
+    code = process.wait()
     os.close(read)
-    return Kill(phase, number, landed), code, "".join(process.communicate(300))
+    return Kill(phase, number, landed), code, said.read_text()
 
 
 def content(run_dir: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from commands import script, train
+from commands import TINY_NETWORK, script, train
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny import CPU, make_dataset
@@ -38,8 +38,7 @@ from vld.training.representation import (
 
 SMALL = (
     "dataset=glyphs",
-    "backbone=resnet18",
-    "backbone.weights=none",
+    *TINY_NETWORK,
     "image_size=16",
     "batch_size=2",
     "optim.steps=6",
@@ -155,12 +154,12 @@ def test_an_analysis_is_what_the_kept_weights_and_the_image_files_give(
     hits = {name: (probe_logits(probe, phi).argmax(1) == labels[name]) for name, phi in features.items()}
     check("probe_acc", sides({name: its.double().mean().item() for name, its in hits.items()}))
 
-    masks = torch.Generator().manual_seed(0)
+    masks, width = torch.Generator().manual_seed(0), all_iid.shape[1]
     for rate in MASKED:
         accuracies = []
         for _ in range(MASKS):
-            kept = torch.ones(512)
-            kept[torch.randperm(512, generator=masks)[: round(rate * 512)]] = 0
+            kept = torch.ones(width)
+            kept[torch.randperm(width, generator=masks)[: round(rate * width)]] = 0
             with torch.no_grad():
                 masked = {name: model.head(phi * kept / (1 - rate)) for name, phi in features.items()}
             accuracies.append(
@@ -169,7 +168,7 @@ def test_an_analysis_is_what_the_kept_weights_and_the_image_files_give(
         means = np.mean(accuracies, axis=0)
         check(f"masked_{100 * rate:.0f}_acc", (means[0], means[1]))
     assert analysis["images"] == {"iid": len(all_iid), "ood": len(labels["chalk"]), "probe": 30}
-    assert analysis["features"] == 512
+    assert analysis["features"] == width == 96
     assert analysis["constants"] == {
         "seed": 0, "masked_rates": [0.5, 0.75, 0.9, 0.95], "masks": 10, "bins": 15, "passes": 20,
         "probe_l2": 1e-4, "probe_iterations": 100, "probe_images_at_most": 20_000,
@@ -275,7 +274,7 @@ def test_what_cannot_be_analysed_is_one_line(copied: Path, small_glyphs: Path) -
     assert "analysis.json: damaged; remove it" in refusal(copied, small_glyphs)
 
     state = load_file(finished / "erm-last.safetensors")
-    state["backbone.conv1.weight"][:] = math.nan
+    state["backbone.conv1.0.weight"][:] = math.nan
     save_file(state, finished / "erm-last.safetensors")
     (finished / "analysis.json").unlink()
     assert "the representation is not a number" in refusal(copied, small_glyphs)

@@ -12,7 +12,7 @@ from torch import Tensor
 from vld.config.checks import with_values
 from vld.config.errors import UserError
 from vld.config.settings import BackboneConfig, Config, DatasetConfig, MethodConfig
-from vld.study.members import member_axes, member_configs
+from vld.study.member_axes import member_axes, member_configs
 from vld.training.evaluation import Count, Scores
 from vld.training.soups import Soup, by_number_of_members, ensemble_of_runs, greedy_soup, outputs, uniform_soup
 

@@ -1,7 +1,6 @@
 """Combinations end to end: runs are trained and combined from the command line, and recomputed here from what they stored."""
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -15,7 +14,6 @@ import torch
 from commands import REPOSITORY, script, train
 from hydra import compose, initialize_config_dir
 from PIL import Image
-from prepared import prepared_process
 from safetensors.torch import load_file
 from tiny import decode_dataset
 from torch import Tensor
@@ -269,6 +267,7 @@ cli.combine()
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_comes_to_the_same(
     combine: Combine, trained: Path, small_glyphs: Path, tmp_path: Path
 ) -> None:
@@ -277,8 +276,7 @@ def test_killed_at_any_moment_it_comes_to_the_same(
     options = (*BASE, MEMBERS, "method=greedy_soup", "test_domain=[0,1]", *here)
     for text in (KILLED_WHILE_TASTING, KILLED_WHILE_WRITING):
         (tmp_path / "killed.py").write_text(text)
-        env = os.environ | {"OMP_NUM_THREADS": "1"}
-        killed = prepared_process().run(tmp_path / "killed.py", options, REPOSITORY, env, timeout=120)
+        killed = script(str(tmp_path / "killed.py"), *options, fresh=True)
         assert killed.returncode == -signal.SIGKILL, killed.stderr
         assert any((tmp_path / "combined/glyphs/chalk").glob("*/*"))
         assert not list(tmp_path.glob("combined/*/*/*/result.json"))

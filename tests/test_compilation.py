@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,14 @@ from vld.training.evaluation import predict
 from vld.training.loop import Evaluation, Trajectory, train
 
 HEADERS = Path(sysconfig.get_path("include")) / "Python.h"
-compiler = pytest.mark.skipif(
-    shutil.which("g++") is None or not HEADERS.exists(), reason="compiling on a CPU needs g++ and Python's headers"
-)
+COMPILER = shutil.which("g++") is not None and HEADERS.exists()
+
+
+def compiler(test: Callable[..., None]) -> Callable[..., None]:
+    """A test that compiles, for real."""
+    return pytest.mark.skipif(not COMPILER, reason="compiling on a CPU needs g++ and Python's headers")(
+        pytest.mark.slow(test)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +182,7 @@ def test_who_compiles(wanted: str, device: str, deterministic: bool, expected: b
     assert compilation.is_wanted(config, torch.device(device)) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variable", ["XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR"])
 def test_compiled_programs_stay_in_the_users_cache(variable: str, tmp_path: Path) -> None:
     """As torch sees it after a command has begun, in a process that had not imported it; torch's own choice is below /tmp."""

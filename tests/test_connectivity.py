@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-import torchvision
-from commands import REPOSITORY, script, train
+from commands import REPOSITORY, TINY_NETWORK, script, tiny_weights, train
 from hydra import compose, initialize_config_dir
 from tiny import CPU, decode_dataset, make_evaluation_set, make_model
 from torch import Tensor
@@ -27,7 +26,7 @@ from vld.training.evaluation import evaluation_images, evaluation_set, score
 
 SMALL = (
     "dataset=glyphs",
-    "backbone=resnet18",
+    *TINY_NETWORK[:2],
     "image_size=32",
     "batch_size=2",
     "optim.steps=6",
@@ -41,14 +40,11 @@ MEMBERS = 'method.members=["backbone.tuning=full,head"]'
 def combined(small_glyphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fine-tuned run and a linear probe with two domains left out, and the line between them."""
     output_dir = tmp_path_factory.mktemp("outputs")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        torch.save(torchvision.models.resnet18(weights=None).state_dict(), output_dir / "resnet18.pth")
     options = (
         *SMALL,
         "method=connectivity",
         "test_domain=[chalk,neon]",
-        f"backbone.weights={output_dir / 'resnet18.pth'}",
+        tiny_weights(output_dir),
     )
     done = train(*options, f"data_dir={small_glyphs}", f"output_dir={output_dir}")
     assert done.returncode == 0, done.stderr + done.stdout
@@ -97,7 +93,7 @@ def test_it_takes_thirteen_evaluations(
 ) -> None:
     """A pass of the evaluation images through a backbone for each of 11 interpolated networks, and for both ends."""
     shutil.copytree(combined / "runs/glyphs/chalk", tmp_path / "runs/glyphs/chalk")
-    weights = f"backbone.weights={combined / 'resnet18.pth'}"
+    weights = f"backbone.weights={combined / 'weights.pth'}"
     here = (weights, f"data_dir={small_glyphs}", f"output_dir={tmp_path}", "test_domain=chalk", "device=cpu")
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
         config = typed_config(compose("train", overrides=[*SMALL, "method=connectivity", MEMBERS, *here]), Config)

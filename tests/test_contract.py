@@ -30,7 +30,7 @@ from vld.machine.device import MemoryBudget, resolve_precision, set_up
 from vld.runs.identity import flat_settings
 from vld.runs.inputs import check_inputs
 from vld.study.jobs import Job, axes_of, jobs_of
-from vld.study.members import member_configs
+from vld.study.member_axes import member_configs
 
 README = (REPOSITORY / "README.md").read_text()
 

@@ -10,17 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from commands import REPOSITORY, train
+from commands import REPOSITORY, TINY_NETWORK, train
 from safetensors.torch import load_file
 
 from vld.data.glyphs import draw_glyphs
-from vld.runs.reevaluate import kept_meanwhile
+from vld.runs.reevaluate import evaluate_in_full, kept_meanwhile
 
 OPTIONS = [
     "dataset=glyphs",
     "test_domain=chalk",
-    "backbone=resnet18",
-    "backbone.weights=none",
+    *TINY_NETWORK,
     "image_size=16",
     "batch_size=4",
     "dropout=0.5",
@@ -56,12 +55,6 @@ def runs(glyphs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
         assert done.returncode == 0, done.stdout + done.stderr
         [directories[name]] = (output_dir / "runs/glyphs/chalk").iterdir()
     return directories
-
-
-def train_after(code: str, *options: str) -> "subprocess.CompletedProcess[bytes]":
-    """`train.py`, after this code."""
-    command = [sys.executable, "-c", f"{code}from vld.commands.main import train\ntrain()\n", *options]
-    return subprocess.run(command, cwd=REPOSITORY, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
 
 
 def result(run_dir: Path) -> dict[str, Any]:
@@ -115,18 +108,17 @@ def test_what_is_kept_is_what_was_asked_for(runs: dict[str, Path]) -> None:
 
 
 def test_interrupted_while_it_is_evaluated_in_full_it_ends_the_same(
-    runs: dict[str, Path], glyphs: Path, tmp_path: Path
+    runs: dict[str, Path], glyphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = [*OPTIONS, f"dataset.curve_images={LIMIT}", f"data_dir={glyphs}", f"output_dir={tmp_path}"]
-    stopping = (
-        "import os, signal, vld.runs.run\n"
-        "in_full = vld.runs.run.evaluate_in_full\n"
-        "def stopped(*arguments):\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    return in_full(*arguments)\n"
-        "vld.runs.run.evaluate_in_full = stopped\n"
-    )
-    stopped = train_after(stopping, *options)
+
+    def interrupted(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate_in_full(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vld.runs.run.evaluate_in_full", interrupted)
+        stopped = train(*options)
     assert stopped.returncode == 128 + signal.SIGTERM
     [run_dir] = (tmp_path / "runs/glyphs/chalk").iterdir()
     assert (run_dir / "checkpoint.pt").exists()
@@ -137,11 +129,13 @@ def test_interrupted_while_it_is_evaluated_in_full_it_ends_the_same(
     assert result(run_dir)["results"] == result(runs["part"])["results"]
 
 
+@pytest.mark.slow
 def test_killed_when_all_is_evaluated_it_ends_the_same(runs: dict[str, Path], glyphs: Path, tmp_path: Path) -> None:
     """Just before the result is written: the weights to evaluate have to be there still."""
     options = [*OPTIONS, f"dataset.curve_images={LIMIT}", f"data_dir={glyphs}", f"output_dir={tmp_path}"]
-    killing = "import os\nfrom vld.runs.directory import RunDirectory\nRunDirectory.finish = lambda *_: os._exit(9)\n"
-    killed = train_after(killing, *options)
+    code = "import os\nfrom vld import cli\nfrom vld.runs.directory import RunDirectory\n"
+    code += "RunDirectory.finish = lambda *_: os._exit(9)\ncli.train()\n"
+    killed = subprocess.run([sys.executable, "-c", code, *options], cwd=REPOSITORY, check=False)
     assert killed.returncode == 9
     done = train(*options)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -3,22 +3,22 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from commands import REPOSITORY, TINY_NETWORK, train
-from prepared import prepared_process
+from commands import REPOSITORY, TINY_NETWORK, start, train, wait_for
 
 from vld.machine.device import keep_to_one_gpu
+from vld.machine.terminal import CLEAR_LINE
 
 OPTIONS = [
     "-m",
@@ -37,6 +37,22 @@ def results(output_dir: Path) -> dict[str, Any]:
     return {
         path.parent.name: json.loads(path.read_text())["results"] for path in (output_dir / "runs").rglob("result.json")
     }
+
+
+@pytest.mark.slow
+def test_jobs_side_by_side_share_the_cores(small_glyphs: Path, tmp_path: Path) -> None:
+    """Each has as many threads as its part of them."""
+    command = [
+        sys.executable,
+        REPOSITORY / "scripts/train.py",
+        *OPTIONS,
+        "hydra/launcher=parallel",
+        "hydra.launcher.n_jobs=2",
+    ]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
+    subprocess.run([*command, f"data_dir={small_glyphs}", f"output_dir={tmp_path}"], env=env, check=True)
+    threads = [json.loads(path.read_text())["threads"] for path in (tmp_path / "runs").rglob("result.json")]
+    assert threads == 3 * [max(1, len(os.sched_getaffinity(0)) // 2)]
 
 
 def test_jobs_side_by_side_come_to_the_same(small_glyphs: Path, tmp_path: Path) -> None:
@@ -64,11 +80,39 @@ def test_jobs_side_by_side_come_to_the_same(small_glyphs: Path, tmp_path: Path) 
     # What is wrong is mended, and the command that was shown for that job pasted.
     shutil.rmtree(broken)
     [again] = re.findall(r"again, just that: (python .*)", together.stdout)
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    pasted = subprocess.run(again, shell=True, cwd=REPOSITORY, env=env, capture_output=True, text=True, check=False)
+    python, name, *options = shlex.split(again)
+    assert (python, REPOSITORY / name) == ("python", REPOSITORY / "scripts/train.py")
+    pasted = train(*options)
     assert pasted.returncode == 0, pasted.stdout + pasted.stderr
     assert results(output_dir) == expected
     assert "mosaic" not in pasted.stdout
+
+
+@pytest.mark.slow
+def test_jobs_side_by_side_share_a_terminal_with_a_bar_for_all(small_glyphs: Path, tmp_path: Path) -> None:
+    """Their lines are whole, and the bar is drawn anew below them."""
+    ours, theirs = os.openpty()
+    process = start(
+        "train.py",
+        *(*OPTIONS, "test_domain=0,1", "optim.steps=30", "hydra/launcher=parallel", "hydra.launcher.n_jobs=2"),
+        *(f"data_dir={small_glyphs}", f"output_dir={tmp_path}"),
+        env={"TERM": "xterm"},
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    pieces = []
+    with suppress(OSError):  # when the other side is closed
+        while piece := os.read(ours, 4096):
+            pieces.append(piece)
+    os.close(ours)
+    shown = b"".join(pieces).decode()
+    assert process.wait() == 0, shown
+    lines = [line for text in shown.splitlines() for line in text.split(CLEAR_LINE[1:])]
+    assert any(re.search(r"all.* of 2 runs done", line) for line in lines)
+    for job, domain in enumerate(("chalk", "mosaic")):
+        [line] = [line for line in lines if f"{domain}  step 30/30" in line]
+        assert line.startswith(f"[{job}] {domain}")
 
 
 def processes_of(session: int) -> list[str]:
@@ -83,51 +127,36 @@ def processes_of(session: int) -> list[str]:
     return found
 
 
-def wait_until(what: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_command_stops_its_jobs_and_goes_on(
     number: signal.Signals, small_glyphs: Path, tmp_path: Path
 ) -> None:
     """Each saves its run: Ctrl-C reaches every process of the terminal, another signal the command alone."""
-    more = (
-        "test_domain=0,1",
-        "optim.steps=1000",
-        "eval_every=500",
-        "hydra/launcher=parallel",
-        "hydra.launcher.n_jobs=2",
-        f"data_dir={small_glyphs}",
-        f"output_dir={tmp_path / 'outputs'}",
+    options = (
+        *(word for word in OPTIONS if not word.startswith(("test_domain", "optim.steps", "eval_every"))),
+        *("test_domain=0,1", "optim.steps=1000000", "eval_every=1000000", "checkpoint_every=100000"),  # they never end
+        *("hydra/launcher=parallel", "hydra.launcher.n_jobs=2"),
+        *(f"data_dir={small_glyphs}", f"output_dir={tmp_path / 'outputs'}"),
     )
-    options = [word for word in OPTIONS if not word.startswith(("test_domain", "optim.steps", "eval_every"))] + [*more]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    script = REPOSITORY / "scripts/train.py"
-    process = prepared_process().start(
-        script, [*options, "checkpoint_every=1000"], REPOSITORY, env, tmp_path, own_session=True
-    )
-    try:
-        wait_until(lambda: len(list((tmp_path / "outputs").rglob("metrics.jsonl"))) == 2, 120)
-        assert len(processes_of(process.pid)) >= 3
-        if number == signal.SIGINT:
-            os.killpg(process.pid, number)
-        else:
-            process.send_signal(number)
-        assert process.wait(60) == 128 + number
-        wait_until(lambda: not processes_of(process.pid), 10)
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    assert not results(tmp_path / "outputs")
-    assert len(list((tmp_path / "outputs").rglob("checkpoint.pt"))) == 2
-    again = train(*options)
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert len(re.findall(r"^\[[01]\] .*goes on from step \d+ of 1000", again.stdout, re.MULTILINE)) == 2
-    assert len(results(tmp_path / "outputs")) == 2
+    for both_say in ("step 0/", "goes on from step"):
+        process = start("train.py", *options, start_new_session=True)
+        try:
+            for _ in range(2):
+                wait_for(process, both_say)
+            assert len(processes_of(process.pid)) >= 3
+            if number == signal.SIGINT:
+                os.killpg(process.pid, number)
+            else:
+                process.send_signal(number)
+            said, _ = process.communicate()
+            assert process.returncode == 128 + number, said
+            while processes_of(process.pid):
+                time.sleep(0.05)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        assert len(list((tmp_path / "outputs").rglob("checkpoint.pt"))) == 2
 
 
 @pytest.mark.parametrize(

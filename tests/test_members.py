@@ -20,7 +20,8 @@ from vld.report.summary import sweep_table
 from vld.runs.directory import RunDirectory
 from vld.runs.identity import RANDOM_WEIGHTS, run_id, run_identity, varied_settings, weights_fingerprint
 from vld.study.combination import combine_all
-from vld.study.members import find_members, member_configs
+from vld.study.member_axes import member_configs
+from vld.study.members import find_members
 from vld.tracking.background import Publisher
 
 NOT_PUBLISHED = Publisher(WandbConfig(mode="disabled"), "outputs", say=print, warn=print)

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-from commands import REPOSITORY
+import pytest
+from commands import REPOSITORY, TINY_NETWORK
 from wandb_server import read_offline
 
 # (file, what stands there, what the method puts before it)
@@ -52,6 +53,7 @@ ADDED = (
 )
 
 
+@pytest.mark.slow
 def test_a_method_of_one_s_own(tmp_path: Path, small_glyphs: Path) -> None:
     """It is trained, selected, evaluated in full, kept, put first in the table, delivered and reported like the others."""
     sources = tmp_path / "sources"
@@ -77,7 +79,8 @@ def test_a_method_of_one_s_own(tmp_path: Path, small_glyphs: Path) -> None:
 
     done = run(
         "train",
-        *f"dataset=glyphs data_dir={small_glyphs} test_domain=chalk backbone=resnet18 backbone.weights=none".split(),
+        *f"dataset=glyphs data_dir={small_glyphs} test_domain=chalk".split(),
+        *TINY_NETWORK,
         *("image_size=16", "batch_size=2", "optim.steps=6", "eval_every=3", "dataset.curve_images=1"),
         *("method=moving_average", "keep=[moving_average-iid,moving_average-last-logits]", "wandb.mode=offline"),
     )

@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from commands import REPOSITORY
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_wheel_runs_elsewhere(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 import torchvision
-from commands import script, train
+from commands import TINY, TINY_NETWORK, script, tiny_weights, train
 
 SMALL = ("image_size=32", "batch_size=1", "optim.steps=2", "eval_every=1", "optim.milestones=[1]", "dataset=glyphs")
 ONE = ("seed=0", "test_domain=0,1")
@@ -18,17 +18,17 @@ def places(small_glyphs: Path, tmp_path: Path) -> list[str]:
     return [f"data_dir={small_glyphs}", f"output_dir={tmp_path}"]
 
 
-def weights(architecture: str, tmp_path: Path) -> list[str]:
-    """A network of that architecture with weights of its own."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        torch.save(torchvision.models.get_model(architecture, weights=None).state_dict(), tmp_path / "weights.pth")
-    names = [f"backbone.{name}={architecture}" for name in ("name", "architecture")]
-    return [*names, f"backbone.weights={tmp_path / 'weights.pth'}"]
+def tiny(folder: Path) -> list[str]:
+    """What makes the tiny network, with weights of its own, of a study's."""
+    return [
+        "backbone.library=timm",
+        *(f"backbone.{name}={TINY}" for name in ("name", "architecture")),
+        tiny_weights(folder),
+    ]
 
 
 def test_figure_1_linear_connectivity(places: list[str], tmp_path: Path) -> None:
-    options = ("study=figure1", *SMALL, *ONE, *weights("resnet18", tmp_path), *places)
+    options = ("study=figure1", *SMALL, *ONE, *tiny(tmp_path), *places)
     for done in (train(*options), script("combine.py", *options), script("report.py", *options)):
         assert done.returncode == 0, done.stderr + done.stdout
     [points] = [pd.read_csv(path) for path in (tmp_path / "report").rglob("figure1.csv")]
@@ -49,7 +49,15 @@ def test_figure_1_linear_connectivity(places: list[str], tmp_path: Path) -> None
 
 
 def test_figures_9_and_10_linear_fine_tuning(places: list[str], tmp_path: Path) -> None:
-    network = weights("resnet34", tmp_path)
+    # Linear fine-tuning is of three residual blocks of equal width, which the tiny network has not.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        torch.save(torchvision.models.resnet34(weights=None).state_dict(), tmp_path / "resnet34.pth")
+    network = [
+        "backbone.name=resnet34",
+        "backbone.architecture=resnet34",
+        f"backbone.weights={tmp_path / 'resnet34.pth'}",
+    ]
     narrow = (*SMALL, *ONE, "dropout=0.9", "optim.lr=1e-3", *network, *places)
     # The dataset is another than the paper's: glyphs replaces every study's.
     for study, decay in (("figure2", "1e-4"), ("figure9", "1e-2")):
@@ -80,19 +88,18 @@ def test_figures_9_and_10_linear_fine_tuning(places: list[str], tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("study", "network", "narrow", "expected"),
+    ("study", "other", "narrow", "expected"),
     [
-        ("figure5", [], "optim.lr=5e-3", {"backbone.weights_fingerprint": "random", "optim.lr": 5e-3}),
-        ("figure8", ["backbone=resnet18"], "optim.lr=1e-3", {"optim.last_layer_lr_factor": 10.0}),
+        ("figure5", False, "optim.lr=5e-3", {"backbone.weights_fingerprint": "random", "optim.lr": 5e-3}),
+        ("figure8", True, "optim.lr=1e-3", {"optim.last_layer_lr_factor": 10.0}),
     ],
 )
 def test_a_study_from_scratch_and_one_whose_backbone_varies_train(
-    study: str, network: list[str], narrow: str, expected: dict[str, object], places: list[str], tmp_path: Path
+    study: str, other: bool, narrow: str, expected: dict[str, object], places: list[str], tmp_path: Path
 ) -> None:
     """Of the other studies, whose settings test_study.py compares, one run of each that is made in another way."""
     small = [option for option in SMALL if option != "image_size=32"] + ["image_size=16", "optim.weight_decay=1e-4"]
-    if network:
-        network = [*network, *weights("resnet18", tmp_path)[2:]]
+    network = [*TINY_NETWORK[:2], tiny_weights(tmp_path)] if other else []
     done = train(f"study={study}", *small, "seed=0", "test_domain=0", "dropout=0.9", narrow, *network, *places)
     assert done.returncode == 0, done.stderr + done.stdout
     [path] = tmp_path.glob("runs/*/*/*/result.json")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from commands import REPOSITORY, train
+from commands import REPOSITORY, TINY_NETWORK, train
 from hydra import compose, initialize_config_dir
 
 from vld.config.checks import typed_config
@@ -13,7 +13,6 @@ from vld.config.settings import Config
 
 PRESETS = sorted(path for path in (REPOSITORY / "conf").glob("*/*.yaml") if path.parent.name != "study")
 SMALL = ("dataset=glyphs", "test_domain=0", "image_size=32", "batch_size=1", "optim.steps=1", "dropout=0.5", "keep=[]")
-NETWORK = ("backbone=resnet18", "backbone.weights=none")
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -28,7 +27,7 @@ def test_preset_composes(path: Path) -> None:
 
 def test_adam_trains(small_glyphs: Path, tmp_path: Path) -> None:
     """Networks of all presets are trained in test_model.py and test_architectures.py, methods and SGD by most tests."""
-    done = train(*SMALL, *NETWORK, "optim=adam", f"data_dir={small_glyphs}", f"output_dir={tmp_path}")
+    done = train(*SMALL, *TINY_NETWORK, "optim=adam", f"data_dir={small_glyphs}", f"output_dir={tmp_path}")
     assert done.returncode == 0, done.stderr + done.stdout
     [path] = (tmp_path / "runs/glyphs").rglob("result.json")
     result = json.loads(path.read_text())

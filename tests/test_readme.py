@@ -1,4 +1,5 @@
-"""Everything that the README shows runs: its commands, made small, and its Python."""
+"""Everything that the README shows runs: its commands, made small, and its Python. What trains is slow: that each command is
+right, and whatever it does with the tiny network, others test."""
 
 import re
 import shlex
@@ -39,7 +40,7 @@ def smaller(command: str, **instead: str) -> list[str]:
 
 @pytest.mark.parametrize("command", dict.fromkeys(COMMANDS))
 def test_every_command_is_one(command: str) -> None:
-    """Its presets, options and values are right; the tests below run them, small."""
+    """Its presets, options and values are right; the slow tests below run them, small."""
     _, file, *words = shlex.split(command)
     name = Path(file).stem
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
@@ -60,6 +61,7 @@ def test_every_command_is_one(command: str) -> None:
         assert not problems
 
 
+@pytest.mark.slow
 def test_from_pacs_to_a_table(pacs_dir: Path, tmp_path: Path) -> None:
     [block] = [block for block in BLOCKS if block.count("study=pacs_cpu") == 3]
     commands = [shlex.split(line)[1:] for line in block.strip().splitlines()]
@@ -79,6 +81,7 @@ def test_from_pacs_to_a_table(pacs_dir: Path, tmp_path: Path) -> None:
     assert sorted(table[table.members.notna()].method) == ["ensemble_of_runs"] * 2 + ["model_soup"] * 2
 
 
+@pytest.mark.slow
 def test_a_dataset_and_a_backbone_of_one_s_own(small_glyphs: Path, tmp_path: Path) -> None:
     [of_images] = [command for command in TRAIN_COMMANDS if "dataset=folder" in command]
     [of_network] = [command for command in TRAIN_COMMANDS if "wide_resnet50_2" in command]
@@ -93,6 +96,7 @@ def test_a_dataset_and_a_backbone_of_one_s_own(small_glyphs: Path, tmp_path: Pat
     assert set(load_results(tmp_path).backbone) == {"efficientnet_lite0", "wide"}
 
 
+@pytest.mark.slow
 def test_anatomy_of_one_command_runs_on_real_pacs(pacs_dir: Path, tmp_path: Path) -> None:
     [command] = [command for command in TRAIN_COMMANDS if "test_domain=sketch" in command]
     done = train(*smaller(command, data_dir=str(pacs_dir.parent), output_dir=str(tmp_path)))
@@ -100,6 +104,7 @@ def test_anatomy_of_one_command_runs_on_real_pacs(pacs_dir: Path, tmp_path: Path
     assert len(list((tmp_path / "runs/pacs/sketch").rglob("result.json"))) == 1
 
 
+@pytest.mark.slow
 def test_the_sweep_runs_and_so_does_the_python(
     small_glyphs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -121,6 +126,7 @@ def test_the_sweep_runs_and_so_does_the_python(
     assert capsys.readouterr().out.strip() in {path.name for path in (small_glyphs / "glyphs/chalk").iterdir()}
 
 
+@pytest.mark.slow
 def test_the_demo_study_is_looked_at_combined_and_reported_also_in_a_notebook(
     small_glyphs: Path, tmp_path: Path
 ) -> None:
@@ -146,6 +152,7 @@ def test_the_demo_study_is_looked_at_combined_and_reported_also_in_a_notebook(
     assert len(names["series"]) == 2 * (3 + 2)  # dropout rates; methods along a run and combinations
 
 
+@pytest.mark.slow
 def test_representations_are_analysed(small_glyphs: Path, tmp_path: Path) -> None:
     [block] = [block for block in BLOCKS if "scripts/analyse.py" in block]
     places = [f"data_dir={small_glyphs}", f"output_dir={tmp_path}"]
@@ -201,6 +208,7 @@ def test_the_benchmark_s_command_is_one() -> None:
     assert "batch_size: " in done.stdout
 
 
+@pytest.mark.slow
 def test_the_combinations_are_trained_and_made(small_glyphs: Path, tmp_path: Path) -> None:
     [block] = [block for block in BLOCKS if "scripts/combine.py" in block and "study=" not in block]
     commands = re.sub(r"\\\n\s*", "", block).strip().splitlines()
@@ -215,6 +223,7 @@ def test_the_combinations_are_trained_and_made(small_glyphs: Path, tmp_path: Pat
     assert set(table[table.members.notna()].members.str.len()) == {4}
 
 
+@pytest.mark.slow
 def test_other_networks_and_dropout_elsewhere_run(small_glyphs: Path, tmp_path: Path) -> None:
     [block] = [block for block in BLOCKS if "backbone=vit_b_16" in block]
     transformer, by_name, sweep = block.strip().splitlines()
@@ -230,6 +239,7 @@ def test_other_networks_and_dropout_elsewhere_run(small_glyphs: Path, tmp_path: 
     assert load_results(tmp_path / "4").run_id.nunique() == 4
 
 
+@pytest.mark.slow
 def test_the_line_between_two_networks_is_made(small_glyphs: Path, tmp_path: Path) -> None:
     [command] = [command for command in TRAIN_COMMANDS if "method=connectivity" in command]
     done = train(*smaller(command, data_dir=str(small_glyphs), output_dir=str(tmp_path)))
@@ -237,6 +247,7 @@ def test_the_line_between_two_networks_is_made(small_glyphs: Path, tmp_path: Pat
     assert "α of the first member" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_dataset_is_prepared_and_runs_are_published(tmp_path: Path) -> None:
     for name, instead in (("prepare.py", f"data_dir={tmp_path}"), ("publish.py", "wandb.mode=offline")):
         [command, *_] = [command for command in COMMANDS if command.startswith(f"python scripts/{name}")]
@@ -263,10 +274,10 @@ def test_a_dataset_is_prepared_and_runs_are_published(tmp_path: Path) -> None:
             assert "3 offline runs" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_demo_downloads_nothing(tmp_path: Path) -> None:
     """A run of it from nothing, where whatever goes out finds nobody and nothing is cached, nor anybody logged in to W&B."""
-    text = re.sub(r"\\\n\s*", "", (REPOSITORY / "scripts/demo.sh").read_text())
-    [command] = re.findall(r'^(python scripts/train\.py .*) "\$@"$', text, re.M)
+    [command] = re.findall(r'^(python scripts/train\.py .*) "\$@"$', (REPOSITORY / "scripts/demo.sh").read_text(), re.M)
     places = {"data_dir": str(tmp_path / "data"), "output_dir": str(tmp_path / "outputs")}
     options = smaller(command, test_domain="chalk", dropout="0", **places)
     home = tmp_path / "home"
@@ -280,6 +291,7 @@ def test_the_demo_downloads_nothing(tmp_path: Path) -> None:
     assert "W&B: 3 offline runs" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (REPOSITORY / ".venv/made-from").exists(), reason="scripts/test.sh has not made .venv here")
 def test_the_demo_ends_with_its_tables_and_a_picture(small_glyphs: Path, tmp_path: Path) -> None:
     small = [f"{name}={value}" for name, value in SMALLER.items()]
@@ -295,5 +307,9 @@ def test_the_demo_ends_with_its_tables_and_a_picture(small_glyphs: Path, tmp_pat
     last_table = done.stdout[done.stdout.rindex("┏") :]
     assert re.search(r"dropout ┃ method +┃ i.i.d. % ┃ o.o.d. % ┃ chalk ┃ mosaic ┃ +neon ┃ print", last_table)
     assert "What it does not" in last_table
+    [page] = re.findall(r"^The page with tables and figures: (.*)", done.stdout, re.M)
+    assert Path(page).name == "index.html"
+    assert Path(page).parent.parent == tmp_path / "outputs/report"
+    assert "<img" in Path(page).read_text() or "<svg" in Path(page).read_text()
     [picture] = (tmp_path / "outputs/datasets").iterdir()
     assert picture.suffix == ".png"

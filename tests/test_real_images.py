@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from commands import script, train
 
+pytestmark = pytest.mark.slow
 LITE0 = ("backbone=efficientnet_lite0", "wandb.mode=disabled", "keep=[]")
 
 

@@ -1,17 +1,16 @@
 """A run that is interrupted anywhere goes on exactly; nothing that was finished is lost or repeated."""
 
 import fcntl
+import itertools
 import json
 import os
 import re
 import resource
-import select
 import shutil
 import signal
 import subprocess
 import sys
 import termios
-import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -22,18 +21,19 @@ import pytest
 import soak
 import torch
 import yaml
-from commands import REPOSITORY, TINY_NETWORK, tiny_weights, train
+from commands import REPOSITORY, TINY_NETWORK, before_step, script, start, stopped_at, tiny_weights, train, wait_for
 from hydra import compose, initialize_config_dir
-from prepared import Started, prepared_process
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny import SEED, make_batches, make_evaluation_set, make_model, settings
 
+from vld.commands import main as cli
 from vld.config.checks import typed_config
 from vld.config.errors import UserError
 from vld.config.settings import AveragingConfig, Config, EnsembleConfig
-from vld.data import glyphs
+from vld.machine import lock as claim
 from vld.machine.atomic import write_atomically
+from vld.machine.signals import SIGNALS
 from vld.machine.terminal import Terminal
 from vld.runs import load_results
 from vld.runs.checkpoint import read_checkpoint, write_checkpoint
@@ -209,15 +209,18 @@ def test_weights_that_are_not_finite_are_not_saved() -> None:
         trajectory.state_dict()
 
 
-def test_times_add_up_over_attempts() -> None:
+def test_times_add_up_over_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that goes on by a second whenever it is looked at."""
+    looks = itertools.count()
+    monkeypatch.setattr("vld.training.loop.time", SimpleNamespace(perf_counter=lambda: float(next(looks))))
     trajectory, record = begin()
     with pytest.raises(Stopped):
         go_on(trajectory, record, until=2)
     state = trajectory.clock.state_dict()
     fresh, _ = begin()
     fresh.clock.load_state_dict({"seconds": state["seconds"] + 100, "aside": state["aside"] + 30})
-    assert 100 <= fresh.clock.seconds() < 160
-    assert 70 <= fresh.clock.train_seconds() < 130
+    assert fresh.clock.seconds() == state["seconds"] + 100 + 1
+    assert fresh.clock.train_seconds() == (state["seconds"] - state["aside"]) + 70 + 2
 
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
@@ -286,7 +289,7 @@ def test_a_write_that_is_stopped_leaves_what_was_there(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
-# The command: a network at which a step takes about 10 ms; most of its steps come after the line that tests wait for.
+# The command, at which a step takes about 10 ms.
 RUN = (
     "dataset=glyphs",
     "test_domain=0",
@@ -294,30 +297,41 @@ RUN = (
     "image_size=16",
     "batch_size=2",
     "dropout=0.5",
-    "optim.steps=120",
-    "eval_every=30",
-    "averaging.start=10",
-    "ensemble.start=10",
-    "ensemble.every=10",
+    "optim.steps=40",
+    "eval_every=10",
+    "averaging.start=5",
+    "ensemble.start=5",
+    "ensemble.every=5",
 )
+# A process of the command that does something of its own before a step.
+ACTING = """
+import os, signal
+from vld.machine import lock as claim
+from vld.commands import main as cli
+from vld.training import loop as training
+update = training.update
+def acting(trajectory, *arguments):
+    if trajectory.step == 15:
+        {act}
+    return update(trajectory, *arguments)
+training.update = acting
+{before}
+cli.train()
+"""
+STAND_STILL = "os.kill(os.getpid(), signal.SIGSTOP)"
+
+
+@pytest.fixture
+def command(small_glyphs: Path, tmp_path: Path) -> tuple[str, ...]:
+    """Its options."""
+    return (*RUN, f"data_dir={small_glyphs}", f"output_dir={tmp_path / 'outputs'}")
 
 
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Glyphs of few images, so that evaluations take no time."""
-    folder = tmp_path_factory.mktemp("data")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(glyphs, "CLASSES", ("A", "E"))
-        patch.setattr(glyphs, "IMAGES_PER_CLASS", 20)
-        glyphs.draw_glyphs(folder / "glyphs")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def whole(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(small_glyphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run directory of an uninterrupted run."""
     output_dir = tmp_path_factory.mktemp("whole")
-    done = train(*RUN, f"data_dir={data_dir}", f"output_dir={output_dir}")
+    done = train(*RUN, f"data_dir={small_glyphs}", f"output_dir={output_dir}")
     assert done.returncode == 0, done.stderr
     return the_run(output_dir)
 
@@ -336,172 +350,164 @@ def same_run(a: Path, b: Path) -> bool:
     return rows(a) == rows(b) and weights[0] == weights[1] and names[0] == names[1]
 
 
-Start = Callable[..., Started]
-
-
 @pytest.fixture
-def start(data_dir: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """Start the command in the background, by a script of its own if need be; it ends with the test."""
-    processes = []
-
-    def start(*options: str, script: Path = REPOSITORY / "scripts/train.py") -> Started:
-        here = (*RUN, f"data_dir={data_dir}", f"output_dir={tmp_path / 'outputs'}")
-        env = os.environ | {"OMP_NUM_THREADS": "1"}
-        said = tmp_path_factory.mktemp("said")
-        process = prepared_process().start(script, [*here, *options], REPOSITORY, env, said)
-        processes.append(process)
-        return process
-
-    yield start
-    for process in processes:
-        process.kill()
-        process.wait(60)
+def hang_ups_are_heard() -> Iterator[None]:
+    """Under nohup as well."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.usefixtures("hang_ups_are_heard")
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_saves_the_run_and_the_same_command_goes_on(
-    number: signal.Signals, code: int, start: Start, tmp_path: Path, whole: Path
+    number: signal.Signals, command: tuple[str, ...], tmp_path: Path, whole: Path
 ) -> None:
-    process = start()
-    process.wait_for("step 30/120")
-    process.send_signal(number)
-    output, errors = process.communicate(timeout=60)
-    assert process.returncode == code, errors
+    stopped = stopped_at(15, *command, by=number)
+    assert stopped.returncode == 128 + number, stopped.stderr
     run_dir = the_run(tmp_path / "outputs")
-    assert f"{number.name}: saved in {run_dir}" in output
-    assert errors == f"stopped by {number.name}; the same command goes on, and does nothing twice\n"
+    assert f"{number.name}: saved in {run_dir}" in stopped.stdout
+    assert stopped.stderr == f"stopped by {number.name}; the same command goes on, and does nothing twice\n"
     assert sorted(path.name for path in run_dir.iterdir()) == ["checkpoint.pt", "config.yaml", "metrics.jsonl"]
-    again = start()
-    output, errors = again.communicate(timeout=120)
-    assert again.returncode == 0, errors
-    assert re.search(r"goes on from step (?:[3-9]\d|1[01]\d) of 120, saved 20", output)
-    between = re.findall(r"^chalk  step (?:60|90)/120 .*$", output, re.M)
-    assert all(re.search(r"  \d+:\d\d left$", line) for line in between), between
+    again = train(*command)
+    assert again.returncode == 0, again.stderr
+    assert re.search(r"goes on from step 16 of 40, saved 20", again.stdout)
+    assert len(re.findall(r"^chalk  step (?:20|30)/40 .*  \d+:\d\d left$", again.stdout, re.M)) == 2
     assert same_run(run_dir, whole)
 
 
-def test_a_second_ctrl_c_saves_nothing(start: Start, tmp_path: Path) -> None:
-    script = tmp_path / "impatient.py"
-    script.write_text(
-        "import os, signal\n"
-        "from vld.commands import main as cli, training\n"
-        "update = training.update\n"
-        "def interrupted(trajectory, inputs, labels, seed, step):\n"
-        "    if step == 12:\n"
-        "        os.kill(os.getpid(), signal.SIGINT)\n"
-        "        os.kill(os.getpid(), signal.SIGINT)\n"
-        "    return update(trajectory, inputs, labels, seed, step)\n"
-        "training.update = interrupted\n"
-        "cli.train()\n"
-    )
-    process = start(script=script)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert errors == "stopped by SIGINT; the same command goes on, and does nothing twice\n"
-    assert not list((tmp_path / "outputs").rglob("checkpoint.pt"))
+def acting(folder: Path, act: str, before: str = "") -> str:
+    """The script of a command that does `act` before step 15, and something when it begins."""
+    path = folder / "acting.py"
+    path.write_text(ACTING.format(act=act, before=before))
+    return str(path)
 
 
-def test_a_scheduler_s_handler_is_called_when_the_run_is_saved(start: Start, tmp_path: Path, whole: Path) -> None:
-    """submitit: its handler of SIGTERM returns, for the run to go on; that of its warning signal requeues and exits."""
-    script = tmp_path / "job.py"
-    script.write_text(
-        "import pathlib, signal, sys\n"
-        "from vld.commands import main as cli\n"
-        f"outputs = pathlib.Path({str(tmp_path / 'outputs')!r})\n"
-        "def requeue(number, frame):\n"
-        "    [checkpoint] = outputs.rglob('checkpoint.pt')\n"
-        "    assert not list(outputs.rglob('running.lock'))\n"
-        "    print('requeued with', checkpoint.stat().st_size > 0, flush=True)\n"
-        "    sys.exit(17)\n"
-        "def bypass(number, frame):\n"
-        "    print('bypassed', flush=True)\n"
-        "original = signal.signal\n"
-        "original(signal.SIGUSR2, requeue)\n"
-        "def job(composed):\n"
-        "    original(signal.SIGTERM, bypass)\n"
-        "    return inner(composed)\n"
-        "inner, cli._train_job = cli._train_job, job\n"
-        "cli.train()\n"
-    )
-    process = start(script=script)
-    process.wait_for("step 30/120")
-    process.send_signal(signal.SIGTERM)
-    process.wait_for("bypassed")
-    process.wait_for("goes on from step")
-    process.wait_for("step 60/120")
-    process.send_signal(signal.SIGUSR2)
-    output, errors = process.communicate(timeout=60)
-    assert process.returncode == 17, errors
-    assert "requeued with True" in output
-    again = start(script=script)
-    assert again.wait(timeout=120) == 0
+def test_a_killed_command_goes_on(command: tuple[str, ...], tmp_path: Path, whole: Path) -> None:
+    """A process of its own, killed for real, bit for bit."""
+    at_once = acting(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)")
+    killed = script(at_once, *command, "checkpoint_every=0", fresh=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    again = train(*command)
+    assert again.returncode == 0, again.stderr
+    assert "goes on from step 15 of 40" in again.stdout
     assert same_run(the_run(tmp_path / "outputs"), whole)
 
 
-def test_two_starts_at_once_train_once(start: Start, tmp_path: Path, whole: Path) -> None:
-    first = start()
-    first.wait_for("step 0/120")
-    first.send_signal(signal.SIGSTOP)
-    second, third = start(), start("if_running=skip")
-    output, errors = third.communicate(timeout=120)
-    assert third.returncode == 0, errors
-    assert re.search(rf"skipped: process {first.pid} on \S+ is working on it", output)
-    second.wait_for(f"process {first.pid} on ")
+def test_a_second_ctrl_c_saves_nothing(command: tuple[str, ...], tmp_path: Path) -> None:
+    def impatient() -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with before_step(15, impatient):
+        stopped = train(*command)
+    assert stopped.returncode == 130
+    assert stopped.stderr == "stopped by SIGINT; the same command goes on, and does nothing twice\n"
+    assert not list((tmp_path / "outputs").rglob("checkpoint.pt"))
+
+
+def test_a_scheduler_s_handler_is_called_when_the_run_is_saved(
+    command: tuple[str, ...], tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """submitit: its handler of SIGTERM returns, for the run to go on; that of its warning signal requeues and exits."""
+
+    def requeue(*_: object) -> None:
+        [checkpoint] = tmp_path.rglob("checkpoint.pt")
+        assert not list(tmp_path.rglob("running.lock"))
+        print("requeued with", checkpoint.stat().st_size > 0)
+        sys.exit(17)
+
+    def job(composed: Any) -> object:
+        signal.signal(signal.SIGTERM, lambda *_: print("bypassed"))
+        signal.signal(signal.SIGUSR2, requeue)
+        return inner(composed)
+
+    inner = cli._train_job
+    monkeypatch.setattr(cli, "_train_job", job)
+    with before_step(15, lambda: os.kill(os.getpid(), signal.SIGTERM)):
+        stopped = stopped_at(25, *command, by=signal.SIGUSR2)
+    assert stopped.returncode == 17, stopped.stderr
+    assert re.search(r"bypassed\n.*goes on from step 16 .*step 20/40.*requeued with True\n", stopped.stdout, re.S)
+    assert train(*command).returncode == 0
+    assert same_run(the_run(tmp_path / "outputs"), whole)
+
+
+Background = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def background(command: tuple[str, ...]) -> Iterator[Background]:
+    """Start the command, or a script of its own, in the background; it ends with the test."""
+    processes = []
+
+    def begin(name: str = "train.py", **popen: Any) -> "subprocess.Popen[str]":
+        processes.append(start(name, *command, **popen))
+        return processes[-1]
+
+    yield begin
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def wait_until_it_stands_still(process: "subprocess.Popen[str]") -> None:
+    assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
+
+
+@pytest.mark.slow
+def test_two_starts_at_once_train_once(
+    background: Background, command: tuple[str, ...], tmp_path: Path, whole: Path
+) -> None:
+    first = background(acting(tmp_path, STAND_STILL))
+    wait_until_it_stands_still(first)
+    skipped = train(*command, "if_running=skip")
+    assert skipped.returncode == 0, skipped.stderr
+    assert re.search(rf"skipped: process {first.pid} on \S+ is working on it", skipped.stdout)
+    second = background()
+    wait_for(second, f"process {first.pid} on ")
     first.send_signal(signal.SIGCONT)
-    shown, _ = second.communicate(timeout=120)
-    assert first.wait(timeout=10) == 0
-    assert second.returncode == 0
+    shown, _ = second.communicate()
+    first.communicate()
+    assert (first.returncode, second.returncode) == (0, 0)
     assert "finished before, not trained again" in shown
-    assert "step 0/120" not in shown
+    assert "step 0/40" not in shown
     assert "│ erm " in shown
     assert same_run(the_run(tmp_path / "outputs"), whole)
 
 
-def test_a_full_disk_is_a_clear_failure_and_loses_nothing(data_dir: Path, tmp_path: Path, whole: Path) -> None:
+def test_a_full_disk_is_a_clear_failure_and_loses_nothing(
+    command: tuple[str, ...], tmp_path: Path, whole: Path
+) -> None:
     """Files of at most 3 MB: the network's weights (2 MB) fit, its checkpoints (6 MB) do not."""
-    options = [*RUN, f"data_dir={data_dir}", f"output_dir={tmp_path}"]
-
-    def limited(size: int) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [sys.executable, f"{REPOSITORY}/scripts/train.py", *options, "checkpoint_every=0"],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    full = limited(3_000_000)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, limits[1]))
+    try:
+        full = train(*command, "checkpoint_every=0")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert full.returncode == 1
     assert "the disk is full, or a limit is reached" in full.stdout
     assert "make room; the same command starts it again" in full.stdout
     assert "Traceback" not in full.stdout + full.stderr
-    run_dir = the_run(tmp_path)
+    run_dir = the_run(tmp_path / "outputs")
     failure = json.loads((run_dir / "failure.json").read_text())
     assert failure.keys() == {"what", "how_to_go_on", "where", "when", "run_id", "study", "settings"}
     assert "make room" in failure["how_to_go_on"]
     assert sorted(path.name for path in run_dir.iterdir()) == ["config.yaml", "failure.json", "metrics.jsonl"]
-    again = train(*options)
-    assert again.returncode == 0
+    assert train(*command).returncode == 0
     assert same_run(run_dir, whole)
 
 
-def interrupted(start: Start, tmp_path: Path) -> Path:
-    process = start()
-    process.wait_for("step 30/120")
-    process.terminate()
-    process.communicate(timeout=60)
-    return the_run(tmp_path / "outputs")
-
-
-def test_a_damaged_checkpoint_or_foreign_directory_is_refused_and_nothing_lost(start: Start, tmp_path: Path) -> None:
-    run_dir = interrupted(start, tmp_path)
+def test_a_damaged_checkpoint_or_foreign_directory_is_refused_and_nothing_lost(
+    command: tuple[str, ...], tmp_path: Path
+) -> None:
+    stopped_at(15, *command)
+    run_dir = the_run(tmp_path / "outputs")
     checkpoint = (run_dir / "checkpoint.pt").read_bytes()
     (run_dir / "checkpoint.pt").write_bytes(checkpoint[:-1000])
-    refused = start()
-    output, _ = refused.communicate(timeout=120)
+    refused = train(*command)
     assert refused.returncode == 1
-    assert f"failed: chalk: {run_dir}/checkpoint.pt: damaged" in output
+    assert f"failed: chalk: {run_dir}/checkpoint.pt: damaged" in refused.stdout
     assert (run_dir / "checkpoint.pt").read_bytes() == checkpoint[:-1000]
     assert (run_dir / "metrics.jsonl").stat().st_size > 0
     assert not (run_dir / "failure.json").exists()
@@ -510,10 +516,9 @@ def test_a_damaged_checkpoint_or_foreign_directory_is_refused_and_nothing_lost(s
     stored = yaml.safe_load((run_dir / "config.yaml").read_text())
     stored["identity"]["dropout"] = 0.7
     (run_dir / "config.yaml").write_text(yaml.safe_dump(stored))
-    refused = start()
-    output, _ = refused.communicate(timeout=120)
+    refused = train(*command)
     assert refused.returncode == 1
-    assert f"{run_dir}/config.yaml: its settings are not those of run {run_dir.name}" in output
+    assert f"{run_dir}/config.yaml: its settings are not those of run {run_dir.name}" in refused.stdout
     assert (run_dir / "checkpoint.pt").read_bytes() == checkpoint
 
 
@@ -527,60 +532,52 @@ def selected_steps(run_dir: Path) -> dict[str, int]:
     return {row["selection"]: row["step"] for row in rows if row["method"] == "erm"}
 
 
-def test_kept_weights_are_those_of_the_selected_step(start: Start, tmp_path: Path) -> None:
+def test_kept_weights_are_those_of_the_selected_step(command: tuple[str, ...], tmp_path: Path) -> None:
     """An attempt that came further than its checkpoint, on a machine with other numbers, has left a later step's weights."""
     options = still(tmp_path)
-    process = start("keep=[erm-iid,erm-last]", *options)
-    process.wait_for("step 30/120")
-    process.terminate()
-    process.communicate(timeout=60)
+    stopped_at(15, *command, "keep=[erm-iid,erm-last]", *options)
     run_dir = the_run(tmp_path / "outputs")
     path = run_dir / "erm-iid.safetensors"
     with safe_open(path, framework="pt") as file:
         weights, about = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
     assert json.loads(about["about"])["step"] == 0
-    save_file(weights, path, {"about": '{"step": 60}'})
+    save_file(weights, path, {"about": '{"step": 20}'})
     (run_dir / "notes.safetensors").write_bytes(b"the user's")
-    process = start("keep=[erm-iid]", *options)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0
+    done = train(*command, "keep=[erm-iid]", *options)
+    assert done.returncode == 0
     assert selected_steps(run_dir)["iid"] == 0
-    assert "lacks erm-iid" in output
+    assert "lacks erm-iid" in done.stdout
     assert not path.exists()
     assert not (run_dir / "erm-last.safetensors").exists()
     assert (run_dir / "notes.safetensors").read_bytes() == b"the user's"
 
 
-def test_another_keep_in_between_costs_nothing(start: Start, tmp_path: Path) -> None:
-    options = still(tmp_path)
-    for keep, step in (("[erm-oracle_step]", 30), ("[erm-last]", 60)):
-        process = start(f"keep={keep}", *options)
-        process.wait_for(f"step {step}/120")
-        process.terminate()
-        process.communicate(timeout=60)
-    process = start("keep=[erm-oracle_step]", *options)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0
-    assert "lacks" not in output
+def test_another_keep_in_between_costs_nothing(command: tuple[str, ...], tmp_path: Path) -> None:
+    options = (*command, *still(tmp_path))
+    for keep, step in (("[erm-oracle_step]", 15), ("[erm-last]", 25)):
+        assert stopped_at(step, *options, f"keep={keep}").returncode == 143
+    done = train(*options, "keep=[erm-oracle_step]")
+    assert done.returncode == 0
+    assert "lacks" not in done.stdout
     run_dir = the_run(tmp_path / "outputs")
     assert selected_steps(run_dir)["oracle_step"] == 0
     assert (run_dir / "erm-oracle_step.safetensors").exists()
 
 
 def test_a_run_that_goes_on_elsewhere_says_so_and_leaves_what_others_left(
-    start: Start, tmp_path: Path, whole: Path
+    command: tuple[str, ...], tmp_path: Path, whole: Path
 ) -> None:
-    run_dir = interrupted(start, tmp_path)
+    stopped_at(15, *command)
+    run_dir = the_run(tmp_path / "outputs")
     (run_dir / ".ipynb_checkpoints").mkdir()
     (run_dir / ".notes").write_text("mine")
     (run_dir / ".checkpoint.pt.ab12").write_text("half of one")
     state = torch.load(run_dir / "checkpoint.pt", weights_only=True)
     state["environments"][0]["software"]["torch"] = "1.0"
     torch.save(state, run_dir / "checkpoint.pt")
-    process = start()
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
-    assert re.search(r"warning: chalk: begun on CPU .*torch 1\.0.*, now on CPU .*last digits", output)
+    done = train(*command)
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"warning: chalk: begun on CPU .*torch 1\.0.*, now on CPU .*last digits", done.stdout)
     result = json.loads((run_dir / "result.json").read_text())
     assert result["software"]["torch"] == version("torch")
     assert [environment["software"]["torch"] for environment in result["earlier_environments"]] == ["1.0"]
@@ -591,7 +588,7 @@ def test_a_run_that_goes_on_elsewhere_says_so_and_leaves_what_others_left(
     assert same_run(run_dir, whole)
 
 
-def test_an_interrupted_run_needs_no_more_disk_than_it_has(start: Start, tmp_path: Path) -> None:
+def test_an_interrupted_run_needs_no_more_disk_than_it_has(command: tuple[str, ...], tmp_path: Path) -> None:
     disk = tmp_path / "outputs"
     disk.mkdir()
     if (
@@ -600,33 +597,28 @@ def test_an_interrupted_run_needs_no_more_disk_than_it_has(start: Start, tmp_pat
     ):
         pytest.skip("tmpfs cannot be mounted here")
     try:
-        interrupted(start, tmp_path)
-        process = start()
-        output, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors + output
+        stopped_at(15, *command)
+        done = train(*command)
+        assert done.returncode == 0, done.stderr + done.stdout
     finally:
         subprocess.run(["umount", disk], check=True)
 
 
-def test_a_log_that_cannot_be_written_stops_nothing(data_dir: Path, tmp_path: Path, whole: Path) -> None:
-    with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            [sys.executable, f"{REPOSITORY}/scripts/train.py", *RUN, f"data_dir={data_dir}", f"output_dir={tmp_path}"],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdout=full,
-            stderr=subprocess.PIPE,
-            check=False,
-        )
-    assert done.returncode == 0, done.stderr
-    assert same_run(the_run(tmp_path), whole)
+@pytest.mark.slow
+def test_a_log_that_cannot_be_written_stops_nothing(background: Background, tmp_path: Path, whole: Path) -> None:
+    with Path("/dev/full").open("w") as full, (tmp_path / "errors").open("w") as errors:
+        process = background(stdout=full, stderr=errors)
+    assert process.wait() == 0, (tmp_path / "errors").read_text()
+    assert same_run(the_run(tmp_path / "outputs"), whole)
 
 
-def test_a_terminal_shows_the_time_left_and_saves_the_run_when_closed(data_dir: Path, tmp_path: Path) -> None:
-    options = [*RUN, "optim.steps=4000", f"data_dir={data_dir}", f"output_dir={tmp_path}"]
+@pytest.mark.slow
+def test_a_terminal_shows_the_time_left_and_saves_the_run_when_closed(background: Background, tmp_path: Path) -> None:
+    """Before step 15 it waits until its terminal is closed."""
     ours, theirs = os.openpty()
-    process = subprocess.Popen(
-        [sys.executable, f"{REPOSITORY}/scripts/train.py", *options],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "TERM": "xterm"},
+    process = background(
+        acting(tmp_path, "try: os.read(0, 1)\n        except OSError: pass"),
+        env={"TERM": "xterm"},
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
@@ -635,25 +627,23 @@ def test_a_terminal_shows_the_time_left_and_saves_the_run_when_closed(data_dir: 
     )
     os.close(theirs)
     shown = b""
-    while not re.search(rb"\d/4000.*\d:\d\d\S* \S*left", shown):
-        assert select.select([ours], [], [], 60)[0], shown
+    while not re.search(rb"15/40.*\d:\d\d\S* \S*left", shown):
         shown += os.read(ours, 4096)
     os.close(ours)
-    assert process.wait(timeout=60) == 129
-    assert (the_run(tmp_path) / "checkpoint.pt").exists()
+    assert process.wait() == 129
+    assert (the_run(tmp_path / "outputs") / "checkpoint.pt").exists()
 
 
-def test_signals_while_waiting_end_with_their_codes(start: Start) -> None:
-    first = start("optim.steps=40000")
-    first.wait_for("step 0/40000")
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        second = start("optim.steps=40000")
-        second.wait_for("waiting")
-        second.send_signal(number)
-        _, errors = second.communicate(timeout=60)
-        assert second.returncode == 128 + number
-        assert f"stopped by {number.name}" in errors
-    assert first.poll() is None
+@pytest.mark.slow
+def test_signals_while_waiting_end_with_their_codes(background: Background, tmp_path: Path, whole: Path) -> None:
+    with claim.claim(tmp_path / "outputs/runs/glyphs/chalk" / whole.name, wait=False, announce=print):
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            process = background()
+            wait_for(process, "waiting")
+            process.send_signal(number)
+            said, _ = process.communicate()
+            assert process.returncode == 128 + number
+            assert f"stopped by {number.name}" in said
 
 
 def test_a_damaged_finished_run_is_named(whole: Path, tmp_path: Path) -> None:
@@ -679,50 +669,47 @@ def test_a_damaged_finished_run_is_named(whole: Path, tmp_path: Path) -> None:
     assert len(load_results(tmp_path)) == 0
 
 
+@pytest.mark.slow
 def test_a_process_that_stood_still_for_too_long_leaves_the_run_to_the_other(
-    start: Start, tmp_path: Path, whole: Path
+    background: Background, command: tuple[str, ...], tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = tmp_path / "short.py"
-    script.write_text(
-        "from vld.machine import lock as claim\nclaim.LEASE_SECONDS = 3.0\nfrom vld.commands.main import train\ntrain()\n"
-    )
-    first = start(script=script)
-    first.wait_for("step 30/120")
-    first.send_signal(signal.SIGSTOP)
-    second = start(script=script)
-    second.wait_for("waiting")
-    second.wait_for("step 30/120")
-    first.send_signal(signal.SIGCONT)
-    output, _ = first.communicate(timeout=120)
-    assert second.wait(timeout=120) == 0
+    first = background(acting(tmp_path, STAND_STILL, before="claim.LEASE_SECONDS = 3.0"))
+    wait_until_it_stands_still(first)
+    monkeypatch.setattr(claim, "LEASE_SECONDS", 3.0)
+
+    def awake() -> None:
+        first.send_signal(signal.SIGCONT)
+        wait_for(first, "lost its lock")
+
+    with before_step(25, awake):
+        second = train(*command)
+    assert second.returncode == 0, second.stderr
+    assert f"process {first.pid} on " in second.stdout
+    output, _ = first.communicate()
     assert first.returncode == 0
-    assert re.search(r"chalk: lost its lock \([\w -]+\); looking who trains it now", output)
     assert "finished before, not trained again" in output
     assert same_run(the_run(tmp_path / "outputs"), whole)
 
 
-def test_a_sweep_that_was_stopped_goes_on_where_it_was(start: Start, tmp_path: Path) -> None:
-    process = start("-m", "dropout=0,0.5")
-    process.wait_for("step 120/120")
-    process.wait_for("step 30/120")
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    assert process.returncode == 130
-    again = start("-m", "dropout=0,0.5")
-    output, _ = again.communicate(timeout=180)
+def test_a_sweep_that_was_stopped_goes_on_where_it_was(command: tuple[str, ...], tmp_path: Path) -> None:
+    sweep = (*command, "-m", "dropout=0,0.5")
+    acts = iter([lambda: None, lambda: os.kill(os.getpid(), signal.SIGINT)])
+    with before_step(15, lambda: next(acts)()):
+        stopped = train(*sweep)
+    assert stopped.returncode == 130
+    again = train(*sweep)
     assert again.returncode == 0
-    assert output.count("finished before") == 1
-    assert len(re.findall(r"goes on from step (?:[3-9]\d|1[01]\d) of 120", output)) == 1
+    assert again.stdout.count("finished before") == 1
+    assert again.stdout.count("goes on from step 16 of 40") == 1
     assert len(list((tmp_path / "outputs").rglob("result.json"))) == 2
 
 
-def test_soak(tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_soak(tmp_path: Path, small_glyphs: Path) -> None:
     """A kill in each phase; `python tests/soak.py` makes as many as the README says."""
     assert soak.KILLS_OF_A_SOAK == 20
     assert "`python tests/soak.py` kills a run at twenty moments" in (REPOSITORY / "README.md").read_text()
-    monkeypatch.setitem(soak.LENGTHS, "evaluation", 0.1)  # on so few images
-    began = time.monotonic()
-    kills = soak.soak(tmp_path, kills=5, seed=0, say=print, data_dir=data_dir)
-    assert sum(kill.landed for kill in kills) >= 5, f"after {time.monotonic() - began:.0f} s"
+    kills = soak.soak(tmp_path, kills=5, seed=0, say=print, data_dir=small_glyphs)
+    assert sum(kill.landed for kill in kills) >= 5
     assert {kill.phase for kill in kills} == set(soak.PHASES)
     shutil.rmtree(tmp_path)

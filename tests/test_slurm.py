@@ -21,6 +21,7 @@ from commands import REPOSITORY, script, train
 NEEDED = ("sbatch", "slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd")
 ABSENT = [name for name in NEEDED if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None]
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(bool(ABSENT), reason=f"needs SLURM ({', '.join(ABSENT)} not installed)"),
     pytest.mark.skipif(os.geteuid() != 0, reason="starting SLURM needs root"),
 ]
@@ -66,10 +67,10 @@ def slurm() -> Iterator[None]:
     )  # not in pytest's, which other users, such as mysql's, cannot enter
     folder.chmod(0o755)
     command = ["bash", str(REPOSITORY / "scripts/slurm.sh"), str(folder)]
-    started = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    started = subprocess.run(command, capture_output=True, text=True, check=False)
     assert started.returncode == 0, started.stdout + started.stderr
     yield
-    subprocess.run([*command, "stop"], check=True, timeout=60)
+    subprocess.run([*command, "stop"], check=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -130,7 +131,7 @@ def start(study: list[str], log: Path) -> "subprocess.Popen[bytes]":
 def kill(launcher: "subprocess.Popen[bytes]") -> None:
     if launcher.poll() is None:
         os.killpg(launcher.pid, signal.SIGKILL)
-        launcher.wait(30)
+        launcher.wait()
 
 
 def begin(job: str) -> None:

@@ -6,8 +6,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from commands import REPOSITORY, script, train
+from commands import TINY, before_step, script, stopped_at, tiny_weights, train
 from wandb_server import KEY, WandbServer, read_offline, serving
 
 from vld.config.errors import UserError
@@ -31,11 +29,13 @@ ACCURACIES = ("iid_acc", "ood_acc", "ood_in_acc", "ood_out_acc")
 
 
 @pytest.fixture(scope="module")
-def base(small_glyphs: Path) -> tuple[str, ...]:
+def base(small_glyphs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     return (
         "dataset=glyphs",
-        "backbone=efficientnet_lite0",
-        "image_size=32",
+        "backbone=timm",
+        f"backbone.name={TINY}",
+        tiny_weights(tmp_path_factory.mktemp("weights")),
+        "image_size=16",
         "batch_size=2",
         "optim.steps=6",
         "eval_every=2",
@@ -103,9 +103,9 @@ def check_equal(run: dict[str, Any], directory: Path, method: str) -> None:
     settings = result["settings"]
     assert run["run_id"] == f"{directory.name}-{method}"
     assert run["name"] == f"glyphs-chalk-{method}-d0.3-s{settings['seed']}-{directory.name[:8]}"
-    assert re.fullmatch(r"glyphs-efficientnet_lite0-d0.3-[0-9a-f]{6}", run["run_group"])
+    assert re.fullmatch(rf"glyphs-{TINY}-d0.3-[0-9a-f]{{6}}", run["run_group"])
     assert run["job_type"] == method
-    assert {"glyphs", "chalk", "efficientnet_lite0", method} <= set(run["tags"])
+    assert {"glyphs", "chalk", TINY, method} <= set(run["tags"])
     config = run["config"]
     assert (config["dataset"], config["test_domain"], config["method"]) == ("glyphs", "chalk", method)
     assert config["run_id"] == directory.name
@@ -133,8 +133,8 @@ def check_equal(run: dict[str, Any], directory: Path, method: str) -> None:
     assert (run["state"], run["exit_code"]) == ("finished", 0)
 
 
-def test_a_run_and_the_same_run_again(base: tuple[str, ...], trained: Path, tmp_path: Path) -> None:
-    """Offline copies of a new run, of one that was trained without W&B, and none of one that has them already."""
+def test_a_run_and_the_same_run_again(base: tuple[str, ...], tmp_path: Path) -> None:
+    """Offline copies of a new run, read back, and none of one that has them already."""
     done = train(*base, f"output_dir={tmp_path}", env=OFFLINE)
     assert done.returncode == 0, done.stderr
     runs = offline_runs(tmp_path)
@@ -142,42 +142,26 @@ def test_a_run_and_the_same_run_again(base: tuple[str, ...], trained: Path, tmp_
     for run in runs.values():
         check_equal(run, run_dir(tmp_path), run["job_type"])
     assert f"W&B: 3 offline runs in {tmp_path}/wandb" in done.stdout
+    again = train(*base, f"output_dir={tmp_path}", env=OFFLINE)
+    assert again.returncode == 0
+    assert offline_runs(tmp_path) == runs
 
-    shutil.copytree(trained, tmp_path / "reused")
-    reused = train(*base, f"output_dir={tmp_path}/reused", env=OFFLINE)
+
+@pytest.mark.slow
+def test_a_run_that_was_trained_without_w_and_b_is_copied(base: tuple[str, ...], trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "runs", tmp_path / "runs")
+    reused = train(*base, f"output_dir={tmp_path}", env=OFFLINE)
     assert "finished before, not trained again" in reused.stdout
-    copies = offline_runs(tmp_path / "reused")
+    copies = offline_runs(tmp_path)
     assert len(copies) == 3
     for run in copies.values():
-        check_equal(run, run_dir(tmp_path / "reused"), run["job_type"])
-    again = train(*base, f"output_dir={tmp_path}/reused", env=OFFLINE)
-    assert again.returncode == 0
-    assert offline_runs(tmp_path / "reused") == copies
+        check_equal(run, run_dir(tmp_path), run["job_type"])
 
 
-def start(*options: str, env: dict[str, str]) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, str(REPOSITORY / "scripts/train.py"), *options],
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def interrupt_after(process: "subprocess.Popen[str]", said: str) -> None:
-    assert process.stdout is not None
-    for line in process.stdout:
-        if said in line:
-            process.send_signal(signal.SIGTERM)
-            break
-    process.communicate(timeout=120)
-    assert process.returncode == 143
-
-
+@pytest.mark.slow
 def test_an_interrupted_run_is_one_whole_copy(base: tuple[str, ...], tmp_path: Path) -> None:
-    options = (*base, f"output_dir={tmp_path}", "optim.steps=30", "eval_every=5")
-    interrupt_after(start(*options, env=OFFLINE), "step 5/30")
+    options = (*base, f"output_dir={tmp_path}")
+    assert stopped_at(3, *options, env=OFFLINE).returncode == 143
     assert not (run_dir(tmp_path) / "result.json").exists()
     assert offline_runs(tmp_path) == {}
     done = train(*options, env=OFFLINE)
@@ -188,6 +172,7 @@ def test_an_interrupted_run_is_one_whole_copy(base: tuple[str, ...], tmp_path: P
         check_equal(run, run_dir(tmp_path), run["job_type"])
 
 
+@pytest.mark.slow
 def test_a_failed_run_says_why_and_a_sweep_s_jobs_are_closed(base: tuple[str, ...], tmp_path: Path) -> None:
     """Two jobs in one process, the first of which diverges."""
     jobs = ("-m", "optim.lr=1e20,1e-3", f"output_dir={tmp_path}", "wandb.mode=offline")
@@ -220,6 +205,7 @@ def published(directory: Path, output_dir: Path) -> Publisher:
     return publisher
 
 
+@pytest.mark.slow
 def test_a_run_that_succeeds_later_replaces_its_failure(trained: Path, tmp_path: Path) -> None:
     directory = tmp_path / "runs/glyphs/chalk" / run_dir(trained).name
     shutil.copytree(run_dir(trained), directory)
@@ -268,19 +254,21 @@ def served_equal(server: WandbServer, directory: Path) -> None:
         assert run.exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_run_is_streamed_interrupted_resumed_and_pushed_again(base: tuple[str, ...], tmp_path: Path) -> None:
     """One W&B run for each method all along, and no row twice."""
-    options = (*base, f"output_dir={tmp_path}", "optim.steps=200", "eval_every=10")
+    options = (*base, f"output_dir={tmp_path}", "optim.steps=30", "eval_every=10")
     with serving() as server:
-        process = start(*options, "checkpoint_every=0", env=server.environment())  # slowly
-        while server.lines < 2:  # of the curve, while it trains
-            assert process.poll() is None
-            time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
-        said, _ = process.communicate(timeout=120)
-        assert process.returncode == 143, said
-        assert "W&B: online (logged in)" in said
-        assert "step 200/200" not in said
+
+        def stop() -> None:
+            while server.lines < 2:  # of the curve, while it trains
+                time.sleep(0.05)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        with before_step(15, stop):
+            stopped = train(*options, env=server.environment())
+        assert stopped.returncode == 143, stopped.stderr
+        assert "W&B: online (logged in)" in stopped.stdout
         assert list(server.runs) == [f"{run_dir(tmp_path).name}-erm"]
 
         done = train(*options, env=server.environment())
@@ -300,6 +288,7 @@ def test_a_run_is_streamed_interrupted_resumed_and_pushed_again(base: tuple[str,
         served_equal(server, run_dir(tmp_path))
 
 
+@pytest.mark.slow
 def test_w_and_b_down_changes_nothing_and_is_made_good_later(
     base: tuple[str, ...], trained: Path, tmp_path: Path
 ) -> None:
@@ -339,6 +328,7 @@ def silent_server() -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
+@pytest.mark.slow
 def test_a_server_that_never_answers_holds_nothing_up(base: tuple[str, ...], trained: Path, tmp_path: Path) -> None:
     with silent_server() as url:
         hanging = {"WANDB_BASE_URL": url, "WANDB_API_KEY": KEY, "WANDB_MODE": "online", "WANDB_INIT_TIMEOUT": "3"}
@@ -348,6 +338,7 @@ def test_a_server_that_never_answers_holds_nothing_up(base: tuple[str, ...], tra
     assert numbers(run_dir(tmp_path)) == numbers(run_dir(trained))
 
 
+@pytest.mark.slow
 def test_not_logged_in_is_offline_and_never_a_prompt(base: tuple[str, ...], trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained / "runs", tmp_path / "runs")
     nobody = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none"), "WANDB_MODE": "online", "WANDB_API_KEY": ""}
@@ -365,6 +356,7 @@ def test_not_logged_in_is_offline_and_never_a_prompt(base: tuple[str, ...], trai
     assert len(refused.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_environment_variables_keep_their_meaning(trained: Path, tmp_path: Path) -> None:
     env = OFFLINE | {"WANDB_PROJECT": "mine", "WANDB_ENTITY": "us", "WANDB_TAGS": "late,night"}
     env |= {"WANDB_RUN_GROUP": "together", "WANDB_DIR": str(tmp_path), "WANDB_NOTES": "a note"}
@@ -384,6 +376,7 @@ def test_environment_variables_keep_their_meaning(trained: Path, tmp_path: Path)
     assert places == {("mine", "us"), ("other", "them")}
 
 
+@pytest.mark.slow
 def test_combinations_are_copied_too(base: tuple[str, ...], tmp_path: Path) -> None:
     options = [option for option in base if option != "keep=[]"]
     members = ("method=model_soup", 'method.members=["seed=0,1"]')

@@ -12,28 +12,28 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from commands import REPOSITORY, script, train
+from commands import REPOSITORY, TINY_NETWORK, script, train
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import decode_dataset
 
 from vld.config.errors import UserError
+from vld.data.domains import resolve_test_domains
 from vld.data.folder import list_dataset
 from vld.runs import load_model, load_results
-from vld.runs.inputs import resolve_test_domains
 from vld.training.evaluation import evaluation_set, predict, score
 
 SMALL = (
     "dataset=folder",
     "dataset.name=shapes",
-    "backbone=resnet18",
-    "backbone.weights=none",
+    *TINY_NETWORK,
     "image_size=16",
     "batch_size=2",
     "optim.steps=4",
     "eval_every=2",
     "dropout=0.5",
 )
+LARGER = (*(option for option in SMALL if option not in TINY_NETWORK), "backbone=resnet18", "backbone.weights=none")
 COLORS = {"circle": "red", "square": "blue"}
 
 
@@ -68,7 +68,9 @@ def metrics(run_dir: Path) -> list[dict]:
 def test_a_command_leaves_each_domain_out_and_shows_a_table(finished: tuple[Path, str]) -> None:
     output_dir, shown = finished
     assert sorted(path.name for path in (output_dir / "runs/shapes").iterdir()) == ["alpha", "beta", "gamma"]
-    assert re.search(r"shapes, resnet18 at 16 px, dropout 0.5, sgd lr 0.001, 4 steps of 2 x 2 images, seed 0", shown)
+    assert re.search(
+        r"shapes, test_resnet.r160_in1k at 16 px, dropout 0.5, sgd lr 0.001, 4 steps of 2 x 2 images, seed 0", shown
+    )
     for domain in ("alpha", "beta", "gamma"):
         assert re.search(rf"^{domain}  step 4/4  loss \d", shown, re.M)
         assert re.search(rf"^{domain}  step 2/4  .*  \d+:\d\d left$", shown, re.M)
@@ -117,6 +119,28 @@ def test_run_directory_has_what_the_contract_says(finished: tuple[Path, str]) ->
     assert config["other"]["output_dir"] == str(finished[0])
     assert not (run_dir / "failure.json").exists()
     assert list(run_dir.rglob(".*")) == []
+
+
+def test_bfloat16_trains_on_a_cpu_where_it_is_asked_for(shapes: Path, tmp_path: Path) -> None:
+    """The losses are near those of float32 and not the same; what is kept is float32. `auto` is float32 there.
+
+    At 32 pixels: at 16, ResNet18 convolves single pixels with a stride of 2, whose gradients oneDNN gets wrong in bfloat16.
+    """
+    options = (*SMALL, "image_size=32", "test_domain=beta", "keep=[erm-last]", "device=cpu", f"data_dir={shapes}")
+    directories = []
+    for precision in ("auto", "bf16"):
+        done = train(*options, f"precision={precision}", f"output_dir={tmp_path / precision}")
+        assert done.returncode == 0, done.stdout + done.stderr
+        directories += (tmp_path / precision / "runs/shapes/beta").iterdir()
+    configs = [yaml.safe_load((directory / "config.yaml").read_text()) for directory in directories]
+    assert [config["identity"]["precision"] for config in configs] == ["fp32", "bf16"]
+    fp32, bf16 = ([row["train_loss"] for row in metrics(d) if row["method"] == "erm"][1:] for d in directories)
+    assert bf16 == pytest.approx(fp32, rel=0.2)
+    assert all(one != other for one, other in zip(fp32, bf16, strict=True))
+    weights = load_file(directories[1] / "erm-last.safetensors")
+    head = weights["head.weight"]
+    assert {value.dtype for value in weights.values() if value.is_floating_point()} == {torch.float32}
+    assert not torch.equal(head, head.bfloat16().float())
 
 
 def test_selected_rows_agree_with_the_metrics(finished: tuple[Path, str]) -> None:
@@ -272,7 +296,7 @@ def test_too_little_disk_is_refused_before_training(shapes: Path, tmp_path: Path
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300m", "tmpfs", disk], check=False).returncode:
         pytest.skip("tmpfs cannot be mounted here")
     try:
-        refused = train(*SMALL, f"data_dir={shapes}", f"output_dir={disk}/outputs")  # 3 x 45 MB of resnet18
+        refused = train(*LARGER, f"data_dir={shapes}", f"output_dir={disk}/outputs")  # 3 x 45 MB of resnet18
         assert refused.returncode == 2
         assert re.search(
             r"315 MB of disk are free; 13\d MB are needed for what runs keep .* and 26\d MB", refused.stderr
@@ -370,7 +394,7 @@ BAD_VALUES: list[dict[str, str]] = [
 
 @pytest.mark.parametrize("said", [*({option: line} for option, line in BAD_SETTINGS.items()), *BAD_VALUES], ids=min)
 def test_bad_settings_are_a_line_each_and_exit_code_2(said: dict[str, str], shapes: Path, tmp_path: Path) -> None:
-    refused = train(*SMALL, f"data_dir={shapes}", f"output_dir={tmp_path / 'outputs'}", *said)
+    refused = train(*LARGER, f"data_dir={shapes}", f"output_dir={tmp_path / 'outputs'}", *said)
     assert refused.returncode == 2
     lines = refused.stderr.splitlines()
     assert len(lines) == len(said), refused.stderr
@@ -445,7 +469,7 @@ def test_an_output_folder_that_cannot_be_written_to_is_refused(shapes: Path) -> 
 def test_help_names_every_option() -> None:
     from vld.config.checks import option_names
 
-    shown = script("train.py", "--help", fresh=True)  # its own imports, which others find imported (tests/prepared.py)
+    shown = script("train.py", "--help", fresh=True)  # its own imports
     assert shown.returncode == 0
     told = shown.stdout[: shown.stdout.index("== All options as composed ==")]
     set_by_presets = {
@@ -562,7 +586,7 @@ def test_weights_that_break_in_the_last_step_are_a_failure(shapes: Path, tmp_pat
 def test_a_closed_pipe_does_not_stop_the_training(shapes: Path, tmp_path: Path) -> None:
     options = f"{' '.join(SMALL)} data_dir={shapes} output_dir={tmp_path}"
     command = f"{sys.executable} {REPOSITORY}/scripts/train.py {options} | head -n 1"
-    subprocess.run(["bash", "-c", command], check=True, capture_output=True, timeout=300)
+    subprocess.run(["bash", "-c", command], check=True, capture_output=True)
     assert len(list(tmp_path.rglob("result.json"))) == 3
 
 

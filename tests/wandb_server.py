@@ -82,7 +82,8 @@ class WandbServer:
     """Saved views of the dashboard."""
 
     def environment(self) -> dict[str, str]:
-        return {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": KEY, "WANDB_MODE": "online"}
+        patient = {"WANDB_INIT_TIMEOUT": "3600"}  # on a machine that is busy with other things
+        return {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": KEY, "WANDB_MODE": "online"} | patient
 
     def answer(self, operation: str, variables: dict[str, Any]) -> dict[str, Any]:
         if operation == "Viewer":

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from vld.data import glyphs
-from vld.data.glyphs import CLASSES, DOMAINS, IMAGES_PER_CLASS, draw_glyphs
+from vld.data.domains import GLYPHS
+from vld.data.glyphs import CLASSES, IMAGES_PER_CLASS, draw_glyphs
 
 # Over the decoded pixels, so that PNG compression does not matter. A change of this number is a change of the data
 # set: accuracies measured before it are not comparable any more.
@@ -39,13 +40,13 @@ def pictures(drawn: Path) -> dict[str, np.ndarray]:
 def test_layout_is_domain_class_number(drawn: Path) -> None:
     expected = {
         f"{domain}/{letter}/{index:04d}.png"
-        for domain in DOMAINS
+        for domain in GLYPHS
         for letter in CLASSES
         for index in range(IMAGES_PER_CLASS)
     }
     assert {path.relative_to(drawn).as_posix() for path in drawn.rglob("*") if path.is_file()} == expected
     assert [path.name for path in drawn.parent.iterdir()] == ["glyphs"]
-    assert len(DOMAINS) == 4
+    assert len(GLYPHS) == 4
     assert len(CLASSES) >= 10
     assert 2400 <= len(expected) <= 3000
     assert len({letter.casefold() for letter in CLASSES}) == len(CLASSES)
@@ -78,7 +79,7 @@ def test_drawing_again_gives_the_same_pixels(
     np.random.seed(1)
     draw_glyphs(tmp_path / "again")
     again = pixels_of(tmp_path / "again")
-    assert len(again) == 5 * len(CLASSES) * len(DOMAINS)
+    assert len(again) == 5 * len(CLASSES) * len(GLYPHS)
     for name, picture in again.items():
         assert np.array_equal(picture, pictures[name]), name
 
@@ -86,13 +87,13 @@ def test_drawing_again_gives_the_same_pixels(
 @pytest.mark.parametrize("letter", CLASSES)
 def test_domains_look_different(letter: str, pictures: dict[str, np.ndarray]) -> None:
     looks = {}
-    for domain in DOMAINS:
+    for domain in GLYPHS:
         stack = np.stack([pictures[f"{domain}/{letter}/{i:04d}.png"] for i in range(IMAGES_PER_CLASS)]).astype(int)
         brightness = stack.mean()
         colourfulness = (stack.max(axis=3) - stack.min(axis=3)).mean()
         roughness = np.abs(np.diff(stack, axis=2)).mean()
         looks[domain] = np.array([brightness, colourfulness, roughness])
-    for one, other in combinations(DOMAINS, 2):
+    for one, other in combinations(GLYPHS, 2):
         # In grey levels of 255.
         assert np.abs(looks[one] - looks[other]).max() > 20, (one, other, looks)
 

@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -166,54 +165,60 @@ def test_what_a_killed_builder_left_is_removed_whatever_its_sizes(dataset_dir: P
     assert all(not path.name.startswith(".") for path in (tmp_path / "stores").iterdir())
 
 
+# A process that makes a store and, at its third image, does something else first.
 BUILD = """
-import sys, time
+import os, signal, sys
 from pathlib import Path
 from vld.data import image_store as store
 from vld.data.folder import list_dataset
-slow = float(sys.argv[3])
-read = store.read_image
-def slowly(path):
-    time.sleep(slow)
+read, images = store.read_image, []
+def third(path):
+    images.append(path)
+    if len(images) == 3:
+        {act}
     return read(path)
-store.read_image = slowly
-decoded = []
+store.read_image = third
 files = list_dataset("some", Path(sys.argv[1]))
-dataset = store.open_dataset(files, [Path(sys.argv[2])], 16, 64, lambda d, t: decoded.append(d), announce=print)
-print("decoded", len(decoded), dataset.fingerprint)
+dataset = store.open_dataset(files, [Path(sys.argv[2])], 16, 64, lambda *_: None)
+print(dataset.fingerprint)
 """
 
 
-def build(root: Path, stores: Path, slow: float) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-c", BUILD, str(root), str(stores), str(slow)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def build(root: Path, stores: Path, act: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", BUILD.format(act=act), str(root), str(stores)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_two_builders_at_once_make_one_store(dataset_dir: Path, tmp_path: Path) -> None:
-    processes = [build(dataset_dir, tmp_path / "stores", slow=0.3) for _ in range(2)]
-    ended = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], ended
-    said = [text for text, _ in ended]
-    counts = sorted(int(text.split("decoded ")[1].split()[0]) for text in said)
-    assert counts[0] == 0
-    assert counts[1] > 0
-    assert any("is working on it" in text for text in said)
-    assert len({text.split()[-1] for text in said}) == 1
+    """The first is held up until the second has said that it waits."""
+    first = build(dataset_dir, tmp_path / "stores", "print('begun', flush=True); sys.stdin.readline()")
+    assert first.stdout
+    assert first.stdout.readline() == "begun\n"
+    said: list[str] = []
+
+    def announce(line: str) -> None:
+        said.append(line)
+        print(file=first.stdin, flush=True)
+
+    told: list[int] = []
+    files = list_dataset("some", dataset_dir)
+    second = open_dataset(files, [tmp_path / "stores"], 16, 64, lambda done, _: told.append(done), announce=announce)
+    assert told == []
+    assert f"process {first.pid} " in said[0]
+    assert "is working on it" in said[0]
+    assert first.communicate()[0] == f"{second.fingerprint}\n"
+    assert first.returncode == 0
     assert all(not path.name.startswith(".") for path in (tmp_path / "stores").iterdir())
 
 
+@pytest.mark.slow
 def test_a_killed_builder_leaves_no_half_store(dataset_dir: Path, tmp_path: Path) -> None:
     stores = tmp_path / "stores"
-    process = build(dataset_dir, stores, slow=0.5)
-    while not list(stores.glob(".building-*/*/*/0.uint8")):
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    killed = build(dataset_dir, stores, "os.kill(os.getpid(), signal.SIGKILL)")
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+    assert list(stores.glob(".building-*/*/*/0.uint8"))
     assert [path for path in stores.iterdir() if not path.name.startswith(".")] == []
     dataset, told = opened(dataset_dir, stores)
     assert told

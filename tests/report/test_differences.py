@@ -9,6 +9,7 @@ import pytest
 from vld.report import difference, differences_table, read_results, series_of
 from vld.report.differences import widened
 from vld.report.grid import Grid
+from vld.report.series import Series
 from vld.study.planned import Wanted
 
 SEEDS = ((0, 0), (1, 0), (2, 0))
@@ -105,10 +106,14 @@ def test_the_same_numbers_every_time() -> None:
     assert difference(a, b) == difference(a, b)
 
 
-def test_the_report_writes_the_study_s_claim(figure2: tuple[Path, list[Wanted]]) -> None:
-    series = [one for one in series_of(read_results(figure2[0])) if one.dataset == "pacs"]
-    table = differences_table(series)
-    by_name = {(one.method, one.dropout): one for one in series}
+@pytest.fixture(scope="module")
+def pacs(figure2: tuple[Path, list[Wanted]]) -> list[Series]:
+    return [one for one in series_of(read_results(figure2[0])) if one.dataset == "pacs"]
+
+
+def test_the_report_writes_the_study_s_claim(pacs: list[Series]) -> None:
+    table = differences_table(pacs)
+    by_name = {(one.method, one.dropout): one for one in pacs}
     row = table[(table.a == "ERM, dropout 0.9") & (table.b == "ensemble, dropout 0")].iloc[0]
     erm, ensemble = by_name["erm", 0.9].grid, by_name["ensemble", 0.0].grid
     assert row.ood == pytest.approx(100 * (erm.ood_acc - ensemble.ood_acc).mean())
@@ -138,11 +143,11 @@ def test_the_report_writes_the_study_s_claim(figure2: tuple[Path, list[Wanted]])
     ],
 )
 def test_a_sentence_claims_no_more_than_its_interval(
-    differences: tuple[float, ...], said: str, figure2: tuple[Path, list[Wanted]]
+    differences: tuple[float, ...], said: str, pacs: list[Series]
 ) -> None:
     from dataclasses import replace
 
-    series = [one for one in series_of(read_results(figure2[0])) if one.dataset == "pacs" and one.method == "erm"]
+    series = [one for one in pacs if one.method == "erm"]
     plain, dropout = sorted(series, key=lambda one: one.dropout or 0)
     b = np.full((4, 6, len(differences)), 0.5)
     table = differences_table([replace(plain, grid=grid(b)), replace(dropout, grid=grid(b + np.array(differences)))])

@@ -74,6 +74,7 @@ def stored(output_dir: Path) -> Store:
     return read_store(output_dir)
 
 
+@cache
 def figures_of(output_dir: Path, study: str) -> tuple[list[Drawn], list[Series]]:
     wanted: list[Wanted] = []
     for name in (study, *SHARED.get(study, ())):

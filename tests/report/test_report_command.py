@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,8 +13,7 @@ from urllib.parse import unquote
 
 import pandas as pd
 import pytest
-from commands import REPOSITORY, script, train
-from prepared import prepared_process
+from commands import TINY_NETWORK, script, train
 from report_store import study_runs, write_combinations, write_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -101,7 +99,7 @@ def test_a_second_report_replaces_the_first(store: Path, reported: "subprocess.C
     assert not stale.exists()
 
 
-# Of `vld-report`: killed when the folder of tables is no longer the old one and not yet the new one.
+# Of `vld-report`: killed when the folder of tables is no longer the old one and not yet the new one; or with its first files.
 KILLED_BETWEEN_TWO_FOLDERS = """
 import os, signal
 from pathlib import Path
@@ -114,12 +112,24 @@ def renamed(path, target):
 Path.rename = renamed
 cli.report()
 """
+KILLED_AT_ITS_FIRST_FILES = """
+import os, signal
+from pathlib import Path
+from vld.commands import main as cli
+write_text = Path.write_text
+def written(path, *arguments, **options):
+    write_text(path, *arguments, **options)
+    if path.suffix == ".md":
+        os.kill(os.getpid(), signal.SIGKILL)
+Path.write_text = written
+cli.report()
+"""
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_writes_the_same(store: Path, tmp_path: Path) -> None:
     options = ("dataset=pacs", "dropout=0.9", f"output_dir={store}")
     where = store / "report/dataset=pacs,dropout=0.9"
-    report, env = REPOSITORY / "scripts/report.py", os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
 
     def written() -> dict[str, bytes]:
         """The folder's files; what the page says of when and by which script it was made aside."""
@@ -129,24 +139,15 @@ def test_killed_at_any_moment_it_writes_the_same(store: Path, tmp_path: Path) ->
 
     assert script("report.py", *options).returncode == 0
     undisturbed = written()
-    (tmp_path / "killed.py").write_text(KILLED_BETWEEN_TWO_FOLDERS)
-    killed = prepared_process().run(tmp_path / "killed.py", options, REPOSITORY, env, timeout=120)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert not (where / "tables").exists()
-    assert script("report.py", *options).returncode == 0
-    assert written() == undisturbed
-    # … and at its first file.
-    shutil.rmtree(where)
-    process = prepared_process().start(report, options, REPOSITORY, env, tmp_path)
-    while not any(path.is_file() for path in where.rglob("*")):
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.kill()
-    assert process.wait(60) == -signal.SIGKILL
-    assert not (where / "index.html").exists()
-    assert script("report.py", *options).returncode == 0
-    assert written() == undisturbed
-    shutil.rmtree(where)
+    for text in (KILLED_BETWEEN_TWO_FOLDERS, KILLED_AT_ITS_FIRST_FILES):
+        (tmp_path / "killed.py").write_text(text)
+        killed = script(str(tmp_path / "killed.py"), *options, fresh=True)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        assert any(path.is_file() for path in (store / "report").rglob("*"))
+        assert not (where / "tables").exists()
+        assert script("report.py", *options).returncode == 0
+        assert written() == undisturbed
+        shutil.rmtree(where)
 
 
 class Links(HTMLParser):
@@ -184,6 +185,7 @@ def test_the_page_is_self_contained_and_its_links_lead_somewhere(
     assert "weight_decay" in page
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 def test_it_opens_in_a_browser_without_complaint(
     store: Path, reported: "subprocess.CompletedProcess[str]", tmp_path: Path
@@ -198,6 +200,7 @@ def test_it_opens_in_a_browser_without_complaint(
     assert len(complaints(broken, tmp_path)) == 1  # what the test looks for is seen
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 def test_it_prints_on_a_few_pages_that_nothing_sticks_out_of(
     store: Path, reported: "subprocess.CompletedProcess[str]", tmp_path: Path
@@ -212,12 +215,12 @@ def test_it_prints_on_a_few_pages_that_nothing_sticks_out_of(
         as_on_paper.write_text(text.replace("@media print", "@media all").replace("</body>", f"{sized}</body>"))
         shown = subprocess.run(
             [*options, f"--window-size={A4},1000", "--virtual-time-budget=5000", "--dump-dom", as_on_paper.as_uri()],
-            capture_output=True, text=True, timeout=120, check=True,
+            capture_output=True, text=True, check=True,
         )  # fmt: skip
         [width] = re.findall(r"<title>width (\d+)", shown.stdout)
         assert (int(width) > A4) == wide  # what the test looks for is seen
     where = (folder(store) / "index.html").as_uri()
-    subprocess.run([*options, f"--print-to-pdf={printed}", where], capture_output=True, timeout=120, check=True)
+    subprocess.run([*options, f"--print-to-pdf={printed}", where], capture_output=True, check=True)
     assert 1 < len(re.findall(rb"/Type\s*/Page\b", printed.read_bytes())) < 20
 
 
@@ -226,9 +229,7 @@ def complaints(page: Path, profile: Path) -> list[str]:
     assert CHROMIUM
     options = ("--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--window-size=1300,3000")
     places = (f"--user-data-dir={profile / 'profile'}", f"--screenshot={profile / 'page.png'}", page.as_uri())
-    done = subprocess.run(
-        [CHROMIUM, *options, *places], capture_output=True, text=True, timeout=120, check=True, env=os.environ
-    )
+    done = subprocess.run([CHROMIUM, *options, *places], capture_output=True, text=True, check=True, env=os.environ)
     return [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
@@ -335,8 +336,7 @@ def test_help_says_what_it_is_for() -> None:
 def test_real_runs_are_reported(small_glyphs: Path, tmp_path: Path) -> None:
     places = (f"data_dir={small_glyphs}", f"output_dir={tmp_path}")
     small = (
-        "backbone=resnet18",
-        "backbone.weights=none",
+        *TINY_NETWORK,
         "image_size=16",
         "batch_size=1",
         "optim.steps=4",

@@ -20,9 +20,10 @@ from vld.machine.device import describe, resolve_device, set_up
 from vld.machine.terminal import Terminal
 from vld.model.classifier import Classifier
 from vld.report.summary import Shown, text_table
-from vld.runs.directory import RunDirectory, stored_identity, stored_settings
-from vld.runs.quantities import MASKED, QUANTITIES, SIDES, add_analysis, read_analyses, shown_quantity
-from vld.runs.results import load_weights, network
+from vld.runs.directory import RunDirectory
+from vld.runs.networks import load_weights, network
+from vld.runs.quantities import ANALYSIS, MASKED, QUANTITIES, SIDES, add_analysis, read_analyses, shown_quantity
+from vld.runs.reading import stored_identity, stored_settings
 from vld.runs.run import explained, now, software_versions
 from vld.study.runner import Datasets, decoded
 from vld.tracking.background import Publisher
@@ -130,7 +131,7 @@ def _analysed(
     directory: Path, config: AnalyseConfig, datasets: Datasets, device: torch.device, terminal: Terminal
 ) -> Analysed:
     """The analysis that is there, or a new one, written to `analysis.json`. Raises `UserError` where it cannot be made."""
-    settings, path = stored_settings(directory), RunDirectory(directory).analysis_file
+    settings, path = stored_settings(directory), directory / ANALYSIS
     test_domain = settings["test_domain"]
     if there := read_analyses(directory).get(config.weights):
         terminal.say(f"{test_domain}: analysed before ({path})")

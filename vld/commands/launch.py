@@ -5,7 +5,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
@@ -30,6 +30,7 @@ from vld.study.jobs import (
 )
 
 if TYPE_CHECKING:
+    from vld.machine.all_runs import Whole
     from vld.runs.inputs import Inputs
     from vld.study.planned import Wanted
 
@@ -59,6 +60,12 @@ class JobsCallback(Callback):
     again: ClassVar[list[str]] = []
     """The command, without the jobs' options."""
 
+    whole: "ClassVar[Whole | None]" = None
+    """Of the runs of this command, if it trains several."""
+
+    waiting: ClassVar[ExitStack] = ExitStack()
+    """What shows how far they are while their jobs are in other processes."""
+
     @in_one_line()
     def on_run_start(self, config: DictConfig, config_name: str | None = None, **_: Any) -> None:
         if config.hydra.sweeper.params:
@@ -70,9 +77,11 @@ class JobsCallback(Callback):
         except (UserError, OmegaConfBaseException) as error:
             problems |= dict.fromkeys(describe_error(error).splitlines())
         problems |= dry_run_problems(jobs, config_name)
-        needed = check_jobs(jobs, problems, trains=config_name in TRAINING_COMMANDS, here=True)
+        needed = check_jobs(jobs, problems, trains=config_name in TRAINING_COMMANDS, here=True, name="this command")
         if config_name == "train" and jobs[0].config.dry_run:
             say_what_is_to_do(jobs, needed, "this command")
+        if config_name == "train":
+            JobsCallback.whole = whole_of(jobs)
 
     @in_one_line()
     def on_multirun_start(self, config: DictConfig, config_name: str | None = None, **_: Any) -> None:
@@ -91,8 +100,8 @@ class JobsCallback(Callback):
             method, study = combining[0].config.method.name, combining[0].config.study.name
             problems[f"method={method}: train.py trains a study's runs; combine.py study={study} combines them"] = None
         problems |= dry_run_problems(jobs, config_name)
-        needed = check_jobs(jobs, problems, trains=trains, here=here)
-        name = jobs[0].config.study.name or "this sweep"
+        name = (jobs[0].config.study.name if jobs else None) or "this sweep"
+        needed = check_jobs(jobs, problems, trains=trains, here=here, name=name)
         if config_name == "status":
             finish_status(jobs, name, config)
         if config_name == "report":
@@ -104,6 +113,13 @@ class JobsCallback(Callback):
         shutil.rmtree(outcomes_dir(config.hydra), ignore_errors=True)  # of an earlier sweep with this hydra.sweep.dir
         JobsCallback.started = outcomes_dir(config.hydra), len(jobs), config.method.name
         JobsCallback.again = command_of(config)
+        if config_name == "train":
+            in_this_process = config.hydra.launcher._target_ == BASIC_LAUNCHER
+            JobsCallback.whole = whole_of(jobs, None if in_this_process else outcomes_dir(config.hydra))
+            if not in_this_process:
+                from vld.machine.terminal import Terminal
+
+                JobsCallback.waiting.enter_context(Terminal(whole=JobsCallback.whole).waiting())
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:  # noqa: ARG002
         try:
@@ -121,6 +137,15 @@ def dry_run_problems(jobs: list[Job], config_name: str | None) -> dict[str, None
     if config_name in ("combine", "benchmark") and any(job.config.dry_run for job in jobs):
         return {"dry_run=true: train.py alone has it; status.py says what is finished": None}
     return {}
+
+
+def whole_of(jobs: list[Job], folder: Path | None = None) -> "Whole | None":
+    """All runs of these jobs, if they are several. folder: where jobs in other processes note what they do."""
+    from vld.machine.all_runs import Whole
+    from vld.study.planned import wanted_runs
+
+    runs = wanted_runs(jobs)
+    return Whole(len(runs), sum(run.config.optim.steps for run in runs), folder) if len(runs) > 1 else None
 
 
 def at_a_time(config: DictConfig) -> int:
@@ -141,21 +166,25 @@ def command_of(config: DictConfig) -> list[str]:
     return [*program, *places, *config.hydra.overrides.hydra]
 
 
-def check_jobs(jobs: list[Job], problems: dict[str, None], *, trains: bool, here: bool) -> "dict[str, Inputs]":
+def check_jobs(
+    jobs: list[Job], problems: dict[str, None], *, trains: bool, here: bool, name: str = "this sweep"
+) -> "dict[str, Inputs]":
     """Exit with code 2 and one list of everything wrong in any of the jobs, before anything is made.
 
     trains: they need images, weights and, if they run `here`, the device, too: those inputs are returned,
-    by `inputs_key`.
+    by `inputs_key`. A dry run of jobs (which together are called `name`) whose images are still to come ends here.
     """
     for job in jobs:
         if job.config.method.name in COMBINATIONS:
-            from vld.study.members import member_configs  # needs torch, which takes seconds to import
+            from vld.study.member_axes import member_configs
 
             try:
                 member_configs(job.config)
             except (UserError, OmegaConfBaseException) as error:
                 problems |= dict.fromkeys(describe_error(error).splitlines())
     checked: dict[str, Inputs] = {}
+    if trains and not problems and jobs[0].config.dry_run:
+        count_without_data(jobs, name)
     if trains and not problems:
         from vld.runs.inputs import check_inputs, inputs_key
 
@@ -167,6 +196,28 @@ def check_jobs(jobs: list[Job], problems: dict[str, None], *, trains: bool, here
     if problems:
         exit_with_user_error("\n".join(problems))
     return checked
+
+
+def count_without_data(jobs: list[Job], name: str) -> None:
+    """Where images are still to come, a dry run ends with the runs and what is finished of them; it fetches nothing."""
+    from vld.commands.status import described, summary
+    from vld.machine.terminal import Terminal
+    from vld.study.planned import data_to_come, wanted_runs
+    from vld.study.progress import FINISHED, progress_of
+
+    if not (to_come := data_to_come(job.config for job in jobs)):
+        return
+    try:
+        progress = progress_of(wanted_runs(jobs))
+    except UserError:  # its domains are not known before it is there: that it is not will be said
+        return
+    terminal = Terminal()
+    for one in progress:
+        if one.state != FINISHED:
+            terminal.say(f"{one.state}: {described(one)}")
+    for line in (summary(progress, name), *to_come):
+        terminal.say(line)
+    sys.exit(0)
 
 
 def say_what_is_to_do(jobs: list[Job], inputs: "dict[str, Inputs]", name: str, jobs_at_a_time: int = 1) -> None:
@@ -277,8 +328,9 @@ def summarise_sweep(outcomes: Path, jobs: int, chosen: str) -> int:
     """Show all jobs' results in one table, then what failed; return the exit code that says so."""
     from vld.machine.terminal import Terminal
     from vld.report.summary import SELECTION_NOTE, sweep_table
-    from vld.runs.directory import read_json
+    from vld.runs.reading import read_json
 
+    JobsCallback.waiting.close()
     terminal = Terminal()
     records = [read_json(path) for path in sorted(outcomes.glob("*.json"))]
     runs = [run for record in records for run in record["runs"]]

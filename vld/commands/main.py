@@ -170,6 +170,7 @@ def stop_on_signals() -> None:
 
 
 def _stop(number: int, _: object) -> NoReturn:
+    JobsCallback.waiting.close()
     if JobsCallback.started:
         stop_jobs(JobsCallback.started[0])
     if number == signal.SIGINT:
@@ -210,13 +211,18 @@ def _combine_job(composed: DictConfig) -> None:
 
 def _job(composed: DictConfig, work: "Callable[[Config, Terminal, Publisher], list[Outcome]]") -> None:
     """Do a job's work, show what came out of it, and turn that into an exit code, or a note to the sweep."""
+    from vld.machine.all_runs import NOTES, Notes
     from vld.machine.atomic import write_json
     from vld.machine.terminal import Terminal
 
     hydra_config = HydraConfig.get()
     in_sweep = hydra_config.mode == RunMode.MULTIRUN
     beside_others = in_sweep and hydra_config.launcher._target_ != BASIC_LAUNCHER
-    terminal = Terminal(job=hydra_config.job.num if beside_others else None)
+    whole = JobsCallback.whole  # in other processes there is none: they note what they do
+    notes = Notes(outcomes_dir(hydra_config) / f"{hydra_config.job.num:06d}{NOTES}") if beside_others else None
+    terminal = Terminal(
+        hydra_config.job.num if beside_others else None, notes or (whole.here if whole else None), whole
+    )
     in_own_process = in_sweep and hydra_config.launcher._target_ == JOBLIB_LAUNCHER
     if in_own_process:
         stop_on_signals()

@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
@@ -98,7 +99,12 @@ def checked_config(merged: DictConfig, schema: type[T]) -> T:
     """The settings as plain objects, or a `UserError` with a line for every value that is not allowed."""
     config = OmegaConf.to_object(merged)
     assert isinstance(config, schema)
-    if problems := list(PROBLEMS[schema](config)):
+    return checked(config)
+
+
+def checked(config: T) -> T:
+    """The same, or a `UserError` with a line for every value that is not allowed."""
+    if problems := list(PROBLEMS[type(config)](config)):
         raise UserError("\n".join(problems))
     return config
 
@@ -122,14 +128,15 @@ def as_written(words: Sequence[str], option: str) -> str | None:
     return values[-1].strip("'\"") if values else None
 
 
-def option_names(schema: type = Config, prefix: str = "") -> list[str]:
+@cache
+def option_names(schema: type = Config, prefix: str = "") -> tuple[str, ...]:
     """Every option's dotted name, depth first."""
-    names: list[str] = []
+    names: tuple[str, ...] = ()
     for entry in fields(schema):
         if isinstance(entry.type, type) and is_dataclass(entry.type):
             names += option_names(entry.type, f"{prefix}{entry.name}.")
         else:
-            names.append(prefix + entry.name)
+            names += (prefix + entry.name,)
     return names
 
 

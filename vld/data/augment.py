@@ -3,11 +3,13 @@
 RandomResizedCrop(scale 0.7-1.0, ratio 3/4-4/3), horizontal flip 0.5, ColorJitter(0.3, 0.3, 0.3, 0.3),
 RandomGrayscale(0.1), as DomainBed composes them. Parameters are drawn with torchvision's distributions from a NumPy
 generator; applying them is deterministic and equals torchvision's functions on float images. A GPU does the whole batch
-at once, every operation for every image, in a few kernels when compiled; a CPU goes image by image, each of which fits its
-caches, and does what that image needs.
+at once, every operation for every image, in a few kernels when compiled; a CPU does what each image needs, in groups that fit
+its caches.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
@@ -104,56 +106,55 @@ def _largest_box(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     ).astype(np.int64)
 
 
-def augment(
-    pixels: Tensor,
+def augment_each(
+    pixels: Sequence[Tensor],
     stored_sizes: Tensor,
     original_sizes: Tensor,
     parameters: AugmentParameters,
     image_size: int,
-    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Apply `parameters` to stored images, uint8 [B, H, W, 3]; return float32 [B, 3, image_size, image_size] in [0, 1].
+    """`augment_together` for a CPU: images are cropped one by one, straight from where they are stored (uint8 [H, W, 3]).
 
-    Boxes are in pixels of the original image; where the stored image is smaller they are scaled along. dtype: of the
-    products that resize on a GPU; float16 is exact to a tenth of a grey level.
+    Their colours are changed together. What an image becomes does not depend, to the bit, on those beside it.
     """
-    if pixels.device.type == "cpu":
-        return augment_each(pixels, stored_sizes, original_sizes, parameters, image_size)
-    return augment_together(pixels, stored_sizes, original_sizes, parameters, image_size, dtype)
-
-
-def augment_each(
-    pixels: Tensor, stored_sizes: Tensor, original_sizes: Tensor, parameters: AugmentParameters, image_size: int
-) -> Tensor:
-    """`augment`, image by image."""
     images = torch.empty(len(pixels), 3, image_size, image_size)
-    orders, factors = parameters.order.tolist(), parameters.factors.tolist()
-    boxes, flips, grays = parameters.crops.tolist(), parameters.flips.tolist(), parameters.grays.tolist()
+    boxes, flips = parameters.crops.tolist(), parameters.flips.tolist()
     whole = (stored_sizes == original_sizes).all(1).tolist()
-    for i, image in enumerate(images):
+    for i, stored in enumerate(pixels):
+        one = slice(i, i + 1)
         if whole[i]:
             top, left, height, width = boxes[i]
-            box = pixels[i, top : top + height, left : left + width].permute(2, 0, 1)[None].float()
-            cropped = interpolate(box, (image_size, image_size), mode="bilinear", antialias=True)[0].div_(255)
-            image.copy_(cropped.flip(2) if flips[i] else cropped)
+            box = stored[top : top + height, left : left + width].permute(2, 0, 1)[None].float()
+            cropped = interpolate(box, (image_size, image_size), mode="bilinear", antialias=True).div_(255)
+            images[one] = cropped.flip(3) if flips[i] else cropped
         else:  # a box whose edges lie between pixels
-            one = slice(i, i + 1)
-            image.copy_(
-                resized_crop(pixels[one], stored_sizes[one], original_sizes[one], parameters[one], image_size)[0]
+            images[one] = resized_crop(
+                stored[None], stored_sizes[one], original_sizes[one], parameters[one], image_size
             )
-        for operation in orders[i]:
-            factor = factors[i][operation]
-            if operation == BRIGHTNESS:
-                image.mul_(factor).clamp_(0, 1)
-            elif operation == HUE:
-                image.copy_(shift_hue(image, factor))
-            else:
-                other = luminance(image)
-                other = other.mean() if operation == CONTRAST else other
-                image.mul_(factor).add_(other.mul_(1 - factor)).clamp_(0, 1)
-        if grays[i]:
-            image.copy_(luminance(image).expand_as(image))
+
+    orders = parameters.order.tolist()
+    for position, operation in product(range(4), range(4)):
+        if chosen := [i for i, order in enumerate(orders) if order[position] == operation]:
+            _recolor(images, chosen, operation, parameters.factors[chosen, operation, None, None, None])
+    images[parameters.grays] = luminance(images[parameters.grays])
     return images
+
+
+def _recolor(images: Tensor, chosen: Sequence[int], operation: int, factor: Tensor) -> None:
+    """One of the four operations on the chosen ones of images [B, 3, h, w]; factor: float32 [chosen, 1, 1, 1]."""
+    some = images if len(chosen) == len(images) else images.index_select(0, torch.tensor(chosen))
+    if operation == HUE:
+        some = shift_hue(some, factor)
+    elif operation == BRIGHTNESS:
+        some.mul_(factor).clamp_(0, 1)
+    else:
+        other = luminance(some)
+        if operation == CONTRAST:  # summed image by image: together, the sum would have another order
+            other = torch.stack([gray.mean() for gray in other]).view_as(factor)
+        some.mul_(factor).add_(other.mul_(1 - factor)).clamp_(0, 1)
+    if some is not images:
+        for i, image in zip(chosen, some, strict=True):  # faster than by a list of indices
+            images[i].copy_(image)
 
 
 def augment_together(
@@ -164,7 +165,12 @@ def augment_together(
     image_size: int,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """`augment`, all images at once: no step depends on what was drawn, so nothing waits for the host and all compiles."""
+    """Apply `parameters` to stored images, uint8 [B, H, W, 3]; return float32 [B, 3, image_size, image_size] in [0, 1].
+
+    Boxes are in pixels of the original image; where the stored image is smaller they are scaled along. dtype: of the products
+    that resize; float16 is exact to a tenth of a grey level. No step depends on what was drawn, so nothing waits for the host
+    and all compiles.
+    """
     images = resized_crop(pixels, stored_sizes, original_sizes, parameters, image_size, dtype)
     images = jitter_colors(images, parameters.order, parameters.factors)
     return torch.where(parameters.grays[:, None, None, None], luminance(images), images)
@@ -228,8 +234,8 @@ def luminance(images: Tensor) -> Tensor:
     return (0.2989 * red).add_(green, alpha=0.587).add_(blue, alpha=0.114).unsqueeze(-3)
 
 
-def shift_hue(images: Tensor, shift: Tensor | float) -> Tensor:
-    """Turn the hue of images [..., 3, h, w] in [0, 1] by `shift` of a full circle (RGB to HSV and back)."""
+def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
+    """Turn the hue of images [..., 3, h, w] in [0, 1] by `shift` [..., 1, 1, 1] of a full circle (RGB to HSV and back)."""
     red, green, blue = images.unbind(-3)
     value = torch.maximum(torch.maximum(red, green), blue)
     chroma = value - torch.minimum(torch.minimum(red, green), blue)
@@ -240,7 +246,7 @@ def shift_hue(images: Tensor, shift: Tensor | float) -> Tensor:
     sector = (green - blue).mul_(is_red).addcmul_(is_green, blue - red).addcmul_(is_blue, red - green)
     sector /= chroma.clamp(min=1 / _HUGE)
     sector.add_(is_green, alpha=2).add_(is_blue, alpha=4)
-    sector += 6 * (shift.squeeze(-3) if isinstance(shift, Tensor) else shift)
+    sector += 6 * shift.squeeze(-3)
     sector -= (sector / 6).floor_().mul_(6)  # in [0, 6), red at 0, green at 2, blue at 4
     # A channel lies below `value` by chroma times its distance from where it is largest, in sectors, less 1, within [0, 1].
     turned = torch.empty_like(images)

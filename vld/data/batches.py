@@ -1,18 +1,24 @@
 """Training batches: so many images of each training domain, drawn with replacement, augmented on the device."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vld.data.augment import AugmentParameters, augment, draw_parameters
+from vld.data.augment import AugmentParameters, augment_each, augment_together, draw_parameters
 from vld.data.images import DomainImages
 from vld.data.prefetch import Ahead, Courier, Sent
 from vld.machine.seeds import BATCHES, numpy_generator
 
 STEPS_AHEAD = 3
+
+PIXELS_AT_ONCE = 56_000
+"""Of the images that one core augments together: 24 of 48 x 48. What they take fits its caches."""
+PIXELS_OF_ONE_CORE = 2**15
+"""In an image of fewer, no sum is split over cores (torch's grain size), so cores of their own give the same bits."""
 
 
 class TrainingBatches:
@@ -20,7 +26,8 @@ class TrainingBatches:
 
     domains: the training domains, with all their images; in_indices: for each, which of them training may draw. With
     `resident`, their pixels are copied to the device once, where batches are gathered; else they are gathered from the memory
-    map and copied, `ahead` steps before they are needed, as is all else that a batch is made from.
+    map and copied, `ahead` steps before they are needed, as is all else that a batch is made from. On a CPU they are always
+    there: images are cropped straight from the memory map, by as many threads as torch has.
     """
 
     def __init__(
@@ -39,9 +46,11 @@ class TrainingBatches:
         self.domains, self.in_indices = tuple(domains), tuple(in_indices)
         self.images_per_domain, self.image_size = images_per_domain, image_size
         self.device, self.seed, self.resize_dtype = device, seed, resize_dtype
-        self.augment: Callable[..., Tensor] = augment
-        self.resident = resident
+        self.augment: Callable[..., Tensor] = augment_together
+        """On a GPU."""
+        self.resident = resident or device.type == "cpu"
         self._pixels = [domain.pixels.to(device) if resident else domain.pixels for domain in domains]
+        self._threads: ThreadPoolExecutor | None = None
         self._courier = Courier(device)
         self._drawn = Ahead(self._draw, (0 if device.type == "cpu" else STEPS_AHEAD) if ahead is None else ahead)
 
@@ -52,16 +61,39 @@ class TrainingBatches:
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Images float32 [B, 3, s, s] in [0, 1] and labels int64 [B], on the device."""
         pixels, labels, stored_sizes, original_sizes, *parameters = self._drawn(step).received()
-        if self.resident:  # then they are image numbers, as many of each domain
-            rows = torch.split(pixels, self.images_per_domain)
-            pixels = torch.cat([source[chosen] for source, chosen in zip(self._pixels, rows, strict=True)])
         drawn = AugmentParameters(*parameters)
+        rows = torch.split(pixels, self.images_per_domain) if self.resident else ()  # as many of each domain
+        if self.device.type == "cpu":
+            stored = [source[i] for source, chosen in zip(self._pixels, rows, strict=True) for i in chosen.tolist()]
+            return self._augment_in_groups(stored, stored_sizes, original_sizes, drawn), labels
+        if self.resident:
+            pixels = torch.cat([source[chosen] for source, chosen in zip(self._pixels, rows, strict=True)])
         images = self.augment(pixels, stored_sizes, original_sizes, drawn, self.image_size, self.resize_dtype)
         return images, labels
+
+    def _augment_in_groups(
+        self, pixels: Sequence[Tensor], stored_sizes: Tensor, original_sizes: Tensor, drawn: AugmentParameters
+    ) -> Tensor:
+        """`augment_each`, in groups that fit a core's caches, which threads share where an image is too small for two."""
+        pixels_of_one, threads = self.image_size**2, torch.get_num_threads()
+        at_once = max(1, PIXELS_AT_ONCE // pixels_of_one)
+        groups = [slice(start, start + at_once) for start in range(0, len(pixels), at_once)]
+
+        def augmented(group: slice) -> Tensor:
+            sizes = stored_sizes[group], original_sizes[group]
+            return augment_each(pixels[group], *sizes, drawn[group], self.image_size)
+
+        if threads == 1 or pixels_of_one >= PIXELS_OF_ONE_CORE:
+            return torch.cat([augmented(group) for group in groups])
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+        return torch.cat(list(self._threads.map(augmented, groups)))
 
     def close(self) -> None:
         """Let go of what is in the device's memory: the next run needs it."""
         self._drawn.close()
+        if self._threads is not None:
+            self._threads.shutdown()
         self._pixels = []
 
     def _draw(self, step: int) -> Sent:

@@ -26,6 +26,8 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
+from vld.data.domains import GLYPHS
+
 # No letter looks like another one mirrored (training flips images) or turned, nor differs from it only by case.
 CLASSES: tuple[str, ...] = ("A", "E", "G", "H", "K", "P", "Q", "S", "T", "X")
 IMAGES_PER_CLASS = 60  # in each domain
@@ -183,10 +185,9 @@ def _mosaic(rng: random.Random, letter: str) -> Image.Image:
     return wide.crop((0, 0, _BIG, _BIG)).reduce(_SCALE)
 
 
-_DRAWN: dict[str, Callable[[random.Random, str], Image.Image]] = {
-    "print": _print, "neon": _neon, "chalk": _chalk, "mosaic": _mosaic,
-}  # fmt: skip
-DOMAINS: tuple[str, ...] = tuple(_DRAWN)
+_DRAWN: dict[str, Callable[[random.Random, str], Image.Image]] = dict(
+    zip(GLYPHS, (_chalk, _mosaic, _neon, _print), strict=True)
+)
 
 
 def draw_glyphs(folder: Path) -> None:

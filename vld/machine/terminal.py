@@ -3,15 +3,36 @@
 import io
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import IO, cast
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Column, Table
+from rich.text import Text
 
-from vld.training.loop import Evaluation
+from vld.machine.all_runs import Notes, Whole, watching
+
+if TYPE_CHECKING:
+    from vld.training.loop import Evaluation
+
+CLEAR_LINE = "\r\x1b[K"
+"""Before each line of jobs that share a terminal: a bar that the command draws is in the last one, and is drawn anew below."""
+
+
+SECONDS_BETWEEN_LOOKS = 0.1
+ALL = "all"
 
 
 class RunProgress:
@@ -26,17 +47,20 @@ class RunProgress:
         steps: int,
         images_per_step: int,
         first_step: int,
+        note: Callable[[int], None] = lambda _: None,
     ) -> None:
+        """note: is told each step."""
         self.console, self.bar, self.label, self.method = console, bar, label, method
-        self.steps, self.images_per_step = steps, images_per_step
+        self.steps, self.images_per_step, self.note = steps, images_per_step, note
         self.task = bar.add_task(label, total=steps, completed=first_step, shown="") if bar else None
 
     def stepped(self, step: int, evaluating: bool) -> None:
+        self.note(step)
         if self.bar and self.task is not None:
             doing = f"{self.label} (evaluating)" if evaluating else self.label
             self.bar.update(self.task, completed=step, description=doing)
 
-    def evaluated(self, evaluation: Evaluation) -> None:
+    def evaluated(self, evaluation: "Evaluation") -> None:
         scores = evaluation.scores[self.method] if self.method in evaluation.scores else evaluation.scores["erm"]
         loss = "" if evaluation.train_loss is None else f"loss {evaluation.train_loss:.3f}  "
         shown = f"{loss}i.i.d. {100 * scores.iid_acc:.1f}  o.o.d. {100 * scores.ood_acc:.1f}"
@@ -51,15 +75,63 @@ class RunProgress:
         self.console.print(f"{self.label}  step {evaluation.step}/{self.steps}  {shown}{left}", soft_wrap=True)
 
 
+class AllRuns:
+    """How far all runs of a command are: a bar, or where the output is not a terminal, a plain line when another is done."""
+
+    def __init__(self, console: Console, whole: Whole) -> None:
+        self.console, self.whole, self.told, self.looked = console, whole, 0, 0.0
+
+    def say(self) -> None:
+        done, _, seconds = self.whole.now()
+        if seconds is not None and self.told < done < self.whole.runs:
+            line = f"{done} of {self.whole.runs} runs done, about {duration(seconds)} left for all"
+            self.console.print(line, soft_wrap=True)
+        self.told = done
+
+    def update(self, bar: Progress | None) -> None:
+        """The last row of the bar, or where there is none, what the next line will say; not at every step of many runs."""
+        if time.monotonic() - self.looked < SECONDS_BETWEEN_LOOKS:
+            return
+        self.looked = time.monotonic()
+        done, behind, seconds = self.whole.now()
+        if bar is None:
+            return
+        fields: dict[str, Any] = {
+            "completed": behind,
+            "shown": f"{done} of {self.whole.runs} runs done",
+            "left": "-:--" if seconds is None else duration(seconds),
+        }
+        if bar.tasks and bar.tasks[-1].description == ALL:
+            bar.update(bar.tasks[-1].id, **fields)
+        else:
+            bar.add_task(ALL, total=self.whole.steps, **fields)
+
+    def draw(self, bar: Progress) -> None:
+        """In place of the last line of the terminal, which jobs in other processes write to as well."""
+        self.update(bar)
+        with self.console.capture() as captured:
+            self.console.print(bar.get_renderable(), width=self.console.width - 1)
+        self.console.file.write(CLEAR_LINE + captured.get().rstrip("\n"))
+        self.console.file.flush()
+
+
+class TimeLeft(TimeRemainingColumn):
+    """At the pace of the last half minute, unless the task says what is left."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["left"], style="progress.remaining") if "left" in task.fields else super().render(task)
+
+
 class Log(io.TextIOBase):
     """Standard output, which may go away or fill its disk: training is worth more than its log, and goes on in silence."""
 
-    def __init__(self) -> None:
-        self.stream = sys.stdout  # which rich replaces while it shows a bar
+    def __init__(self, before: str = "") -> None:
+        """before: what each piece begins with."""
+        self.stream, self.before = sys.stdout, before  # rich replaces sys.stdout while it shows a bar
 
     def write(self, text: str) -> int:
         try:
-            return self.stream.write(text)
+            return self.stream.write(self.before + text)
         except OSError:
             return self._silence(text)
 
@@ -87,15 +159,21 @@ class Log(io.TextIOBase):
 class Terminal:
     """Everything goes to standard output but what a user must mend, which goes to standard error."""
 
-    def __init__(self, job: int | None = None) -> None:
-        """job: the number of one that shares the terminal with others; it writes lines that say so, and no bars."""
+    def __init__(self, job: int | None = None, notes: Notes | None = None, whole: Whole | None = None) -> None:
+        """job: the number of one that shares the terminal with others; it writes lines that say so, and no bars.
+
+        notes: of the steps that are made here. whole: all runs of a command, if it has several and they run here.
+        """
         # A log or a pipe has no width: tables there are as wide as they need be. Names of domains are no markup.
         width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 250
         self.job = "" if job is None else f"[{job}] "
         plain = None if job is None else False
+        log = Log(before=CLEAR_LINE if job is not None and sys.stdout.isatty() else "")
         self.console = Console(
-            file=cast(IO[str], Log()), highlight=False, markup=False, width=width, force_terminal=plain
+            file=cast(IO[str], log), highlight=False, markup=False, width=width, force_terminal=plain
         )
+        self.notes = notes or Notes()
+        self.all_runs = AllRuns(self.console, whole) if whole else None
 
     def say(self, line: str) -> None:
         self.console.print(f"{self.job}{line}", soft_wrap=True)
@@ -132,23 +210,54 @@ class Terminal:
 
     @contextmanager
     def training(
-        self, label: str, method: str, steps: int, images_per_step: int, first_step: int
+        self, label: str, method: str, steps: int, images_per_step: int, first_step: int, run_id: str = ""
     ) -> Iterator[RunProgress]:
-        if not self.console.is_terminal:
-            yield RunProgress(self.console, None, f"{self.job}{label}", method, steps, images_per_step, first_step)
+        bar = self._bar() if self.console.is_terminal else None
+
+        def note(step: int) -> None:
+            self.notes.at(run_id, step)
+            if self.all_runs:
+                self.all_runs.update(bar)
+
+        progress = RunProgress(
+            self.console, bar, f"{self.job}{label}", method, steps, images_per_step, first_step, note
+        )
+        with bar or nullcontext():
+            yield progress
+            if bar and bar.tasks[-1].description == ALL:
+                bar.remove_task(bar.tasks[-1].id)  # what stays on the screen is this run's
+
+    def ended(self, run_id: str, steps: int) -> None:
+        """A run of so many steps has."""
+        self.notes.ended(run_id, steps)
+        if self.all_runs and not self.console.is_terminal:
+            self.all_runs.say()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """While the jobs run in other processes: show how far they are."""
+        if not self.all_runs:
+            yield
             return
+        on_terminal = self.console.is_terminal
+        with watching(partial(self.all_runs.draw, self._bar()) if on_terminal else self.all_runs.say):
+            yield
+        if on_terminal:
+            self.console.file.write(CLEAR_LINE)
+            self.console.file.flush()
+
+    def _bar(self) -> Progress:
         whole = Column(no_wrap=True)  # on a narrow terminal the bar gives way, not the figures
-        with Progress(
+        return Progress(
             TextColumn("{task.description}", style="bold", markup=False, table_column=whole),
             BarColumn(bar_width=None),
             MofNCompleteColumn(table_column=whole),
             TextColumn("{task.fields[shown]}", markup=False, table_column=whole),
-            TimeRemainingColumn(compact=True, table_column=whole),
+            TimeLeft(compact=True, table_column=whole),
             TextColumn("left", table_column=whole),
             console=self.console,
             expand=True,
-        ) as bar:
-            yield RunProgress(self.console, bar, label, method, steps, images_per_step, first_step)
+        )
 
     def show(self, *parts: Table | str) -> None:
         """Tables, and lines between them."""

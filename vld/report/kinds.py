@@ -14,7 +14,7 @@ from vld.report.points import cloud_points, connectivity_points, domain_points, 
 from vld.report.series import Series, large_rate
 from vld.report.table import shown_settings, telling
 from vld.runs.identity import RANDOM_WEIGHTS, WEIGHTS, differing
-from vld.study.members import ENSEMBLE_OF_RUNS
+from vld.study.member_axes import ENSEMBLE_OF_RUNS
 
 PLACEMENT = ("dropout_schedule", "backbone.stage_dropout", "backbone.stage_dropout_kind", "backbone.stochastic_depth")
 

@@ -14,7 +14,7 @@ from vld.report.averages import mean_and_error, mean_there
 from vld.report.grid import Grid
 from vld.report.series import Series
 from vld.report.table import in_order, shown_settings, telling
-from vld.study.members import CONNECTIVITY, ENSEMBLE_OF_RUNS
+from vld.study.member_axes import CONNECTIVITY, ENSEMBLE_OF_RUNS
 
 MOST_POINTS = 250_000
 """Of a cloud; of a larger one so many are drawn at random (six domains of six pairs have 46,656)."""

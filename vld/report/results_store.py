@@ -11,8 +11,8 @@ import pandas as pd
 from vld.config.errors import UserError
 from vld.config.settings import SETTING_COLUMNS
 from vld.report.summary import combination_label, shown_axes
-from vld.runs.directory import read_json, stored_identity
 from vld.runs.identity import ADDED_LATER, identity_key
+from vld.runs.reading import read_json, stored_identity
 from vld.runs.results import finished_results, result_rows
 from vld.study.progress import unfinished_state
 

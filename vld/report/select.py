@@ -9,9 +9,9 @@ import pandas as pd
 
 from vld.config.errors import UserError
 from vld.config.settings import COMBINATIONS
+from vld.data.domains import resolve_test_domains
 from vld.report.results_store import Store
 from vld.runs.identity import NOT_IDENTITY, flat_settings
-from vld.runs.inputs import resolve_test_domains
 from vld.study.jobs import Job
 
 PRESETS = ("dataset", "backbone", "optim")

@@ -14,7 +14,7 @@ from vld.config.settings import COMBINATIONS, METHODS
 from vld.report.grid import Grid, expected_runs, grid_of
 from vld.report.table import in_order, shown_settings, shown_value
 from vld.runs.identity import varied_settings
-from vld.study.members import CONNECTIVITY
+from vld.study.member_axes import CONNECTIVITY
 
 LARGE_DROPOUT = 0.9
 

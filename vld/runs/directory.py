@@ -11,11 +11,11 @@ import yaml
 from safetensors.torch import save
 from torch import Tensor
 
-from vld.config.errors import UserError
 from vld.machine.atomic import write_atomically, write_json, write_text
 from vld.machine.lock import LOCK
 from vld.runs.checkpoint import read_checkpoint, write_checkpoint
-from vld.runs.identity import run_id
+from vld.runs.quantities import ANALYSIS
+from vld.runs.reading import read_result, stored_identity
 
 # What `write_atomically` leaves of a file when it is killed.
 TEMPORARY = re.compile(r"\.(config\.yaml|metrics\.jsonl|\w+\.json|checkpoint\.pt|[\w-]+\.safetensors)\.\w+")
@@ -36,10 +36,6 @@ class RunDirectory:
     @property
     def checkpoint_file(self) -> Path:
         return self.path / "checkpoint.pt"
-
-    @property
-    def analysis_file(self) -> Path:
-        return self.path / "analysis.json"
 
     def result(self) -> dict[str, Any] | None:
         """What `result.json` says, None where the run is not finished.
@@ -69,7 +65,7 @@ class RunDirectory:
         (self.path / "metrics.jsonl").unlink(missing_ok=True)
         write_text(config_file, yaml.safe_dump({"identity": identity, "other": other_settings}, sort_keys=True))
         self.failure_file.unlink(missing_ok=True)
-        self.analysis_file.unlink(missing_ok=True)  # of weights that are made anew
+        (self.path / ANALYSIS).unlink(missing_ok=True)  # of weights that are made anew
         return state
 
     def write_checkpoint(self, state: dict[str, Any]) -> None:
@@ -97,66 +93,3 @@ class RunDirectory:
 
     def fail(self, failure: dict[str, Any]) -> None:
         write_json(self.failure_file, failure)
-
-
-def read_result(path: Path, identity: str) -> dict[str, Any]:
-    """A `result.json`, whose key `identity` has what its directory is named after. Raises `UserError` where it is damaged."""
-    result = read_json(path)
-    check_identity(result.get(identity), path)
-    if missing := {"run_id", "settings", "results"} - result.keys():
-        raise UserError(
-            f"{path}: damaged (it lacks {', '.join(sorted(missing))}); move its directory away and run again"
-        )
-    return result
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: damaged ({error}); move its directory away and run again") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: damaged (not a JSON object); move its directory away and run again")
-    return value
-
-
-def read_if_whole(path: Path) -> dict[str, Any]:
-    """`read_json` for lookers-on: a file that is not there, or damaged, says nothing."""
-    try:
-        return read_json(path)
-    except UserError:
-        return {}
-
-
-def stored_identity(run_dir: Path) -> dict[str, Any]:
-    """The settings in `config.yaml` that make the run. Raises `UserError` where they do not: the file is not this run's."""
-    path = run_dir / "config.yaml"
-    try:
-        identity = yaml.safe_load(path.read_text(encoding="utf-8"))["identity"]
-    except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: damaged ({error!r}); move its directory away and run again") from error
-    check_identity(identity, path)
-    assert isinstance(identity, dict)
-    return identity
-
-
-def stored_settings(run_dir: Path) -> dict[str, Any]:
-    """All settings in `config.yaml`: `stored_identity`'s, and those that do not make the run, as its last command had them."""
-    identity, path = stored_identity(run_dir), run_dir / "config.yaml"
-    try:
-        other = dict(yaml.safe_load(path.read_text(encoding="utf-8"))["other"])
-    except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: damaged ({error!r}); move its directory away and run again") from error
-    return other | identity
-
-
-def check_identity(identity: Any, path: Path) -> None:
-    """Raises `UserError` unless the identity that `path` tells has the id that its directory is named after."""
-    try:
-        right = isinstance(identity, dict) and run_id(identity) == path.parent.name
-    except (ValueError, TypeError):  # values that no setting has
-        right = False
-    if not right:
-        raise UserError(
-            f"{path}: its settings are not those of run {path.parent.name}; move its directory away and run again"
-        )

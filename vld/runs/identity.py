@@ -4,13 +4,13 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from vld import PROTOCOL_VERSION
 from vld.config.settings import Config
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RANDOM_WEIGHTS = "random"
 
@@ -72,9 +72,9 @@ def identity_key(identity: Mapping[str, Any]) -> str:
 def flat_settings(config: Config) -> dict[str, Any]:
     """All settings under their dotted names."""
     flat: dict[str, Any] = {}
-    for name, value in dataclasses.asdict(config).items():
-        if isinstance(value, dict):
-            flat |= {f"{name}.{key}": inner for key, inner in value.items()}
+    for name, value in vars(config).items():
+        if dataclasses.is_dataclass(value):
+            flat |= {f"{name}.{key}": inner for key, inner in vars(value).items()}
         else:
             flat[name] = value
     return flat
@@ -130,10 +130,12 @@ def run_id(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
-def weights_fingerprint(weights: Mapping[str, Tensor] | None) -> str:
+def weights_fingerprint(weights: "Mapping[str, Tensor] | None") -> str:
     """A hash of the tensors, whatever file they were in."""
     if weights is None:
         return RANDOM_WEIGHTS
+    import torch  # which whoever has tensors has imported; not all who need identities have any
+
     digest = hashlib.sha256()
     for name in sorted(weights):
         tensor = weights[name].detach().contiguous().flatten()

@@ -3,7 +3,6 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch import Tensor
 from vld.config.errors import UserError
 from vld.config.settings import Config
 from vld.data import glyphs
+from vld.data.domains import GLYPHS, resolve_test_domains
 from vld.data.folder import DatasetFiles, find_dataset
 from vld.data.verify import check_content
 from vld.machine.device import resolve_device, resolve_precision
@@ -53,9 +53,7 @@ def check_inputs(config: Config, *, here: bool = True) -> Inputs:
     to_draw = config.dataset.name == "glyphs" and config.dataset.csv is None and not root.exists()
     # What takes longest comes last: weights may have to be downloaded.
     files = None if to_draw else _listed(config, root)
-    test_domains = resolve_test_domains(
-        config.test_domain, files.domain_names if files else tuple(sorted(glyphs.DOMAINS))
-    )
+    test_domains = resolve_test_domains(config.test_domain, files.domain_names if files else GLYPHS)
     warnings = check_content(files, config.dataset.verify) if files else []
     weights = load_backbone_weights(config.backbone)
     initial_classifier(config, weights, precision, classes=2)  # do the weights fit? Any number of classes tells
@@ -72,22 +70,6 @@ def _listed(config: Config, root: Path, *, draw: bool = False) -> DatasetFiles:
         raise UserError(
             f"dataset={config.dataset.name}: {error.filename or root}: {error.strerror or error}"
         ) from error
-
-
-def resolve_test_domains(wanted: Any, domains: tuple[str, ...]) -> tuple[str, ...]:
-    """The names that `test_domain` stands for: all, a name, an index in sorted order, or a list of those."""
-    if wanted == "all":
-        return domains
-    chosen = []
-    for entry in wanted if isinstance(wanted, list) else [wanted]:
-        if str(entry) in domains:  # a domain may be called 1: its name comes before another's index
-            chosen.append(str(entry))
-        elif str(entry).isdigit() and int(entry) < len(domains):
-            chosen.append(domains[int(entry)])
-        else:
-            allowed = ", ".join(f"{name} ({i})" for i, name in enumerate(domains))
-            raise UserError(f"test_domain={entry}: must be all or one of {allowed}")
-    return tuple(dict.fromkeys(chosen))
 
 
 def initial_classifier(config: Config, weights: dict[str, Tensor] | None, precision: str, classes: int) -> Classifier:

@@ -5,7 +5,9 @@ from typing import Any
 
 from vld.config.errors import UserError
 from vld.machine.atomic import write_json
-from vld.runs.directory import RunDirectory, read_json
+from vld.runs.reading import read_json
+
+ANALYSIS = "analysis.json"
 
 MASKED = {rate: f"masked_{100 * rate:.0f}_acc" for rate in (0.5, 0.75, 0.9, 0.95)}
 """By the share of units that are masked."""
@@ -35,7 +37,7 @@ def shown_quantity(name: str, value: float) -> str:
 
 def read_analyses(run_dir: Path) -> dict[str, dict[str, Any]]:
     """By the weights that were analysed (`erm-last`, …); empty where there is no file. Raises `UserError` where it is damaged."""
-    path = RunDirectory(run_dir).analysis_file
+    path = run_dir / ANALYSIS
     if not path.exists():
         return {}
     mend = f"{path}: damaged; remove it, and analyse.py makes it anew"
@@ -52,4 +54,4 @@ def read_analyses(run_dir: Path) -> dict[str, dict[str, Any]]:
 def add_analysis(run_dir: Path, weights: str, analysis: dict[str, Any]) -> None:
     """Beside those of other weights."""
     analyses = read_analyses(run_dir) | {weights: analysis}
-    write_json(RunDirectory(run_dir).analysis_file, {"run_id": run_dir.name, "analyses": analyses})
+    write_json(run_dir / ANALYSIS, {"run_id": run_dir.name, "analyses": analyses})

@@ -214,7 +214,7 @@ def _train_on(
     images_per_step = batches.images_per_step
     kept = kept_meanwhile(config.keep) if in_part else config.keep
     with terminal.training(
-        run.test_domain, config.method.name, config.optim.steps, images_per_step, first_step
+        run.test_domain, config.method.name, config.optim.steps, images_per_step, first_step, directory.path.name
     ) as progress:
         try:
             for evaluation in train(

@@ -22,14 +22,16 @@ from vld.machine.device import describe, resolve_device, set_up
 from vld.machine.lock import RunningElsewhere, claim
 from vld.machine.terminal import Terminal
 from vld.model.classifier import Classifier
-from vld.runs.directory import RunDirectory, read_result
+from vld.runs.directory import RunDirectory
 from vld.runs.identity import ADDED_LATER, run_id
 from vld.runs.inputs import check_output_dir
 from vld.runs.keep import read_logits
+from vld.runs.networks import load_weights, network
+from vld.runs.reading import read_result
 from vld.runs.record import accuracies
-from vld.runs.results import load_weights, network
 from vld.runs.run import SKIP_HINT, Outcome, explained, now, software_versions
-from vld.study.members import CONNECTIVITY, ENSEMBLE_OF_RUNS, Member, find_members, kept_file, member_configs
+from vld.study.member_axes import CONNECTIVITY, ENSEMBLE_OF_RUNS, kept_file, member_configs
+from vld.study.members import Member, find_members
 from vld.study.planned import left_out_domains
 from vld.study.runner import Datasets, decoded, run_all
 from vld.tracking.background import Publisher

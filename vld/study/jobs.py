@@ -1,7 +1,9 @@
 """The jobs of a sweep, composed and checked before the first of them starts."""
 
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vld.config.checks import checked_config, describe_error, merged_config, option_names
+from vld.config.checks import checked, describe_error, merged_config, option_names
 from vld.config.errors import UserError, first_line
 from vld.config.settings import Config
 
@@ -46,28 +48,72 @@ def jobs_of(axes: Sequence[str], problems: dict[str, None], config_name: str = "
     parser = overrides_parser()
     [jobs] = BasicSweeper.split_arguments(parser.parse_overrides(list(axes)), max_batch_size=None)
     options = set(option_names())
-    bases: dict[object, DictConfig | UserError] = {}
+    bases: dict[object, _Base | UserError] = {}
+    parse = cache(lambda word: parser.parse_overrides([word])[0])  # takes long, and jobs share their words
     for words in jobs:
-        parsed = parser.parse_overrides(list(words))
+        parsed = [parse(word) for word in words]
         plain = [override for override in parsed if _is_plain(override, options)]
         others = tuple(str(override.input_line) for override in parsed if override not in plain)
         key = (others, tuple(override.key_or_group for override in plain))  # then each value below replaces another
         try:
             if key not in bases:
-                bases[key] = merged_config(_composed(config_name, words))
+                bases[key] = _Base(merged_config(_composed(config_name, words)))
             base = bases[key]
             if isinstance(base, UserError):
                 raise base
-            for override in plain:
-                try:
-                    OmegaConf.update(base, override.key_or_group, override.value())
-                except OmegaConfBaseException as error:
-                    raise UserError(f"{override.input_line}: {first_line(error)}") from error
-            yield Job(tuple(words), checked_config(base, Config))
+            yield Job(tuple(words), base.settings(plain))
         except UserError as error:
             problems |= dict.fromkeys(str(error).splitlines())
             if key not in bases and not plain:  # else the next job's values may be better
                 bases[key] = error
+
+
+class _Base:
+    """The settings of jobs that share their presets, and have other values for the same options.
+
+    omegaconf checks and converts each value once. It makes the settings of each job anew only where some of them refer to
+    others: that takes long for thousands of jobs.
+    """
+
+    def __init__(self, merged: DictConfig) -> None:
+        self._merged = merged
+        self._refers = "${" in repr(OmegaConf.to_container(merged))
+        self._settings: Config | None = None
+        self._values: dict[str, Any] = {}
+        """In the types of the schema, by the overrides that set them."""
+
+    def settings(self, plain: Sequence[Override]) -> Config:
+        """With these values. Raises `UserError` for what is not allowed."""
+        if self._refers or any("${" in str(override.input_line) for override in plain):
+            return checked(self._converted(plain))
+        if self._settings is None:
+            self._settings = self._converted(plain)
+        config = deepcopy(self._settings)
+        for override in plain:
+            *groups, name = override.key_or_group.split(".")
+            setattr(reduce(getattr, groups, config), name, deepcopy(self._value(override)))
+        return checked(config)
+
+    def _converted(self, plain: Sequence[Override]) -> Config:
+        for override in plain:
+            self._set(override)
+        settings = OmegaConf.to_object(self._merged)
+        assert isinstance(settings, Config)
+        return settings
+
+    def _value(self, override: Override) -> Any:
+        line = str(override.input_line)
+        if line not in self._values:
+            self._set(override)
+            value = OmegaConf.select(self._merged, override.key_or_group)
+            self._values[line] = OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
+        return self._values[line]
+
+    def _set(self, override: Override) -> None:
+        try:
+            OmegaConf.update(self._merged, override.key_or_group, override.value())
+        except OmegaConfBaseException as error:
+            raise UserError(f"{override.input_line}: {first_line(error)}") from error
 
 
 def outcomes_dir(hydra_config: Any) -> Path:

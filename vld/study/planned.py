@@ -2,19 +2,17 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 from vld.config.errors import UserError
 from vld.config.settings import COMBINATIONS, Config
-from vld.data import glyphs
-from vld.data.catalog import CONTENTS
+from vld.data.domains import known_domains, resolve_test_domains
 from vld.data.folder import list_csv, subfolders
-from vld.runs.directory import read_if_whole
 from vld.runs.identity import settings_key
-from vld.runs.inputs import resolve_test_domains
+from vld.runs.reading import read_if_whole
 from vld.study.jobs import Job
-from vld.study.members import member_configs
+from vld.study.member_axes import member_configs
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class Wanted:
     overrides: tuple[str, ...]
     """Of the job that trains it."""
 
-    @property
+    @cached_property
     def key(self) -> str:
         return settings_key(self.config, self.test_domain)
 
@@ -61,8 +59,8 @@ def domain_names(config: Config) -> tuple[str, ...]:
         return tuple(subfolders(data_dir / dataset.folder))
     if dataset.csv is not None and (data_dir / dataset.csv).is_file():
         return _csv_domains(dataset.name, data_dir / dataset.csv)
-    if _known(config):
-        return tuple(sorted(glyphs.DOMAINS if dataset.name == "glyphs" else CONTENTS[dataset.name].domains))
+    if known := _known(config):
+        return known
     for path in sorted((Path(config.output_dir) / "runs" / dataset.name).glob("*/*/result.json")):
         domains = read_if_whole(path).get("domains")
         if isinstance(domains, list):
@@ -72,11 +70,28 @@ def domain_names(config: Config) -> tuple[str, ...]:
     )
 
 
+def data_to_come(configs: Iterable[Config]) -> list[str]:
+    """A line for each dataset that is not there yet, with what gets it."""
+    lines = []
+    for config in configs:
+        dataset, data_dir = config.dataset, Path(config.data_dir)
+        place = data_dir / (dataset.csv or dataset.folder)
+        if place.exists():
+            continue
+        line = f"dataset={dataset.name}: {place} is not there yet"
+        if dataset.csv is None and dataset.name == "glyphs":
+            line = f"{line}; it is drawn before the first run"
+        elif _known(config):
+            line = f"{line}; python scripts/prepare.py dataset={dataset.name} data_dir={data_dir} fetches it"
+        lines.append(line)
+    return list(dict.fromkeys(lines))
+
+
 @cache
 def _csv_domains(name: str, path: Path) -> tuple[str, ...]:
     """Read once for all jobs of a study."""
     return list_csv(name, path).domain_names
 
 
-def _known(config: Config) -> bool:
-    return config.dataset.csv is None and (config.dataset.name in CONTENTS or config.dataset.name == "glyphs")
+def _known(config: Config) -> tuple[str, ...] | None:
+    return known_domains(config.dataset.name) if config.dataset.csv is None else None

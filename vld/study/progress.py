@@ -14,9 +14,8 @@ import yaml
 from vld.config.errors import UserError
 from vld.config.settings import BackboneConfig, Config
 from vld.machine.lock import LEASE_SECONDS, LOCK
-from vld.model.classifier import load_backbone_weights
-from vld.runs.directory import read_if_whole
 from vld.runs.identity import PRECISION, RANDOM_WEIGHTS, WEIGHTS, identity_key, weights_fingerprint
+from vld.runs.reading import read_if_whole
 from vld.study.planned import Wanted
 
 FINISHED, RUNNING, INTERRUPTED, FAILED, MISSING = STATES = ("finished", "running", "interrupted", "failed", "missing")
@@ -68,6 +67,10 @@ def _may_be(config: Config, settings: Mapping[str, Any], fingerprints: Mapping[s
 @cache
 def _fingerprint(weights: str) -> str | None:
     """Of a weights file; None where this machine does not have it."""
+    if not Path(weights).is_file():
+        return None
+    from vld.model.classifier import load_backbone_weights  # needs torch, which most who look at runs can do without
+
     try:
         return weights_fingerprint(load_backbone_weights(BackboneConfig(weights=weights)))
     except UserError:

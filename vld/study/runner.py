@@ -66,6 +66,7 @@ def run_all(
         _say_what_runs(its_runs[0], terminal)
         for run in its_runs:
             outcome = train_once(run, terminal, publisher)
+            terminal.ended(run.directory.path.name, run.config.optim.steps)
             if not outcome.skipped:
                 publisher.publish(outcome.directory)
             outcomes.append(outcome)

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -131,28 +132,38 @@ class ConventionalBatches:
         return images / (time.perf_counter() - began)
 
 
-@torch.no_grad()
-def evaluation_images_per_second(
-    model: Classifier, files: DatasetFiles, test_domain: str, split_seed: int, image_size: int, batches: int
-) -> float:
-    """Of one network, on so many batches of 64 after the first; on the first alone where there is no other."""
-    device = model.head.weight.device
-    parts = chosen_files(files, test_domain, split_seed, OUT)
-    paths, labels = [p for part, _ in parts for p in part], [label for _, part in parts for label in part]
-    dataset = DecodedFiles(paths, labels, evaluation_transform(image_size))
-    loader = DataLoader(dataset, 64, num_workers=len(os.sched_getaffinity(0)), pin_memory=device.type == "cuda")
-    iterator: Iterator[tuple[Tensor, Tensor]] = iter(loader)
-    was_training = model.training
-    model.eval()
-    correct, images, began = 0, 0, time.perf_counter()
-    for number, (inputs, expected) in enumerate(iterator):
-        correct += int((model(inputs.to(device)).argmax(1).cpu() == expected).sum())
-        if number == 0 and len(dataset) > 64:
-            began = time.perf_counter()
-            continue
-        images += len(inputs)
-        if number == batches:
-            break
-    seconds = time.perf_counter() - began
-    model.train(was_training)
-    return images / seconds
+class ConventionalEvaluation:
+    """One network evaluated on the images that a run is evaluated on, over and over, in batches from DataLoader workers."""
+
+    batch_size = 64
+
+    def __init__(
+        self, model: Classifier, files: DatasetFiles, test_domain: str, split_seed: int, image_size: int
+    ) -> None:
+        parts = chosen_files(files, test_domain, split_seed, OUT)
+        paths, labels = [p for part, _ in parts for p in part], [label for _, part in parts for label in part]
+        dataset = DecodedFiles(paths, labels, evaluation_transform(image_size))
+        self._model, self._device = model, model.head.weight.device
+        workers = len(os.sched_getaffinity(0))
+        self._batches = iter(
+            DataLoader(
+                dataset,
+                self.batch_size,
+                sampler=cycle(range(len(dataset))),
+                num_workers=workers,
+                pin_memory=self._device.type == "cuda",
+            )
+        )
+        self.waiting = PREFETCHED * workers
+        """Batches that lie ready when nobody has asked for a while."""
+
+    @torch.no_grad()
+    def evaluate(self, batches: int) -> int:
+        """Correct images of so many batches, counted on the host as everybody does."""
+        was_training = self._model.training
+        self._model.eval()
+        correct = 0
+        for inputs, expected in islice(self._batches, batches):
+            correct += int((self._model(inputs.to(self._device)).argmax(1).cpu() == expected).sum())
+        self._model.train(was_training)
+        return correct

@@ -11,7 +11,12 @@ from typing import Any
 
 import torch
 
-from vld.commands.benchmark.conventional import ConventionalBatches, evaluation_images_per_second, pytorch_s_defaults
+from vld.commands.benchmark.conventional import (
+    PREFETCHED,
+    ConventionalBatches,
+    ConventionalEvaluation,
+    pytorch_s_defaults,
+)
 from vld.commands.benchmark.costs import WANDB_STEPS, time_checkpoint, time_wandb
 from vld.commands.benchmark.forecast import EXPERIMENTS, Forecast, forecast
 from vld.commands.benchmark.sharing import images_per_second_beside
@@ -20,18 +25,20 @@ from vld.config.settings import METHODS, AveragingConfig, Config, EnsembleConfig
 from vld.machine.atomic import write_json
 from vld.machine.device import MemoryBudget, describe, set_up
 from vld.machine.terminal import Terminal
+from vld.model.classifier import Classifier
 from vld.runs.identity import weights_fingerprint
 from vld.runs.inputs import check_inputs, initial_classifier
 from vld.runs.run import Run, run_evaluation_set, software_versions, training_batches
 from vld.runs.space import bytes_kept
 from vld.study.runner import decoded
 from vld.training import compiled as compilation
-from vld.training.evaluation import IMAGES_AT_ONCE, predict
+from vld.training.evaluation import IMAGES_AT_ONCE, EvaluationSet, predict
 from vld.training.loop import Trajectory, update
 
 STEPS_AT_ONCE = {"cpu": 1, "cuda": 30}
 """Steps between two looks at the clock: a GPU is only busy when it need not be looked at."""
-EVALUATED_CHUNKS = {"cpu": 1, "cuda": 40}
+EVALUATED_CHUNKS = {"cpu": 4, "cuda": 40}
+EVALUATION_ROUNDS = 3
 
 
 def run_benchmark(config: Config, options: Sequence[str], terminal: Terminal) -> dict[str, Any]:
@@ -106,16 +113,11 @@ def run_benchmark(config: Config, options: Sequence[str], terminal: Terminal) ->
 
     assert ours.average.model is not None
     both = [ours.model, ours.average.model]
-    chunks = EVALUATED_CHUNKS[device.type]
-    evaluated = min(len(images.images), chunks * IMAGES_AT_ONCE[device.type])
-    predict(both, images, at_most=1)
-    rate = statistics.median(
-        2 * evaluated / timed(lambda: predict(both, images, at_most=chunks), device) for _ in range(3)
+    usual_evaluation = ConventionalEvaluation(
+        usual.model, inputs.files, test_domain, config.split_seed, config.image_size
     )
-    with pytorch_s_defaults():
-        usual_rate = evaluation_images_per_second(
-            usual.model, inputs.files, test_domain, config.split_seed, config.image_size, chunks
-        )
+    rate, usual_rate = evaluation_rates(both, images, usual_evaluation, device)
+    del usual_evaluation  # with its workers
     per_core = input_per_core(conventional, batches.batch, batches.images_per_step) if device.type == "cpu" else None
 
     checkpoint_seconds, checkpoint_bytes = time_checkpoint(ours, output_dir)
@@ -135,7 +137,7 @@ def run_benchmark(config: Config, options: Sequence[str], terminal: Terminal) ->
         "image_size": config.image_size,
         "images_per_step": per_step,
         "steps": rounds * at_once,
-        "images_in_gpu_memory": batches.resident,
+        "images_in_gpu_memory": batches.resident and device.type == "cuda",
         "median_seconds": step_seconds,
         "images_per_second": {
             name: per_step / seconds for name, seconds in step_seconds.items() if name != "weight average"
@@ -177,6 +179,26 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def evaluation_rates(
+    models: Sequence[Classifier], images: EvaluationSet, usual: ConventionalEvaluation, device: torch.device
+) -> tuple[float, float]:
+    """Images/s and network, ours and the conventional, each in its steady state on as many images, in turn."""
+    chunks = EVALUATED_CHUNKS[device.type]
+    evaluated = min(len(images.images), chunks * IMAGES_AT_ONCE[device.type])
+    batches = max(1, evaluated // usual.batch_size)
+    rates, usual_rates = [], []
+    for number in range(-1, EVALUATION_ROUNDS):  # the first is not counted
+        time.sleep(0.02 * PREFETCHED * usual.batch_size)  # until its workers rest, as in `run_benchmark`
+        seconds = timed(lambda: predict(models, images, at_most=chunks), device)
+        with pytorch_s_defaults():
+            usual.evaluate(usual.waiting)  # what they had ready by then does not count
+            usual_seconds = timed(lambda: usual.evaluate(batches), device)
+        if number >= 0:
+            rates.append(len(models) * evaluated / seconds)
+            usual_rates.append(batches * usual.batch_size / usual_seconds)
+    return statistics.median(rates), statistics.median(usual_rates)
 
 
 def input_per_core(

@@ -1,0 +1,109 @@
+"""How far all runs of a command are together: every job notes the steps that it makes, and the command adds them up.
+
+The jobs may be in this process or in others, which note theirs in a file each.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+NOTES = ".steps"
+SECONDS_BETWEEN_LOOKS = 1.0
+STEPS_BEFORE_FORECAST = 10
+"""Made at the pace that the forecast goes by: the first ones are slower."""
+
+
+@dataclass
+class Begun:
+    """A run that a job has come to: the steps that were made now, and those that are behind it (all of an ended one's)."""
+
+    made: int = 0
+    behind: int = 0
+    ended: bool = False
+
+
+@dataclass
+class Notes:
+    """The runs of one job, or of several in one process, by id. file: where they are noted for another process to read."""
+
+    file: Path | None = None
+    runs: dict[str, Begun] = field(default_factory=dict)
+    _written: float = 0.0
+
+    def at(self, run: str, step: int) -> None:
+        """The run has made so many steps."""
+        begun = self.runs.setdefault(run, Begun(behind=step))
+        if step > begun.behind:
+            begun.made, begun.behind = begun.made + step - begun.behind, step
+        self._write(SECONDS_BETWEEN_LOOKS)
+
+    def ended(self, run: str, steps: int) -> None:
+        """Of its `steps`, none are left to make: it is finished, was before, has failed or is left to another process."""
+        begun = self.runs.setdefault(run, Begun())
+        begun.behind, begun.ended = steps, True
+        self._write(0.0)
+
+    def _write(self, seconds_between: float) -> None:
+        if self.file and time.monotonic() - self._written >= seconds_between:
+            self._written = time.monotonic()
+            unfinished = self.file.with_suffix(".writing")
+            with suppress(OSError):  # a full disk, say: training is worth more than its forecast
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+                unfinished.write_text(json.dumps({run: asdict(begun) for run, begun in self.runs.items()}))
+                unfinished.replace(self.file)
+
+
+class Whole:
+    """All runs of a command: how many are done, and the time that the others will take at the pace so far.
+
+    runs, steps: of all jobs together. folder: where those in other processes note theirs; None: all are in this one.
+    clock: in seconds.
+    """
+
+    def __init__(
+        self, runs: int, steps: int, folder: Path | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.runs, self.steps, self.folder, self.clock = runs, steps, folder, clock
+        self.here = Notes()
+        self._first: tuple[float, int] | None = None
+        """When the pace began to count, and the steps that had been made then."""
+
+    def now(self) -> tuple[int, int, float | None]:
+        """Runs that are done, steps that are behind all of them, and the seconds left; None while nobody can know."""
+        begun = self.here.runs | dict(self._noted())
+        made, behind = sum(run.made for run in begun.values()), sum(run.behind for run in begun.values())
+        done = sum(run.ended for run in begun.values())
+        if self._first is None and made:
+            self._first = self.clock(), made
+        if self._first is None or made - self._first[1] < STEPS_BEFORE_FORECAST:
+            return done, behind, None
+        since, before = self._first
+        return done, behind, (self.clock() - since) / (made - before) * max(0, self.steps - behind)
+
+    def _noted(self) -> Iterator[tuple[str, Begun]]:
+        for path in self.folder.glob(f"*{NOTES}") if self.folder else ():
+            with suppress(OSError):
+                yield from ((run, Begun(**its)) for run, its in json.loads(path.read_text()).items())
+
+
+@contextmanager
+def watching(look: Callable[[], None]) -> Iterator[None]:
+    """Look again and again, in a thread: while jobs are in other processes and this one waits for them."""
+    stopping = threading.Event()
+
+    def watch() -> None:
+        look()
+        while not stopping.wait(SECONDS_BETWEEN_LOOKS):
+            look()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        thread.join(timeout=SECONDS_BETWEEN_LOOKS)  # a terminal may have been stopped (Ctrl-S)
