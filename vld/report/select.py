@@ -8,9 +8,10 @@ from typing import Any
 import pandas as pd
 
 from vld.config.errors import UserError
-from vld.config.settings import COMBINATIONS
+from vld.config.names import COMBINATIONS
+from vld.config.options import flat_settings
 from vld.report.results_store import Store
-from vld.runs.identity import NOT_IDENTITY, flat_settings
+from vld.runs.identity import NOT_IDENTITY
 from vld.runs.inputs import resolve_test_domains
 from vld.study.jobs import Job
 

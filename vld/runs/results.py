@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vld.config.errors import UserError
-from vld.config.settings import ACCURACIES, SETTING_COLUMNS, BackboneConfig
+from vld.config.names import ACCURACIES, SETTING_COLUMNS
+from vld.config.settings import BackboneConfig
 from vld.model.classifier import Classifier, build_classifier
 from vld.runs.directory import read_result, stored_identity
 from vld.runs.identity import RANDOM_WEIGHTS

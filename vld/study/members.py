@@ -14,9 +14,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import OverrideType
 from hydra.errors import HydraException
 
-from vld.config.checks import option_names, unknown_option, with_values
 from vld.config.errors import UserError
-from vld.config.settings import Config, MethodConfig
+from vld.config.settings import Config, MethodConfig, option_names, unknown_option
 from vld.machine.device import resolve_device, resolve_precision
 from vld.model.classifier import load_backbone_weights
 from vld.runs.directory import RunDirectory
@@ -32,6 +31,7 @@ from vld.runs.identity import (
     weights_fingerprint,
 )
 from vld.runs.keep import check_kept
+from vld.study.compose import with_values
 from vld.study.jobs import values_of
 
 ENSEMBLE_OF_RUNS = "ensemble_of_runs"

@@ -6,7 +6,8 @@ from functools import cache
 from pathlib import Path
 
 from vld.config.errors import UserError
-from vld.config.settings import COMBINATIONS, Config
+from vld.config.names import COMBINATIONS
+from vld.config.settings import Config
 from vld.data import glyphs
 from vld.data.catalog import CONTENTS
 from vld.data.folder import list_csv, subfolders
