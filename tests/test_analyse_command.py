@@ -381,10 +381,3 @@ def shown_in_one_row(shown: str, *cells: str) -> bool:
     """Whether the table of richness has a line with all of these."""
     table = shown[shown.index("\nRichness\n") :]
     return any(all(cell in line for cell in cells) for line in table.splitlines())
-
-
-def test_help_says_what_it_is_for() -> None:
-    done = script("analyse.py", "--help")
-    assert done.returncode == 0
-    assert "effective rank" in done.stdout
-    assert "weights=erm-last" in done.stdout

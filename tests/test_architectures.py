@@ -232,4 +232,4 @@ def test_any_network_of_timm_by_its_name(small_glyphs: Path, tmp_path: Path) -> 
 
 def test_a_name_has_to_be_said() -> None:
     done = train("backbone=timm")
-    assert (done.returncode, done.stderr) == (2, "backbone.name: a value is needed, say backbone.name=…\n")
+    assert (done.returncode, done.stderr) == (2, "backbone.name: a value is needed, set backbone.name=…\n")

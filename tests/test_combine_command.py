@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 from tiny import decode_dataset
 from torch import Tensor
 
-from vld.config.checks import typed_config, with_values
 from vld.config.errors import UserError
 from vld.config.settings import BackboneConfig, Config, DatasetConfig, MethodConfig, WandbConfig
 from vld.data.folder import list_dataset
@@ -28,6 +27,7 @@ from vld.machine.terminal import Terminal
 from vld.model.classifier import Classifier
 from vld.runs import load_model, load_results
 from vld.study.combination import combine_all
+from vld.study.compose import typed_config, with_values
 from vld.tracking.background import Publisher
 from vld.training.evaluation import EvaluationSet, evaluation_set, predict, score
 

@@ -12,13 +12,13 @@ from hydra import compose, initialize_config_dir
 from tiny import CPU, decode_dataset, make_evaluation_set, make_model
 from torch import Tensor
 
-from vld.config.checks import typed_config
 from vld.config.settings import Config, DatasetConfig, MethodConfig, WandbConfig
 from vld.data.folder import find_dataset
 from vld.machine.terminal import Terminal
 from vld.model.classifier import Classifier
 from vld.runs import load_model, load_results
 from vld.study.combination import Combination, combine_all
+from vld.study.compose import typed_config
 from vld.study.members import Member
 from vld.tracking.background import Publisher
 from vld.training.connectivity import ALPHAS, along_representations, between

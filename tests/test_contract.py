@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import tomllib
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -22,13 +21,13 @@ from vld.commands.benchmark.forecast import EXPERIMENTS
 from vld.commands.launch import check_jobs
 from vld.commands.main import exit_after_lost_job
 from vld.commands.report import folder_name
-from vld.config.checks import typed_config, with_values
 from vld.config.errors import UserError
-from vld.config.names import METHOD_COLORS, METHOD_MARKERS, METHOD_NAMES
-from vld.config.settings import COMBINATIONS, METHODS, Config, ReportConfig, StatusConfig
+from vld.config.names import ALL_METHODS
+from vld.config.options import flat_settings
+from vld.config.settings import Config
 from vld.machine.device import MemoryBudget, resolve_precision, set_up
-from vld.runs.identity import flat_settings
 from vld.runs.inputs import check_inputs
+from vld.study.compose import typed_config, with_values
 from vld.study.jobs import Job, axes_of, jobs_of
 from vld.study.member_axes import member_configs
 
@@ -75,8 +74,6 @@ DEFAULTS = {
     "deterministic": False,
     "wandb.mode": "auto",
 }
-# Options that --help shows with an example instead of their default.
-EXAMPLES = {"study", "method.members"}
 LOOKING = ("selection", "run", "watch", "format")
 """What report.py and status.py have beside the options of train.py."""
 
@@ -103,26 +100,6 @@ def test_the_defaults_are_the_paper_s() -> None:
     assert {name: settings[name] for name in DEFAULTS} == DEFAULTS
 
 
-def test_the_defaults_that_help_shows_are_those_of_a_command() -> None:
-    template = yaml.safe_load((REPOSITORY / "conf/options.yaml").read_text())["hydra"]["help"]["template"]
-    told = template[template.index("== Options of a run (default) ==") : template.index("== Also ==")]
-    shown: dict[str, str] = {}
-    for line in told.splitlines():
-        start = re.match(r"([\w./]+=\S+ ?)+", line)  # one or several options, before what they mean
-        shown |= dict(word.split("=", 1) for word in start[0].split()) if start else {}
-        # … and those that are named with another.
-        shown |= dict(re.findall(r"([\w.]+)=(1e-4|0\.9|0\.1|1|300|l2|element)(?=[ ,)]|$)", line[30:]))
-    assert len(shown) >= 50
-    assert shown.keys() >= EXAMPLES
-    settings = flat_settings(config()) | {"dataset": "pacs", "backbone": "resnet50", "method": "erm"}
-    wrong = {
-        name: (value, settings[name])
-        for name, value in shown.items()
-        if name not in EXAMPLES and yaml.safe_load(value.replace("1e-", "1.0e-")) != settings[name]
-    }
-    assert not wrong
-
-
 @pytest.mark.parametrize("command", ("train", "report", "status", "combine", "benchmark"))
 def test_the_commands_that_help_shows_are_right(command: str) -> None:
     header = yaml.safe_load((REPOSITORY / f"conf/{command}.yaml").read_text())["hydra"]["help"]["header"]
@@ -134,18 +111,6 @@ def test_the_commands_that_help_shows_are_right(command: str) -> None:
         problems: dict[str, None] = {}
         assert list(jobs_of([*axes, *(word for word in words if word not in ("-m", *single))], problems))
         assert not problems
-
-
-@pytest.mark.parametrize(("command", "schema"), [("report", ReportConfig), ("status", StatusConfig), ("train", Config)])
-def test_help_has_a_command_s_own_options_and_their_defaults(command: str, schema: type) -> None:
-    footer = yaml.safe_load((REPOSITORY / f"conf/{command}.yaml").read_text())["hydra"]["help"]["footer"]
-    shown = dict(re.findall(r"^([\w.]+)=(\S+) ", footer, re.MULTILINE))
-    own = (
-        {"dry_run"} if schema is Config else {field.name for field in fields(schema)} - {f.name for f in fields(Config)}
-    )
-    assert {name: yaml.safe_load(value) for name, value in shown.items()} == {
-        name: getattr(schema(), name) for name in own
-    }
 
 
 def test_members_are_the_paper_s_unless_said_otherwise() -> None:
@@ -190,9 +155,10 @@ def test_two_backbones_have_their_features_scaled() -> None:
 
 
 def test_a_method_needs_what_the_readme_says_and_no_more() -> None:
-    """Its name in vld/config/settings.py, a preset, a colour, a marker and a name for people."""
-    for named in (names("method"), METHOD_COLORS, METHOD_MARKERS, METHOD_NAMES):
-        assert set(named) == {*METHODS, *COMBINATIONS}
+    """A preset, and a row in vld/config/names.py with a label, colour and marker that no other method has."""
+    assert sorted(names("method")) == sorted(method.name for method in ALL_METHODS)
+    for looks in zip(*((method.label, method.color, method.marker) for method in ALL_METHODS), strict=True):
+        assert len(set(looks)) == len(ALL_METHODS)
 
 
 def test_every_script_is_installed_as_a_command() -> None:

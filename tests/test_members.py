@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from vld.config.checks import with_values
 from vld.config.errors import UserError
 from vld.config.settings import BackboneConfig, Config, DatasetConfig, MethodConfig, WandbConfig
 from vld.machine.terminal import Terminal
@@ -20,6 +19,7 @@ from vld.report.summary import sweep_table
 from vld.runs.directory import RunDirectory
 from vld.runs.identity import RANDOM_WEIGHTS, run_id, run_identity, varied_settings, weights_fingerprint
 from vld.study.combination import combine_all
+from vld.study.compose import with_values
 from vld.study.member_axes import member_configs
 from vld.study.members import find_members
 from vld.tracking.background import Publisher

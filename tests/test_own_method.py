@@ -14,11 +14,11 @@ from wandb_server import read_offline
 
 # (file, what stands there, what the method puts before it)
 ADDED = (
-    ("vld/config/settings.py", '"ensemble")\n"""How predictions are made along', '"moving_average", '),
-    ("vld/config/settings.py", '"weight_averaging")\n"""Those of them that are one', '"moving_average", '),
-    ("vld/config/names.py", '    "erm": "#', '    "moving_average": "#F0E442",\n'),
-    ("vld/config/names.py", '    "erm": "o"', '    "moving_average": "v",\n'),
-    ("vld/config/names.py", '    "erm": "ERM"', '    "moving_average": "moving average",\n'),
+    (
+        "vld/config/names.py",
+        '    Method("ensemble", ',
+        '    Method("moving_average", "moving average", "#F0E442", "v", has_weights=True),\n',
+    ),
     ("vld/training/methods.py", "ENSEMBLE = METHODS", "MOVING_AVERAGE, "),
     (
         "vld/training/methods.py",

@@ -8,8 +8,8 @@ import yaml
 from commands import REPOSITORY, TINY_NETWORK, train
 from hydra import compose, initialize_config_dir
 
-from vld.config.checks import typed_config
 from vld.config.settings import Config
+from vld.study.compose import typed_config
 
 PRESETS = sorted(path for path in (REPOSITORY / "conf").glob("*/*.yaml") if path.parent.name != "study")
 SMALL = ("dataset=glyphs", "test_domain=0", "image_size=32", "batch_size=1", "optim.steps=1", "dropout=0.5", "keep=[]")
@@ -50,5 +50,5 @@ def test_presets_of_one_s_own(tmp_path: Path) -> None:
     (tmp_path / "dataset/mine.yaml").write_text("name: mine\n")
     refused = train(*mine, f"output_dir={tmp_path / 'outputs'}")
     assert refused.returncode == 2
-    assert refused.stderr == "dataset.folder: a value is needed, say dataset.folder=…\n"
+    assert refused.stderr == "dataset.folder: a value is needed, set dataset.folder=…\n"
     assert not (tmp_path / "outputs").exists()

@@ -11,9 +11,9 @@ import pytest
 from commands import REPOSITORY, TINY_NETWORK, script, tiny_weights, train
 from hydra import compose, initialize_config_dir
 
-from vld.config.checks import typed_config
 from vld.config.settings import AnalyseConfig, PrepareConfig, PublishConfig
 from vld.runs import load_results
+from vld.study.compose import typed_config
 from vld.study.jobs import axes_of, jobs_of
 
 README = (REPOSITORY / "README.md").read_text()

@@ -28,7 +28,6 @@ from safetensors.torch import save_file
 from tiny import SEED, make_batches, make_evaluation_set, make_model, settings
 
 from vld.commands import main as cli
-from vld.config.checks import typed_config
 from vld.config.errors import UserError
 from vld.config.settings import AveragingConfig, Config, EnsembleConfig
 from vld.machine import lock as claim
@@ -39,6 +38,7 @@ from vld.runs import load_results
 from vld.runs.checkpoint import read_checkpoint, write_checkpoint
 from vld.runs.directory import RunDirectory
 from vld.runs.record import Record, selected_rows
+from vld.study.compose import typed_config
 from vld.study.runner import run_all
 from vld.tracking.background import Publisher
 from vld.training import loop as training

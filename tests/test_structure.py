@@ -2,6 +2,7 @@
 
 import ast
 import re
+import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -91,4 +92,10 @@ def test_many_runs_and_what_is_below_know_no_hydra_but_for_the_jobs() -> None:
     knowing = {
         name for name, file in below.items() if {"hydra", "omegaconf"} & {used.split(".")[0] for used in imports(file)}
     }
-    assert knowing == {"vld.study.jobs", "vld.study.member_axes", "vld.config.checks"}
+    assert knowing == {"vld.study.jobs", "vld.study.member_axes", "vld.study.compose"}
+
+
+def test_the_settings_need_no_library() -> None:
+    used = {name for module, file in modules().items() if module.startswith("vld.config") for name in imports(file)}
+    assert {name.split(".")[0] for name in used} <= {"vld", *sys.stdlib_module_names}
+    assert all(name.startswith("vld.config") for name in used if name.split(".")[0] == "vld")

@@ -20,12 +20,12 @@ from omegaconf import OmegaConf, open_dict
 
 from vld.commands.launch import at_a_time, finish_status, study_axes
 from vld.commands.status import show_status
-from vld.config.checks import typed_config
 from vld.config.errors import UserError
 from vld.config.settings import Config
 from vld.machine.lock import LOCK
 from vld.machine.terminal import Terminal
 from vld.runs.identity import run_id, run_identity
+from vld.study.compose import typed_config
 from vld.study.jobs import Job, axes_of, jobs_of
 from vld.study.planned import Wanted, left_out_domains, wanted_runs
 from vld.study.progress import Progress, is_running, progress_of, seconds_to_go

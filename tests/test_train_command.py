@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from commands import REPOSITORY, TINY_NETWORK, script, train
+from commands import REPOSITORY, TINY_NETWORK, train
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import decode_dataset
@@ -464,23 +464,6 @@ def test_an_output_folder_that_cannot_be_written_to_is_refused(shapes: Path) -> 
     assert refused.returncode == 2
     assert "/proc" in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
-
-
-def test_help_names_every_option() -> None:
-    from vld.config.checks import option_names
-
-    shown = script("train.py", "--help", fresh=True)  # its own imports
-    assert shown.returncode == 0
-    told = shown.stdout[: shown.stdout.index("== All options as composed ==")]
-    set_by_presets = {
-        *("dataset.name", "dataset.folder", "method.name", "optim.name"),
-        *(f"backbone.{leaf}" for leaf in ("name", "library", "architecture", "published", "mean", "std")),
-        *(f"study.{leaf}" for leaf in ("name", "shares", "combinations", "members")),
-    }
-    for name in set(option_names()) - set_by_presets:
-        assert re.search(rf"\b{re.escape(name)}=", told), name
-    for name in ("dataset", "backbone", "dropout", "test_domain", "optim.lr", "output_dir", "seed"):
-        assert f"{name}=" in told
 
 
 def test_cfg_and_info_defaults_work() -> None:

@@ -13,7 +13,6 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from report_store import study_runs, write_combination, write_combinations, write_run
 
-from vld.config.checks import with_values
 from vld.config.names import METHOD_COLORS, METHOD_MARKERS, series_color
 from vld.machine.terminal import Terminal
 from vld.report import (
@@ -33,6 +32,7 @@ from vld.report.results_store import Store
 from vld.report.select import of_study
 from vld.report.series import Series
 from vld.report.summary import sweep_table
+from vld.study.compose import with_values
 from vld.study.planned import Wanted
 
 ONE_SEED = ("seed=0,1", "optim.weight_decay=1e-4")

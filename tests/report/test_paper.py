@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from report_store import study_runs, write_run
 
-from vld.config.checks import with_values
 from vld.report import against_the_paper, read_results, series_of
 from vld.report.paper import CLOUD_MEANS, published_averages
+from vld.study.compose import with_values
 
 # Protocol, section 5: o.o.d. accuracy at dropout 0, 0.5, 0.9, 0.95.
 PROTOCOL = {

@@ -326,13 +326,6 @@ def test_what_cannot_be_reported_is_said_in_one_line(options: list[str], said: s
     assert sorted(store.rglob("*")) == before
 
 
-def test_help_says_what_it_is_for() -> None:
-    done = script("report.py", "--help")
-    assert done.returncode == 0
-    assert "vld-report study=figure2" in done.stdout
-    assert "HTML page" in done.stdout
-
-
 def test_real_runs_are_reported(small_glyphs: Path, tmp_path: Path) -> None:
     places = (f"data_dir={small_glyphs}", f"output_dir={tmp_path}")
     small = (

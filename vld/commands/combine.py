@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vld.config.errors import UserError
+from vld.config.options import flat_settings
 from vld.config.settings import Config
 from vld.machine.terminal import Terminal
 from vld.report.summary import counted, shown_setting, sweep_table
-from vld.runs.identity import flat_settings, varied_settings
+from vld.runs.identity import varied_settings
 from vld.runs.run import Outcome
 from vld.study.combination import combine_all
 from vld.study.jobs import Job

@@ -15,9 +15,11 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from vld.config.checks import as_written, describe_error, typed_config
 from vld.config.errors import FAILED, USER_ERROR, UserError, exit_with_user_error
-from vld.config.settings import COMBINATIONS, Config
+from vld.config.names import COMBINATIONS
+from vld.config.options import beyond, check_values
+from vld.config.settings import Config, ReportConfig, StatusConfig
+from vld.study.compose import as_written, describe_error, typed_config
 from vld.study.jobs import (
     BASIC_LAUNCHER,
     JOBLIB_LAUNCHER,
@@ -36,7 +38,10 @@ if TYPE_CHECKING:
 
 TRAINING_COMMANDS = ("train", "benchmark")
 # Of the commands that look at runs of train.py: their own options.
-LOOKING = {"status": ("watch", "format"), "report": ("selection", "run")}
+LOOKING = {
+    name: tuple(one.name for one in beyond(schema, Config))
+    for name, schema in (("status", StatusConfig), ("report", ReportConfig))
+}
 
 
 @contextmanager
@@ -261,8 +266,7 @@ def finish_status(jobs: list[Job], name: str, config: DictConfig) -> NoReturn:
     from vld.machine.terminal import Terminal
     from vld.study.planned import wanted_runs
 
-    if config.format not in ("table", "json"):
-        raise UserError(f"format={config.format}: must be one of table, json")
+    check_values(StatusConfig, {"format": config.format})
     arguments = {"name": name, "watch": config.watch, "as_json": config.format == "json"}
     complete = show_status(wanted_runs(jobs), shared_runs(jobs, config, "status"), terminal=Terminal(), **arguments)
     sys.exit(0 if complete else FAILED)

@@ -25,19 +25,20 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vld.commands.launch import JobsCallback, summarise_sweep
 from vld.commands.side_by_side import known_to_run, stop_jobs
-from vld.config.checks import as_written, describe_error, option_names, typed_config
 from vld.config.errors import FAILED, UserError, exit_with_user_error
+from vld.config.names import COMBINATIONS
 from vld.config.settings import (
-    COMBINATIONS,
     AnalyseConfig,
     Config,
     PrepareConfig,
     PublishConfig,
     ReportConfig,
     StatusConfig,
+    option_names,
 )
 from vld.machine.signals import SIGNALS
 from vld.machine.waiting import spin_briefly
+from vld.study.compose import as_written, describe_error, typed_config
 from vld.study.jobs import BASIC_LAUNCHER, JOBLIB_LAUNCHER, outcomes_dir
 from vld.tracking.background import Publisher
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vld.config.errors import UserError
-from vld.config.settings import SELECTIONS
+from vld.config.options import check_values
+from vld.config.settings import ReportConfig
 from vld.machine.terminal import Terminal
 from vld.report.build import make_report
 from vld.report.grid import expected_of
@@ -38,8 +39,7 @@ def report(
     """wanted: the runs of a study and of those it shares runs with. words: the command's options but output_dir."""
     study = jobs[0].config.study.name
     selection = selection or SELECTION_OF_STUDY.get(study or "", "iid")
-    if selection not in SELECTIONS:
-        raise UserError(f"selection={selection}: must be one of {', '.join(SELECTIONS)}")
+    check_values(ReportConfig, {"selection": selection})
     terminal = Terminal()
     store = read_store(output_dir)
     if store.results.empty:

@@ -1,4 +1,4 @@
-"""Every setting with its default and meaning, the names of methods and datasets, the one error that is the user's.
+"""Every setting, declared once (`settings`), the names of methods and datasets (`names`), the one error that is the user's.
 
-Imports nothing of the project.
+Standard library alone; imports nothing of the project.
 """

@@ -1,15 +1,15 @@
-"""The one kind of error whose mending is the user's: shown as one line, exit code 2."""
+"""The one kind of error that the user has to fix: shown as one line, exit code 2."""
 
 import sys
 from contextlib import suppress
 from typing import NoReturn
 
 FAILED, USER_ERROR = 1, 2
-"""Exit codes: a run failed; the user must mend something."""
+"""Exit codes: a run failed; the user has to fix something."""
 
 
 class UserError(Exception):
-    """A setting or data that the user must mend. The message names the option or file and what is allowed."""
+    """A setting or data that the user has to fix. The message names the option or file and what is allowed."""
 
 
 def first_line(error: BaseException) -> str:

@@ -1,32 +1,64 @@
-"""Names, colours and markers, the same in every figure, table and dashboard; colour-blind safe (Okabe and Ito)."""
+"""Names: of methods and datasets, with the label, colour and marker that they have in every table, figure and dashboard; of what
+is selected, measured and kept. Colours are colour-blind safe (Okabe and Ito)."""
 
-METHOD_COLORS = {
-    "erm": "#0072B2",
-    "weight_averaging": "#E69F00",
-    "ensemble": "#009E73",
-    "model_soup": "#D55E00",
-    "greedy_soup": "#CC79A7",
-    "ensemble_of_runs": "#56B4E9",
-    "connectivity": "#000000",
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Method:
+    name: str
+    label: str
+    color: str
+    marker: str
+    has_weights: bool = False
+    """Along one run: whether it is one network; an ensemble has logits and no weights of its own."""
+    combines: bool = False
+    """Whether it is made from finished runs, its members, without training."""
+
+
+ALL_METHODS = (
+    Method("erm", "ERM", "#0072B2", "o", has_weights=True),
+    Method("weight_averaging", "weight averaging", "#E69F00", "s", has_weights=True),
+    Method("ensemble", "ensemble", "#009E73", "D"),
+    Method("model_soup", "model soup", "#D55E00", "*", combines=True),
+    Method("greedy_soup", "greedy soup", "#CC79A7", "P", combines=True),
+    Method("ensemble_of_runs", "ensemble of runs", "#56B4E9", "^", combines=True),
+    Method("connectivity", "midpoint of weights", "#000000", "x", combines=True),
+)
+METHODS = tuple(method.name for method in ALL_METHODS if not method.combines)
+"""How predictions are made along one run; all are accumulated while it trains."""
+WITH_WEIGHTS = tuple(method.name for method in ALL_METHODS if method.has_weights)
+COMBINATIONS = tuple(method.name for method in ALL_METHODS if method.combines)
+METHOD_NAMES = {method.name: method.label for method in ALL_METHODS}
+METHOD_COLORS = {method.name: method.color for method in ALL_METHODS}
+METHOD_MARKERS = {method.name: method.marker for method in ALL_METHODS}
+
+SELECTIONS = ("iid", "last", "oracle_step")
+"""Which evaluation step stands for a run."""
+KEEPABLE = tuple(
+    f"{method}-{selection}{kind}"
+    for method in METHODS
+    for selection in SELECTIONS
+    for kind in ("", "-logits")
+    if method in WITH_WEIGHTS or kind
+)
+"""What a finished run can keep of its weights and evaluation logits."""
+KEPT_WEIGHTS = tuple(name for name in KEEPABLE if not name.endswith("-logits"))
+
+ACCURACIES = ("iid_acc", "ood_acc", "ood_in_acc", "ood_out_acc")
+"""Of a step, as fractions."""
+SETTING_COLUMNS = {
+    "backbone": "backbone.name",
+    "dropout": "dropout",
+    "lr": "optim.lr",
+    "weight_decay": "optim.weight_decay",
+    "last_layer_lr_factor": "optim.last_layer_lr_factor",
+    "seed": "seed",
+    "split_seed": "split_seed",
+    "steps": "optim.steps",
 }
-METHOD_MARKERS = {
-    "erm": "o",
-    "weight_averaging": "s",
-    "ensemble": "D",
-    "model_soup": "*",
-    "greedy_soup": "P",
-    "ensemble_of_runs": "^",
-    "connectivity": "x",
-}
-METHOD_NAMES = {
-    "erm": "ERM",
-    "weight_averaging": "weight averaging",
-    "ensemble": "ensemble",
-    "model_soup": "model soup",
-    "greedy_soup": "greedy soup",
-    "ensemble_of_runs": "ensemble of runs",
-    "connectivity": "midpoint of weights",
-}
+"""What tables and W&B call the settings that a study is about."""
+
 DATASET_NAMES = {
     "pacs": "PACS",
     "vlcs": "VLCS",

@@ -1,253 +1,316 @@
-"""Every setting of a command: its type, default and meaning. Plain data; `vld.config.checks` fills and checks it."""
+# ruff: noqa: RUF009 - `option` makes fields
+"""Every setting of every command, declared once: its type, default, meaning, allowed values and part in a run's id.
 
-from dataclasses import dataclass, field
-from typing import Any
+`vld.study.compose` fills the classes from the command line; `checked` refuses what is not allowed.
+"""
 
-# omegaconf's marker of a value that must be given, spelt out so that settings need no library.
-MISSING = "???"
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-METHODS = ("erm", "weight_averaging", "ensemble")
-"""How predictions are made along one run; all three are accumulated while it trains."""
-WITH_WEIGHTS = ("erm", "weight_averaging")
-"""Those of them that are one network; an ensemble has logits and no weights of its own."""
-COMBINATIONS = ("model_soup", "greedy_soup", "ensemble_of_runs", "connectivity")
-"""How predictions are made across finished runs, its members; no training."""
-SELECTIONS = ("iid", "last", "oracle_step")
-"""Which evaluation step stands for a run."""
-WANDB_MODES = ("auto", "online", "offline", "disabled")
-TUNINGS = ("full", "linear", "head")
-NORMALIZATIONS = ("l2", "layer", "none")
-SCHEDULES = ("constant", "rising", "falling")
-ACCURACIES = ("iid_acc", "ood_acc", "ood_in_acc", "ood_out_acc")
-"""Of a step, as fractions."""
-SETTING_COLUMNS = {
-    "backbone": "backbone.name",
-    "dropout": "dropout",
-    "lr": "optim.lr",
-    "weight_decay": "optim.weight_decay",
-    "last_layer_lr_factor": "optim.last_layer_lr_factor",
-    "seed": "seed",
-    "split_seed": "split_seed",
-    "steps": "optim.steps",
-}
-"""What tables and W&B call the settings that a study is about."""
-KEEPABLE = tuple(
-    f"{method}-{selection}{kind}"
-    for method in METHODS
-    for selection in SELECTIONS
-    for kind in ("", "-logits")
-    if method in WITH_WEIGHTS or kind
+from vld.config import checks as must
+from vld.config.names import COMBINATIONS, KEEPABLE, KEPT_WEIGHTS, METHODS, SELECTIONS
+from vld.config.options import (
+    IF_CHANGED,
+    MISSING,
+    NEVER,
+    check_values,
+    choice,
+    flat_settings,
+    group,
+    option,
+    options_of,
+    same,
 )
-"""What a finished run can keep of its weights and evaluation logits."""
-KEPT_WEIGHTS = tuple(name for name in KEEPABLE if not name.endswith("-logits"))
+
+T = TypeVar("T")
 
 
 @dataclass
 class DatasetConfig:
-    name: str = MISSING
-    """What the dataset is called in run directories and tables."""
-    folder: str = MISSING
-    """Its folder below data_dir, with one sub-folder per domain, each with one per class."""
-    store_size: int = 256
-    """Decoded training images are at most this many pixels high and wide (never upsampled)."""
-    csv: str | None = None
-    """Instead of folders: a file below data_dir with the columns path, domain and class."""
-    curve_images: int | None = None
-    """Of each *out* part (and four times as many of the left-out domain's *in* part) the learning curve is evaluated on;
-    the selected steps and the last are evaluated in full. null: always in full."""
-    verify: str = "strict"
-    """Where a known dataset does not hold what it must: strict refuses it, warn says so and goes on."""
-    mirror: str | None = None
-    """Where to fetch the archives from, under their file names, instead of their official sources: a URL."""
+    name: str = option(MISSING, "its name in run directories and tables", must.FOLDER_NAME)
+    folder: str = option(
+        MISSING, "its folder below data_dir, holding <domain>/<class>/<images>", identity=NEVER
+    )  # what is in it counts, not where it is
+    store_size: int = option(
+        256, "decoded training images are at most this high and wide (never upsampled)", must.whole(8)
+    )
+    csv: str | None = option(
+        None, "instead of folders: a file below data_dir with the columns path, domain, class", identity=NEVER
+    )
+    curve_images: int | None = option(
+        None,
+        "evaluate the learning curve on a subset: this many images of each *out* part, four times as many of the left-out"
+        " domain's *in* part; selected steps and the last are evaluated in full (domain_net: 1000). null: always in full",
+        must.whole(1),
+    )
+    verify: str = choice("strict|warn", "known dataset with wrong counts: strict refuses, warn uses it", identity=NEVER)
+    mirror: str | None = option(
+        None, "a URL to fetch archives from instead of the official sources", must.URL, identity=NEVER
+    )
 
 
 @dataclass
 class BackboneConfig:
-    name: str = MISSING
-    """What the backbone is called in tables."""
-    library: str = "torchvision"
-    """Where its code is: torchvision or timm."""
-    architecture: str = MISSING
-    """Its name in that library."""
-    published: str | None = None
-    """Its published weights: a torchvision weights name, or the package that ships them."""
-    weights: str | None = None
-    """null: the published ones; a path: that state_dict file; none: random initial values, nothing frozen."""
-    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
-    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
-    feature_scale: float = 1.0
-    """Multiplies the representation before dropout; below 1 where features are too large for 90 % dropout."""
-    tuning: str = "full"
-    """What is trained: full (all weights); linear (the paper's equation 1: vectors v and the last layer, on frozen blocks);
-    head (the last layer alone: a linear probe)."""
-    normalize: str = "l2"
-    """Of linear tuning, each block's pooled output: l2 (to length 1), layer (to mean 0 and variance 1 over its units), none."""
-    stage_dropout: list[float] = field(default_factory=list)
-    """Dropout rate at the end of each stage of the network, in order; empty: none."""
-    stage_dropout_kind: str = "element"
-    """What stage dropout drops: element (single values) or channel (whole maps)."""
-    stochastic_depth: float = 0.0
-    """Probability that a residual branch is dropped for an image: of the last block; it rises linearly with depth up to that."""
+    name: str = option(MISSING, "what the backbone is called in tables")
+    library: str = choice("torchvision|timm", "where its code is: torchvision or timm")
+    architecture: str = option(MISSING, "its name in that library")
+    published: str | None = option(
+        None, "published weights: a torchvision weights name, or a package", identity=NEVER
+    )  # the weights themselves are part of the identity, wherever they come from
+    weights: str | None = option(
+        None, "null: the published ones; a state_dict file; none: random values, nothing frozen", identity=NEVER
+    )
+    mean: list[float] = option(
+        [0.485, 0.456, 0.406], "mean of the images that it was trained on, by channel", must.MEAN
+    )
+    std: list[float] = option([0.229, 0.224, 0.225], "their standard deviation", must.STD)
+    feature_scale: float = option(
+        1.0, "multiplies the representation before dropout; below 1 for features too large for it", must.POSITIVE
+    )
+    tuning: str = choice(
+        "full|linear|head",
+        "what is trained: full (all weights); linear (the paper's equation 1: vectors v and the last layer, on frozen"
+        " blocks); head (the last layer alone: a linear probe)",
+        identity=IF_CHANGED,
+    )
+    normalize: str = choice(
+        "l2|layer|none",
+        "for linear: each block's pooled output to length 1 (l2), to mean 0 and variance 1 (layer), none",
+        identity=IF_CHANGED,
+    )
+    stage_dropout: list[float] = option(
+        [], "dropout rates at the end of each stage of the network, as [0,0,0.1,0.2]", must.RATES, identity=IF_CHANGED
+    )
+    stage_dropout_kind: str = choice(
+        "element|channel", "what it drops: element (single values) or channel (whole maps)", identity=IF_CHANGED
+    )
+    stochastic_depth: float = option(
+        0.0, "probability that the last residual branch is dropped, less before it", must.RATE, identity=IF_CHANGED
+    )
 
 
 @dataclass
 class MethodConfig:
-    name: str = MISSING
-    """Which method's accuracies the table puts forward; a combination is made from its members' runs."""
-    members: list[str] = field(default_factory=list)
-    """The runs that a combination is made from: settings that vary among them, each with its values, as seed=0,1,2."""
-    member_step: str = "last"
-    """Which step of its members a combination takes: the last, or each one's of best i.i.d. accuracy (iid)."""
-    average: str = "logits"
-    """What an ensemble of runs averages: logits or softmax."""
+    name: str = option(
+        MISSING, "which method's accuracies the table puts forward", must.one_of(*METHODS, *COMBINATIONS)
+    )
+    members: list[str] = option(
+        [],
+        "the runs that a combination is made from: the settings that vary, as"
+        """ 'method.members=["optim.lr=1e-3,5e-4","seed=0,1,2"]'""",
+    )
+    member_step: str = choice(
+        "last|iid", "which step of its members: last, or iid (each one's of best i.i.d. accuracy)"
+    )
+    average: str = choice("logits|softmax", "what an ensemble of runs averages: logits or softmax")
 
 
 @dataclass
 class OptimConfig:
-    name: str = "sgd"
-    lr: float = 1e-3
-    weight_decay: float = 1e-4
-    momentum: float = 0.9
-    """SGD's momentum; Adam's beta 1."""
-    steps: int = 10_000
-    milestones: list[int] = field(default_factory=lambda: [5_000])
-    """The learning rate is multiplied by gamma after each of these numbers of steps."""
-    gamma: float = 0.1
-    last_layer_lr_factor: float = 1.0
-    """The last layer learns at this multiple of lr (Figure 6 of the paper: 10)."""
+    name: str = choice("sgd|adam", "the algorithm: sgd or adam")
+    lr: float = option(1e-3, "learning rate", must.POSITIVE)
+    weight_decay: float = option(1e-4, "weight decay, of all parameters", must.NOT_NEGATIVE)
+    momentum: float = option(0.9, "SGD's momentum; Adam's beta 1", must.RATE)
+    steps: int = option(10_000, "number of updates", must.whole(1))
+    milestones: list[int] = option(
+        [5_000], "the learning rate is multiplied by optim.gamma after so many steps", must.MILESTONES
+    )
+    gamma: float = option(0.1, "factor at a milestone", must.number("in (0, 1]", lambda value: 0 < value <= 1))
+    last_layer_lr_factor: float = option(
+        1.0, "the last layer learns at this multiple of optim.lr (Figure 6 of the paper: 10)", must.POSITIVE
+    )
 
 
 @dataclass
 class AveragingConfig:
     """The average of the weights of steps start, start + interval, …"""
 
-    start: int = 300
-    interval: int = 1
+    start: int = option(300, "first step of the weight average", must.whole(1))
+    interval: int = option(1, "1: the weights of every step are averaged; 300: those of every 300th", must.whole(1))
 
 
 @dataclass
 class EnsembleConfig:
     """The ensemble of the checkpoints at steps start, start + every, … and the last."""
 
-    start: int = 300
-    every: int = 300
+    start: int = option(300, "first checkpoint of the ensemble", must.whole(1))
+    every: int = option(300, "steps between its checkpoints", must.whole(1))
 
 
 @dataclass
 class WandbConfig:
-    mode: str = "auto"
-    """online, offline, disabled; auto: online when logged in, else offline."""
-    project: str | None = None
-    """null: that of WANDB_PROJECT, else vld."""
-    entity: str | None = None
-    """Whose project: a user or a team. null: that of WANDB_ENTITY, else the user's default."""
+    mode: str = choice(
+        "auto|online|offline|disabled",
+        "Weights & Biases: online, offline or disabled; auto: online when logged in, else offline",
+    )
+    project: str | None = option(None, "null: that of WANDB_PROJECT, else vld")
+    entity: str | None = option(None, "a user or team; null: that of WANDB_ENTITY, else the user's default")
 
 
 @dataclass
 class StudyConfig:
     """A named grid of runs that makes one figure of the paper, or one of your own: `hydra.sweeper.params` are its axes."""
 
-    name: str | None = None
-    shares: list[str] = field(default_factory=list)
-    """Other studies, some of whose runs its figure shows as well."""
-    combinations: list[str] = field(default_factory=list)
-    """Methods that combine its runs."""
-    members: list[str] = field(default_factory=list)
-    """The axes along which they combine."""
+    name: str | None = option(None, "the study's name; its preset sets all of study.*")
+    shares: list[str] = option([], "other studies, some of whose runs its figure shows as well")
+    combinations: list[str] = option(
+        [], "methods that combine its runs: model_soup, greedy_soup, …", must.each(must.one_of(*COMBINATIONS))
+    )
+    members: list[str] = option([], "the axes along which they combine")
 
 
 @dataclass
 class Config:
-    study: StudyConfig = field(default_factory=StudyConfig)
-    dataset: DatasetConfig = field(default_factory=DatasetConfig)
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    method: MethodConfig = field(default_factory=MethodConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    data_dir: str = "data"
-    output_dir: str = "outputs"
-    test_domain: Any = "all"
-    """all, a domain's name, its index in sorted order, or a list of those."""
-    image_size: int = 224
-    dropout: float = 0.9
-    """Probability that a unit of the penultimate representation is dropped in training."""
-    dropout_schedule: str = "constant"
-    """The rate over training: constant; rising (linearly from 0 to `dropout`); falling (from `dropout` to 0)."""
-    batch_size: int = 32
-    """Images from each training domain in one step."""
-    eval_every: int = 300
-    averaging: AveragingConfig = field(default_factory=AveragingConfig)
-    ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
-    keep: list[str] = field(default_factory=lambda: ["erm-last", "erm-last-logits"])
-    """Weights and logits that a finished run keeps: <method>-<selection> and <method>-<selection>-logits."""
-    seed: int = 0
-    """Batches, augmentation, dropout masks, and a backbone without pre-trained weights."""
-    split_seed: int = 0
-    head_seed: int = 0
-    """The last layer's initial values: equal for all runs that a soup may average."""
-    checkpoint_every: float = 300.0
-    """Seconds between checkpoints of a run while it trains; 0: after every step."""
-    if_running: str = "wait"
-    """What to do about a run that another process is training: wait for it, or skip it."""
-    device: str = "auto"
-    precision: str = "auto"
-    compile: str = "auto"
-    """Compile the network and the augmentation: true, false; auto: on a GPU, unless deterministic."""
-    deterministic: bool = False
-    dry_run: bool = False
-    """Check every job, say what is finished and what is left to do, and stop there."""
-    wandb: WandbConfig = field(default_factory=WandbConfig)
+    """The settings of `train.py`, `benchmark.py` and `combine.py`, and of the runs that other commands look at."""
+
+    study: StudyConfig = group(
+        StudyConfig, "a whole grid of runs; its axes can be narrowed: dataset=pacs seed=0", identity=NEVER
+    )
+    dataset: DatasetConfig = group(DatasetConfig, "the images; dataset=folder dataset.name=mine for your own")
+    backbone: BackboneConfig = group(
+        BackboneConfig, "the pre-trained network; backbone=timm backbone.name=<name> for any of timm's"
+    )
+    method: MethodConfig = group(
+        MethodConfig,
+        "what the table puts forward: erm, weight_averaging or ensemble (all are stored); or made from several runs, trained"
+        " first: model_soup, greedy_soup, ensemble_of_runs, connectivity (Figure 1: between two runs)",
+        identity=NEVER,
+    )
+    optim: OptimConfig = group(OptimConfig, "the optimiser, with its learning rate")
+    data_dir: str = option("data", "where the datasets' folders are", must.FOLDER, identity=NEVER)
+    output_dir: str = option("outputs", "where runs and pictures of the datasets go", must.FOLDER, identity=NEVER)
+    test_domain: Any = option(
+        "all",
+        "the domain left out: all, a name, an index (of sorted names), or a list [a,b]",
+        must.TEST_DOMAIN,
+        identity=NEVER,
+    )  # each run's own domain is part of its identity
+    image_size: int = option(224, "height and width of the images, in pixels", must.whole(8))
+    dropout: float = option(0.9, "probability that a unit of the penultimate representation is dropped", must.RATE)
+    dropout_schedule: str = choice(
+        "constant|rising|falling",
+        "that rate over training: constant, rising (from 0) or falling (to 0)",
+        identity=IF_CHANGED,
+    )
+    batch_size: int = option(32, "images from each training domain in one step", must.whole(1))
+    eval_every: int = option(300, "steps between evaluations (also at step 0 and the last)", must.whole(1))
+    averaging: AveragingConfig = group(AveragingConfig)
+    ensemble: EnsembleConfig = group(EnsembleConfig)
+    keep: list[str] = option(
+        ["erm-last", "erm-last-logits"],
+        "what a finished run keeps: <method>-<selection> weights, <method>-<selection>-logits",
+        must.each(must.one_of(*KEEPABLE)),
+        identity=NEVER,
+    )
+    seed: int = option(0, "batches, augmentation, dropout masks, and a backbone without pre-trained weights", must.SEED)
+    split_seed: int = option(0, "the 80/20 split of each domain", must.SEED)
+    head_seed: int = option(0, "the last layer's initial values: equal for all runs that a soup may average", must.SEED)
+    checkpoint_every: float = option(
+        300.0,
+        "seconds between checkpoints (0: each step); also on Ctrl-C and SLURM's signals",
+        must.SECONDS,
+        identity=NEVER,
+    )
+    if_running: str = choice(
+        "wait|skip", "if another process trains the run: wait for its result, or skip it", identity=NEVER
+    )
+    device: str = option("auto", "auto, cpu, cuda or cuda:<index>", must.DEVICE, identity=NEVER)
+    precision: str = choice(
+        "auto|fp32|bf16", "fp32 or bf16 (but head, sums, averages); auto: bf16 on a GPU", identity=NEVER
+    )  # the precision that auto stands for is part of the identity
+    compile: str = choice(
+        "auto|true|false", "compile network and augmentation; auto: on a GPU, unless deterministic", identity=NEVER
+    )
+    deterministic: bool = option(False, "the same numbers again on a GPU, too (slower)", identity=NEVER)
+    dry_run: bool = option(
+        False, "train.py: check all jobs, show what is finished and what is left to do, and stop", identity=NEVER
+    )
+    wandb: WandbConfig = group(WandbConfig, identity=NEVER)
 
 
 @dataclass
 class StatusConfig(Config):
     """The settings of `status.py`: those of the runs, and how to show them."""
 
-    watch: bool = False
-    """Show it again and again, until all runs are finished."""
-    format: str = "table"
-    """table or json."""
+    watch: bool = option(False, "look again every few seconds, until all runs are finished")
+    format: str = choice("table|json", "table, or json for programs")
 
 
 @dataclass
 class ReportConfig(Config):
     """The settings of `report.py`: those of the runs, which narrow it, and how to show them."""
 
-    selection: str | None = None
-    """Which evaluation step stands for a run: iid, last or oracle_step. null: iid (of figure10, which is about that, last)."""
-    run: str | None = None
-    """The id of a run whose learning curves are drawn; null: of the best of each dataset."""
+    selection: str | None = option(
+        None,
+        "each run's step: iid (best i.i.d. accuracy), last or oracle_step; null: iid, for figure10 last",
+        must.one_of(*SELECTIONS),
+    )
+    run: str | None = option(None, "a run's id, whose learning curves are drawn; null: the best run of each dataset")
 
 
 @dataclass
 class PrepareConfig:
     """The settings of `prepare.py`."""
 
-    dataset: DatasetConfig = field(default_factory=DatasetConfig)
-    data_dir: str = "data"
-    image_size: int = 224
-    verify: bool = False
-    """Decode every image again, although there is a store, and compare."""
+    dataset: DatasetConfig = group(DatasetConfig, "the images; an existing folder is used as it is, and verified")
+    data_dir: str = same(Config, "data_dir", "where its folder goes; archives go to <data_dir>/archives/<dataset>/")
+    image_size: int = same(Config, "image_size", "size of the images that runs are evaluated on")
+    verify: bool = option(False, "decode every image again, although there is a store, and compare")
 
 
 @dataclass
 class AnalyseConfig:
     """The settings of `analyse.py`."""
 
-    run: str = "all"
-    """A run's id or directory; all: every finished run that kept the weights."""
-    weights: str = "erm-last"
-    """Which of the weights that a run kept."""
-    data_dir: str = "data"
-    output_dir: str = "outputs"
-    device: str = "auto"
-    wandb: WandbConfig = field(default_factory=WandbConfig)
+    run: str = option("all", "a run's id or directory; all: every finished run that kept the weights")
+    weights: str = option("erm-last", "which of its kept weights: erm-last, erm-iid, …", must.one_of(*KEPT_WEIGHTS))
+    data_dir: str = same(Config, "data_dir", "where the datasets are, with the images that the run was trained on")
+    output_dir: str = same(Config, "output_dir", "where the runs are")
+    device: str = same(Config, "device")
+    wandb: WandbConfig = group(WandbConfig, identity=NEVER)
 
 
 @dataclass
 class PublishConfig:
     """The settings of `publish.py`."""
 
-    output_dir: str = "outputs"
-    wandb: WandbConfig = field(default_factory=WandbConfig)
-    workspace: bool = False
-    """Save the dashboard's view, too."""
+    output_dir: str = same(Config, "output_dir", "where runs and combinations are")
+    wandb: WandbConfig = group(WandbConfig, identity=NEVER)
+    workspace: bool = option(False, 'save a view of the dashboard as well (pip install "vld[workspaces]")')
+
+
+def option_names(schema: type = Config) -> tuple[str, ...]:
+    """Every option's dotted name, in the order of their declaration."""
+    return tuple(options_of(schema))
+
+
+def unknown_option(key: str, schema: type = Config) -> str:
+    """The line for an option that does not exist."""
+    names = option_names(schema)
+    same_leaf = [name for name in names if name.rpartition(".")[2] == key.rpartition(".")[2]]  # lr: optim.lr
+    near = same_leaf or difflib.get_close_matches(key, names, n=1)
+    return f"{key}: no such option{f', did you mean {near[0]}?' if near else ''} (--help lists them)"
+
+
+def checked(config: T) -> T:
+    """The same, or a `UserError` with a line for every value that is not allowed."""
+    if isinstance(config, Config):
+        config.compile = config.compile.lower()  # Hydra reads true as a boolean
+    check_values(type(config), flat_settings(config), _contradictions(config) if isinstance(config, Config) else ())
+    return config
+
+
+def _contradictions(config: Config) -> Iterator[str]:
+    """What is wrong with settings that concern each other, a line each."""
+    backbone, method = config.backbone, config.method
+    if backbone.tuning != "full" and backbone.weights == "none":
+        yield f"backbone.tuning={backbone.tuning}: random initial values (backbone.weights=none) need tuning=full"
+    if backbone.tuning == "linear" and (backbone.stage_dropout or backbone.stochastic_depth):
+        yield "backbone.tuning=linear: keeps the network as it is; backbone.stage_dropout and stochastic_depth need full or head"
+    if method.members and method.name in METHODS:
+        yield f"method.members={method.members}: only {', '.join(COMBINATIONS)} have members"
+    for name in config.study.members:
+        if name not in option_names():
+            yield f"study.members: {unknown_option(name)}"

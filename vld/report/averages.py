@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from vld.config.settings import COMBINATIONS, SETTING_COLUMNS
+from vld.config.names import COMBINATIONS, SETTING_COLUMNS
 from vld.report.grid import Array
 from vld.report.series import Series
 from vld.report.summary import Shown

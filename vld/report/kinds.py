@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vld.config.names import dataset_name
-from vld.config.settings import METHODS
+from vld.config.names import METHODS, dataset_name
 from vld.report.figures import clouds_figure, connectivity_figure, domains_figure, members_figure, rates_figure
 from vld.report.points import cloud_points, connectivity_points, domain_points, member_points, rate_points
 from vld.report.series import Series, large_rate

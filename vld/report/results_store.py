@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from vld.config.errors import UserError
-from vld.config.settings import SETTING_COLUMNS
+from vld.config.names import SETTING_COLUMNS
 from vld.report.summary import combination_label, shown_axes
 from vld.runs.identity import ADDED_LATER, identity_key
 from vld.runs.reading import read_json, stored_identity

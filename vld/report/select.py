@@ -8,10 +8,11 @@ from typing import Any
 import pandas as pd
 
 from vld.config.errors import UserError
-from vld.config.settings import COMBINATIONS
+from vld.config.names import COMBINATIONS
+from vld.config.options import flat_settings
 from vld.data.domains import resolve_test_domains
 from vld.report.results_store import Store
-from vld.runs.identity import NOT_IDENTITY, flat_settings
+from vld.runs.identity import NOT_IDENTITY
 from vld.study.jobs import Job
 
 PRESETS = ("dataset", "backbone", "optim")

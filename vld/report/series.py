@@ -9,8 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from vld.config.names import METHOD_NAMES
-from vld.config.settings import COMBINATIONS, METHODS
+from vld.config.names import COMBINATIONS, METHOD_NAMES, METHODS
 from vld.report.grid import Grid, expected_runs, grid_of
 from vld.report.table import in_order, shown_settings, shown_value
 from vld.runs.identity import varied_settings

@@ -1,12 +1,12 @@
 """What makes two runs the same run: a hash of everything that changes their numbers, and of nothing else."""
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vld import PROTOCOL_VERSION
+from vld.config.options import IF_CHANGED, NEVER, flat_settings, options_of
 from vld.config.settings import Config
 
 if TYPE_CHECKING:
@@ -14,50 +14,11 @@ if TYPE_CHECKING:
 
 RANDOM_WEIGHTS = "random"
 
-# Settings that leave a run's numbers as they are. Those of a weights file and a dataset folder are replaced by the content.
-NOT_IDENTITY = frozenset(
-    {
-        "study.name",
-        "study.shares",
-        "study.combinations",
-        "study.members",
-        "dry_run",
-        "dataset.folder",
-        "dataset.csv",
-        "dataset.verify",
-        "dataset.mirror",
-        "backbone.published",
-        "backbone.weights",
-        "method.name",
-        "method.members",
-        "method.member_step",
-        "method.average",
-        "keep",
-        "data_dir",
-        "output_dir",
-        "test_domain",
-        "checkpoint_every",
-        "if_running",
-        "device",
-        "precision",
-        "compile",
-        "deterministic",
-        "wandb.mode",
-        "wandb.project",
-        "wandb.entity",
-    }
-)
-
-ADDED_LATER: dict[str, Any] = {
-    "backbone.tuning": "full",
-    "backbone.normalize": "l2",
-    "backbone.stage_dropout": [],
-    "backbone.stage_dropout_kind": "element",
-    "backbone.stochastic_depth": 0.0,
-    "dropout_schedule": "constant",
-}
-"""Settings that came after the first runs, with the values that those had: at these they are no part of an identity, so that
-what was trained before keeps its name."""
+_OPTIONS = options_of(Config).values()
+NOT_IDENTITY = frozenset(one.name for one in _OPTIONS if one.identity == NEVER)
+"""Settings that leave a run's numbers as they are. Those of a weights file and a dataset folder are replaced by the content."""
+ADDED_LATER = {one.name: one.default for one in _OPTIONS if one.identity == IF_CHANGED}
+"""Settings that came after the first runs, with the values that those had."""
 
 WEIGHTS, PRECISION = "backbone.weights_fingerprint", "precision"
 # What the settings alone do not tell.
@@ -67,17 +28,6 @@ CONTENT = ("dataset.fingerprint", WEIGHTS, PRECISION)
 def identity_key(identity: Mapping[str, Any]) -> str:
     """Equal for runs of the same settings, whatever their data, weights and precision."""
     return json.dumps({name: value for name, value in identity.items() if name not in CONTENT}, sort_keys=True)
-
-
-def flat_settings(config: Config) -> dict[str, Any]:
-    """All settings under their dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in vars(config).items():
-        if dataclasses.is_dataclass(value):
-            flat |= {f"{name}.{key}": inner for key, inner in vars(value).items()}
-        else:
-            flat[name] = value
-    return flat
 
 
 def run_identity(

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vld.config.errors import UserError
-from vld.config.settings import KEEPABLE
+from vld.config.names import KEEPABLE
 from vld.runs.directory import RunDirectory
 from vld.runs.record import Record
 from vld.training.evaluation import EvaluationLabels, EvaluationPart, select

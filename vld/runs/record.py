@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from vld.config.settings import ACCURACIES, SELECTIONS
+from vld.config.names import ACCURACIES, SELECTIONS
 from vld.training.evaluation import Count, Scores, select
 from vld.training.loop import Evaluation
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from vld.config.settings import KEPT_WEIGHTS, WITH_WEIGHTS
+from vld.config.names import KEPT_WEIGHTS, WITH_WEIGHTS
 from vld.model.classifier import Classifier
 from vld.runs.directory import RunDirectory
 from vld.runs.keep import LOGITS, kept_step, write_logits

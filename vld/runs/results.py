@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from vld.config.errors import UserError
-from vld.config.settings import ACCURACIES, SETTING_COLUMNS
+from vld.config.names import ACCURACIES, SETTING_COLUMNS
 from vld.runs.reading import read_result
 
 log = logging.getLogger(__name__)

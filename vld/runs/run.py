@@ -16,7 +16,9 @@ import torch
 
 import vld
 from vld.config.errors import UserError
-from vld.config.settings import WITH_WEIGHTS, Config
+from vld.config.names import WITH_WEIGHTS
+from vld.config.options import flat_settings
+from vld.config.settings import Config
 from vld.data.batches import TrainingBatches
 from vld.data.images import Dataset
 from vld.data.split import split_indices
@@ -25,7 +27,7 @@ from vld.machine.lock import Claim, ClaimLost, RunningElsewhere, claim
 from vld.machine.signals import Interrupted, Interruption
 from vld.machine.terminal import Terminal
 from vld.runs.directory import RunDirectory
-from vld.runs.identity import NOT_IDENTITY, flat_settings, run_id, run_identity
+from vld.runs.identity import NOT_IDENTITY, run_id, run_identity
 from vld.runs.inputs import Inputs, initial_classifier
 from vld.runs.keep import drop_stale, keep_tensors, missing_files
 from vld.runs.record import Record, finite_or_none, selected_rows

@@ -7,7 +7,8 @@ from pathlib import Path
 from torch import nn
 
 from vld.config.errors import UserError
-from vld.config.settings import KEPT_WEIGHTS, Config
+from vld.config.names import KEPT_WEIGHTS
+from vld.config.settings import Config
 from vld.runs.inputs import initial_classifier
 from vld.runs.keep import LOGITS
 

@@ -16,9 +16,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vld.config.checks import checked, describe_error, merged_config, option_names
 from vld.config.errors import UserError, first_line
-from vld.config.settings import Config
+from vld.config.settings import Config, checked, option_names
+from vld.study.compose import describe_error, merged_config
 
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 JOBLIB_LAUNCHER = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"

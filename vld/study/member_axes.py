@@ -9,10 +9,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import OverrideType
 from hydra.errors import HydraException
 
-from vld.config.checks import option_names, unknown_option, with_values
 from vld.config.errors import UserError
-from vld.config.settings import Config, MethodConfig
+from vld.config.settings import Config, MethodConfig, option_names, unknown_option
 from vld.runs.identity import NOT_IDENTITY, settings_key
+from vld.study.compose import with_values
 from vld.study.jobs import values_of
 
 ENSEMBLE_OF_RUNS = "ensemble_of_runs"

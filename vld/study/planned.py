@@ -6,7 +6,8 @@ from functools import cache, cached_property
 from pathlib import Path
 
 from vld.config.errors import UserError
-from vld.config.settings import COMBINATIONS, Config
+from vld.config.names import COMBINATIONS
+from vld.config.settings import Config
 from vld.data.domains import known_domains, resolve_test_domains
 from vld.data.folder import list_csv, subfolders
 from vld.runs.identity import settings_key

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from vld.config.errors import UserError
-from vld.config.settings import ACCURACIES, SETTING_COLUMNS
+from vld.config.names import ACCURACIES, SETTING_COLUMNS
 
 # Settings that runs of one group may differ in: the group's mean is then a number of the results table.
 WITHIN_GROUP = ("test_domain", "seed")

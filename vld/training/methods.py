@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vld.config.settings import METHODS, AveragingConfig, EnsembleConfig
+from vld.config.names import METHODS
+from vld.config.settings import AveragingConfig, EnsembleConfig
 from vld.model.classifier import Classifier
 
 ERM, WEIGHT_AVERAGING, ENSEMBLE = METHODS

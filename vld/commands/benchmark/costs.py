@@ -8,10 +8,12 @@ import time
 from pathlib import Path
 
 from vld.config.errors import UserError
-from vld.config.settings import ACCURACIES, METHODS, SELECTIONS, Config, WandbConfig
+from vld.config.names import ACCURACIES, METHODS, SELECTIONS
+from vld.config.options import flat_settings
+from vld.config.settings import Config, WandbConfig
 from vld.machine.atomic import write_json
 from vld.runs.checkpoint import write_checkpoint
-from vld.runs.identity import flat_settings, run_id
+from vld.runs.identity import run_id
 from vld.tracking.background import Publisher
 from vld.training.loop import Trajectory
 

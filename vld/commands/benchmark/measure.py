@@ -21,7 +21,8 @@ from vld.commands.benchmark.costs import WANDB_STEPS, time_checkpoint, time_wand
 from vld.commands.benchmark.forecast import EXPERIMENTS, Forecast, forecast
 from vld.commands.benchmark.sharing import images_per_second_beside
 from vld.commands.benchmark.startup import seconds_to_first_step
-from vld.config.settings import METHODS, AveragingConfig, Config, EnsembleConfig
+from vld.config.names import METHODS
+from vld.config.settings import AveragingConfig, Config, EnsembleConfig
 from vld.machine.atomic import write_json
 from vld.machine.device import MemoryBudget, describe, set_up
 from vld.machine.terminal import Terminal
