@@ -48,6 +48,7 @@ def test_figure_1_linear_connectivity(places: list[str], tmp_path: Path) -> None
         assert list(here.ood) == pytest.approx([100 * sum(ends) / 2] * 2)
 
 
+@pytest.mark.slow
 def test_figures_9_and_10_linear_fine_tuning(places: list[str], tmp_path: Path) -> None:
     # Linear fine-tuning is of three residual blocks of equal width, which the tiny network has not.
     with torch.random.fork_rng(devices=[]):

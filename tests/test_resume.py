@@ -456,14 +456,16 @@ def wait_until_it_stands_still(process: "subprocess.Popen[str]") -> None:
 
 @pytest.mark.slow
 def test_two_starts_at_once_train_once(
-    background: Background, command: tuple[str, ...], tmp_path: Path, whole: Path
+    background: Background, command: tuple[str, ...], tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = background(acting(tmp_path, STAND_STILL))
+    monkeypatch.setattr(claim, "LEASE_SECONDS", 1e6)  # the first is not given up, however long the others take
+    path = acting(tmp_path, STAND_STILL, before="claim.LEASE_SECONDS = 1e6")
+    first = background(path)
     wait_until_it_stands_still(first)
     skipped = train(*command, "if_running=skip")
     assert skipped.returncode == 0, skipped.stderr
     assert re.search(rf"skipped: process {first.pid} on \S+ is working on it", skipped.stdout)
-    second = background()
+    second = background(path)
     wait_for(second, f"process {first.pid} on ")
     first.send_signal(signal.SIGCONT)
     shown, _ = second.communicate()
