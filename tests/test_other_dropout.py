@@ -16,7 +16,7 @@ from vld.config.settings import AveragingConfig, BackboneConfig, EnsembleConfig
 from vld.model.classifier import Classifier, build_classifier
 from vld.model.dropout import StageDropout, dropout_rate, stages_of
 from vld.runs import load_model
-from vld.runs.results import network
+from vld.runs.networks import network
 from vld.training.collapse import dropout_noise
 from vld.training.loop import Trajectory, update
 from vld.training.methods import WeightAverage

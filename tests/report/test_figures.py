@@ -1,10 +1,8 @@
 """Each study's figure: which series it shows, the points it is drawn from, and the same look for a method everywhere."""
 
 import itertools
-import json
 import math
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -26,13 +24,11 @@ from vld.report import (
 )
 from vld.report.build import make_report
 from vld.report.figures import connectivity_figure
-from vld.report.grid import expected_of
-from vld.report.kinds import KINDS, OF_STUDY, Drawn, drawn_figures
+from vld.report.kinds import KINDS, OF_STUDY, ReportFigure, drawn_figures
 from vld.report.points import connectivity_points
-from vld.report.results_store import Store
-from vld.report.select import of_study
 from vld.report.series import Series
 from vld.report.summary import sweep_table
+from vld.runs.results import read_all
 from vld.study.planned import Wanted
 
 ONE_SEED = ("seed=0,1", "optim.weight_decay=1e-4")
@@ -68,22 +64,15 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output_dir
 
 
-@cache
-def stored(output_dir: Path) -> Store:
-    """What is in `everything`: reading its run directories takes longer than drawing them."""
-    return read_store(output_dir)
-
-
-def figures_of(output_dir: Path, study: str) -> tuple[list[Drawn], list[Series]]:
+def figures_of(output_dir: Path, study: str) -> tuple[list[ReportFigure], list[Series]]:
     wanted: list[Wanted] = []
     for name in (study, *SHARED.get(study, ())):
         words = ["seed=0,1", "optim.weight_decay=1e-2"] if name in ("figure9", "figure10") else list(ONE_SEED)
         if study not in ("figure4", "figure5"):
             words.append("dataset=vlcs" if study in ("figure9", "figure10") else "dataset=pacs,vlcs")
         wanted += study_runs(name, *words)
-    expected = expected_of(wanted)
-    store = of_study(stored(output_dir), expected)
-    series = series_of(store.results, expected)
+    store = read_store(output_dir, wanted)
+    series = series_of(store.results, store.expected)
     assert all(one.grid.complete for one in series)
     return list(drawn_figures(series, store.results, study)), series
 
@@ -237,7 +226,7 @@ def test_colours_of_methods_and_rates_are_told_apart() -> None:
 
 
 def test_without_a_study_everything_is_drawn_that_the_results_allow(everything: Path) -> None:
-    store = stored(everything)
+    store = read_store(everything)
     series = series_of(store.results)
     drawn = list(drawn_figures(series, store.results, None))
     names = [one.name for one in drawn]
@@ -296,9 +285,9 @@ def test_a_setting_that_came_later_has_its_value_in_runs_from_before(
     for run in study_runs("figure2", *ONE_SEED, "dataset=pacs", "dropout=0.9", "test_domain=0", "seed=0"):
         for schedule in ("constant", "rising"):
             write_run(tmp_path, replace(run, config=with_values(run.config, {"dropout_schedule": schedule})))
-    results = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("runs/*/*/*/result.json"))]
-    assert {result["settings"].get("dropout_schedule") for result in results} == {None, "rising"}
-    report = make_report(read_store(tmp_path), None, title="x")
+    results, _ = read_all(tmp_path)
+    assert {result.content["settings"].get("dropout_schedule") for result in results} == {None, "rising"}
+    report = make_report(read_store(tmp_path), title="x")
     assert report.varied["dropout_schedule"] == ["constant", "rising"]
     Terminal().show(*sweep_table(results, "erm"))
     shown = capsys.readouterr().out

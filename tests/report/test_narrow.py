@@ -7,8 +7,7 @@ from report_store import jobs, study_runs, write_combinations, write_run
 from vld.config.errors import UserError
 from vld.report import read_store
 from vld.report.build import make_report
-from vld.report.results_store import Store
-from vld.report.select import narrowed
+from vld.report.select import Store, narrowed
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +58,10 @@ def test_what_is_no_domain_of_any_dataset_is_refused(store: Store) -> None:
 def test_combinations_alone_are_shown_beside_erm(store: Store) -> None:
     found = narrowed(store, jobs("method=model_soup"), ["method"])
     assert set(found.results.method) == {"erm", "model_soup"}
-    report = make_report(found, None, title="x")
-    assert set(report.tables["results_pacs"][0].method) == {"erm", "model_soup"}
+    report = make_report(found, title="x")
+    table = report.tables["results_pacs"].numbers
+    assert table is not None
+    assert set(table.method) == {"erm", "model_soup"}
     assert report.warnings[0] == "method=model_soup: shown beside ERM, which the combinations are made from"
     assert set(narrowed(store, jobs("method=ensemble"), ["method"]).results.method) == {"ensemble"}
     both = narrowed(store, jobs("method=model_soup,ensemble"), ["method"])

@@ -16,10 +16,9 @@ import pytest
 from report_store import study_runs, write_combination, write_run, write_study
 
 from vld.report import chosen_pairs, cloud, cloud_points, read_results, results_table, series_of
-from vld.report.averages import mean_and_error, shown_table
+from vld.report.averages import mean_and_error, readable_results
 from vld.report.grid import Grid
 from vld.report.series import Series
-from vld.report.table import as_latex, as_markdown
 from vld.runs import load_results
 from vld.study.planned import Wanted
 
@@ -257,7 +256,7 @@ def test_the_best_is_chosen_among_runs_of_the_same_data(tmp_path: Path) -> None:
     for run in study_runs("figure2", "dataset=pacs", "seed=0", "optim.lr=1e-3", "optim.weight_decay=1e-4"):
         write_run(tmp_path, run, fingerprint="99" * 32 if run.config.dropout else None)
     table = results_table(series_of(read_results(tmp_path)))
-    shown = shown_table(table, "iid")
+    shown = readable_results(table, "iid")
     column = shown.headings.index("o.o.d. %")
     best = [content[:2] for row, content in enumerate(table["dataset.fingerprint"]) if (row, column) in shown.best]
     assert sorted(best) == ["99", "bb"]
@@ -266,7 +265,7 @@ def test_the_best_is_chosen_among_runs_of_the_same_data(tmp_path: Path) -> None:
 def test_the_table_reads_the_same_in_every_format(series: list[Series]) -> None:
     pacs = [one for one in series if one.dataset == "pacs"]
     table = results_table(pacs)
-    shown = shown_table(table, "iid")
+    shown = readable_results(table, "iid")
     assert "Selection iid" in shown.note
     assert shown.headings[:7] == [
         "method",
@@ -284,14 +283,14 @@ def test_the_table_reads_the_same_in_every_format(series: list[Series]) -> None:
     assert best == [value == table.ood.max() for value in table.ood]
     assert sum(best) == 1
 
-    markdown = [line.strip("| ").split(" | ") for line in as_markdown(shown).splitlines() if line.startswith("|")]
+    markdown = [line.strip("| ").split(" | ") for line in shown.to_markdown().splitlines() if line.startswith("|")]
     assert markdown[0] == shown.headings
     plain = [[re.sub(r"\*\*", "", cell) for cell in row] for row in markdown[2:]]
     assert plain == shown.rows
     [bold_row] = [row for row in markdown[2:] if row[4].startswith("**")]
     assert bold_row[0] == table.name[table.ood.argmax()]
 
-    latex = as_latex(shown)
+    latex = shown.to_latex()
     assert latex.count(r"\toprule") == latex.count(r"\midrule") == latex.count(r"\bottomrule") == 1
     body = latex.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()
     assert len(body) == len(table)

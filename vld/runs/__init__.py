@@ -3,15 +3,20 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vld.runs.results import load_model, load_results
+    from vld.runs.networks import load_model
+    from vld.runs.results import load_results
 
 __all__ = ["load_model", "load_results"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imported when asked for: they need torch and pandas, which take seconds, and not every command does."""
-    if name in __all__:
-        from vld.runs import results
+    """Imported when asked for: one needs torch and the other pandas, which take seconds, and not every command does."""
+    if name == "load_model":
+        from vld.runs.networks import load_model
 
-        return getattr(results, name)
+        return load_model
+    if name == "load_results":
+        from vld.runs.results import load_results
+
+        return load_results
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,11 +11,11 @@ import yaml
 from safetensors.torch import save
 from torch import Tensor
 
-from vld.config.errors import UserError
 from vld.machine.atomic import write_atomically, write_json, write_text
 from vld.machine.lock import LOCK
 from vld.runs.checkpoint import read_checkpoint, write_checkpoint
-from vld.runs.identity import run_id
+from vld.runs.reading import stored_identity
+from vld.runs.results import read
 
 # What `write_atomically` leaves of a file when it is killed.
 TEMPORARY = re.compile(r"\.(config\.yaml|metrics\.jsonl|\w+\.json|checkpoint\.pt|[\w-]+\.safetensors)\.\w+")
@@ -48,9 +48,9 @@ class RunDirectory:
         """
         if not self.result_file.exists():
             return None
-        result = read_result(self.result_file, "settings")
+        result = read(self.path)
         stored_identity(self.path)
-        return result
+        return result.content
 
     def start(self, identity: dict[str, Any], other_settings: dict[str, Any]) -> dict[str, Any] | None:
         """Make the directory ready, with the settings that make the run's identity and, separately, those that do not.
@@ -97,66 +97,3 @@ class RunDirectory:
 
     def fail(self, failure: dict[str, Any]) -> None:
         write_json(self.failure_file, failure)
-
-
-def read_result(path: Path, identity: str) -> dict[str, Any]:
-    """A `result.json`, whose key `identity` has what its directory is named after. Raises `UserError` where it is damaged."""
-    result = read_json(path)
-    check_identity(result.get(identity), path)
-    if missing := {"run_id", "settings", "results"} - result.keys():
-        raise UserError(
-            f"{path}: damaged (it lacks {', '.join(sorted(missing))}); move its directory away and run again"
-        )
-    return result
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: damaged ({error}); move its directory away and run again") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: damaged (not a JSON object); move its directory away and run again")
-    return value
-
-
-def read_if_whole(path: Path) -> dict[str, Any]:
-    """`read_json` for lookers-on: a file that is not there, or damaged, says nothing."""
-    try:
-        return read_json(path)
-    except UserError:
-        return {}
-
-
-def stored_identity(run_dir: Path) -> dict[str, Any]:
-    """The settings in `config.yaml` that make the run. Raises `UserError` where they do not: the file is not this run's."""
-    path = run_dir / "config.yaml"
-    try:
-        identity = yaml.safe_load(path.read_text(encoding="utf-8"))["identity"]
-    except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: damaged ({error!r}); move its directory away and run again") from error
-    check_identity(identity, path)
-    assert isinstance(identity, dict)
-    return identity
-
-
-def stored_settings(run_dir: Path) -> dict[str, Any]:
-    """All settings in `config.yaml`: `stored_identity`'s, and those that do not make the run, as its last command had them."""
-    identity, path = stored_identity(run_dir), run_dir / "config.yaml"
-    try:
-        other = dict(yaml.safe_load(path.read_text(encoding="utf-8"))["other"])
-    except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: damaged ({error!r}); move its directory away and run again") from error
-    return other | identity
-
-
-def check_identity(identity: Any, path: Path) -> None:
-    """Raises `UserError` unless the identity that `path` tells has the id that its directory is named after."""
-    try:
-        right = isinstance(identity, dict) and run_id(identity) == path.parent.name
-    except (ValueError, TypeError):  # values that no setting has
-        right = False
-    if not right:
-        raise UserError(
-            f"{path}: its settings are not those of run {path.parent.name}; move its directory away and run again"
-        )

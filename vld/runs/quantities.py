@@ -5,7 +5,8 @@ from typing import Any
 
 from vld.config.errors import UserError
 from vld.machine.atomic import write_json
-from vld.runs.directory import RunDirectory, read_json
+from vld.runs.directory import RunDirectory
+from vld.runs.reading import read_json
 
 MASKED = {rate: f"masked_{100 * rate:.0f}_acc" for rate in (0.5, 0.75, 0.9, 0.95)}
 """By the share of units that are masked."""
@@ -22,15 +23,6 @@ QUANTITIES = {
 }
 """What an analysis has of either side's images, and what tables call it."""
 SIDES = {"iid": "i.i.d.", "ood": "o.o.d."}
-
-
-def in_table_units(name: str, value: float) -> float:
-    """Percent where `QUANTITIES` says so."""
-    return 100 * value if QUANTITIES[name].endswith("%") else value
-
-
-def shown_quantity(name: str, value: float) -> str:
-    return f"{in_table_units(name, value):.{2 if name.endswith('nll') else 1}f}"
 
 
 def read_analyses(run_dir: Path) -> dict[str, dict[str, Any]]:

@@ -22,12 +22,13 @@ from vld.machine.device import describe, resolve_device, set_up
 from vld.machine.lock import RunningElsewhere, claim
 from vld.machine.terminal import Terminal
 from vld.model.classifier import Classifier
-from vld.runs.directory import RunDirectory, read_result
+from vld.runs.directory import RunDirectory
 from vld.runs.identity import ADDED_LATER, run_id
 from vld.runs.inputs import check_output_dir
 from vld.runs.keep import read_logits
+from vld.runs.networks import load_weights, network
 from vld.runs.record import accuracies
-from vld.runs.results import load_weights, network
+from vld.runs.results import read
 from vld.runs.run import SKIP_HINT, Outcome, explained, now, software_versions
 from vld.study.members import CONNECTIVITY, ENSEMBLE_OF_RUNS, Member, find_members, kept_file, member_configs
 from vld.study.planned import left_out_domains
@@ -70,7 +71,7 @@ class Combination:
         if not self.directory.result_file.exists():
             return None
         self.directory.tidy()
-        return read_result(self.directory.result_file, "identity")
+        return read(self.directory.path).content
 
 
 def train_and_combine(config: Config, terminal: Terminal, publisher: Publisher) -> list[Outcome]:

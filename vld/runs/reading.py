@@ -1,0 +1,62 @@
+"""What is in a run's directory, read back and checked: JSON and YAML alone, so that whoever only looks needs no torch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vld.config.errors import UserError
+from vld.runs.identity import run_id
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: damaged ({error}); move its directory away and run again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: damaged (not a JSON object); move its directory away and run again")
+    return value
+
+
+def read_if_whole(path: Path) -> dict[str, Any]:
+    """`read_json` for lookers-on: a file that is not there, or damaged, says nothing."""
+    try:
+        return read_json(path)
+    except UserError:
+        return {}
+
+
+def stored_identity(run_dir: Path) -> dict[str, Any]:
+    """The settings in `config.yaml` that make the run. Raises `UserError` where they do not: the file is not this run's."""
+    path = run_dir / "config.yaml"
+    try:
+        identity = yaml.safe_load(path.read_text(encoding="utf-8"))["identity"]
+    except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: damaged ({error!r}); move its directory away and run again") from error
+    check_identity(identity, path)
+    assert isinstance(identity, dict)
+    return identity
+
+
+def stored_settings(run_dir: Path) -> dict[str, Any]:
+    """All settings in `config.yaml`: `stored_identity`'s, and those that do not make the run, as its last command had them."""
+    identity, path = stored_identity(run_dir), run_dir / "config.yaml"
+    try:
+        other = dict(yaml.safe_load(path.read_text(encoding="utf-8"))["other"])
+    except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: damaged ({error!r}); move its directory away and run again") from error
+    return other | identity
+
+
+def check_identity(identity: Any, path: Path) -> None:
+    """Raises `UserError` unless the identity that `path` tells has the id that its directory is named after."""
+    try:
+        right = isinstance(identity, dict) and run_id(identity) == path.parent.name
+    except (ValueError, TypeError):  # values that no setting has
+        right = False
+    if not right:
+        raise UserError(
+            f"{path}: its settings are not those of run {path.parent.name}; move its directory away and run again"
+        )
