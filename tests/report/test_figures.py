@@ -342,10 +342,23 @@ def test_no_two_series_of_a_panel_look_alike(tmp_path: Path) -> None:
     )
     [axes] = drawn.figure.axes
     looks = [
-        (to_hex(line.get_markeredgecolor()), to_hex(line.get_markerfacecolor()), line.get_marker())  # type: ignore[arg-type]
+        (to_hex(line.get_markeredgecolor()), to_hex(line.get_markerfacecolor()), line.get_fillstyle())  # type: ignore[arg-type]
         for line in axes.get_lines()
     ]
     assert len(looks) == len(set(looks)) == 6
+    assert {line.get_marker() for line in axes.get_lines()} == {"o"}  # ERM's, at every rate
+
+
+def test_a_single_point_is_no_cloud(tmp_path: Path) -> None:
+    """It is drawn as a mean alone, and the captions speak of no cloud."""
+    for run in study_runs("figure2", "seed=0,1", "optim.weight_decay=1e-4", "optim.lr=1e-3", "dataset=pacs"):
+        write_run(tmp_path, run, curves=False)
+    results = read_store(tmp_path).results
+    drawn = {one.name: one for one in drawn_figures(series_of(results), results, None)}
+    assert set(drawn["methods"].points.kind) == {"mean"}
+    assert all(len(dots.get_offsets()) == 0 for dots in drawn["methods"].figure.axes[0].collections)
+    assert not [one.name for one in drawn.values() if "cloud" in one.caption]
+    assert "shaded" not in drawn["dropout_curves"].caption
 
 
 def test_incomplete_series_are_marked_in_the_legend(tmp_path: Path) -> None:

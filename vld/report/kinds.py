@@ -1,6 +1,6 @@
 """Which series each figure of the study shows."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from vld.report.series import Series, large_rate
 from vld.runs.identity import RANDOM_WEIGHTS, WEIGHTS
 from vld.study.members import ENSEMBLE_OF_RUNS
 
+LAST_LAYER = "optim.last_layer_lr_factor"
 PLACEMENT = ("dropout_schedule", "backbone.stage_dropout", "backbone.stage_dropout_kind", "backbone.stochastic_depth")
 
 
@@ -30,12 +31,24 @@ class ReportFigure:
     figure: Figure
 
 
+def erm(series: Sequence[Series], *rates: float | None) -> list[Series]:
+    """ERM, at these dropout rates if any are named."""
+    return [one for one in series if one.method == "erm" and (not rates or one.dropout in rates)]
+
+
+def varied(series: list[Series], *names: str) -> list[Series]:
+    """All, where some differ in these settings; else none: a figure of one alone compares nothing."""
+    return series if len({tuple(one.settings.get(name) for name in names) for one in series}) > 1 else []
+
+
+def very_large(series: Iterable[Series]) -> float | None:
+    return large_rate(one.dropout for one in series)
+
+
 def methods_and_dropout(series: list[Series]) -> list[Series]:
     """Figure 2: without dropout every method, and its soup and ensemble of runs; with very large dropout ERM."""
     plain = [one for one in series if one.dropout == 0]
-    rate = large_rate(one.dropout for one in series)
-    with_dropout = [one for one in series if one.method == "erm" and rate and one.dropout == rate]
-    return plain + with_dropout if plain else []
+    return plain + erm(series, very_large(series)) if plain else []
 
 
 def plain_methods_and_erm(series: list[Series]) -> list[Series]:
@@ -45,8 +58,7 @@ def plain_methods_and_erm(series: list[Series]) -> list[Series]:
 
 def dropout_rates(series: list[Series]) -> list[Series]:
     """Figures 3, 4 and 5: ERM at every rate."""
-    erm = [one for one in series if one.method == "erm"]
-    return erm if len({one.dropout for one in erm}) > 1 else []
+    return varied(erm(series), "dropout")
 
 
 def dropout_curves(series: list[Series]) -> list[Series]:
@@ -56,41 +68,35 @@ def dropout_curves(series: list[Series]) -> list[Series]:
 
 def last_layer(series: list[Series]) -> list[Series]:
     """Figure 6: ERM with and without very large dropout, at each learning rate of the last layer."""
-    factors = {one.others.get("optim.last_layer_lr_factor") for one in series}
-    rates = (0, large_rate(one.dropout for one in series))
-    return [one for one in series if one.method == "erm" and one.dropout in rates] if len(factors) > 1 else []
+    return erm(series, 0, very_large(series)) if varied(series, LAST_LAYER) else []
 
 
 def dropout_and_averaging(series: list[Series]) -> list[Series]:
     """Figure 7: every method with very large dropout."""
-    return [one for one in series if one.dropout and one.dropout == large_rate(one.dropout for one in series)]
+    rate = very_large(series)
+    return [one for one in series if rate and one.dropout == rate]
 
 
 def pretraining(series: list[Series]) -> list[Series]:
     """Figure 8: naive fine-tuning (ERM, no dropout, one learning rate) and all tricks (very large dropout, weight averaging, a
     last layer that learns faster where there are such runs), for each backbone."""
-    series = [one for one in series if one.settings[WEIGHTS] != RANDOM_WEIGHTS]
-    if len({one.others.get("backbone.name") for one in series}) < 2:
-        return []
-    factor = "optim.last_layer_lr_factor"
-    factors = [value for one in series if (value := one.others.get(factor)) is not None]
-    naive = [one for one in series if one.method == "erm" and one.dropout == 0 and one.others.get(factor, 1.0) == 1.0]
-    rate = large_rate(one.dropout for one in series)
-    averaged = [one for one in series if one.method == "weight_averaging" and one.dropout == rate]
-    return naive + [one for one in averaged if one.others.get(factor) == max(factors, default=None)]
+    series = varied([one for one in series if one.settings[WEIGHTS] != RANDOM_WEIGHTS], "backbone.name")
+    factors = [value for one in series if (value := one.settings.get(LAST_LAYER)) is not None]
+    naive = [one for one in erm(series, 0) if one.settings[LAST_LAYER] == 1]
+    averaged = [one for one in series if one.method == "weight_averaging" and one.dropout == very_large(series)]
+    return naive + [one for one in averaged if one.settings[LAST_LAYER] == max(factors)]
 
 
 def full_and_linear(series: list[Series]) -> list[Series]:
     """Figures 9 and 10: ERM at every dropout rate, fine-tuned in full and linearly."""
-    erm = [one for one in series if one.method == "erm" and one.others.get("backbone.tuning") in ("full", "linear")]
-    return erm if len({one.others["backbone.tuning"] for one in erm}) > 1 else []
+    return varied(
+        [one for one in erm(series) if one.settings["backbone.tuning"] in ("full", "linear")], "backbone.tuning"
+    )
 
 
 def placements(series: list[Series]) -> list[Series]:
     """ERM with dropout in other places, or at other rates over training, than the study's."""
-    erm = [one for one in series if one.method == "erm"]
-    ways = {tuple(one.others.get(name) for name in PLACEMENT) for one in erm}
-    return erm if len(ways) > 1 else []
+    return varied(erm(series), *PLACEMENT)
 
 
 CLOUDS = (
@@ -122,7 +128,6 @@ POINTS: dict[Callable[[pd.DataFrame], Figure], Callable[[Sequence[Series]], pd.D
     rates_figure: rate_points,
     domains_figure: domain_points,
 }
-LAST_LAYER = "optim.last_layer_lr_factor"
 TUNING = ("backbone.tuning", "backbone.normalize")
 KINDS = (
     FigureKind("methods", "Methods without dropout, and very large dropout", methods_and_dropout, clouds_figure),

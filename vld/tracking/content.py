@@ -11,6 +11,7 @@ import yaml
 
 from vld.config.errors import UserError
 from vld.config.settings import ACCURACIES, SETTING_COLUMNS
+from vld.runs.results import read
 
 # Settings that runs of one group may differ in: the group's mean is then a number of the results table.
 WITHIN_GROUP = ("test_domain", "seed")
@@ -44,7 +45,7 @@ def wandb_runs(directory: Path) -> list[WandbRun]:
     """A finished or failed run's W&B runs, one per method, or a combination's one. Raises `UserError` for anything else."""
     try:
         if (directory / "result.json").exists():
-            result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
+            result = read(directory).content
             if "members" in result:
                 return [_combination(result)]
             return _finished(result, read_metrics(directory), read_analyses(directory))
