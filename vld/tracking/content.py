@@ -11,7 +11,6 @@ import yaml
 
 from vld.config.errors import UserError
 from vld.config.settings import ACCURACIES, SETTING_COLUMNS
-from vld.runs.results import read
 
 # Settings that runs of one group may differ in: the group's mean is then a number of the results table.
 WITHIN_GROUP = ("test_domain", "seed")
@@ -45,7 +44,7 @@ def wandb_runs(directory: Path) -> list[WandbRun]:
     """A finished or failed run's W&B runs, one per method, or a combination's one. Raises `UserError` for anything else."""
     try:
         if (directory / "result.json").exists():
-            result = read(directory).content
+            result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
             if "members" in result:
                 return [_combination(result)]
             return _finished(result, read_metrics(directory), read_analyses(directory))
