@@ -1,5 +1,7 @@
 """Options that narrow a report: what they leave, of stores with several datasets, and with combinations."""
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 from report_store import jobs, study_runs, write_combinations, write_run
@@ -68,6 +70,16 @@ def test_combinations_alone_are_shown_beside_erm(store: Store) -> None:
     assert set(both.results.method) == {"ensemble", "model_soup"}
     assert both.notes == ()
     assert narrowed(store, jobs("method=greedy_soup"), ["method"]).results.empty
+
+
+def test_a_store_without_unfinished_runs_is_narrowed_too(tmp_path: Path) -> None:
+    for run in study_runs("figure2", "seed=0", "optim.weight_decay=1e-4", "dropout=0", "dataset=vlcs", "test_domain=0"):
+        write_run(tmp_path, run, curves=False)
+    found = narrowed(
+        read_store(tmp_path), jobs("optim.lr=1e-3", "optim.milestones=[5000]"), ["optim.lr", "optim.milestones"]
+    )
+    assert found.results.lr.unique().tolist() == [1e-3]
+    assert found.unfinished.empty
 
 
 def test_what_every_machine_decides_for_itself_does_not_narrow(store: Store) -> None:

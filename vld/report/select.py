@@ -88,6 +88,8 @@ def narrowed(store: Store, jobs: Sequence[Job], options: Iterable[str]) -> Store
 
 
 def _having(frame: pd.DataFrame, name: str, values: set[Any]) -> pd.Series:
+    if name not in frame:  # none of these runs has such a setting; or there are none
+        return pd.Series(False, index=frame.index)
     return frame[name].map(lambda value: value in values).astype(bool)
 
 
