@@ -88,10 +88,9 @@ def pretraining(series: list[Series]) -> list[Series]:
 
 
 def full_and_linear(series: list[Series]) -> list[Series]:
-    """Figures 9 and 10: ERM at every dropout rate, fine-tuned in full and linearly."""
-    return varied(
-        [one for one in erm(series) if one.settings["backbone.tuning"] in ("full", "linear")], "backbone.tuning"
-    )
+    """Figures 9 and 10: ERM at every dropout rate, fine-tuned in full and linearly, of datasets that have both."""
+    both = [one for one in erm(series) if one.others.get("backbone.tuning") in ("full", "linear")]
+    return varied(both, "backbone.tuning")
 
 
 def placements(series: list[Series]) -> list[Series]:
