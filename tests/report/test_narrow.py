@@ -80,6 +80,8 @@ def test_a_store_without_unfinished_runs_is_narrowed_too(tmp_path: Path) -> None
     )
     assert found.results.lr.unique().tolist() == [1e-3]
     assert found.unfinished.empty
+    wanted = study_runs("figure2", "seed=0", "optim.weight_decay=1e-4", "dropout=0", "dataset=vlcs", "test_domain=0")
+    assert make_report(read_store(tmp_path, wanted), title="x").missing.empty
 
 
 def test_what_every_machine_decides_for_itself_does_not_narrow(store: Store) -> None:

@@ -24,6 +24,7 @@ COLUMNS = [
 ]
 WHOLE_NUMBERS = ("seed", "split_seed", "steps", "step")
 """May be null, which pandas' plain integers cannot be."""
+NUMBERS = ("dropout", "lr", "weight_decay", "last_layer_lr_factor", *ACCURACIES)
 ABOUT = ["evaluated_on", "combined", "member_axes", "domains", "by_number_of_members", "connectivity"]
 ABOUT += ["software", "device", "seconds", "directory"]
 """What the table with every setting has besides: of a row, and of the run or combination that it belongs to."""
@@ -155,7 +156,8 @@ def settings_frame(
     """These columns of the rows; and their settings, each under its own name, with values as they are (1 is no 1.0)."""
     import pandas as pd
 
-    frame = pd.DataFrame(rows, columns=list(columns)).astype({n: "Int64" for n in WHOLE_NUMBERS if n in columns})
+    types = dict.fromkeys(WHOLE_NUMBERS, "Int64") | dict.fromkeys(NUMBERS, "float64")  # also where there are no rows
+    frame = pd.DataFrame(rows, columns=list(columns)).astype(types)
     others = [{name: hashable(value) for name, value in one.items() if name not in columns} for one in settings]
     return pd.concat([frame, pd.DataFrame(others, index=frame.index, dtype=object)], axis=1)
 
