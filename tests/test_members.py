@@ -15,9 +15,11 @@ from vld.config.errors import UserError
 from vld.config.settings import BackboneConfig, Config, DatasetConfig, MethodConfig, WandbConfig
 from vld.machine.terminal import Terminal
 from vld.model.classifier import load_backbone_weights
+from vld.report.labels import distinguishing
 from vld.report.summary import sweep_table
 from vld.runs.directory import RunDirectory
-from vld.runs.identity import RANDOM_WEIGHTS, run_id, run_identity, varied_settings, weights_fingerprint
+from vld.runs.identity import RANDOM_WEIGHTS, run_id, run_identity, weights_fingerprint
+from vld.runs.results import RunResult
 from vld.study.combination import combine_all
 from vld.study.compose import with_values
 from vld.study.member_axes import member_configs
@@ -269,9 +271,9 @@ def test_combinations_are_told_apart_in_one_table(
     results.append(combined(config))
     config.method = MethodConfig(name="ensemble_of_runs", members=["seed=0,2"])
     results.append(combined(config))
-    assert varied_settings([result["settings"] for result in results]) == []
+    assert distinguishing([result["settings"] for result in results]) == []
     capsys.readouterr()
-    Terminal().show(*sweep_table(results, "ensemble_of_runs"))
+    Terminal().show(*sweep_table([RunResult(Path(), result) for result in results], "ensemble_of_runs"))
     shown = capsys.readouterr().out
     for label in ("of 3", "of 3, softmax", "of 2", r"of 2 \(seed=0,2\)"):
         assert len(re.findall(rf"│ ensemble_of_runs {label} +│", shown)) == 1, shown

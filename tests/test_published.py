@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from commands import REPOSITORY
 from hydra import initialize_config_dir
-from vld.jobs import jobs_of
-from vld.sweep import study_axes
 
-from vld.study import wanted_runs
+from vld.commands.launch import study_axes
+from vld.study.jobs import jobs_of
+from vld.study.planned import wanted_runs
 
 FOLDER = REPOSITORY / "outputs/published"
 PAGE = (FOLDER / "README.md").read_text()

@@ -510,7 +510,7 @@ def test_a_run_is_known_by_its_settings_whatever_its_data_weights_and_precision(
     assert progress_of([run]) == [nothing]
     write("fp32", "failure.json", {"what": "why"})
     assert [(p.state, p.reason) for p in progress_of([run])] == [("failed", "why")]
-    write("bf16", "result.json", {"seconds": 50.0})
+    write("bf16", "result.json", {"run_id": "", "results": [], "seconds": 50.0})
     assert [(p.state, p.seconds) for p in progress_of([run])] == [("finished", 50.0)]
     backbone = repr(run.config.backbone)
     assert [p.state for p in progress_of([run], {backbone: "w"})] == ["finished"]

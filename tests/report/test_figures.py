@@ -1,7 +1,6 @@
 """Each study's figure: which series it shows, the points it is drawn from, and the same look for a method everywhere."""
 
 import itertools
-import json
 import math
 from dataclasses import replace
 from functools import cache
@@ -25,13 +24,11 @@ from vld.report import (
 )
 from vld.report.build import make_report
 from vld.report.figures import connectivity_figure
-from vld.report.grid import expected_of
-from vld.report.kinds import KINDS, OF_STUDY, Drawn, drawn_figures
+from vld.report.kinds import KINDS, OF_STUDY, ReportFigure, drawn_figures
 from vld.report.points import connectivity_points
-from vld.report.results_store import Store
-from vld.report.select import of_study
 from vld.report.series import Series
 from vld.report.summary import sweep_table
+from vld.runs.results import read_all
 from vld.study.compose import with_values
 from vld.study.planned import Wanted
 
@@ -69,22 +66,15 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @cache
-def stored(output_dir: Path) -> Store:
-    """What is in `everything`: reading its run directories takes longer than drawing them."""
-    return read_store(output_dir)
-
-
-@cache
-def figures_of(output_dir: Path, study: str) -> tuple[list[Drawn], list[Series]]:
+def figures_of(output_dir: Path, study: str) -> tuple[list[ReportFigure], list[Series]]:
     wanted: list[Wanted] = []
     for name in (study, *SHARED.get(study, ())):
         words = ["seed=0,1", "optim.weight_decay=1e-2"] if name in ("figure9", "figure10") else list(ONE_SEED)
         if study not in ("figure4", "figure5"):
             words.append("dataset=vlcs" if study in ("figure9", "figure10") else "dataset=pacs,vlcs")
         wanted += study_runs(name, *words)
-    expected = expected_of(wanted)
-    store = of_study(stored(output_dir), expected)
-    series = series_of(store.results, expected)
+    store = read_store(output_dir, wanted)
+    series = series_of(store.results, store.expected)
     assert all(one.grid.complete for one in series)
     return list(drawn_figures(series, store.results, study)), series
 
@@ -238,7 +228,7 @@ def test_colours_of_methods_and_rates_are_told_apart() -> None:
 
 
 def test_without_a_study_everything_is_drawn_that_the_results_allow(everything: Path) -> None:
-    store = stored(everything)
+    store = read_store(everything)
     series = series_of(store.results)
     drawn = list(drawn_figures(series, store.results, None))
     names = [one.name for one in drawn]
@@ -297,9 +287,9 @@ def test_a_setting_that_came_later_has_its_value_in_runs_from_before(
     for run in study_runs("figure2", *ONE_SEED, "dataset=pacs", "dropout=0.9", "test_domain=0", "seed=0"):
         for schedule in ("constant", "rising"):
             write_run(tmp_path, replace(run, config=with_values(run.config, {"dropout_schedule": schedule})))
-    results = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("runs/*/*/*/result.json"))]
-    assert {result["settings"].get("dropout_schedule") for result in results} == {None, "rising"}
-    report = make_report(read_store(tmp_path), None, title="x")
+    results, _ = read_all(tmp_path)
+    assert {result.content["settings"].get("dropout_schedule") for result in results} == {None, "rising"}
+    report = make_report(read_store(tmp_path), title="x")
     assert report.varied["dropout_schedule"] == ["constant", "rising"]
     Terminal().show(*sweep_table(results, "erm"))
     shown = capsys.readouterr().out
@@ -354,10 +344,23 @@ def test_no_two_series_of_a_panel_look_alike(tmp_path: Path) -> None:
     )
     [axes] = drawn.figure.axes
     looks = [
-        (to_hex(line.get_markeredgecolor()), to_hex(line.get_markerfacecolor()), line.get_marker())  # type: ignore[arg-type]
+        (to_hex(line.get_markeredgecolor()), to_hex(line.get_markerfacecolor()), line.get_fillstyle())  # type: ignore[arg-type]
         for line in axes.get_lines()
     ]
     assert len(looks) == len(set(looks)) == 6
+    assert {line.get_marker() for line in axes.get_lines()} == {"o"}  # ERM's, at every rate
+
+
+def test_a_single_point_is_no_cloud(tmp_path: Path) -> None:
+    """It is drawn as a mean alone, and the captions speak of no cloud."""
+    for run in study_runs("figure2", "seed=0,1", "optim.weight_decay=1e-4", "optim.lr=1e-3", "dataset=pacs"):
+        write_run(tmp_path, run, curves=False)
+    results = read_store(tmp_path).results
+    drawn = {one.name: one for one in drawn_figures(series_of(results), results, None)}
+    assert set(drawn["methods"].points.kind) == {"mean"}
+    assert all(len(dots.get_offsets()) == 0 for dots in drawn["methods"].figure.axes[0].collections)
+    assert not [one.name for one in drawn.values() if "cloud" in one.caption]
+    assert "shaded" not in drawn["dropout_curves"].caption
 
 
 def test_incomplete_series_are_marked_in_the_legend(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ from report_store import study_runs, write_combination, write_run, write_study
 
 from vld.machine.lock import LOCK
 from vld.report import cloud_points, clouds_figure, read_store, results_table, series_of
-from vld.report.averages import shown_table
-from vld.report.build import make_report
-from vld.report.grid import expected_of, expected_runs, missing_runs
-from vld.report.table import INCOMPLETE, in_order
+from vld.report.averages import readable_results
+from vld.report.build import Report, make_report
+from vld.report.grid import expected_runs, missing_runs
+from vld.report.labels import INCOMPLETE, in_order
 from vld.study.planned import Wanted
 
 NARROW = ("dataset=pacs", "dropout=0,0.9", "optim.weight_decay=1e-4")
@@ -27,6 +27,12 @@ def ood(run: Wanted) -> float:
 
 def write(output_dir: Path, run: Wanted, **how: object) -> Path:
     return write_run(output_dir, run, accuracies=lambda *_: (0.5, ood(run)), curves=False, **how)  # type: ignore[arg-type]
+
+
+def numbers(report: Report, name: str) -> pd.DataFrame:
+    table = report.tables[name].numbers
+    assert table is not None
+    return table
 
 
 def test_missing_failed_and_interrupted_runs_are_listed_and_their_cells_marked(tmp_path: Path) -> None:
@@ -48,8 +54,10 @@ def test_missing_failed_and_interrupted_runs_are_listed_and_their_cells_marked(t
             (path / LOCK).touch()
     store = read_store(tmp_path)
     assert store.damaged == []
-    for expected in (expected_of(runs), expected_runs(store.results, store.unfinished)):
-        lacking = missing_runs(store.results, store.unfinished, expected)
+    of_study = read_store(tmp_path, runs)
+    assert of_study.expected is not None
+    for its, expected in ((of_study, of_study.expected), (store, expected_runs(store.results, store.unfinished))):
+        lacking = missing_runs(its.results, its.unfinished, expected)
         found = {
             (row.test_domain, float(row.settings.split()[-1]), row.lr, row.seed): (row.state, row.reason)
             for row in lacking.itertuples()
@@ -60,10 +68,10 @@ def test_missing_failed_and_interrupted_runs_are_listed_and_their_cells_marked(t
             interrupted: ("interrupted", ""),
             running: ("running", ""),
         }
-        series = [one for one in series_of(store.results, expected) if one.method == "erm"]
+        series = [one for one in series_of(its.results, expected) if one.method == "erm"]
         whole, gaps = sorted(series, key=lambda one: one.dropout or 0)
         assert (whole.grid.runs, gaps.grid.runs) == (24, 20)
-        shown = shown_table(results_table([whole, gaps]), "iid")
+        shown = readable_results(results_table([whole, gaps]), "iid")
         assert shown.rows[1][2] == "20 of 24"
         column = shown.headings.index("o.o.d. %")
         assert INCOMPLETE not in shown.rows[0][column]
@@ -76,7 +84,7 @@ def test_missing_failed_and_interrupted_runs_are_listed_and_their_cells_marked(t
         assert (1, column) not in shown.best  # what is incomplete is best of nothing …
         assert (0, column) not in shown.best  # … and the other is alone
         assert (1, shown.headings.index("cartoon")) in shown.best
-    report = make_report(store, expected_of(runs), title="x")
+    report = make_report(of_study, title="x")
     assert any("4 runs to do" in line for line in report.warnings)
     assert any(fact == "1 failed" for fact in report.facts)
     assert all("Incomplete" in line for line in report.sentences if "0.9" in line)
@@ -94,7 +102,7 @@ def test_a_domain_without_runs_leaves_no_average(tmp_path: Path) -> None:
     assert table["ood sketch"].notna().all()
     expected = expected_runs(store.results, store.unfinished)
     assert set(missing_runs(store.results, store.unfinished, expected).test_domain) == {"photo"}
-    shown = shown_table(table, "iid")
+    shown = readable_results(table, "iid")
     assert {row[shown.headings.index("o.o.d. %")] for row in shown.rows} == {"–"}
 
 
@@ -112,11 +120,11 @@ def test_different_contents_are_in_rows_of_their_own(tmp_path: Path) -> None:
     for content, seeds in ((OTHER, (2,)), ("bb" * 32, (0, 1))):
         mine = [ood(run) for run in runs if run.config.seed in seeds]
         assert results_table([by_content[content]]).ood[0] == pytest.approx(100 * sum(mine) / len(mine))
-    report = make_report(store, None, title="x")
+    report = make_report(store, title="x")
     assert any("different data" in line and "99999999: 8 runs" in line for line in report.warnings)
     assert len(report.missing) == 24  # what each content lacks of the whole
     assert set(report.missing.reason) == {"finished with other data, weights or precision"}
-    shown = report.tables["results_pacs"][1]
+    shown = report.tables["results_pacs"]
     assert "data" in shown.headings
     assert {row[shown.headings.index("data")] for row in shown.rows} == {"99999999", "bbbbbbbb"}
 
@@ -124,9 +132,9 @@ def test_different_contents_are_in_rows_of_their_own(tmp_path: Path) -> None:
 def test_precisions_are_not_mixed_either(tmp_path: Path) -> None:
     for run in study_runs("figure2", *NARROW, "seed=0"):
         write(tmp_path, run, precision="fp32" if run.test_domain == "photo" else "bf16")
-    report = make_report(read_store(tmp_path), None, title="x")
+    report = make_report(read_store(tmp_path), title="x")
     assert any("different precision" in line for line in report.warnings)
-    assert report.tables["results_pacs"][0].ood.isna().all()
+    assert numbers(report, "results_pacs").ood.isna().all()
 
 
 def test_weights_under_one_backbone_s_name_are_not_mixed_either(tmp_path: Path) -> None:
@@ -139,7 +147,7 @@ def test_weights_under_one_backbone_s_name_are_not_mixed_either(tmp_path: Path) 
     for seed in (0, 1):
         mine = [ood(run) for run in runs if run.config.seed == seed]
         assert means[bool(seed)] == pytest.approx(100 * sum(mine) / len(mine))
-    report = make_report(read_store(tmp_path), None, title="x")
+    report = make_report(read_store(tmp_path), title="x")
     assert any("different weights" in line and "99999999: 8 runs" in line for line in report.warnings)
 
 
@@ -154,8 +162,8 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     second.write_text(json.dumps(settings))
     store = read_store(tmp_path)
     assert len(store.damaged) == 2
-    assert store.results.path.nunique() == 14
-    report = make_report(store, None, title="x")
+    assert store.results.directory.nunique() == 14
+    report = make_report(store, title="x")
     assert [line for line in report.warnings if str(first) in line]
     assert [line for line in report.warnings if str(second) in line]
     assert len(report.missing) == 2
@@ -176,8 +184,8 @@ def test_combinations_over_a_setting_that_tells_runs_apart_have_no_value_of_it(t
     for domain in ("art_painting", "cartoon", "photo", "sketch"):
         here = [run for run in members if run.test_domain == domain]
         write_combination(tmp_path, "model_soup", here, ("optim.last_layer_lr_factor", "optim.lr"), 0.9, 0.8)
-    report = make_report(read_store(tmp_path), None, title="x")
-    table = report.tables["results_pacs"][0]
+    report = make_report(read_store(tmp_path), title="x")
+    table = numbers(report, "results_pacs")
     of_erm = table[(table.method == "erm") & (table["backbone.name"] == "resnet50")]
     assert of_erm["optim.last_layer_lr_factor"].tolist() == [1.0, 1.0, 10.0, 10.0]
     assert table[table.method == "model_soup"]["optim.last_layer_lr_factor"].isna().tolist() == [True]

@@ -1,5 +1,7 @@
 """Options that narrow a report: what they leave, of stores with several datasets, and with combinations."""
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 from report_store import jobs, study_runs, write_combinations, write_run
@@ -7,8 +9,7 @@ from report_store import jobs, study_runs, write_combinations, write_run
 from vld.config.errors import UserError
 from vld.report import read_store
 from vld.report.build import make_report
-from vld.report.results_store import Store
-from vld.report.select import narrowed
+from vld.report.select import Store, narrowed
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +60,28 @@ def test_what_is_no_domain_of_any_dataset_is_refused(store: Store) -> None:
 def test_combinations_alone_are_shown_beside_erm(store: Store) -> None:
     found = narrowed(store, jobs("method=model_soup"), ["method"])
     assert set(found.results.method) == {"erm", "model_soup"}
-    report = make_report(found, None, title="x")
-    assert set(report.tables["results_pacs"][0].method) == {"erm", "model_soup"}
+    report = make_report(found, title="x")
+    table = report.tables["results_pacs"].numbers
+    assert table is not None
+    assert set(table.method) == {"erm", "model_soup"}
     assert report.warnings[0] == "method=model_soup: shown beside ERM, which the combinations are made from"
     assert set(narrowed(store, jobs("method=ensemble"), ["method"]).results.method) == {"ensemble"}
     both = narrowed(store, jobs("method=model_soup,ensemble"), ["method"])
     assert set(both.results.method) == {"ensemble", "model_soup"}
     assert both.notes == ()
     assert narrowed(store, jobs("method=greedy_soup"), ["method"]).results.empty
+
+
+def test_a_store_without_unfinished_runs_is_narrowed_too(tmp_path: Path) -> None:
+    for run in study_runs("figure2", "seed=0", "optim.weight_decay=1e-4", "dropout=0", "dataset=vlcs", "test_domain=0"):
+        write_run(tmp_path, run, curves=False)
+    found = narrowed(
+        read_store(tmp_path), jobs("optim.lr=1e-3", "optim.milestones=[5000]"), ["optim.lr", "optim.milestones"]
+    )
+    assert found.results.lr.unique().tolist() == [1e-3]
+    assert found.unfinished.empty
+    wanted = study_runs("figure2", "seed=0", "optim.weight_decay=1e-4", "dropout=0", "dataset=vlcs", "test_domain=0")
+    assert make_report(read_store(tmp_path, wanted), title="x").missing.empty
 
 
 def test_what_every_machine_decides_for_itself_does_not_narrow(store: Store) -> None:

@@ -7,7 +7,7 @@ import pytest
 from report_store import study_runs, write_run
 
 from vld.report import against_the_paper, read_results, series_of
-from vld.report.paper import CLOUD_MEANS, published_averages
+from vld.report.paper import CLOUD_MEANS, not_compared, published_averages, readable_against_the_paper
 from vld.study.compose import with_values
 
 # Protocol, section 5: o.o.d. accuracy at dropout 0, 0.5, 0.9, 0.95.
@@ -50,10 +50,33 @@ def test_the_difference_and_whether_it_lies_within_our_cloud(
 
 
 def test_what_our_runs_do_differently_is_said(tmp_path: Path) -> None:
-    write(tmp_path, "seed=0,1", "backbone=efficientnet_lite0", "image_size=96", "optim.steps=400", ood=60.0, spread=1.0)
+    write(tmp_path, "seed=0,1", "batch_size=8", ood=60.0, spread=1.0)
     results = read_results(tmp_path)
     [row] = against_the_paper(series_of(results)).to_dict("records")
-    assert row["unlike"] == "backbone efficientnet_lite0, px 96, steps 400, 2 seeds"
+    assert row["unlike"] == "batch size 8, 2 seeds"
+
+
+def test_what_cannot_be_compared_has_no_row_and_a_line_says_so(tmp_path: Path) -> None:
+    """Another backbone, image size, number of steps or dataset than the paper's."""
+    write(tmp_path, "seed=0", ood=88.0, spread=1.0)
+    write(tmp_path, "seed=0", "backbone=efficientnet_lite0", "optim.steps=400", ood=60.0, spread=1.0)
+    write(tmp_path, "seed=0", "image_size=96", ood=60.0, spread=1.0)
+    for run in study_runs("figure4", "seed=0", "optim.weight_decay=1e-4", "dropout=0.9"):
+        write_run(tmp_path, run)
+    series = series_of(read_results(tmp_path))
+    assert len(against_the_paper(series)) == 1
+    left_out = not_compared(series)
+    assert left_out.startswith("Not compared with the paper's clouds: DomainNet; ")
+    assert set(left_out.rstrip(".").split("; ")[1:]) == {"backbone efficientnet_lite0, steps 400", "px 96"}
+    assert not_compared([one for one in series if one.grid.ood_acc.mean() == pytest.approx(0.88)]) == ""
+
+
+def test_one_pair_makes_no_cloud_that_a_number_could_lie_in(tmp_path: Path) -> None:
+    write(tmp_path, "optim.lr=1e-3", "optim.weight_decay=1e-4", ood=88.0, spread=0.0)
+    table = against_the_paper(series_of(read_results(tmp_path)))
+    assert table.within.tolist() == [None]
+    shown = readable_against_the_paper(table)
+    assert [shown.rows[0][shown.headings.index(name)] for name in ("our cloud", "within")] == ["–", "–"]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ import pytest
 from commands import TINY_NETWORK, script, train
 from report_store import study_runs, write_combinations, write_run
 
+from vld.config.names import METHOD_COLORS, series_color
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SMALL = ("seed=0,1", "optim.weight_decay=1e-4", "dataset=pacs,vlcs")
 
@@ -178,6 +180,10 @@ def test_the_page_is_self_contained_and_its_links_lead_somewhere(
             continue
         assert "//" not in link
         assert link[1:] in links.ids if link.startswith("#") else (folder(store) / unquote(link)).is_file(), link
+    assert (
+        page.count(f'<span style="color: {series_color("erm", 0.9)}">●</span> ERM') == 2
+    )  # one in each results table …
+    assert page.count(f'<span style="color: {METHOD_COLORS["model_soup"]}">★</span> model soup') == 2  # … as in figures
     best = sum(path.read_text().count("**") // 2 for path in (folder(store) / "tables").glob("*.md"))
     assert page.count('class="number best"') == best > 0
     assert "out of memory &lt;b&gt;&amp;" in page  # what a run says is no markup

@@ -1,11 +1,9 @@
 """Figure 2's table, clouds and choices, against plain loops over the run directories."""
 
-import csv
 import io
 import itertools
 import json
 import math
-import re
 import statistics
 from collections import defaultdict
 from pathlib import Path
@@ -14,12 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from report_store import study_runs, write_combination, write_run, write_study
+from rich.console import Console
 
 from vld.report import chosen_pairs, cloud, cloud_points, read_results, results_table, series_of
-from vld.report.averages import mean_and_error, shown_table
+from vld.report.averages import mean_and_error, readable_results
 from vld.report.grid import Grid
 from vld.report.series import Series
-from vld.report.table import as_latex, as_markdown
+from vld.report.table import Table
 from vld.runs import load_results
 from vld.study.planned import Wanted
 
@@ -255,7 +254,7 @@ def test_the_best_is_chosen_among_runs_of_the_same_data(tmp_path: Path) -> None:
     for run in study_runs("figure2", "dataset=pacs", "seed=0", "optim.lr=1e-3", "optim.weight_decay=1e-4"):
         write_run(tmp_path, run, fingerprint="99" * 32 if run.config.dropout else None)
     table = results_table(series_of(read_results(tmp_path)))
-    shown = shown_table(table, "iid")
+    shown = readable_results(table, "iid")
     column = shown.headings.index("o.o.d. %")
     best = [content[:2] for row, content in enumerate(table["dataset.fingerprint"]) if (row, column) in shown.best]
     assert sorted(best) == ["99", "bb"]
@@ -264,7 +263,7 @@ def test_the_best_is_chosen_among_runs_of_the_same_data(tmp_path: Path) -> None:
 def test_the_table_reads_the_same_in_every_format(series: list[Series]) -> None:
     pacs = [one for one in series if one.dataset == "pacs"]
     table = results_table(pacs)
-    shown = shown_table(table, "iid")
+    shown = readable_results(table, "iid")
     assert "Selection iid" in shown.note
     assert shown.headings[:7] == [
         "method",
@@ -282,26 +281,44 @@ def test_the_table_reads_the_same_in_every_format(series: list[Series]) -> None:
     assert best == [value == table.ood.max() for value in table.ood]
     assert sum(best) == 1
 
-    markdown = [line.strip("| ").split(" | ") for line in as_markdown(shown).splitlines() if line.startswith("|")]
+    markdown = [line.strip("| ").split(" | ") for line in shown.to_markdown().splitlines() if line.startswith("|")]
     assert markdown[0] == shown.headings
-    plain = [[re.sub(r"\*\*", "", cell) for cell in row] for row in markdown[2:]]
-    assert plain == shown.rows
+    assert [[cell.replace("**", "") for cell in row] for row in markdown[2:]] == shown.rows
     [bold_row] = [row for row in markdown[2:] if row[4].startswith("**")]
     assert bold_row[0] == table.name[table.ood.argmax()]
+    assert pd.read_csv(io.StringIO(shown.to_csv())).ood.tolist() == table.ood.tolist()
 
-    latex = as_latex(shown)
-    assert latex.count(r"\toprule") == latex.count(r"\midrule") == latex.count(r"\bottomrule") == 1
-    body = latex.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()
-    assert len(body) == len(table)
-    assert {line.count("&") for line in body} == {len(shown.headings) - 1}
-    assert all(line.endswith(r" \\") for line in body)
-    assert r"art\_painting" in latex
-    assert "%" not in latex.replace(r"\%", "")
 
-    text = io.StringIO()
-    table.to_csv(text, index=False)
-    back = list(csv.DictReader(io.StringIO(text.getvalue())))
-    assert [float(row["ood"]) for row in back] == table.ood.tolist()
+@pytest.mark.parametrize("second", ["a_%", "dropout"])
+def test_a_table_s_formats(second: str) -> None:
+    """Nothing in a cell is markup, also where two columns have one heading."""
+    numbers = pd.DataFrame({"x": [0.5, 0.25]})
+    table = Table(["dropout", second], [["c|d & e", "1 ± 2 †"], ["", "–"]], 1, "50 %", frozenset({(0, 1)}), numbers)
+    assert table.to_markdown().splitlines() == [
+        f"| dropout | {second} |",
+        "| --- | ---: |",
+        r"| c\|d & e | **1 ± 2 †** |",
+        "|  | – |",
+        "",
+        "50 %",
+    ]
+    heading = second.replace("_", r"\_").replace("%", r"\%")
+    best = r"1 $\pm$ 2 \dag{}" if second == "dropout" else r"\textbf{1 $\pm$ 2 \dag{}}"
+    assert table.to_latex().splitlines() == [
+        r"\begin{tabular}{lr}",
+        r"\toprule",
+        rf"dropout & {heading} \\",
+        r"\midrule",
+        rf"c|d \& e & {best} \\",
+        r" & -- \\",
+        r"\bottomrule",
+        r"\end{tabular}",
+        "",
+        r"{\footnotesize 50 \%}",
+    ]
+    assert table.to_csv() == "x\n0.5\n0.25\n"
+    Console(file=(written := io.StringIO()), width=60).print(table)
+    assert "│ c|d & e │ 1 ± 2 † │" in written.getvalue()
 
 
 def test_load_results_has_no_other_columns_than_promised(figure2: tuple[Path, list[Wanted]]) -> None:

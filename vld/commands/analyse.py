@@ -19,10 +19,11 @@ from vld.data.views import EvaluationViews
 from vld.machine.device import describe, resolve_device, set_up
 from vld.machine.terminal import Terminal
 from vld.model.classifier import Classifier
-from vld.report.summary import Shown, text_table
+from vld.report.labels import text
+from vld.report.table import Table
 from vld.runs.directory import RunDirectory
 from vld.runs.networks import load_weights, network
-from vld.runs.quantities import ANALYSIS, MASKED, QUANTITIES, SIDES, add_analysis, read_analyses, shown_quantity
+from vld.runs.quantities import ANALYSIS, MASKED, QUANTITIES, SIDES, add_analysis, read_analyses
 from vld.runs.reading import stored_identity, stored_settings
 from vld.runs.run import explained, now, software_versions
 from vld.study.runner import Datasets, decoded
@@ -308,10 +309,9 @@ def _show(found: list[Analysed], terminal: Terminal) -> None:
     if len(found) == 1:
         analysis = found[0].analysis
         rows = [
-            [heading, *(shown_quantity(name, analysis[side][name]) for side in SIDES)]
-            for name, heading in QUANTITIES.items()
+            [heading, *(text(name, analysis[side][name]) for side in SIDES)] for name, heading in QUANTITIES.items()
         ]
-        terminal.show(text_table(Shown(["quantity", *SIDES.values()], rows, numbers=1)))
+        terminal.show(Table(["quantity", *SIDES.values()], rows, left=1))
         return
     terminal.say("on the o.o.d. images; analysis.json has the i.i.d. ones as well")
     headings = ["run", "dataset", "test domain", "dropout", *(QUANTITIES[name] for name in SHOWN)]
@@ -321,8 +321,8 @@ def _show(found: list[Analysed], terminal: Terminal) -> None:
             one.settings["dataset.name"],
             one.settings["test_domain"],
             f"{one.settings['dropout']:g}",
-            *(shown_quantity(name, one.analysis["ood"][name]) for name in SHOWN),
+            *(text(name, one.analysis["ood"][name]) for name in SHOWN),
         ]
         for one in found
     ]
-    terminal.show(text_table(Shown(headings, rows, numbers=4)))
+    terminal.show(Table(headings, rows, left=4))

@@ -6,9 +6,10 @@ from pathlib import Path
 from vld.config.errors import UserError
 from vld.config.options import flat_settings
 from vld.config.settings import Config
-from vld.machine.terminal import Terminal
-from vld.report.summary import counted, shown_setting, sweep_table
-from vld.runs.identity import varied_settings
+from vld.machine.terminal import Terminal, counted
+from vld.report.labels import distinguishing, text
+from vld.report.summary import sweep_table
+from vld.runs.results import RunResult
 from vld.runs.run import Outcome
 from vld.study.combination import combine_all
 from vld.study.jobs import Job
@@ -35,7 +36,7 @@ def combine_study(jobs: Sequence[Job], terminal: Terminal) -> int:
     to_train = False
     datasets: Datasets = {}
     publisher = Publisher(jobs[0].config.wandb, jobs[0].config.output_dir, say=terminal.say, warn=terminal.warn)
-    varied = varied_settings([flat_settings(config) for config, _ in groups.values()])
+    varied = distinguishing([flat_settings(config) for config, _ in groups.values()])
     for config, axes in groups.values():
         told = _told_by(varied, config)
         if all(len(values) == 1 for values in axes.values()):
@@ -52,7 +53,7 @@ def combine_study(jobs: Sequence[Job], terminal: Terminal) -> int:
                         what, trains, _ = line.partition("; this trains them")
                         problems[f"{told}{what}"] = None
                         to_train |= bool(trains)
-    if results := [outcome.result for outcome in outcomes if outcome.result]:
+    if results := [RunResult(outcome.directory, outcome.result) for outcome in outcomes if outcome.result]:
         terminal.show(*sweep_table(results, study.combinations[0]))
         terminal.say(f"{counted(len(results), 'combination')} in {Path(jobs[0].config.output_dir) / 'combined'}")
     with terminal.counting("delivering to W&B") as progress:
@@ -72,5 +73,5 @@ def combine_study(jobs: Sequence[Job], terminal: Terminal) -> int:
 def _told_by(varied: Sequence[str], config: Config) -> str:
     """What tells a group of members from the study's others, to begin a line with."""
     settings = flat_settings(config)
-    values = " ".join(f"{name}={shown_setting(settings[name])}" for name in varied)
+    values = " ".join(f"{name}={text(name, settings[name])}" for name in varied)
     return f"{values}: " if values else ""

@@ -231,10 +231,10 @@ def say_what_is_to_do(jobs: list[Job], inputs: "dict[str, Inputs]", name: str, j
     With `dry_run=true` those others first, one a line, and then that is all. Raises `UserError` where the disk has less.
     """
     from vld.commands.status import described, summary
-    from vld.machine.terminal import Terminal
+    from vld.machine.terminal import Terminal, megabytes
     from vld.runs.identity import weights_fingerprint
     from vld.runs.inputs import inputs_key
-    from vld.runs.space import check_disk, disk_of_runs, megabytes
+    from vld.runs.space import check_disk, disk_of_runs
     from vld.study.planned import wanted_runs
     from vld.study.progress import FINISHED, progress_of
     from vld.training.evaluation import evaluation_images
@@ -333,15 +333,16 @@ def summarise_sweep(outcomes: Path, jobs: int, chosen: str) -> int:
     from vld.machine.terminal import Terminal
     from vld.report.summary import SELECTION_NOTE, sweep_table
     from vld.runs.reading import read_json
+    from vld.runs.results import read
 
     JobsCallback.waiting.close()
     terminal = Terminal()
     records = [read_json(path) for path in sorted(outcomes.glob("*.json"))]
     runs = [run for record in records for run in record["runs"]]
     finished = dict.fromkeys(run["directory"] for run in runs if not (run["failure"] or run["skipped"]))
-    results = [read_json(Path(directory) / "result.json") for directory in finished]
+    results = [read(Path(directory)) for directory in finished]
     if results:
-        if any("members" not in result for result in results):
+        if any(result.members is None for result in results):
             terminal.say(SELECTION_NOTE)
         terminal.show(*sweep_table(results, chosen))
     for run in runs:

@@ -321,22 +321,15 @@ def _analyse_job(composed: DictConfig) -> None:
 
 def show_results(outcomes: "list[Outcome]", method: str, terminal: "Terminal") -> None:
     """The table of one job, and where its runs are."""
-    from vld.report.summary import SELECTION_NOTE, combination_tables, results_table, shown_method
+    from vld.report.summary import SELECTION_NOTE, combination_tables, results_table
+    from vld.runs.results import RunResult
 
-    finished = [(outcome, outcome.result) for outcome in outcomes if outcome.result is not None]
+    finished = {o.test_domain: RunResult(o.directory, o.result) for o in outcomes if o.result is not None}
     if not finished:
         return
     if method in COMBINATIONS:
-        terminal.show(*combination_tables(method, {outcome.test_domain: result for outcome, result in finished}))
+        terminal.show(*combination_tables(method, finished))
     else:
-        rows = [
-            row
-            | {"test_domain": outcome.test_domain, "collapse": result.get("health", {}).get("collapse")}
-            | {"method": shown_method(row)}
-            for outcome, result in finished
-            for row in result["results"]
-            if row["selection"] == "iid"
-        ]
-        terminal.show(SELECTION_NOTE, results_table(rows, method))
-    for outcome, _ in finished:
-        terminal.say(f"{outcome.test_domain}: {outcome.directory}")
+        terminal.show(SELECTION_NOTE, results_table(finished, method))
+    for test_domain, result in finished.items():
+        terminal.say(f"{test_domain}: {result.directory}")

@@ -11,11 +11,8 @@ from vld.config.options import check_values
 from vld.config.settings import ReportConfig
 from vld.machine.terminal import Terminal
 from vld.report.build import make_report
-from vld.report.grid import expected_of
-from vld.report.results_store import read_store
-from vld.report.select import narrowed, of_study
-from vld.report.summary import text_table
-from vld.report.table import heading
+from vld.report.labels import heading
+from vld.report.select import narrowed, read_store
 from vld.report.write import write_report
 from vld.study.jobs import Job
 from vld.study.planned import Wanted
@@ -41,16 +38,13 @@ def report(
     selection = selection or SELECTION_OF_STUDY.get(study or "", "iid")
     check_values(ReportConfig, {"selection": selection})
     terminal = Terminal()
-    store = read_store(output_dir)
-    if store.results.empty:
+    store = read_store(output_dir, wanted)
+    if store.empty:
         damaged = f" ({len(store.damaged)} damaged: {store.damaged[0]})" if store.damaged else ""
         there = "has no finished runs" if output_dir.is_dir() else "no such folder"
         raise UserError(f"output_dir={output_dir}: {there}{damaged}; train.py makes them")
     title = study or "vld"
-    expected = None
     if wanted is not None:
-        expected = expected_of(wanted)
-        store = of_study(store, expected)
         if any(word.startswith("method=") for word in words):
             store = narrowed(store, jobs, ["method"])
     else:
@@ -65,14 +59,15 @@ def report(
     folder = output_dir / "report" / folder_name(words)
     command = shlex.join(["python", *sys.argv[:1], *(w for w in sys.argv[1:] if w not in ("-m", "--multirun"))])
     with terminal.doing("report") as progress:
-        made = make_report(store, expected, title=title, selection=selection, study=study, run=run, progress=progress)
+        made = make_report(store, title=title, selection=selection, study=study, run=run, progress=progress)
         index = write_report(made, folder, command, progress)
     for line in (" · ".join(made.facts), *(f"warning: {line}" for line in made.warnings)):
         terminal.say(line)
-    for name, (_, shown) in made.tables.items():
-        terminal.show(f"\n{heading(name)}", text_table(shown))
-    for note in dict.fromkeys(shown.note for _, shown in made.tables.values()):
-        terminal.say(note)
+    for name, table in made.tables.items():
+        terminal.show(f"\n{heading(name)}", table)
+    for note in dict.fromkeys([*(table.note for table in made.tables.values()), made.not_compared]):
+        if note:
+            terminal.say(note)
     shown_sentences = made.headlines or made.sentences[:MOST_SENTENCES]
     for line in ("", *shown_sentences):
         terminal.say(line)

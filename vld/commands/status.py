@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vld.machine.terminal import Terminal, duration
-from vld.report.summary import counted, counts_table
+from vld.machine.terminal import Terminal, counted, duration
+from vld.report.summary import counts_table
 from vld.study.planned import Wanted
 from vld.study.progress import FAILED, FINISHED, INTERRUPTED, RUNNING, STATES, Progress, progress_of, seconds_to_go
 

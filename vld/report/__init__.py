@@ -6,13 +6,17 @@ results_table(series)                       # a pandas.DataFrame
 clouds_figure(cloud_points(series))         # a matplotlib figure
 """
 
-from vld.report.averages import chosen_pairs, results_table
-from vld.report.differences import difference, differences_table
-from vld.report.figures import clouds_figure
-from vld.report.paper import against_the_paper
-from vld.report.points import cloud, cloud_points, learning_curves
-from vld.report.results_store import read_results, read_store
-from vld.report.series import series_of
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vld.report.averages import chosen_pairs, results_table
+    from vld.report.differences import difference, differences_table
+    from vld.report.figures import clouds_figure
+    from vld.report.paper import against_the_paper
+    from vld.report.points import cloud, cloud_points, learning_curves
+    from vld.report.select import read_results, read_store
+    from vld.report.series import series_of
 
 __all__ = [
     "against_the_paper",
@@ -28,3 +32,11 @@ __all__ = [
     "results_table",
     "series_of",
 ]
+MODULES = ("averages", "differences", "figures", "paper", "points", "select", "series")
+
+
+def __getattr__(name: str) -> Any:
+    """Imported when asked for: pandas and Matplotlib take a second, and status.py needs a table alone."""
+    if name in __all__:
+        return next(getattr(m, name) for n in MODULES if hasattr(m := import_module(f"vld.report.{n}"), name))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

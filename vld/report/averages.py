@@ -6,12 +6,19 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from vld.config.names import COMBINATIONS, SETTING_COLUMNS
+from vld.config.names import COMBINATIONS, METHOD_MARKERS, SETTING_COLUMNS, series_color
 from vld.report.grid import Array
+from vld.report.labels import INCOMPLETE, NONE, percent, short_name, text
 from vld.report.series import Series
-from vld.report.summary import Shown
-from vld.report.table import INCOMPLETE, NONE, short_name, shown_value
+from vld.report.table import Table
 from vld.runs.results import COLUMNS
+
+SELECTION_NOTES = {
+    "iid": "each run at its step of best i.i.d. accuracy",
+    "last": "each run at its last step",
+    "oracle_step": "each run at its step of best accuracy on the out part of the left-out domain (not a fair choice), o.o.d."
+    " accuracy that of its in part",
+}
 
 
 def results_table(series: Sequence[Series]) -> pd.DataFrame:
@@ -22,31 +29,24 @@ def results_table(series: Sequence[Series]) -> pd.DataFrame:
     null below two. `ood <domain>`: with that domain left out. runs, expected: that stand behind the row, and that would make it
     complete. Null averages: a test domain has no run at all.
     """
-    rows = []
-    for one in series:
-        row = {
-            "dataset": one.dataset,
-            "method": one.method,
-            "name": one.name,
-            "selection": one.selection,
-            "dropout": one.dropout,
-            **one.others,
-            "runs": one.grid.runs,
-            "expected": one.grid.ood_acc.size,
-            "pairs": len(one.grid.pairs),
-            "seeds": one.seeds,
-        }
-        grid = one.grid
+    return pd.DataFrame([_row(one) for one in series])
+
+
+def _row(one: Series) -> dict[str, object]:
+    grid = one.grid
+    row: dict[str, object] = {"dataset": one.dataset, "method": one.method, "name": one.name}
+    row |= {"selection": one.selection, "dropout": one.dropout, **one.others}
+    row |= {"runs": grid.runs, "expected": grid.ood_acc.size}
+    row |= {"pairs": len(grid.pairs), "seeds": one.seeds}
+    for name, accuracy in (("iid", grid.iid_acc), ("ood", grid.ood_acc)):
+        row[name], row[f"{name}_se"] = mean_and_error(accuracy)
+        choice = grid.at_chosen(accuracy) if not one.combined else np.full_like(accuracy[:, :1], np.nan)
+        row[f"chosen_{name}"], row[f"chosen_{name}_se"] = mean_and_error(choice)
+    for number, domain in enumerate(grid.test_domains):
         for name, accuracy in (("iid", grid.iid_acc), ("ood", grid.ood_acc)):
-            row[name], row[f"{name}_se"] = mean_and_error(accuracy)
-            choice = grid.at_chosen(accuracy) if not one.combined else np.full_like(accuracy[:, :1], np.nan)
-            row[f"chosen_{name}"], row[f"chosen_{name}_se"] = mean_and_error(choice)
-        for number, domain in enumerate(grid.test_domains):
-            for name, accuracy in (("iid", grid.iid_acc), ("ood", grid.ood_acc)):
-                row[f"{name} {domain}"], row[f"{name}_se {domain}"] = mean_and_error(accuracy[number : number + 1])
-            row[f"runs {domain}"] = int(np.isfinite(grid.ood_acc[number]).sum())
-        rows.append(row)
-    return pd.DataFrame(rows)
+            row[f"{name} {domain}"], row[f"{name}_se {domain}"] = mean_and_error(accuracy[number : number + 1])
+        row[f"runs {domain}"] = int(np.isfinite(grid.ood_acc[number]).sum())
+    return row
 
 
 def mean_and_error(accuracy: Array) -> tuple[float, float]:
@@ -55,7 +55,7 @@ def mean_and_error(accuracy: Array) -> tuple[float, float]:
     mean = float(mean_there(mean_there(accuracy)).mean())
     by_repeat = accuracy.mean((0, 1))
     error = by_repeat.std(ddof=1) / math.sqrt(len(by_repeat)) if len(by_repeat) > 1 else math.nan
-    return 100 * mean, 100 * float(error)
+    return percent(mean), percent(float(error))
 
 
 def mean_there(accuracy: Array) -> Array:
@@ -68,11 +68,9 @@ def mean_there(accuracy: Array) -> Array:
 
 def runs_table(results: pd.DataFrame, varied: Sequence[str]) -> pd.DataFrame:
     """`load_results`' rows, accuracies as fractions, with every setting that differs and how long each run took (seconds)."""
-    table = results[[*COLUMNS, "seconds", "evaluated_on"]].copy()
-    for name in varied:
-        if name not in SETTING_COLUMNS.values() and name not in table:
-            table[name] = [settings.get(name) for settings in results.settings]
-    table["members"] = [" ".join(members or []) for members in results.members]
+    others = [name for name in varied if name not in (*COLUMNS, *SETTING_COLUMNS.values())]
+    table = results[[*COLUMNS, "seconds", "evaluated_on", *others]]
+    table = table.assign(members=[" ".join(members or []) for members in results.members])
     return table.sort_values(["dataset", "method", "dropout", "test_domain", "lr", "seed", "selection"], kind="stable")
 
 
@@ -84,47 +82,57 @@ def chosen_pairs(series: Sequence[Series]) -> pd.DataFrame:
             continue
         grid = one.grid
         iid, ood = grid.at_chosen(grid.iid_acc), grid.at_chosen(grid.ood_acc)
+        about = {"dataset": one.dataset, "method": one.method, "selection": one.selection, "dropout": one.dropout}
         for d, domain in enumerate(grid.test_domains):
             for r, (seed, split_seed) in enumerate(grid.repeats):
                 if (pair := grid.chosen[d, r]) < 0:
                     continue
                 lr, weight_decay = grid.pairs[pair]
-                rows.append(
-                    {"dataset": one.dataset, "method": one.method, "selection": one.selection}
-                    | {"dropout": one.dropout, **one.others}
-                    | {"test_domain": domain, "seed": seed, "split_seed": split_seed, "lr": lr}
-                    | {"weight_decay": weight_decay, "iid_acc": iid[d, 0, r], "ood_acc": ood[d, 0, r]}
-                )
+                where = {"test_domain": domain, "seed": seed, "split_seed": split_seed}
+                chosen = {"lr": lr, "weight_decay": weight_decay, "iid_acc": iid[d, 0, r], "ood_acc": ood[d, 0, r]}
+                rows.append(about | one.others | where | chosen)
     return pd.DataFrame(rows)
 
 
-def shown_table(table: pd.DataFrame, selection: str) -> Shown:
+def readable_results(table: pd.DataFrame, selection: str) -> Table:
     """`results_table` for people: percent with one digit, the best of the complete ones in bold, incomplete ones marked."""
     names = [str(name) for name in table]
     domains = [name.removeprefix("runs ") for name in names if name.startswith("runs ")]
-    others = names[names.index("dropout") + 1 : names.index("runs")]
-    columns = {"i.i.d. %": "iid", "o.o.d. %": "ood"}
-    choice = (table.pairs > 1).any()
-    if choice:
-        columns |= {"chosen i.i.d. %": "chosen_iid", "chosen o.o.d. %": "chosen_ood"}
-    averages = len(columns)
-    columns |= {domain: f"ood {domain}" for domain in domains}
-    of_domain = table.expected // len(domains)
-    whole = [(table.runs == table.expected).tolist()] * averages
-    whole += [(table[f"runs {domain}"] == of_domain).tolist() for domain in domains]
-    contents = table["dataset.fingerprint"].tolist() if "dataset.fingerprint" in table else [""] * len(table)
-    cells: list[list[str]] = []
-    best: set[tuple[int, int]] = set()
-    for place, (column, complete) in enumerate(zip(columns.values(), whole, strict=True), len(others) + 3):
-        values, errors = table[column].tolist(), table[_error_of(column)].tolist()
-        cells.append([_shown_number(v, e, c) for v, e, c in zip(values, errors, complete, strict=True)])
-        best |= {(row, place) for row in _best(values, complete, contents)}
-    start = []
+    others = names[names.index("dropout") : names.index("runs")]
+    averages = {"i.i.d. %": "iid", "o.o.d. %": "ood"}
+    if choice := bool((table.pairs > 1).any()):
+        averages |= {"chosen i.i.d. %": "chosen_iid", "chosen o.o.d. %": "chosen_ood"}
+    numbers = [(heading, name, f"{name}_se", "runs", "expected") for heading, name in averages.items()]
+    table = table.assign(of_domain=table.expected // len(domains))
+    numbers += [(domain, f"ood {domain}", f"ood_se {domain}", f"runs {domain}", "of_domain") for domain in domains]
+    rows, whole = [], []
     for row in table.to_dict("records"):
         there = f"{row['runs']}" if row["runs"] == row["expected"] else f"{row['runs']} of {row['expected']}"
-        values = [shown_value(name, row[name]) for name in ("dropout", *others)]
-        start.append([str(row["name"]), *values, there])
-    headings = ["method", "dropout", *map(short_name, others), "runs", *columns]
+        whole.append([row[runs] == row[expected] for *_, runs, expected in numbers])
+        cells = [
+            _with_error(row[name], row[se], all_) for (_, name, se, *_), all_ in zip(numbers, whole[-1], strict=True)
+        ]
+        rows.append([str(row["name"]), *(text(name, row[name]) for name in others), there, *cells])
+    first = len(others) + 2
+    contents = table["dataset.fingerprint"] if "dataset.fingerprint" in table else pd.Series("", index=table.index)
+    best = {
+        (row, first + place)
+        for place, (_, name, *_) in enumerate(numbers)
+        for row in _best(table[name].where(np.array(whole)[:, place]), contents)
+    }
+    headings = ["method", *map(short_name, others), "runs", *(heading for heading, *_ in numbers)]
+    note = _note(table, selection, choice, "".join(cell for row in rows for cell in row[first : first + 2]))
+    return Table(headings, rows, first - 1, note, frozenset(best), table.drop(columns="of_domain"), looks_of(table))
+
+
+def looks_of(table: pd.DataFrame) -> tuple[tuple[str, str], ...]:
+    """Colour and marker of each row's method, the same as in figures."""
+    rates = table.dropout.astype(object).where(table.dropout.notna(), None)
+    return tuple((series_color(m, rate), METHOD_MARKERS[m]) for m, rate in zip(table.method, rates, strict=True))
+
+
+def _note(table: pd.DataFrame, selection: str, choice: bool, averages: str) -> str:
+    """averages: the table's, as text."""
     seeds = ", ".join(dict.fromkeys(table.seeds[~table.method.isin(COMBINATIONS)]))
     note = (
         f"Selection {selection}: {SELECTION_NOTES[selection]}; combinations at their members' last steps unless their name says"
@@ -133,48 +141,19 @@ def shown_table(table: pd.DataFrame, selection: str) -> Shown:
     )
     if choice:
         note += " chosen: the pair of best i.i.d. accuracy, for each test domain and seed."
-    averaged = "".join(
-        cell for name, column in zip(columns, cells, strict=True) if "chosen" not in name for cell in column
-    )
-    note += f" {INCOMPLETE} incomplete: averaged over the runs there are." if INCOMPLETE in averaged else ""
-    note += f" {NONE} a test domain has no run." if NONE in averaged else ""
-    return Shown(
-        headings,
-        [[*first, *rest] for first, rest in zip(start, zip(*cells, strict=True), strict=True)],
-        len(others) + 2,
-        note,
-        frozenset(best),
-    )
+    note += f" {INCOMPLETE} incomplete: averaged over the runs there are." if INCOMPLETE in averages else ""
+    return note + (f" {NONE} a test domain has no run." if NONE in averages else "")
 
 
-def _best(values: Sequence[float], complete: Sequence[bool], contents: Sequence[str]) -> Iterator[int]:
-    """Where the largest is of those that can be compared: complete, and of the same content of the dataset."""
-    for content in set(contents):
-        comparable = [
-            row
-            for row, (value, whole, of) in enumerate(zip(values, complete, contents, strict=True))
-            if whole and of == content and math.isfinite(value)
-        ]
-        if len(comparable) > 1:
-            top = max(values[row] for row in comparable)
-            yield from (row for row in comparable if values[row] == top)
+def _best(values: pd.Series, contents: pd.Series) -> Iterator[int]:
+    """Where the largest is of those that can be compared: complete, and of the same content of the dataset; one alone is not."""
+    for _, some in values.reset_index(drop=True).groupby(contents.to_numpy()):
+        if some.count() > 1:
+            yield from some.index[some == some.max()]
 
 
-SELECTION_NOTES = {
-    "iid": "each run at its step of best i.i.d. accuracy",
-    "last": "each run at its last step",
-    "oracle_step": "each run at its step of best accuracy on the out part of the left-out domain (not a fair choice), o.o.d."
-    " accuracy that of its in part",
-}
-
-
-def _error_of(column: str) -> str:
-    name, _, domain = column.partition(" ")
-    return f"{name}_se {domain}" if domain else f"{name}_se"
-
-
-def _shown_number(value: float, error: float, complete: bool) -> str:
+def _with_error(value: float, error: float, complete: bool) -> str:
     if not math.isfinite(value):
         return NONE
-    text = f"{value:.1f} ± {error:.1f}" if math.isfinite(error) else f"{value:.1f}"
-    return text if complete else f"{text} {INCOMPLETE}"
+    shown = f"{value:.1f} ± {error:.1f}" if math.isfinite(error) else f"{value:.1f}"
+    return shown if complete else f"{shown} {INCOMPLETE}"

@@ -10,8 +10,8 @@ import pandas as pd
 from vld.config.names import dataset_name
 from vld.report.averages import mean_and_error, mean_there
 from vld.report.grid import Array, Grid, Pair, Repeat
+from vld.report.labels import described, percent, text
 from vld.report.series import Series, large_rate
-from vld.report.table import shown_settings, shown_value
 
 DRAWS = 10_000
 LEVEL, NORMAL = 0.95, 1.959964
@@ -47,10 +47,10 @@ def difference(a: Grid, b: Grid, *, draws: int = DRAWS, seed: int = SEED) -> dic
         sampled = _bootstrap(values, draws, seed) if row["repeats"] > 1 else np.array([math.nan])
         low, high = np.quantile(sampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         wider = widened(int(row["cells"]), int(row["repeats"]))
-        row |= {name: 100 * mean}
+        row |= {name: percent(mean)}
         row |= {
-            f"{name}_low": 100 * (mean + wider * (low - mean)),
-            f"{name}_high": 100 * (mean + wider * (high - mean)),
+            f"{name}_low": percent(mean + wider * (low - mean)),
+            f"{name}_high": percent(mean + wider * (high - mean)),
         }
     return row
 
@@ -125,14 +125,8 @@ def differences_table(series: Sequence[Series]) -> pd.DataFrame:
             if (found := difference(a.grid, b.grid)) is None:
                 continue
             complete = a.grid.complete and b.grid.complete
-            row = {
-                "dataset": dataset,
-                "a": a.label,
-                "b": b.label,
-                "selection": a.selection,
-                **found,
-                "complete": complete,
-            }
+            row: dict[str, Any] = {"dataset": dataset, "a": a.label, "b": b.label, "selection": a.selection}
+            row |= {**found, "complete": complete}
             row |= {"headline": a.dropout != b.dropout and a.dropout == large_rate(one.dropout for one in series)}
             rows.append(row | {"sentence": sentence(dataset, a, b, row)})
     return pd.DataFrame(rows)
@@ -154,7 +148,7 @@ def sentence(dataset: str, a: Series, b: Series, row: Mapping[str, Any]) -> str:
         how = f"95 %, {a.seeds}"
         verb = "beats" if low > 0 else "is beaten by" if high < 0 else "is not told apart from"
         size = f"by {interval} ({how})" if low > 0 or high < 0 else f"({'+' if ood >= 0 else '−'}{interval}, {how})"
-    where = ", ".join([dataset_name(dataset), *shown_settings(a.others)])
+    where = ", ".join([dataset_name(dataset), *described(a.others)])
     both = "there are" if a.combined or b.combined else "that both have"
     incomplete = "" if row["complete"] else f" Incomplete: over the runs {both}."
     return f"{where}: {_called(a)} {verb} {_called(b)} {size}.{incomplete}"
@@ -162,5 +156,5 @@ def sentence(dataset: str, a: Series, b: Series, row: Mapping[str, Any]) -> str:
 
 def _called(series: Series) -> str:
     name = series.name if series.method in ("erm", "weight_averaging") else f"the {series.name}"
-    how = f"with dropout {shown_value('dropout', series.dropout)}" if series.dropout else "without dropout"
+    how = f"with dropout {text('dropout', series.dropout)}" if series.dropout else "without dropout"
     return f"{name} {how}"

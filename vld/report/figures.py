@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from vld.config.names import METHOD_COLORS, METHOD_MARKERS, METHOD_NAMES, dataset_name, series_color
-from vld.report.table import INCOMPLETE
+from vld.report.labels import INCOMPLETE
 
 WIDTH = 3.4
 """Inches: a column of a two-column paper."""
@@ -36,7 +36,11 @@ STYLE: dict[str, Any] = {
     "text.parse_math": False,  # names of domains are no formulas
     "savefig.dpi": 200,
 }
-SPARE_MARKERS = ("v", "<", ">", "X", "h")
+Fill = Literal["full", "none", "left", "right", "top", "bottom"]
+FILLS: tuple[Fill, ...] = ("full", "none", "left", "right", "top", "bottom")
+"""Of the mark: what tells series of one colour and marker apart."""
+HATCHES = {"left": "/", "right": "\\", "top": "-", "bottom": "|"}
+LINES = ("-", "--", ":", "-.")
 IID, OOD = "i.i.d. accuracy (%)", "o.o.d. accuracy (%)"
 
 
@@ -44,8 +48,8 @@ IID, OOD = "i.i.d. accuracy (%)", "o.o.d. accuracy (%)"
 def clouds_figure(points: pd.DataFrame) -> Figure:
     """o.o.d. against i.i.d. accuracy, a panel per dataset: each series' cloud, its mean as a large mark (`cloud_points`).
 
-    Of two series with one colour and marker the second is hollow; further ones have markers of their own. Raises `ValueError`
-    where there is nothing to draw.
+    Of two series with one colour and marker the second is hollow; further ones are half filled. Raises `ValueError` where there
+    is nothing to draw.
     """
     if points.empty:
         raise ValueError("no points to draw: a cloud takes a finished run with each test domain left out")
@@ -53,18 +57,17 @@ def clouds_figure(points: pd.DataFrame) -> Figure:
     for dataset, axes in panels.items():
         seen: Counter[tuple[str, str]] = Counter()
         for _, some in points[points.dataset == dataset].groupby("series", sort=False):
-            color, marker, hollow = own_look(some, seen)
+            color, marker, fill = own_look(some, seen)
             dots, mean = some[some.kind == "cloud"], some[some.kind == "mean"].iloc[0]
-            dot = (
-                {"facecolors": "none", "edgecolors": color, "linewidths": 0.4}
-                if hollow
-                else {"c": color, "linewidths": 0}
-            )
+            dot: dict[str, Any] = {"c": color, "linewidths": 0}
+            if fill == "none":
+                dot = {"facecolors": "none", "edgecolors": color, "linewidths": 0.4}
             size = 5 if len(dots) < 5_000 else 2
-            axes.scatter(dots.iid, dots.ood, s=size, alpha=0.35, rasterized=True, zorder=2, **dot)  # type: ignore[arg-type]
-            look: dict[str, Any] = {"mfc": "white", "mec": color, "mew": 1.6}
-            if not hollow:
-                look = {"mfc": color, "mec": "black", "mew": 0.7}
+            axes.scatter(dots.iid, dots.ood, s=size, alpha=0.35, rasterized=True, zorder=2, **dot)
+            look: dict[str, Any] = {"mfc": color, "mec": "black", "mew": 0.7}
+            if fill != "full":
+                half = {"fillstyle": fill, "mfc": color, "mfcalt": "white"}
+                look = ({"mfc": "white"} if fill == "none" else half) | {"mec": color, "mew": 1.6}
             look |= {"ms": 11 if marker == "*" else 6.5, "ls": "none", "zorder": 3}  # above every cloud
             axes.plot(mean.iid, mean.ood, marker, label=_label(some), **look)
         axes.set(title=dataset_name(dataset), xlabel=IID, ylabel=OOD)
@@ -84,13 +87,8 @@ def rates_figure(points: pd.DataFrame) -> Figure:
             some = some.sort_values("dropout")
             method = str(some.method.iloc[0])
             at = [rates.index(rate) for rate in some.dropout]
-            look: dict[str, Any] = {
-                "color": METHOD_COLORS[method],
-                "marker": METHOD_MARKERS[method],
-                "ms": 4,
-                "capsize": 2,
-            }
-            look["ls"] = ("-", "--", ":", "-.")[seen[method] % 4]
+            look: dict[str, Any] = {"color": METHOD_COLORS[method], "marker": METHOD_MARKERS[method], "ms": 4}
+            look |= {"capsize": 2, "ls": LINES[seen[method] % 4]}
             seen[method] += 1
             for axes, name in ((iid, "iid"), (ood, "ood")):
                 axes.errorbar(at, some[name], some[f"{name}_se"], label=_label(some), **look)
@@ -111,12 +109,12 @@ def domains_figure(points: pd.DataFrame) -> Figure:
         width = 0.84 / len(all_series)
         seen: Counter[tuple[str, str]] = Counter()
         for number, (_, some) in enumerate(all_series):
-            color, _, hollow = own_look(some, seen)
+            color, _, fill = own_look(some, seen)
             values = some.set_index("test_domain").reindex(domains)
             at = np.arange(len(domains)) + (number - (len(all_series) - 1) / 2) * width
-            look: dict[str, Any] = (
-                {"color": "white", "edgecolor": color} if hollow else {"color": color, "edgecolor": color}
-            )
+            look: dict[str, Any] = {"color": "white" if fill == "none" else color, "edgecolor": color}
+            if fill not in ("none", "full"):
+                look = {"color": "white", "edgecolor": color, "hatch": 3 * HATCHES[fill]}
             error: dict[str, Any] = {"yerr": values.ood_se, "error_kw": {"lw": 0.8}}
             axes.bar(at, values.ood, width * 0.88, label=_label(some), **look, **error)
         axes.set(title=dataset_name(dataset), ylabel=OOD, xticks=range(len(domains)), xticklabels=domains)
@@ -136,8 +134,7 @@ def members_figure(points: pd.DataFrame) -> Figure:
         for number, (_, some) in enumerate(points[points.dataset == dataset].groupby("series", sort=False)):
             color = METHOD_COLORS["ensemble_of_runs"]
             look: dict[str, Any] = {"color": color, "marker": METHOD_MARKERS["ensemble_of_runs"]}
-            look["ls"] = ("-", "--", ":", "-.")[number % 4]
-            look |= {"ms": 3.5, "mfc": "white" if number % 2 else color}
+            look |= {"ls": LINES[number % 4], "ms": 3.5, "mfc": "white" if number % 2 else color}
             axes.plot(some.members, some.ood, label=_label(some), **look)
             axes.fill_between(
                 some.members, some.ood - some.ood_sd, some.ood + some.ood_sd, alpha=0.15, lw=0, color=color
@@ -153,8 +150,8 @@ def connectivity_figure(points: pd.DataFrame) -> Figure:
     """Accuracy along the line between two networks, their weights interpolated and their representations, a column per line,
     i.i.d. accuracy above (`connectivity_points`)."""
     looks: dict[str, dict[str, Any]] = {
-        "weights": {"color": METHOD_COLORS["erm"], "marker": "o", "ms": 3.5},
-        "representations": {"color": METHOD_COLORS["weight_averaging"], "marker": "s", "ms": 3, "ls": "--"},
+        "weights": {"color": METHOD_COLORS["connectivity"], "marker": METHOD_MARKERS["connectivity"], "ms": 4},
+        "representations": {"color": "#7f7f7f", "marker": "+", "ms": 4, "ls": "--"},  # no method's
     }
     figure, columns = _two_rows(points.panel.unique())
     for panel, (iid, ood) in columns.items():
@@ -168,11 +165,12 @@ def connectivity_figure(points: pd.DataFrame) -> Figure:
 
 @rc_context(STYLE)  # type: ignore[arg-type]
 def learning_curves_figure(curves: pd.DataFrame) -> Figure:
-    """Accuracy against the step, a panel per run, a colour per method: o.o.d. solid, i.i.d. dashed (`learning_curves`)."""
+    """Accuracy against the step, a panel per run, a colour per method: o.o.d. solid, i.i.d. dashed (`learning_curves`, and each
+    run's dropout)."""
     figure, panels = _panels(curves.run.unique(), row_height=2.2)
     for run, axes in panels.items():
         for method, some in curves[curves.run == run].groupby("method", sort=False):
-            color = METHOD_COLORS[str(method)]
+            color = series_color(str(method), float(some.dropout.iloc[0]))
             axes.plot(some.step, some.ood, color=color, label=f"{METHOD_NAMES[str(method)]}, o.o.d.")
             axes.plot(some.step, some.iid, color=color, ls="--", lw=1, label=f"{METHOD_NAMES[str(method)]}, i.i.d.")
         axes.set(title=run, xlabel="step", ylabel="accuracy (%)")
@@ -186,13 +184,13 @@ def save_figure(figure: Figure, file: Path, kind: str) -> None:
         figure.savefig(file, format=kind, metadata={"CreationDate": None} if kind == "pdf" else {})
 
 
-def own_look(series: pd.DataFrame, seen: Counter[tuple[str, str]]) -> tuple[str, str, bool]:
-    """Colour, marker, and whether it is hollow: none that another series of the panel has."""
+def own_look(series: pd.DataFrame, seen: Counter[tuple[str, str]]) -> tuple[str, str, Fill]:
+    """Colour and marker, the method's in every figure, and how the mark is filled: none that another series of the panel has."""
     method = str(series.method.iloc[0])
     look = series_color(method, series.dropout.iloc[0]), METHOD_MARKERS[method]
     before = seen[look]
     seen[look] += 1
-    return look[0], look[1] if before < 2 else SPARE_MARKERS[(before - 2) % len(SPARE_MARKERS)], before == 1
+    return *look, FILLS[before % len(FILLS)]
 
 
 def _label(series: pd.DataFrame) -> str:

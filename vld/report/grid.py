@@ -1,24 +1,30 @@
 """The accuracies of one method under one condition as an array: test domains × (lr, weight decay) pairs × repeats."""
 
-import itertools
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from vld.report.results_store import CELL, PAIR, REPEAT, SETTING_OF, plain_condition, with_defaults
-from vld.runs.identity import identity_key, varied_settings
+from vld.report.labels import described, distinguishing
+from vld.runs.identity import ADDED_LATER, CONTENT, run_identity
+from vld.runs.results import ABOUT, COLUMNS, named_settings, settings_frame
 from vld.study.planned import Wanted
 
 Array = npt.NDArray[np.float64]
 Pair = tuple[float | None, float | None]
 Repeat = tuple[int | None, int | None]
 
-EXPECTED = ["dataset", "plain", *CELL]
+PAIR = ["lr", "weight_decay"]
+REPEAT = ["seed", "split_seed"]
+CELL = ["test_domain", *PAIR, *REPEAT]
+"""What tells the runs of one condition apart: one accuracy for each test domain, hyper-parameter pair and repeat."""
+PLACE = ["plain", *CELL]
+"""What tells runs apart, whatever their data, weights and precision."""
+STATE = ["state", "reason", "directory"]
 
 
 @dataclass(frozen=True)
@@ -57,94 +63,94 @@ class Grid:
 
 
 def grid_of(rows: pd.DataFrame, expected: pd.DataFrame) -> Grid:
-    """Of the rows of one condition, method and selection. expected: the runs that should be there, which get their place."""
-    cells = [_cell(row) for row in _tuples(rows)]
-    wanted = cells + [_cell(row) for row in _tuples(expected)]
-    test_domains = sorted({domain for domain, _, _ in wanted})
-    pairs = sorted({pair for _, pair, _ in wanted}, key=_largest_first)
-    repeats = sorted(
-        {repeat for _, _, repeat in wanted}, key=lambda repeat: tuple(-1 if s is None else s for s in repeat)
+    """Of the rows of one condition, method and selection. expected: the runs that should be there, which get their place.
+
+    Raises `ValueError` where two rows have one place.
+    """
+    cells = pd.concat([rows[CELL], expected[CELL]])
+    domains = cells[["test_domain"]].drop_duplicates().sort_values("test_domain")
+    pairs = cells[PAIR].drop_duplicates().sort_values(PAIR, ascending=False)  # the largest first, what varies last
+    repeats = cells[REPEAT].drop_duplicates().sort_values(REPEAT, na_position="first")
+    whole = domains.merge(pairs, how="cross").merge(repeats, how="cross")
+    whole = whole.merge(rows[[*CELL, "iid_acc", "ood_acc"]], how="left", on=CELL, validate="one_to_one")
+    shape = len(domains), len(pairs), len(repeats)
+    iid, ood = (whole[name].to_numpy(np.float64).reshape(shape) for name in ("iid_acc", "ood_acc"))
+    return Grid(tuple(domains.test_domain), _tuples(pairs), _tuples(repeats), iid, ood)
+
+
+def _tuples(frame: pd.DataFrame) -> tuple[Any, ...]:
+    """Its rows, None for what is null."""
+    return tuple(frame.astype(object).where(frame.notna(), None).itertuples(index=False, name=None))
+
+
+def setting_names(frame: pd.DataFrame) -> list[str]:
+    """The columns with the settings that are equal among the runs of one average."""
+    others = {*COLUMNS, *ABOUT, *STATE, "optim.lr", "optim.weight_decay", "plain", "condition"}
+    return ["dropout", *(str(name) for name in frame if name not in others)]
+
+
+def numbered(*frames: pd.DataFrame) -> list[pd.DataFrame]:
+    """With two columns that are equal where rows belong together, across the frames: `condition`, for the rows of one average;
+    `plain`, also for those that differ in what the settings alone do not tell, the content of data and weights and precision."""
+    together = pd.concat(frames, ignore_index=True)
+    names = setting_names(together)
+    together[names] = together[names].astype(object).where(together[names].notna(), None)
+    by = {"condition": [*names, "combined", "member_axes"], "plain": [name for name in names if name not in CONTENT]}
+    together = together.assign(
+        **{column: together.groupby(of, dropna=False, sort=False).ngroup().astype("Int64") for column, of in by.items()}
     )
-    shape = (len(test_domains), len(pairs), len(repeats))
-    iid_acc, ood_acc = np.full(shape, np.nan), np.full(shape, np.nan)
-    index: tuple[dict[object, int], ...] = tuple(
-        {value: i for i, value in enumerate(values)} for values in (test_domains, pairs, repeats)
-    )
-    for (domain, pair, repeat), iid, ood in zip(cells, rows.iid_acc, rows.ood_acc, strict=True):
-        at = index[0][domain], index[1][pair], index[2][repeat]
-        if np.isfinite(ood_acc[at]):
-            raise ValueError(f"two results of {domain}, {pair}, {repeat}")
-        iid_acc[at], ood_acc[at] = iid, ood
-    return Grid(tuple(test_domains), tuple(pairs), tuple(repeats), iid_acc, ood_acc)
+    numbers = together[list(by)]
+    ends = np.cumsum([len(frame) for frame in frames])
+    return [
+        frame.assign(**numbers.iloc[end - len(frame) : end].set_axis(frame.index))
+        for frame, end in zip(frames, ends, strict=True)
+    ]
 
 
-def _tuples(frame: pd.DataFrame) -> Iterable[tuple[object, ...]]:
-    return frame[list(CELL)].astype(object).where(frame[list(CELL)].notna(), None).itertuples(index=False, name=None)
-
-
-def _cell(row: tuple[object, ...]) -> tuple[str, Pair, Repeat]:
-    domain, lr, weight_decay, seed, split_seed = row
-    return str(domain), (lr, weight_decay), (seed, split_seed)  # type: ignore[return-value]
-
-
-def _largest_first(pair: Pair) -> tuple[float, ...]:
-    return tuple(float("inf") if value is None else -value for value in pair)
+def among(frame: pd.DataFrame, others: pd.DataFrame, columns: Sequence[str]) -> pd.Series:
+    """Of each row, whether another frame has one that is equal in these columns."""
+    found = frame[columns].merge(others[columns].drop_duplicates(), how="left", indicator=True)
+    return (found["_merge"] == "both").set_axis(frame.index)
 
 
 def expected_runs(results: pd.DataFrame, unfinished: pd.DataFrame) -> pd.DataFrame:
     """The runs that make whole grids of what there is: of each dataset and settings every test domain, pair and repeat that any
-    of its runs has. A row per run: `EXPECTED`."""
-    runs = results[results.combined.isna()]
-    there = pd.concat([runs[EXPECTED], unfinished[EXPECTED]]) if len(unfinished) else runs[EXPECTED]
-    domains: dict[str, set[str]] = {}
-    for dataset, names in runs[["dataset", "domains"]].drop_duplicates().itertuples(index=False):
-        domains.setdefault(dataset, set()).update(names)
-    rows = []
-    for (dataset, plain), some in there.drop_duplicates().groupby(["dataset", "plain"], sort=False):
-        names = sorted(domains.get(str(dataset), set()) | set(some.test_domain))
-        pairs = some[list(PAIR)].drop_duplicates().itertuples(index=False, name=None)
-        repeats = some[list(REPEAT)].drop_duplicates().itertuples(index=False, name=None)
-        rows += [(dataset, plain, d, *p, *r) for d, p, r in itertools.product(names, list(pairs), list(repeats))]
-    return pd.DataFrame(rows, columns=EXPECTED)
+    of its runs has. A row per run: its settings."""
+    runs = pd.concat([results[results.combined.isna()], unfinished])
+    domains = {of: set(some.dropna()) for of, some in runs.explode("domains").groupby("dataset").domains}
+    frames = []
+    for _, some in runs.groupby("plain", sort=False):
+        names = sorted(domains[some.dataset.iloc[0]] | set(some.test_domain))
+        whole = pd.DataFrame({"test_domain": names})
+        for columns in (PAIR, REPEAT):
+            whole = whole.merge(some[columns].drop_duplicates(), how="cross")
+        frames.append(whole.merge(some[["dataset", "plain", *setting_names(some)]].head(1), how="cross"))
+    return pd.concat(frames, ignore_index=True)
 
 
 def expected_of(wanted: Iterable[Wanted]) -> pd.DataFrame:
-    """The runs of a study as rows `EXPECTED`, and with their `key`."""
-    rows = []
-    for run in wanted:
-        settings = with_defaults(json.loads(run.key))
-        cell = [settings[name] for name in SETTING_OF.values()]
-        rows.append((settings["dataset.name"], plain_condition(settings), *cell, identity_key(settings)))
-    return pd.DataFrame(rows, columns=[*EXPECTED, "key"])
+    """The runs of a study, a row each: their settings."""
+    content = {"dataset_fingerprint": "", "weights_fingerprint": "", "precision": ""}
+    settings = [run_identity(run.config, run.test_domain, **content) for run in wanted]
+    settings = [ADDED_LATER | one for one in settings]
+    return settings_frame([named_settings(one) for one in settings], COLUMNS, settings)
 
 
 def missing_runs(results: pd.DataFrame, unfinished: pd.DataFrame, expected: pd.DataFrame) -> pd.DataFrame:
     """The expected runs that are not finished; of what is finished with several contents (data, weights, precision), those that
-    each lacks. A row per run: dataset, plain, *CELL, settings (in words: those in which the expected runs differ), condition
-    (null: nothing like it is finished), state and reason."""
-    runs = results[results.combined.isna()]
-    finished = runs[[*EXPECTED, "condition"]].drop_duplicates()
-    anywhere = set(finished[EXPECTED].itertuples(index=False, name=None))
-    states = {
-        tuple(row[:-2]): row[-2:]
-        for row in unfinished[[*EXPECTED, "state", "reason"]].itertuples(index=False, name=None)
-    }
-    rows = []
-    plains = [json.loads(str(plain)) for plain in expected.plain.unique()]
-    telling = [name for name in varied_settings(plains) if name != "dataset.name"] or ["dropout"]
-    for (dataset, plain), wanted in expected[EXPECTED].drop_duplicates().groupby(["dataset", "plain"], sort=False):
-        settings = json.loads(str(plain))
-        about = ", ".join(f"{name} {settings.get(name)}" for name in telling)
-        of_these = finished[(finished.dataset == dataset) & (finished.plain == plain)]
-        contents: list[str | None] = list(of_these.condition.unique()) or [None]
-        cells = list(wanted.itertuples(index=False, name=None))
-        for condition in contents:
-            there = set(of_these[of_these.condition == condition][EXPECTED].itertuples(index=False, name=None))
-            for cell in cells:
-                if cell in there:
-                    continue
-                state, reason = states.get(cell, ("missing", ""))
-                if cell in anywhere:
-                    state, reason = "missing", "finished with other data, weights or precision"
-                rows.append((*cell, about, condition, state, reason))
-    return pd.DataFrame(rows, columns=[*EXPECTED, "settings", "condition", "state", "reason"])
+    each lacks. A row per run: dataset, *CELL, settings (in words: those in which the expected runs differ), state, reason, and
+    condition (null: nothing like it is finished)."""
+    finished = results.loc[results.combined.isna(), ["condition", *PLACE]].drop_duplicates()
+    wanted = expected.drop_duplicates(PLACE)
+    names = [name for name in setting_names(wanted) if name not in CONTENT]
+    kinds = wanted.drop_duplicates("plain").set_index("plain")[names].to_dict("index")
+    telling = [name for name in distinguishing(list(kinds.values())) if name != "dataset.name"] or ["dropout"]
+    said = {plain: ", ".join(described({name: of.get(name) for name in telling})) for plain, of in kinds.items()}
+    missing = wanted[["dataset", *PLACE]].merge(finished[["plain", "condition"]].drop_duplicates(), how="left")
+    missing = missing.assign(settings=missing.plain.map(said), kind=missing.groupby("plain", sort=False).ngroup())
+    missing = missing[~among(missing, finished, ["condition", *PLACE])]
+    missing = missing.merge(unfinished[[*PLACE, "state", "reason"]].drop_duplicates(PLACE), how="left", on=PLACE)
+    missing = missing.fillna({"state": "missing", "reason": ""}).sort_values(["kind", "condition"], kind="stable")
+    other = among(missing, finished, PLACE)
+    missing.loc[other, ["state", "reason"]] = "missing", "finished with other data, weights or precision"
+    return missing[["dataset", *CELL, "settings", "state", "reason", "condition"]].reset_index(drop=True)

@@ -1,25 +1,26 @@
 """Which series each figure of the study shows."""
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from vld.config.names import METHODS, dataset_name
 from vld.report.figures import clouds_figure, connectivity_figure, domains_figure, members_figure, rates_figure
+from vld.report.labels import described, distinguishing
 from vld.report.points import cloud_points, connectivity_points, domain_points, member_points, rate_points
 from vld.report.series import Series, large_rate
-from vld.report.table import shown_settings, telling
-from vld.runs.identity import RANDOM_WEIGHTS, WEIGHTS, differing
+from vld.runs.identity import RANDOM_WEIGHTS, WEIGHTS
 from vld.study.member_axes import ENSEMBLE_OF_RUNS
 
+LAST_LAYER = "optim.last_layer_lr_factor"
 PLACEMENT = ("dropout_schedule", "backbone.stage_dropout", "backbone.stage_dropout_kind", "backbone.stochastic_depth")
 
 
 @dataclass(frozen=True)
-class Drawn:
+class ReportFigure:
     """A figure, and the table of its points."""
 
     name: str
@@ -29,15 +30,24 @@ class Drawn:
     figure: Figure
 
 
-Choice = Callable[[list[Series]], list[Series]]
+def erm(series: Sequence[Series], *rates: float | None) -> list[Series]:
+    """ERM, at these dropout rates if any are named."""
+    return [one for one in series if one.method == "erm" and (not rates or one.dropout in rates)]
+
+
+def varied(series: list[Series], *names: str) -> list[Series]:
+    """All, where some differ in these settings; else none: a figure of one alone compares nothing."""
+    return series if len({tuple(one.settings.get(name) for name in names) for one in series}) > 1 else []
+
+
+def very_large(series: Iterable[Series]) -> float | None:
+    return large_rate(one.dropout for one in series)
 
 
 def methods_and_dropout(series: list[Series]) -> list[Series]:
     """Figure 2: without dropout every method, and its soup and ensemble of runs; with very large dropout ERM."""
     plain = [one for one in series if one.dropout == 0]
-    rate = large_rate(one.dropout for one in series)
-    with_dropout = [one for one in series if one.method == "erm" and rate and one.dropout == rate]
-    return plain + with_dropout if plain else []
+    return plain + erm(series, very_large(series)) if plain else []
 
 
 def plain_methods_and_erm(series: list[Series]) -> list[Series]:
@@ -47,8 +57,7 @@ def plain_methods_and_erm(series: list[Series]) -> list[Series]:
 
 def dropout_rates(series: list[Series]) -> list[Series]:
     """Figures 3, 4 and 5: ERM at every rate."""
-    erm = [one for one in series if one.method == "erm"]
-    return erm if len({one.dropout for one in erm}) > 1 else []
+    return varied(erm(series), "dropout")
 
 
 def dropout_curves(series: list[Series]) -> list[Series]:
@@ -58,150 +67,116 @@ def dropout_curves(series: list[Series]) -> list[Series]:
 
 def last_layer(series: list[Series]) -> list[Series]:
     """Figure 6: ERM with and without very large dropout, at each learning rate of the last layer."""
-    factors = {one.others.get("optim.last_layer_lr_factor") for one in series}
-    return (
-        [one for one in series if one.method == "erm" and one.dropout in (0, large_rate(one.dropout for one in series))]
-        if len(factors) > 1
-        else []
-    )
+    return erm(series, 0, very_large(series)) if varied(series, LAST_LAYER) else []
 
 
 def dropout_and_averaging(series: list[Series]) -> list[Series]:
     """Figure 7: every method with very large dropout."""
-    return [one for one in series if one.dropout and one.dropout == large_rate(one.dropout for one in series)]
+    rate = very_large(series)
+    return [one for one in series if rate and one.dropout == rate]
 
 
 def pretraining(series: list[Series]) -> list[Series]:
     """Figure 8: naive fine-tuning (ERM, no dropout, one learning rate) and all tricks (very large dropout, weight averaging, a
     last layer that learns faster where there are such runs), for each backbone."""
-    series = [one for one in series if one.settings[WEIGHTS] != RANDOM_WEIGHTS]
-    if len({one.others.get("backbone.name") for one in series}) < 2:
-        return []
-    factor = "optim.last_layer_lr_factor"
-    factors = [value for one in series if (value := one.others.get(factor)) is not None]
-    naive = [one for one in series if one.method == "erm" and one.dropout == 0 and one.others.get(factor, 1.0) == 1.0]
-    rate = large_rate(one.dropout for one in series)
-    tricks = [
-        one
-        for one in series
-        if one.method == "weight_averaging"
-        and one.dropout == rate
-        and one.others.get(factor) == max(factors, default=None)
-    ]
-    return naive + tricks
+    series = varied([one for one in series if one.settings[WEIGHTS] != RANDOM_WEIGHTS], "backbone.name")
+    factors = [value for one in series if (value := one.settings.get(LAST_LAYER)) is not None]
+    naive = [one for one in erm(series, 0) if one.settings[LAST_LAYER] == 1]
+    averaged = [one for one in series if one.method == "weight_averaging" and one.dropout == very_large(series)]
+    return naive + [one for one in averaged if one.settings[LAST_LAYER] == max(factors)]
 
 
 def full_and_linear(series: list[Series]) -> list[Series]:
-    """Figures 9 and 10: ERM at every dropout rate, fine-tuned in full and linearly."""
-    erm = [one for one in series if one.method == "erm" and one.others.get("backbone.tuning") in ("full", "linear")]
-    return erm if len({one.others["backbone.tuning"] for one in erm}) > 1 else []
+    """Figures 9 and 10: ERM at every dropout rate, fine-tuned in full and linearly, of datasets that have both."""
+    both = [one for one in erm(series) if one.others.get("backbone.tuning") in ("full", "linear")]
+    return varied(both, "backbone.tuning")
 
 
 def placements(series: list[Series]) -> list[Series]:
     """ERM with dropout in other places, or at other rates over training, than the study's."""
-    erm = [one for one in series if one.method == "erm"]
-    ways = {json.dumps([one.others.get(name) for name in PLACEMENT]) for one in erm}
-    return erm if len(ways) > 1 else []
+    return varied(erm(series), *PLACEMENT)
 
 
 CLOUDS = (
     "i.i.d. against o.o.d. accuracy. A cloud has a point for every way of picking one (lr, weight decay) pair for each test"
-    " domain, averaged over test domains and seeds; the large mark is its mean. "
+    " domain, averaged over test domains and seeds; the large mark is its mean."
 )
-SOUPS = " Star: the soup of all runs, triangle: their ensemble."
+NO_CLOUDS = "i.i.d. against o.o.d. accuracy, averaged over test domains, (lr, weight decay) pairs and seeds."
+SOUPS = "Star: the soup of all runs, triangle: their ensemble."
+RATES = (
+    "Means over the grid with standard errors over seeds; shaded: from the lowest to the highest point of the cloud."
+)
+NO_RANGES = "Means over the grid with standard errors over seeds."
 
 
 @dataclass(frozen=True)
-class Kind:
+class FigureKind:
     name: str
     title: str
-    caption: str
-    chosen: Choice
-    points: Callable[[Sequence[Series]], pd.DataFrame]
+    chosen: Callable[[list[Series]], list[Series]]
     draw: Callable[[pd.DataFrame], Figure]
+    caption: str = ""
+    """After that of all figures drawn so."""
     varying: tuple[str, ...] = ()
     """Beginnings of the settings, beside the dropout rate, that differ within one such figure."""
 
 
+POINTS: dict[Callable[[pd.DataFrame], Figure], Callable[[Sequence[Series]], pd.DataFrame]] = {
+    clouds_figure: cloud_points,
+    rates_figure: rate_points,
+    domains_figure: domain_points,
+}
+TUNING = ("backbone.tuning", "backbone.normalize")
 KINDS = (
-    Kind(
-        "methods",
-        "Methods without dropout, and very large dropout",
-        CLOUDS,
-        methods_and_dropout,
-        cloud_points,
-        clouds_figure,
-    ),
-    Kind("dropout_rates", "Dropout rates", CLOUDS, dropout_rates, cloud_points, clouds_figure),
-    Kind(
-        "dropout_curves",
-        "Accuracy against the dropout rate",
-        "Means over the grid with standard errors over seeds; shaded: from the lowest to the highest point of the cloud.",
-        dropout_curves,
-        rate_points,
-        rates_figure,
-    ),
-    Kind(
+    FigureKind("methods", "Methods without dropout, and very large dropout", methods_and_dropout, clouds_figure),
+    FigureKind("dropout_rates", "Dropout rates", dropout_rates, clouds_figure),
+    FigureKind("dropout_curves", "Accuracy against the dropout rate", dropout_curves, rates_figure),
+    FigureKind(
         "last_layer",
         "The last layer's learning rate",
-        CLOUDS + "Hollow: the faster last layer.",
         last_layer,
-        cloud_points,
         clouds_figure,
-        ("optim.last_layer_lr_factor",),
+        "Hollow: the faster last layer.",
+        (LAST_LAYER,),
     ),
-    Kind(
-        "averaging",
-        "Very large dropout with averaging and ensembles",
-        CLOUDS,
-        dropout_and_averaging,
-        cloud_points,
-        clouds_figure,
-    ),
-    Kind(
+    FigureKind("averaging", "Very large dropout with averaging and ensembles", dropout_and_averaging, clouds_figure),
+    FigureKind(
         "pretraining",
         "Richness of the pre-trained representation",
-        CLOUDS
-        + "ERM without dropout against all tricks: very large dropout, a faster last layer, weight averaging; hollow: the"
-        " second backbone of the legend.",
         pretraining,
-        cloud_points,
         clouds_figure,
-        ("optim.last_layer_lr_factor", "backbone."),
+        "ERM without dropout against all tricks: very large dropout, a faster last layer, weight averaging; hollow: the"
+        " second backbone of the legend.",
+        (LAST_LAYER, "backbone."),
     ),
-    Kind(
+    FigureKind(
         "tuning",
         "Linear and full fine-tuning",
-        CLOUDS + "Hollow: linear fine-tuning (equation 1).",
         full_and_linear,
-        cloud_points,
         clouds_figure,
-        ("backbone.tuning", "backbone.normalize"),
+        "Hollow: linear fine-tuning (equation 1).",
+        TUNING,
     ),
-    Kind(
+    FigureKind(
         "tuning_curves",
         "Linear and full fine-tuning against the dropout rate",
-        "Means over the grid with standard errors over seeds; shaded: from the lowest to the highest point of the cloud.",
         full_and_linear,
-        rate_points,
         rates_figure,
-        ("backbone.tuning", "backbone.normalize"),
+        varying=TUNING,
     ),
-    Kind("placement", "Where dropout goes, and when", CLOUDS, placements, cloud_points, clouds_figure, PLACEMENT),
-    Kind(
-        "domains",
-        "Each domain left out",
-        "o.o.d. accuracy, means over the grid with standard errors over seeds. The axis need not begin at 0.",
-        plain_methods_and_erm,
-        domain_points,
-        domains_figure,
-    ),
+    FigureKind("placement", "Where dropout goes, and when", placements, clouds_figure, varying=PLACEMENT),
+    FigureKind("domains", "Each domain left out", plain_methods_and_erm, domains_figure),
 )
 CONNECTED = (
     "Accuracy between two networks, averaged over test domains, (lr, weight decay) pairs and seeds: of α θ₁ + (1−α) θ₂, and of"
     " α Φ₁ + (1−α) Φ₂ under the head whose weights are interpolated. Last steps. With members backbone.tuning=full,head α = 0"
     " is the pre-trained network with a linear probe, α = 1 the fine-tuned one."
 )
+MEMBERS = (
+    "o.o.d. accuracy of ensembles of random subsets of the runs, averaged over subsets (shaded: their standard deviation) and"
+    " test domains."
+)
+DOMAINS = "o.o.d. accuracy, means over the grid with standard errors over seeds. The axis need not begin at 0."
 OF_STUDY = {
     "figure1": (),
     "figure2": ("methods",),
@@ -217,70 +192,76 @@ OF_STUDY = {
 """The kinds of figure that a study of the paper is for; of other studies, all."""
 
 
-def drawn_figures(series: Sequence[Series], results: pd.DataFrame, study: str | None) -> Iterator[Drawn]:
+def drawn_figures(series: Sequence[Series], results: pd.DataFrame, study: str | None) -> Iterator[ReportFigure]:
     """The study's figure; or, of no study of the paper, every figure that the results allow."""
     kinds = OF_STUDY.get(study or "", tuple(kind.name for kind in KINDS))
     for kind in KINDS:
-        if kind.name not in kinds:
-            continue
-        by_group = {key: kind.chosen(of_group) for key, of_group in _groups(series, kind.varying).items()}
-        groups = {key: _told_apart(some) for key, some in by_group.items() if some}
-        groups = dict(sorted(groups.items(), key=lambda group: -len(group[1])))
-        apart = telling([json.loads(key) for key in groups])
-        datasets = {
-            key: tuple(dict.fromkeys(dataset_name(one.dataset) for one in some)) for key, some in groups.items()
-        }
-        differ = len(set(datasets.values())) > 1
-        for number, (key, chosen) in enumerate(groups.items(), 1):
-            points = kind.points(chosen)
-            if points.empty:
-                continue
-            name = kind.name
-            if study in OF_STUDY:
-                name = f"{study}_curves" if kind.name.endswith("_curves") else str(study)
-            settings = json.loads(key)
-            of_group = ", ".join(
-                [*datasets[key] * differ, *shown_settings({name: settings.get(name) for name in apart})]
-            )
-            title = f"{kind.title} ({of_group})" if of_group else kind.title
-            incomplete = [one.label for one in chosen if not one.grid.complete]
-            selections = ", ".join(dict.fromkeys(one.selection for one in chosen if not one.combined))
-            caption = f"{kind.caption.strip()} Selection {selections}."
-            caption += SOUPS if kind.draw == clouds_figure and any(one.combined for one in chosen) else ""
-            caption += " † incomplete: drawn from the runs there are." if incomplete else ""
-            yield Drawn(name if number == 1 else f"{name}-{number}", title, caption, points, kind.draw(points))
+        if kind.name in kinds:
+            yield from _figures(kind, series, study)
     if study == "figure1" or study not in OF_STUDY:
         points = connectivity_points(results)
         if not points.empty:
-            name = study if study == "figure1" else "connectivity"
-            yield Drawn(str(name), "Linear connectivity", CONNECTED, points, connectivity_figure(points))
+            name = str(study) if study == "figure1" else "connectivity"
+            yield ReportFigure(name, "Linear connectivity", CONNECTED, points, connectivity_figure(points))
     if study not in OF_STUDY:
-        points = member_points(results, _told_apart([one for one in series if one.method == ENSEMBLE_OF_RUNS]))
+        points = member_points(results, distinguished([one for one in series if one.method == ENSEMBLE_OF_RUNS]))
         if not points.empty:
-            caption = (
-                "o.o.d. accuracy of ensembles of random subsets of the runs, averaged over subsets (shaded: their standard"
-                " deviation) and test domains."
-            )
-            yield Drawn("members", "Accuracy against the number of members", caption, points, members_figure(points))
+            title = "Accuracy against the number of members"
+            yield ReportFigure("members", title, MEMBERS, points, members_figure(points))
 
 
-def _told_apart(series: list[Series]) -> list[Series]:
+def _figures(kind: FigureKind, series: Sequence[Series], study: str | None) -> Iterator[ReportFigure]:
+    """One for every group of series that one figure can show, the largest group first."""
+    by_settings = {key: kind.chosen(some) for key, some in _groups(series, kind.varying).items()}
+    groups = [(dict(key), distinguished(some)) for key, some in by_settings.items() if some]
+    groups.sort(key=lambda group: -len(group[1]))
+    apart = distinguishing([settings for settings, _ in groups], fewest=True)
+    datasets = [", ".join(dict.fromkeys(dataset_name(one.dataset) for one in chosen)) for _, chosen in groups]
+    name = kind.name
+    if study in OF_STUDY:
+        name = f"{study}_curves" if kind.name.endswith("_curves") else str(study)
+    for number, ((settings, chosen), of) in enumerate(zip(groups, datasets, strict=True), 1):
+        points = POINTS[kind.draw](chosen)
+        if points.empty:
+            continue
+        which = [of] * (len(set(datasets)) > 1) + described({name: settings.get(name) for name in apart})
+        title = f"{kind.title} ({', '.join(which)})" if which else kind.title
+        numbered = name if number == 1 else f"{name}-{number}"
+        yield ReportFigure(numbered, title, _caption(kind, chosen, points), points, kind.draw(points))
+
+
+def _caption(kind: FigureKind, series: Sequence[Series], points: pd.DataFrame) -> str:
+    """Of a single point there is no cloud, and none is spoken of."""
+    if kind.draw == clouds_figure:
+        parts = [CLOUDS if (points.kind == "cloud").any() else NO_CLOUDS]
+    elif kind.draw == rates_figure:
+        parts = [RATES if (points.lowest < points.highest).any() else NO_RANGES]
+    else:
+        parts = [DOMAINS]
+    selections = ", ".join(dict.fromkeys(one.selection for one in series if not one.combined))
+    parts += [kind.caption] * bool(kind.caption) + [f"Selection {selections}."]
+    if kind.draw == clouds_figure and any(one.combined for one in series):
+        parts.append(SOUPS)
+    if not all(one.grid.complete for one in series):
+        parts.append("† incomplete: drawn from the runs there are.")
+    return " ".join(parts)
+
+
+def distinguished(series: Sequence[Series]) -> list[Series]:
     """Named by those settings alone in which some of them differ."""
-    names: set[str] = set()
-    for dataset in {one.dataset for one in series}:
-        here = [one.others for one in series if one.dataset == dataset]
-        names.update(differing(here))
+    of_datasets = {
+        dataset: [s.others for s in series if s.dataset == dataset] for dataset in {s.dataset for s in series}
+    }
+    names = {name for others in of_datasets.values() for name in distinguishing(others)}
     return [replace(one, others={name: value for name, value in one.others.items() if name in names}) for one in series]
 
 
-def _groups(series: Sequence[Series], varying: tuple[str, ...]) -> dict[str, list[Series]]:
+def _groups(series: Sequence[Series], varying: tuple[str, ...]) -> dict[tuple[tuple[str, Any], ...], list[Series]]:
     """Series that one figure can show: equal in all settings but the dataset's, the dropout rate and those that vary."""
-    groups: dict[str, list[Series]] = {}
+    groups: dict[tuple[tuple[str, Any], ...], list[Series]] = {}
     for one in series:
         settings = {
-            name: value
-            for name, value in one.settings.items()
-            if name not in ("dropout", "combined") and not name.startswith(("dataset.", *varying))
+            n: v for n, v in one.settings.items() if n != "dropout" and not n.startswith(("dataset.", *varying))
         }
-        groups.setdefault(json.dumps(settings, sort_keys=True), []).append(one)
+        groups.setdefault(tuple(settings.items()), []).append(one)
     return groups

@@ -7,11 +7,11 @@ import pandas as pd
 
 from vld.config.names import dataset_name
 from vld.data.catalog import CONTENTS
-from vld.report.averages import mean_and_error
+from vld.report.averages import looks_of, mean_and_error
+from vld.report.labels import NONE, described, short_name, text
 from vld.report.points import cloud_range
 from vld.report.series import Series
-from vld.report.summary import Shown
-from vld.report.table import NONE, short_name, shown_settings, shown_value
+from vld.report.table import Table
 from vld.runs.identity import RANDOM_WEIGHTS, WEIGHTS
 
 READING_ERROR = 0.05
@@ -46,16 +46,17 @@ PUBLISHED = {
     "DiWA restricted": ("greedy_soup", (88.0, 78.5, 71.5, 51.6, 47.7)),
 }
 
-# What the runs behind the cloud means have in common, as far as it is known.
+# What runs must have in common with those behind the published numbers, to be compared at all; …
+COMPARABLE = {"image_size": 224, "optim.steps": 10_000}
+BACKBONE, BACKBONES = "backbone.name", ("resnet50", "resnet50_v1")
+"""ResNet50 #2 and #1."""
+# … and what else the runs behind the cloud means have in common, as far as it is known.
 PAPERS_SETTINGS = {
-    "backbone.name": "resnet50",
     "backbone.tuning": "full",
-    "image_size": 224,
     "batch_size": 32,
     "optim.name": "sgd",
     "optim.momentum": 0.9,
-    "optim.steps": 10_000,
-    "optim.milestones": [5_000],
+    "optim.milestones": (5_000,),
     "optim.gamma": 0.1,
     "optim.last_layer_lr_factor": 1.0,
     "dropout_schedule": "constant",
@@ -66,106 +67,118 @@ PAPERS_REPEATS = 3
 
 
 def against_the_paper(series: Sequence[Series]) -> pd.DataFrame:
-    """ERM at the paper's dropout rates: a row per series, in percent.
+    """ERM at the paper's dropout rates: a row per series that can be compared (`not_compared`), in percent.
 
     paper, ours: o.o.d. accuracy, the mean over the grid; difference: ours minus the paper's; lowest and highest: of our cloud;
-    within: whether the paper's number lies among them (± 0.05, with which it was read off); unlike: what our runs do
-    differently, empty where nothing is known to differ. The paper's i.i.d. accuracies are of augmented images: not compared.
+    within: whether the paper's number lies among them (± 0.05, with which it was read off), null where a single point makes no
+    cloud; unlike: what our runs do differently, empty where nothing is known to differ. The paper's i.i.d. accuracies are of
+    augmented images: not compared.
     """
     rows = []
     for one in series:
-        published = CLOUD_MEANS.get((one.dataset, one.dropout if one.dropout is not None else -1.0))
-        if one.method != "erm" or published is None:
-            continue
+        published = _published(one)
         lowest, highest = cloud_range(one.grid)
-        if math.isnan(lowest):
+        if published is None or _unlike(one, ("resnet50",)) or math.isnan(lowest):
             continue
-        ours, paper = mean_and_error(one.grid.ood_acc)[0], published[1]
-        row = {"dataset": one.dataset, "dropout": one.dropout, **one.others, "paper": paper, "ours": ours}
-        row |= {"difference": ours - paper, "lowest": 100 * lowest, "highest": 100 * highest}
-        within = row["lowest"] - READING_ERROR <= paper <= row["highest"] + READING_ERROR
-        rows.append(row | {"within": within, "unlike": unlike_the_paper(one)})
+        ours = mean_and_error(one.grid.ood_acc)[0]
+        row = {"dataset": one.dataset, "dropout": one.dropout, **one.others, "paper": published, "ours": ours}
+        row |= {"difference": ours - published, "lowest": lowest, "highest": highest}
+        within = lowest - READING_ERROR <= published <= highest + READING_ERROR
+        rows.append(row | {"within": within if lowest < highest else None, "unlike": unlike_the_paper(one)})
     return pd.DataFrame(rows)
 
 
+def _published(one: Series) -> float | None:
+    """The paper's o.o.d. accuracy of that dataset and dropout rate."""
+    if one.method != "erm" or one.dropout is None:
+        return None
+    return CLOUD_MEANS.get((one.dataset, one.dropout), (0.0, None))[1]
+
+
+def _unlike(one: Series, backbones: Sequence[str] = BACKBONES) -> dict[str, object]:
+    """The settings for which a series can be compared with no published number."""
+    settings = one.settings
+    unlike = {} if settings[BACKBONE] in backbones else {BACKBONE: settings[BACKBONE]}
+    return unlike | {name: settings[name] for name, value in COMPARABLE.items() if settings[name] != value}
+
+
+def not_compared(series: Sequence[Series]) -> str:
+    """A line that says which results are not compared with the paper's clouds, and why; empty where all of its datasets are."""
+    known = {dataset for dataset, _ in CLOUD_MEANS}
+    erm = [one for one in series if one.method == "erm"]
+    why = dict.fromkeys(dataset_name(one.dataset) for one in erm if one.dataset not in known)
+    why |= dict.fromkeys(", ".join(described(_unlike(one, ("resnet50",)))) for one in erm if one.dataset in known)
+    reasons = [reason for reason in why if reason]
+    return f"Not compared with the paper's clouds: {'; '.join(reasons)}." if reasons else ""
+
+
 def unlike_the_paper(series: Series) -> str:
-    settings = series.settings
-    other = [name for name, value in PAPERS_SETTINGS.items() if settings.get(name) != value]
-    differing = shown_settings({name: settings.get(name) for name in other})
+    settings, grid = series.settings, series.grid
+    differing = described({n: settings.get(n) for n, value in PAPERS_SETTINGS.items() if settings.get(n) != value})
     if settings.get(WEIGHTS) == RANDOM_WEIGHTS:
         differing.append("from scratch")
-    pairs = set(series.grid.pairs)
+    pairs = set(grid.pairs)
     if pairs < PAPERS_PAIRS:
         differing.append(f"{len(pairs)} of {len(PAPERS_PAIRS)} pairs")
     elif pairs != PAPERS_PAIRS:
         differing.append("other (lr, weight decay) pairs")
-    if len(series.grid.repeats) != PAPERS_REPEATS:
+    if len(grid.repeats) != PAPERS_REPEATS:
         differing.append(series.seeds)
     domains = CONTENTS[series.dataset].domains
-    if set(series.grid.test_domains) != set(domains):
-        differing.append(f"{', '.join(series.grid.test_domains)} left out of {len(domains)}")
+    if set(grid.test_domains) != set(domains):
+        differing.append(f"{', '.join(grid.test_domains)} left out of {len(domains)}")
     if series.selection != "iid":
         differing.append(f"selection {series.selection}")
-    if not series.grid.complete:
+    if not grid.complete:
         differing.append("incomplete")
     return ", ".join(differing)
 
 
 def published_averages(series: Sequence[Series]) -> pd.DataFrame:
     """Published o.o.d. averages for orientation, beside the method of ours that comes nearest, without dropout: a row per
-    published method and complete series of ours over all test domains, in percent."""
+    published method and complete series of ours over all test domains that can be compared, in percent."""
     rows = []
     for published, (method, accuracies) in PUBLISHED.items():
         for dataset, accuracy in zip(DATASETS, accuracies, strict=True):
             for one in series:
-                ours = mean_and_error(one.grid.ood_acc)[0]
-                whole = one.grid.complete and set(one.grid.test_domains) == set(CONTENTS[dataset].domains)
-                if (one.dataset, one.method) != (dataset, method) or one.dropout != 0 or not whole:
+                if (one.dataset, one.method, one.dropout) != (dataset, method, 0) or _unlike(one):
                     continue
-                row = {
-                    "dataset": dataset,
-                    "published": published,
-                    "paper": accuracy,
-                    "ours from": one.label,
-                    "ours": ours,
-                }
-                rows.append(row | {"difference": ours - accuracy})
+                if not one.grid.complete or set(one.grid.test_domains) != set(CONTENTS[dataset].domains):
+                    continue
+                ours = mean_and_error(one.grid.ood_acc)[0]
+                row = {"dataset": dataset, "published": published, "paper": accuracy, "ours from": one.label}
+                rows.append(row | {"ours": ours, "difference": ours - accuracy})
     return pd.DataFrame(rows)
 
 
-def shown_against_the_paper(table: pd.DataFrame) -> Shown:
+def readable_against_the_paper(table: pd.DataFrame) -> Table:
+    """`against_the_paper` for people."""
     names = [str(name) for name in table]
-    settings = ["dropout", *names[names.index("dropout") + 1 : names.index("paper")]]
-    numbers = ["paper", "ours", "difference", "our cloud", "within", "unlike the paper"]
-    headings = ["dataset", *map(short_name, settings), *numbers]
+    settings = names[names.index("dropout") : names.index("paper")]
+    headings = ["dataset", *map(short_name, settings), "paper", "ours", "difference"]
+    headings += ["our cloud", "within", "unlike the paper"]
     rows = []
     for row in table.to_dict("records"):
-        ours = [f"{row['paper']:.2f}", f"{row['ours']:.2f}", f"{row['difference']:+.2f}"]
-        cloud = [
-            f"{row['lowest']:.1f} to {row['highest']:.1f}",
-            "yes" if row["within"] else "no",
-            row["unlike"] or NONE,
-        ]
-        rows.append([dataset_name(row["dataset"]), *(shown_value(name, row[name]) for name in settings), *ours, *cloud])
+        cloud = [f"{row['lowest']:.1f} to {row['highest']:.1f}", "yes" if row["within"] else "no"]
+        if not row["lowest"] < row["highest"]:
+            cloud = [NONE, NONE]
+        means = [f"{row['paper']:.2f}", f"{row['ours']:.2f}", f"{row['difference']:+.2f}"]
+        values = [text(name, row[name]) for name in settings]
+        rows.append([dataset_name(row["dataset"]), *values, *means, *cloud, row["unlike"] or NONE])
     note = (
         "o.o.d. accuracy in percent: the means of the paper's clouds (Figure 3, read off to ± 0.05) and of ours. Within: the"
         " paper's number lies between the lowest and the highest point of our cloud."
     )
-    return Shown(headings, rows, len(settings) + 1, note)
+    looks = looks_of(table.assign(method="erm"))
+    return Table(headings, rows, len(settings) + 1, note, numbers=table, looks=looks)
 
 
-def shown_averages(table: pd.DataFrame) -> Shown:
+def readable_averages(table: pd.DataFrame) -> Table:
+    """`published_averages` for people."""
     headings = ["dataset", "published", "ours from", "published %", "ours %", "difference"]
-    rows = [
-        [
-            dataset_name(row["dataset"]),
-            row["published"],
-            row["ours from"],
-            f"{row['paper']:.1f}",
-            f"{row['ours']:.1f}",
-            f"{row['difference']:+.1f}",
-        ]
-        for row in table.to_dict("records")
-    ]
+    rows = []
+    for row in table.to_dict("records"):
+        numbers = [f"{row['paper']:.1f}", f"{row['ours']:.1f}", f"{row['difference']:+.1f}"]
+        rows.append([dataset_name(row["dataset"]), row["published"], row["ours from"], *numbers])
     note = "o.o.d. accuracy in percent, for orientation: the published ones are of weights like ResNet50 #1 and other training."
-    return Shown(headings, rows, 3, note)
+    return Table(headings, rows, 3, note, numbers=table)

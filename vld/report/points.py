@@ -11,9 +11,9 @@ import pandas as pd
 
 from vld.config.names import dataset_name
 from vld.report.averages import mean_and_error, mean_there
-from vld.report.grid import Grid
+from vld.report.grid import Grid, setting_names
+from vld.report.labels import described, distinguishing, in_order, percent
 from vld.report.series import Series
-from vld.report.table import in_order, shown_settings, telling
 from vld.study.member_axes import CONNECTIVITY, ENSEMBLE_OF_RUNS
 
 MOST_POINTS = 250_000
@@ -39,19 +39,19 @@ def cloud(grid: Grid) -> pd.DataFrame:
 
 
 def cloud_range(grid: Grid) -> tuple[float, float]:
-    """The lowest and the highest o.o.d. accuracy of all points, as fractions; NaN where there is none."""
+    """The lowest and the highest o.o.d. accuracy of all points, in percent; NaN where there is none."""
     cells = mean_there(grid.ood_acc)
     if not np.isfinite(cells).any(1).all():
         return math.nan, math.nan
-    return float(np.nanmin(cells, 1).mean()), float(np.nanmax(cells, 1).mean())
+    return percent(float(np.nanmin(cells, 1).mean())), percent(float(np.nanmax(cells, 1).mean()))
 
 
 def cloud_points(series: Sequence[Series]) -> pd.DataFrame:
     """The clouds of several series, and their means. A row per point: dataset, series (its label), method, dropout, kind
-    (cloud or mean), complete, iid and ood in percent."""
+    (cloud or mean), complete, iid and ood in percent. A single point is no cloud: its mean alone is there."""
     frames = []
     for one in series:
-        points = 100 * cloud(one.grid).rename(columns={"iid_acc": "iid", "ood_acc": "ood"})
+        points = percent(cloud(one.grid).rename(columns={"iid_acc": "iid", "ood_acc": "ood"}))
         if points.empty:
             continue
         iid, ood = (mean_and_error(accuracy)[0] for accuracy in (one.grid.iid_acc, one.grid.ood_acc))
@@ -81,9 +81,9 @@ def rate_points(series: Sequence[Series]) -> pd.DataFrame:
         if one.dropout is None or math.isnan(lowest):
             continue
         (iid, iid_se), (ood, ood_se) = mean_and_error(one.grid.iid_acc), mean_and_error(one.grid.ood_acc)
-        name = ", ".join([one.name, *shown_settings(one.others)])
-        row = _about(one) | {"series": name, "lowest": 100 * lowest, "highest": 100 * highest}
-        rows.append(row | {"iid": iid, "iid_se": iid_se, "ood": ood, "ood_se": ood_se})
+        row = _about(one) | {"series": ", ".join([one.name, *described(one.others)])}
+        row |= {"lowest": lowest, "highest": highest, "iid": iid, "iid_se": iid_se, "ood": ood, "ood_se": ood_se}
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -104,9 +104,9 @@ def member_points(results: pd.DataFrame, series: Sequence[Series]) -> pd.DataFra
     rows = []
     ensembles = results[(results.method == ENSEMBLE_OF_RUNS) & results.by_number_of_members.notna()]
     for one in series:
-        of_this = ensembles[(ensembles.condition == one.condition) & (ensembles.dataset == one.dataset)]
+        of_this = ensembles[ensembles.condition == one.condition]
         curves = pd.DataFrame([point for curve in of_this.by_number_of_members for point in curve])
-        means = 100 * curves.groupby("members")[["iid_acc_mean", "ood_acc_mean", "ood_acc_sd"]].mean()
+        means = percent(curves.groupby("members")[["iid_acc_mean", "ood_acc_mean", "ood_acc_sd"]].mean())
         for members, point in means.iterrows():
             accuracies = {"iid": point.iid_acc_mean, "ood": point.ood_acc_mean, "ood_sd": point.ood_acc_sd}
             rows.append(_about(one) | {"members": members} | accuracies)
@@ -119,22 +119,17 @@ def connectivity_points(results: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for dataset, of_dataset in results[results.method == CONNECTIVITY].groupby("dataset"):
         lines = []
-        for condition, some in of_dataset.groupby("condition"):
-            settings = json.loads(str(condition))
-            combination, between = settings.pop("combined").split(": ", 1)
-            lines.append((settings | {"combination": combination, "between": between}, some))
-        names = telling([settings for settings, _ in lines])
+        for _, some in of_dataset.groupby("condition"):
+            settings = some[setting_names(some)].iloc[0].to_dict()
+            lines.append((settings | {"combination": some.combined.iloc[0], "between": some.member_axes.iloc[0]}, some))
+        names = distinguishing([settings for settings, _ in lines], fewest=True)
         for settings, some in sorted(lines, key=lambda line: [in_order(line[0].get(name)) for name in names]):
-            told = shown_settings({name: settings.get(name) for name in names})
-            about = {
-                "panel": ", ".join([dataset_name(str(dataset)), *told]),
-                "dataset": dataset,
-                "dropout": settings.get("dropout"),
-                "between": settings["between"],
-            }
+            told = described({name: settings.get(name) for name in names})
+            about = {"panel": ", ".join([dataset_name(str(dataset)), *told]), "dataset": dataset}
+            about |= {"dropout": settings["dropout"], "between": settings["between"]}
             points = pd.DataFrame([point for line in some.connectivity for point in line])
-            for (along, alpha), its in points.groupby(["along", "alpha"]):
-                mean = 100 * its[["iid_acc", "ood_acc"]].mean()
+            means = percent(points.groupby(["along", "alpha"])[["iid_acc", "ood_acc"]].mean())
+            for (along, alpha), mean in means.iterrows():
                 row = about | {"along": along, "alpha": alpha, "iid": mean.iid_acc, "ood": mean.ood_acc}
                 rows.append(row | {"lines": len(some)})
     return pd.DataFrame(rows)
@@ -146,8 +141,6 @@ def learning_curves(runs: Mapping[str, Path]) -> pd.DataFrame:
     for label, directory in runs.items():
         for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
-            rows.append(
-                {"run": label, "method": row["method"], "step": row["step"]}
-                | {"iid": 100 * row["iid_acc"], "ood": 100 * row["ood_acc"]}
-            )
+            point = {"run": label, "method": row["method"], "step": row["step"]}
+            rows.append(point | {"iid": percent(row["iid_acc"]), "ood": percent(row["ood_acc"])})
     return pd.DataFrame(rows)

@@ -8,15 +8,17 @@ from typing import Any
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.markers import MarkerStyle
 
 from vld.config.errors import UserError
 from vld.config.names import dataset_name
+from vld.report.averages import looks_of
 from vld.report.figures import OOD, STYLE, legend_below, own_look
-from vld.report.kinds import Drawn
+from vld.report.kinds import ReportFigure
+from vld.report.labels import percent, short_name, text
 from vld.report.series import Series
-from vld.report.summary import Shown
-from vld.report.table import short_name, shown_value
-from vld.runs.quantities import MASKED, QUANTITIES, SIDES, in_table_units, read_analyses, shown_quantity
+from vld.report.table import Table
+from vld.runs.quantities import MASKED, QUANTITIES, SIDES, read_analyses
 
 AGAINST = ("effective_rank", "probe_acc", MASKED[0.9], "ece", "nll")
 SHORTER = {MASKED[0.9]: "90 % masked %", "ece": "ECE %", "nll": "NLL"}
@@ -31,66 +33,68 @@ def richness_points(series: Sequence[Series], runs: pd.DataFrame, problems: list
     """
     by_name = {(one.condition, one.method): one for one in series if not one.combined}
     rows = []
-    for run in runs.to_dict("records"):
+    for directory, condition, test_domain, run_id in runs[
+        ["directory", "condition", "test_domain", "run_id"]
+    ].to_numpy():
         try:
-            analyses = read_analyses(Path(run["path"]))
+            analyses = read_analyses(Path(directory))
         except UserError as error:
             problems.append(str(error))
             continue
         for weights, analysis in analyses.items():
             method, selection = weights.split("-")
-            one = by_name.get((run["condition"], method))
-            if one is None:
+            if (one := by_name.get((condition, method))) is None:
                 continue
-            about = [one.dataset, one.condition, method, one.dropout, one.label, selection]
-            about += [run["test_domain"], run["run_id"]]
+            about = [one.dataset, one.condition, method, one.dropout, one.label, selection, test_domain, run_id]
             values = {f"{side}_{name}": analysis[side][name] for side in SIDES for name in QUANTITIES}
             rows.append(dict(zip(ABOUT, about, strict=True)) | values)
-    order = {(one.condition, one.method): place for place, one in enumerate(series)}
+    order = {key: place for place, key in enumerate(by_name)}
     rows.sort(
         key=lambda row: (order[row["condition"], row["method"]], row["weights"], row["test_domain"], row["run_id"])
     )
     return pd.DataFrame(rows)
 
 
-def richness_table(points: pd.DataFrame, series: Sequence[Series]) -> tuple[pd.DataFrame, Shown]:
-    """A row per series and weights, means over its runs: the numbers (fractions), and how they are shown."""
+def richness_table(points: pd.DataFrame, series: Sequence[Series]) -> Table:
+    """A row per series and weights, means over its runs (fractions)."""
     by_name: dict[tuple[Hashable, ...], Series] = {(one.condition, one.method): one for one in series}
-    others = list(dict.fromkeys(name for one in series for name in one.others))
-    rows, cells = [], []
+    others = ["dropout", *dict.fromkeys(name for one in series for name in one.others)]
+    rows, cells, methods = [], [], []
     for (condition, method, weights), some in points.groupby(["condition", "method", "weights"], sort=False):
         one = by_name[condition, method]
-        about: dict[str, Any] = {"dataset": one.dataset, "method": one.name, "dropout": one.dropout}
-        about |= {name: one.others.get(name) for name in others} | {"weights": weights, "runs": len(some)}
+        about = {name: one.settings.get(name) for name in others}
         means = {f"{side}_{name}": some[f"{side}_{name}"].mean() for side in SIDES for name in QUANTITIES}
-        rows.append(about | means)
-        told = [shown_value(name, about[name]) for name in ("dropout", *others)]
-        start = [dataset_name(one.dataset), one.name, *told, str(weights), f"{len(some)}"]
-        both = [" / ".join(shown_quantity(name, means[f"{side}_{name}"]) for side in SIDES) for name in AGAINST]
-        cells.append([*start, shown_quantity("acc", means["ood_acc"]), *both])
-    headings = ["dataset", "method", "dropout", *map(short_name, others), "weights", "runs", "o.o.d. %"]
+        counts = {"weights": weights, "runs": len(some)}
+        rows.append({"dataset": one.dataset, "method": one.name} | about | counts | means)
+        methods.append(one.method)
+        start = [dataset_name(one.dataset), one.name, *(text(name, value) for name, value in about.items())]
+        both = [" / ".join(text(name, means[f"{side}_{name}"]) for side in SIDES) for name in AGAINST]
+        cells.append([*start, str(weights), f"{len(some)}", text("acc", means["ood_acc"]), *both])
+    headings = ["dataset", "method", *map(short_name, others), "weights", "runs", "o.o.d. %"]
     headings += [SHORTER.get(name, QUANTITIES[name]) for name in AGAINST]
     note = (
         "Richness: means over the analysed runs, of their i.i.d. / o.o.d. evaluation images. weights: those of the last step, or"
         " of the step of best i.i.d. accuracy (iid). An effective rank is also below the number of images, of which there are"
         " more o.o.d. than i.i.d.: compare it within a column, among runs that leave the same domains out."
     )
-    return pd.DataFrame(rows), Shown(headings, cells, len(others) + 4, note)
+    numbers = pd.DataFrame(rows)
+    return Table(
+        headings, cells, len(others) + 3, note, numbers=numbers, looks=looks_of(numbers.assign(method=methods))
+    )
 
 
-def richness_figures(points: pd.DataFrame) -> list[Drawn]:
+def richness_figures(points: pd.DataFrame) -> list[ReportFigure]:
     """One of each dataset."""
     caption = (
         "o.o.d. accuracy against what the representation is like, measured on the i.i.d. evaluation images (above) and on the"
         " o.o.d. ones (below): a mark per run."
     )
     figures = []
-    for dataset, some in points.groupby("dataset", sort=False):
+    for dataset, some in points.drop(columns="condition").groupby("dataset", sort=False):
         several = points.dataset.nunique() > 1
-        title = "How rich the representation is"
-        title += f" ({dataset_name(str(dataset))})" if several else ""
-        some = some.drop(columns="condition")
-        figures.append(Drawn(f"richness_{dataset}" if several else "richness", title, caption, some, _figure(some)))
+        title = "How rich the representation is" + f" ({dataset_name(str(dataset))})" * several
+        name = f"richness_{dataset}" if several else "richness"
+        figures.append(ReportFigure(name, title, caption, some, _figure(some)))
     return figures
 
 
@@ -102,13 +106,15 @@ def _figure(points: pd.DataFrame) -> Figure:
     seen: Counter[tuple[str, str]] = Counter()
     several = points.groupby("series").weights.nunique().max() > 1
     for (series, weights), some in points.groupby(["series", "weights"], sort=False):
-        color, marker, hollow = own_look(some, seen)
-        look: dict[str, Any] = {"marker": marker, "label": f"{series} ({weights})" if several else series}
-        look |= {"facecolors": "none", "edgecolors": color} if hollow else {"color": color, "linewidths": 0}
+        color, marker, fill = own_look(some, seen)
+        look: dict[str, Any] = {"label": f"{series} ({weights})" if several else series}
+        look |= {"facecolors": "none", "edgecolors": color} if fill == "none" else {"color": color, "linewidths": 0}
+        look |= {"marker": marker if fill == "none" else MarkerStyle(marker, fill)}
         for side, row in zip(SIDES, grid, strict=True):
             for name, axes in zip(AGAINST, row, strict=True):
-                values = [in_table_units(name, value) for value in some[f"{side}_{name}"]]
-                axes.scatter(values, 100 * some.ood_acc, s=18, **look)
+                values = some[f"{side}_{name}"]
+                in_percent = QUANTITIES[name].endswith("%")
+                axes.scatter(percent(values) if in_percent else values, percent(some.ood_acc), s=18, **look)
     for side, row in zip(SIDES.values(), grid, strict=True):
         row[0].set(ylabel=OOD)
         for name, axes in zip(AGAINST, row, strict=True):

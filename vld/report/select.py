@@ -1,8 +1,8 @@
-"""Of everything in a store, what a command asks for."""
+"""What a report is made from: all that is below an `output_dir`, or what a command asks for of it."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -11,11 +11,57 @@ from vld.config.errors import UserError
 from vld.config.names import COMBINATIONS
 from vld.config.options import flat_settings
 from vld.data.domains import resolve_test_domains
-from vld.report.results_store import Store
-from vld.runs.identity import NOT_IDENTITY
+from vld.report.grid import PLACE, among, expected_of, numbered
+from vld.runs.identity import NOT_IDENTITY, hashable
+from vld.runs.results import COLUMNS, named_settings, read_all, results_frame, settings_frame
 from vld.study.jobs import Job
+from vld.study.planned import Wanted
+from vld.study.progress import unfinished_runs
 
 PRESETS = ("dataset", "backbone", "optim")
+
+
+@dataclass(frozen=True)
+class Store:
+    results: pd.DataFrame
+    """`read_results`' rows."""
+    unfinished: pd.DataFrame
+    """A row per run that is running, interrupted or failed: its settings, state, reason and directory."""
+    damaged: list[str]
+    """A line for every file that cannot be read."""
+    empty: bool
+    """Whether nothing has finished, whatever the store is narrowed to."""
+    expected: pd.DataFrame | None = None
+    """A row per run of a study: its settings. None: whole grids of what there is."""
+    notes: tuple[str, ...] = ()
+    """What else is to be said of what is there."""
+
+
+def read_results(output_dir: str | Path) -> pd.DataFrame:
+    """`load_results`' table with every setting, and two columns that are equal where rows belong together: `condition` for the
+    rows of one average, `plain` also for those of other data, weights or precision (`numbered`)."""
+    return read_store(output_dir).results
+
+
+def read_store(output_dir: str | Path, wanted: Iterable[Wanted] | None = None) -> Store:
+    """wanted: the runs of a study, to which the store is narrowed."""
+    rows, damaged = unfinished_runs(Path(output_dir))  # first: what finishes meanwhile is among the results
+    results, damaged_results = read_all(output_dir)
+    finished = {str(result.directory) for result in results}
+    rows = [row for row in rows if row["directory"] not in finished]
+    settings = [row["settings"] for row in rows]
+    named = [row | named_settings(of) for row, of in zip(rows, settings, strict=True)]
+    unfinished = settings_frame(named, [*COLUMNS, "state", "reason", "directory"], settings)
+    frames = numbered(results_frame(results, every_setting=True), unfinished, expected_of(wanted or ()))
+    store = Store(frames[0], frames[1], damaged + damaged_results, empty=not results)
+    return store if wanted is None else of_study(store, frames[2])
+
+
+def of_study(store: Store, expected: pd.DataFrame) -> Store:
+    """The study's runs, and the combinations of such runs alone."""
+    results, unfinished = store.results, store.unfinished
+    results = with_combinations_of(results[results.combined.notna() | among(results, expected, PLACE)])
+    return replace(store, results=results, unfinished=unfinished[among(unfinished, expected, PLACE)], expected=expected)
 
 
 def narrowed(store: Store, jobs: Sequence[Job], options: Iterable[str]) -> Store:
@@ -31,39 +77,48 @@ def narrowed(store: Store, jobs: Sequence[Job], options: Iterable[str]) -> Store
             raise UserError(
                 f"{option}: does not tell runs apart; a report can be narrowed by dataset, dropout, optim.lr, …"
             )
-        values = {json.dumps(flat_settings(job.config)[name]) for job in jobs}
-        if json.dumps("auto") in values:  # which is another value on every machine
+        values = {hashable(flat_settings(job.config)[name]) for job in jobs}
+        if "auto" in values:  # which is another value on every machine
             continue
-        unfinished = _having(unfinished, name, values)
-        results = results[results.combined.notna() | results.index.isin(_having(results, name, values).index)]
-    results, notes = with_combinations_of(results), store.notes
+        unfinished = unfinished[_having(unfinished, name, values)]
+        results = results[results.combined.notna() | _having(results, name, values)]
+    store = replace(store, results=with_combinations_of(results), unfinished=unfinished)
     if "test_domain" in options:  # of the datasets that are left
-        wanted = _left_out(results, unfinished, jobs)
-        results, unfinished = _leaving_out(results, wanted), _leaving_out(unfinished, wanted)
-    if "method" in options:
-        methods = {job.config.method.name for job in jobs}
-        asked = results[results.method.isin(methods)]
-        if methods <= set(COMBINATIONS) and not asked.empty:  # a report is of runs, beside which combinations stand
-            asked = results[results.method.isin({*methods, "erm"})]
-            notes = (
-                *notes,
-                f"method={','.join(sorted(methods))}: shown beside ERM, which the combinations are made from",
-            )
-        results = asked
-    return replace(store, results=results, unfinished=unfinished, notes=notes)
+        store = _leaving_out(store, [job.config.test_domain for job in jobs])
+    return _of_methods(store, {job.config.method.name for job in jobs}) if "method" in options else store
 
 
-def _left_out(results: pd.DataFrame, unfinished: pd.DataFrame, jobs: Sequence[Job]) -> dict[str, set[str]]:
-    """By dataset: which of its own domains the jobs' `test_domain` stands for. Raises `UserError` for what stands for none of any
-    dataset."""
-    domains: dict[str, set[str]] = {}
-    for frame in (results, unfinished):
-        for dataset, test_domain in zip(frame.dataset, frame.test_domain, strict=True):
-            domains.setdefault(dataset, set()).add(test_domain)
-    for dataset, names in zip(results.dataset, results.domains, strict=True):
-        domains[dataset].update(names)
+def _having(frame: pd.DataFrame, name: str, values: set[Any]) -> pd.Series:
+    if name not in frame:  # none of these runs has such a setting; or there are none
+        return pd.Series(False, index=frame.index)
+    return frame[name].map(lambda value: value in values).astype(bool)
+
+
+def with_combinations_of(results: pd.DataFrame) -> pd.DataFrame:
+    """The runs, and those combinations whose members are all among them."""
+    runs = set(results.run_id[results.combined.isna()])
+    whole = results.members.map(lambda members: isinstance(members, list) and runs.issuperset(members)).astype(bool)
+    return results[results.combined.isna() | whole]
+
+
+def _of_methods(store: Store, methods: set[str]) -> Store:
+    """These alone; but beside combinations their members' method, since a report is of runs."""
+    asked = store.results[store.results.method.isin(methods)]
+    if not methods <= set(COMBINATIONS) or asked.empty:
+        return replace(store, results=asked)
+    note = f"method={','.join(sorted(methods))}: shown beside ERM, which the combinations are made from"
+    asked = store.results[store.results.method.isin({*methods, "erm"})]
+    return replace(store, results=asked, notes=(*store.notes, note))
+
+
+def _leaving_out(store: Store, written: Sequence[Any]) -> Store:
+    """Those test domains alone that `test_domain` stands for, each dataset's own: the others are not missing. Raises `UserError`
+    for what stands for none of any dataset."""
+    runs = pd.concat([store.results, store.unfinished])
+    domains = {str(of): set(some.test_domain) for of, some in runs.groupby("dataset")}
+    for of, names in zip(store.results.dataset, store.results.domains, strict=True):
+        domains[of].update(names)
     wanted: dict[str, set[str]] = {dataset: set() for dataset in domains}
-    written = [job.config.test_domain for job in jobs]
     for entry in dict.fromkeys(entry for one in written for entry in (one if isinstance(one, list) else [one])):
         problems = []
         for dataset, names in domains.items():
@@ -73,37 +128,14 @@ def _left_out(results: pd.DataFrame, unfinished: pd.DataFrame, jobs: Sequence[Jo
                 problems.append(error)
         if problems and len(problems) == len(domains):
             raise problems[0]
-    return wanted
+    results, unfinished = (_only(frame, wanted) for frame in (store.results, store.unfinished))
+    left = [
+        tuple(d for d in names if d in wanted[of]) for of, names in zip(results.dataset, results.domains, strict=True)
+    ]
+    results = results.assign(domains=pd.Series(left, index=results.index, dtype=object))
+    return replace(store, results=results, unfinished=unfinished)
 
 
-def _leaving_out(frame: pd.DataFrame, wanted: Mapping[str, set[str]]) -> pd.DataFrame:
-    """These test domains alone: the others are not missing."""
-    there = [domain in wanted[dataset] for dataset, domain in zip(frame.dataset, frame.test_domain, strict=True)]
-    frame = frame[pd.Series(there, index=frame.index, dtype=bool)]
-    if "domains" not in frame:
-        return frame
-    domains = [tuple(d for d in ds if d in wanted[of]) for of, ds in zip(frame.dataset, frame.domains, strict=True)]
-    return frame.assign(domains=pd.Series(domains, index=frame.index, dtype=object))
-
-
-def _having(frame: pd.DataFrame, name: str, values: set[str]) -> pd.DataFrame:
-    def has(settings: dict[str, Any]) -> bool:
-        return json.dumps(settings.get(name)) in values
-
-    return frame[frame.settings.map(has).astype(bool)]
-
-
-def of_study(store: Store, expected: pd.DataFrame) -> Store:
-    """The study's runs (`expected_of`), and the combinations of such runs alone."""
-    results, unfinished = store.results, store.unfinished
-    results = results[results.combined.notna() | results.key.isin(expected.key)]
-    return replace(
-        store, results=with_combinations_of(results), unfinished=unfinished[unfinished.key.isin(expected.key)]
-    )
-
-
-def with_combinations_of(results: pd.DataFrame) -> pd.DataFrame:
-    """The runs, and those combinations whose members are all among them."""
-    runs = set(results.run_id[results.combined.isna()])
-    whole = results.members.map(lambda members: isinstance(members, list) and runs.issuperset(members)).astype(bool)
-    return results[results.combined.isna() | whole]
+def _only(frame: pd.DataFrame, wanted: Mapping[str, set[str]]) -> pd.DataFrame:
+    there = [domain in wanted[of] for of, domain in zip(frame.dataset, frame.test_domain, strict=True)]
+    return frame[pd.Series(there, index=frame.index, dtype=bool)]

@@ -1,18 +1,15 @@
 """What a report compares: every method under every condition, each with its grid of accuracies."""
 
-import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import pandas as pd
 
 from vld.config.names import COMBINATIONS, METHOD_NAMES, METHODS
-from vld.report.grid import Grid, expected_runs, grid_of
-from vld.report.table import in_order, shown_settings, shown_value
-from vld.runs.identity import varied_settings
+from vld.report.grid import Grid, expected_runs, grid_of, setting_names
+from vld.report.labels import described, distinguishing, in_order, text
 from vld.study.member_axes import CONNECTIVITY
 
 LARGE_DROPOUT = 0.9
@@ -23,25 +20,24 @@ class Series:
     """One row of a table, one colour of a figure: a method under one condition, on one dataset."""
 
     dataset: str
-    condition: str
+    condition: int
     method: str
     selection: str
     """Of a combination: its members'."""
-    dropout: float | None
+    settings: dict[str, Any]
+    """All that is equal among its runs."""
     others: dict[str, Any]
-    """The other settings that tell it from the series beside it, by name."""
+    """Those that tell it from the series beside it, but for the dropout rate."""
     on_a_part: bool
     """Evaluated on a part of the images (`dataset.curve_images`)."""
     combined: str | None
     """Of a combination: what it is made from."""
     grid: Grid
 
-    @cached_property
-    def settings(self) -> dict[str, Any]:
-        """All that is equal among its runs."""
-        settings = json.loads(self.condition)
-        assert isinstance(settings, dict)
-        return settings
+    @property
+    def dropout(self) -> float | None:
+        rate = self.settings["dropout"]
+        return None if rate is None else float(rate)
 
     @property
     def name(self) -> str:
@@ -60,8 +56,7 @@ class Series:
 
     @property
     def label(self) -> str:
-        dropout = f"dropout {shown_value('dropout', self.dropout)}"
-        return ", ".join([self.name, dropout, *shown_settings(self.others)])
+        return ", ".join([self.name, f"dropout {text('dropout', self.dropout)}", *described(self.others)])
 
 
 def series_of(results: pd.DataFrame, expected: pd.DataFrame | None = None, selection: str = "iid") -> list[Series]:
@@ -76,67 +71,63 @@ def series_of(results: pd.DataFrame, expected: pd.DataFrame | None = None, selec
         return []
     if expected is None:
         expected = expected_runs(results, results.iloc[:0])
+    names = setting_names(results)
     found = []
-    for dataset, of_dataset in results[results.method != CONNECTIVITY].groupby("dataset", sort=True):
-        conditions = {text: json.loads(text) for text in of_dataset.condition.unique()}
-        names = [
-            name
-            for name in varied_settings([c for c in conditions.values() if "combined" not in c])
-            if name not in ("dropout", "dataset.name")
-        ]
-        for (condition, method), rows in of_dataset.groupby(["condition", "method"], sort=False):
-            combined = rows.combined.iloc[0]
-            if pd.isna(combined):
-                wanted = expected[(expected.dataset == dataset) & (expected.plain == rows.plain.iloc[0])]
-                rows, combined = rows[rows.selection == selection], None
-                if selection == "oracle_step":
-                    rows = rows.assign(ood_acc=rows.ood_in_acc)
-            else:
-                wanted = _over_all_domains(rows, expected[expected.dataset == dataset])
-            settings = conditions[str(condition)]
-            series = Series(
-                str(dataset),
-                str(condition),
-                str(method),
-                selection if combined is None else str(rows.selection.iloc[0]),
-                settings.get("dropout"),
-                {name: settings.get(name) for name in names},
-                bool((rows.evaluated_on == "curve").any()),
-                combined,
-                grid_of(rows, wanted),
-            )
-            found.append(series)
+    for dataset, rows in results[results.method != CONNECTIVITY].groupby("dataset", sort=True):
+        firsts = rows.drop_duplicates("condition").set_index("condition")
+        settings = firsts[names].astype(object).where(firsts[names].notna(), None).to_dict("index")
+        of_runs = [settings[condition] for condition in firsts.index[firsts.combined.isna()]]
+        others = [name for name in distinguishing(of_runs) if name not in ("dropout", "dataset.name")]
+        wanted = expected[expected.dataset == dataset]
+        for (condition, _), some in rows.groupby(["condition", "method"], sort=False):
+            found.append(_series(some, dict(settings[condition]), others, wanted, selection))
     order = (*METHODS, *COMBINATIONS)
-    ordered = sorted(
-        found,
-        key=lambda s: (
-            s.dataset,
-            [in_order(value) for value in s.others.values()],
-            -1 if s.dropout is None else s.dropout,
-            order.index(s.method),
-        ),
+
+    def place(one: Series) -> tuple[Any, ...]:
+        rate = -1 if one.dropout is None else one.dropout
+        return one.dataset, [in_order(value) for value in one.others.values()], rate, order.index(one.method)
+
+    return sorted(_with_members(found, results), key=place)
+
+
+def _series(
+    rows: pd.DataFrame, settings: dict[Any, Any], others: Sequence[str], expected: pd.DataFrame, selection: str
+) -> Series:
+    """Of the rows of one condition and method. expected: the runs of the dataset."""
+    first = rows.iloc[0]
+    combined = None if pd.isna(first.combined) else str(first.combined)
+    if combined is None:
+        expected = expected[expected.plain == first.plain]
+        rows = rows[rows.selection == selection]
+        if selection == "oracle_step":
+            rows = rows.assign(ood_acc=rows.ood_in_acc)
+    else:  # a combination is expected for every domain that its dataset's runs leave out
+        selection = str(first.selection)
+        one = rows.drop(columns="test_domain").head(1)
+        expected = one.merge(expected[["test_domain"]].drop_duplicates(), how="cross")
+    return Series(
+        dataset=str(first.dataset),
+        condition=int(first.condition),
+        method=str(first.method),
+        selection=selection,
+        settings=settings,
+        others={name: settings.get(name) for name in others},
+        on_a_part=bool((rows.evaluated_on == "curve").any()),
+        combined=combined,
+        grid=grid_of(rows, expected),
     )
-    return _combinations_told_apart(ordered)
 
 
-def _combinations_told_apart(series: list[Series]) -> list[Series]:
+def _with_members(series: Sequence[Series], results: pd.DataFrame) -> list[Series]:
     """Combinations of as many, but other members say which."""
     labels = Counter((one.dataset, one.label) for one in series)
+    members = results.drop_duplicates("condition").set_index("condition").member_axes
     return [
-        replace(one, combined=f"{one.combined} ({one.settings['combined'].split(': ', 1)[1]})")
+        replace(one, combined=f"{one.combined} ({members[one.condition]})")
         if one.combined and labels[one.dataset, one.label] > 1
         else one
         for one in series
     ]
-
-
-def _over_all_domains(rows: pd.DataFrame, expected: pd.DataFrame) -> pd.DataFrame:
-    """A combination is expected for every domain that its dataset's runs leave out."""
-    return (
-        rows.drop(columns="test_domain")
-        .drop_duplicates("condition")
-        .merge(expected[["test_domain"]].drop_duplicates(), how="cross")
-    )
 
 
 def large_rate(rates: Iterable[float | None]) -> float | None:

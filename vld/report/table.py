@@ -1,108 +1,83 @@
-"""How a table and what is in it are written: as text, Markdown and LaTeX."""
+"""A table as people read it, in four formats."""
 
-import json
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from vld.config.names import dataset_name
-from vld.report.summary import Shown, shown_setting
-from vld.runs.identity import CONTENT, varied_settings
+from rich.table import Table as RichTable
+from rich.text import Text
 
-SHORT_NAMES = {
-    "backbone.name": "backbone",
-    "backbone.weights_fingerprint": "weights",
-    "dataset.fingerprint": "data",
-    "optim.last_layer_lr_factor": "last layer lr ×",
-    "optim.steps": "steps",
-    "image_size": "px",
-}
-"""Of settings; those that a person would tell runs apart by."""
-INCOMPLETE = "†"
-NONE = "–"
+if TYPE_CHECKING:  # status.py shows a table, and does without pandas
+    import pandas as pd
+
+LATEX = str.maketrans({"±": r"$\pm$", "×": r"$\times$", "†": r"\dag{}", "–": "--"})
+"""What not every font has; pandas escapes the rest."""
 
 
-def heading(name: str) -> str:
-    """Of the table with that file name."""
-    dataset = name.removeprefix("results_")
-    return name.replace("_", " ").capitalize() if dataset == name else dataset_name(dataset)
+@dataclass(frozen=True)
+class Table:
+    """Cells as text."""
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    left: int
+    """Columns before this one are text, left-aligned; the others numbers."""
+    note: str = ""
+    best: frozenset[tuple[int, int]] = frozenset()
+    """Cells in bold, the best of their column: (row, column)."""
+    numbers: "pd.DataFrame | None" = None
+    """What the cells were made from: the table as CSV."""
+    looks: Sequence[tuple[str, str]] = ()
+    """Colour and marker of each row's method, as figures have them."""
+
+    def to_rich(self) -> RichTable:
+        """For the terminal. A line above each row that begins a group: those after it leave the first column empty."""
+        table = RichTable()
+        for place, heading in enumerate(self.headings):
+            table.add_column(heading, justify="left" if place < self.left else "right", no_wrap=place == 0)
+        grouped = any(not row[0] for row in self.rows)
+        for i, row in enumerate(self.rows):
+            if grouped and row[0]:
+                table.add_section()
+            table.add_row(*(Text(cell, "bold" if (i, j) in self.best else "") for j, cell in enumerate(row)))
+        return table
+
+    def __rich__(self) -> RichTable:
+        return self.to_rich()
+
+    def to_csv(self) -> str:
+        assert self.numbers is not None
+        return self.numbers.to_csv(index=False)
+
+    def to_markdown(self) -> str:
+        def line(cells: Sequence[str]) -> str:
+            return "| " + " | ".join(cells) + " |"
+
+        rule = ["---" if place < self.left else "---:" for place in range(len(self.headings))]
+        rows = [[cell.replace("|", r"\|") for cell in row] for row in (self.headings, *self.rows)]
+        for i, j in self.best:
+            rows[i + 1][j] = f"**{rows[i + 1][j]}**"
+        note = ["", self.note] if self.note else []
+        return "\n".join([line(rows[0]), line(rule), *map(line, rows[1:]), *note, ""])
+
+    def to_latex(self) -> str:
+        """A booktabs tabular, with its note below: needs `booktabs`."""
+        import pandas as pd
+
+        frame = pd.DataFrame(self.rows, columns=list(self.headings))
+        style = frame.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
+        if frame.columns.is_unique:  # of others pandas styles nothing
+            bold = [
+                ["textbf:--rwrap" * ((i, j) in self.best) for j in range(frame.shape[1])] for i in range(len(frame))
+            ]
+            style = style.apply(lambda _: pd.DataFrame(bold, columns=frame.columns), axis=None)
+        written = style.to_latex(hrules=True, column_format="l" * self.left + "r" * (len(self.headings) - self.left))
+        if self.note:
+            written += "\n{\\footnotesize " + re.sub(r"([&%$#_{}])", r"\\\1", self.note) + "}\n"
+        return written.translate(LATEX)
 
 
-def short_name(setting: str) -> str:
-    return SHORT_NAMES.get(setting, setting.replace(".", " ").replace("_", " "))
-
-
-def shown_value(setting: str, value: object) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return NONE
-    if setting in CONTENT:
-        return f"{value:.8}"
-    return shown_setting(value)
-
-
-def shown_settings(settings: Mapping[str, object]) -> list[str]:
-    return [f"{short_name(name)} {shown_value(name, value)}" for name, value in settings.items()]
-
-
-def in_order(value: object) -> tuple[int, float, str]:
-    """A key that sorts the values of any setting: numbers, then what is text or a list, then what is not there."""
-    if value is None:
-        return 2, 0.0, ""
-    return (0, value, "") if isinstance(value, int | float) else (1, 0.0, f"{value}")
-
-
-def telling(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The names of settings that tell all of these apart, each of which is needed."""
-    chosen: list[str] = []
-
-    def kinds(names: list[str]) -> int:
-        return len({json.dumps([one.get(name) for name in names]) for one in settings})
-
-    for name in sorted(varied_settings(settings), key=lambda name: (name not in SHORT_NAMES, -kinds([name]), name)):
-        if kinds([*chosen, name]) > kinds(chosen):
-            chosen.append(name)
-    return chosen
-
-
-def as_markdown(shown: Shown) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cells) + " |"
-
-    rule = ["---" if i < shown.numbers else "---:" for i in range(len(shown.headings))]
-    rows = [
-        [f"**{cell}**" if (i, j) in shown.best else cell.replace("|", r"\|") for j, cell in enumerate(row)]
-        for i, row in enumerate(shown.rows)
-    ]
-    headings = [heading.replace("|", r"\|") for heading in shown.headings]
-    note = ["", shown.note] if shown.note else []
-    return "\n".join([line(headings), line(rule), *map(line, rows), *note, ""])
-
-
-def as_latex(shown: Shown) -> str:
-    """A booktabs tabular, with its note below: needs `booktabs`."""
-    rows = [
-        [rf"\textbf{{{_latex(cell)}}}" if (i, j) in shown.best else _latex(cell) for j, cell in enumerate(row)]
-        for i, row in enumerate(shown.rows)
-    ]
-    columns = "l" * shown.numbers + "r" * (len(shown.headings) - shown.numbers)
-    lines = [" & ".join(row) + r" \\" for row in rows]
-    heading = " & ".join(map(_latex, shown.headings)) + r" \\"
-    note = ["", rf"{{\footnotesize {_latex(shown.note)}}}"] if shown.note else []
-    whole = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", heading, r"\midrule", *lines, r"\bottomrule"]
-    return "\n".join([*whole, r"\end{tabular}", *note, ""])
-
-
-LATEX = {
-    "\\": r"\textbackslash{}",
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "×": r"$\times$",
-    "†": r"\dag{}",
-    "–": "--",
-}
-
-
-def _latex(text: str) -> str:
-    return "".join(LATEX.get(character, character) for character in text)
+def whole_rows(rows: Iterable[int], columns: int) -> frozenset[tuple[int, int]]:
+    """Their cells."""
+    return frozenset((row, column) for row in rows for column in range(columns))

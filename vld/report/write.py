@@ -1,27 +1,37 @@
-"""A report's files: tables, figures beside their points, and one page that shows them all."""
+"""A report's files: tables, figures beside their points, and one page that shows them all, for a screen and for paper."""
 
+import base64
+import datetime
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
 from vld.machine.atomic import write_text
+from vld.machine.terminal import counted
 from vld.report.build import Report
 from vld.report.figures import save_figure
-from vld.report.page import page
-from vld.report.table import as_latex, as_markdown
+from vld.report.labels import heading, text
+
+MISSING_SHOWN = 60
+PIXELS_PER_INCH = 130
+"""Of figures on the page: a column's width, 3.4 inches, is about half a printed page."""
+MARKS = {"o": "●", "s": "■", "D": "◆", "*": "★", "P": "✚", "^": "▲", "v": "▼", "x": "✕"}
+"""How the page writes Matplotlib's markers."""
 
 
 def write_report(report: Report, folder: Path, command: str, progress: Callable[[str], None] = lambda _: None) -> Path:
     """`index.html`, `tables/` and `figures/` in the folder; those of an earlier report are replaced. Returns the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
     with _replaced(folder / "tables") as tables, _replaced(folder / "figures") as figures:
-        for name, (table, shown) in report.tables.items():
-            table.to_csv(tables / f"{name}.csv", index=False)
-            (tables / f"{name}.md").write_text(as_markdown(shown), encoding="utf-8")
-            (tables / f"{name}.tex").write_text(as_latex(shown), encoding="utf-8")
-        for name, table in report.data.items():
-            table.to_csv(tables / f"{name}.csv", index=False)
+        for name, table in report.tables.items():
+            written = {"csv": table.to_csv(), "md": table.to_markdown(), "tex": table.to_latex()}
+            for kind, content in written.items():
+                (tables / f"{name}.{kind}").write_text(content, encoding="utf-8")
+        for name, frame in report.data.items():
+            frame.to_csv(tables / f"{name}.csv", index=False)
         for drawn in report.figures:
             progress(f"drawing {drawn.name}")
             drawn.points.to_csv(figures / f"{drawn.name}.csv", index=False)
@@ -30,6 +40,29 @@ def write_report(report: Report, folder: Path, command: str, progress: Callable[
     progress("page")
     write_text(folder / "index.html", page(report, folder / "figures", command))
     return folder / "index.html"
+
+
+def page(report: Report, figures: Path, command: str) -> str:
+    """Self-contained HTML. figures: the folder of their PNG files, which become part of it."""
+    environment = Environment(
+        loader=PackageLoader("vld.report", "."), autoescape=select_autoescape(default=True), undefined=StrictUndefined
+    )
+    images = {
+        drawn.name: base64.b64encode((figures / f"{drawn.name}.png").read_bytes()).decode() for drawn in report.figures
+    }
+    return environment.get_template("page.html.j2").render(
+        report=report,
+        images=images,
+        missing=report.missing.head(MISSING_SHOWN).to_dict("records"),
+        heading=heading,
+        counted=counted,
+        text=text,
+        marks=MARKS,
+        pixels_per_inch=PIXELS_PER_INCH,
+        unlisted=max(0, len(report.missing) - MISSING_SHOWN),
+        command=command,
+        made=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from vld.machine.atomic import write_atomically, write_json, write_text
 from vld.machine.lock import LOCK
 from vld.runs.checkpoint import read_checkpoint, write_checkpoint
 from vld.runs.quantities import ANALYSIS
-from vld.runs.reading import read_result, stored_identity
+from vld.runs.reading import stored_identity
+from vld.runs.results import read
 
 # What `write_atomically` leaves of a file when it is killed.
 TEMPORARY = re.compile(r"\.(config\.yaml|metrics\.jsonl|\w+\.json|checkpoint\.pt|[\w-]+\.safetensors)\.\w+")
@@ -44,9 +45,9 @@ class RunDirectory:
         """
         if not self.result_file.exists():
             return None
-        result = read_result(self.result_file, "settings")
+        result = read(self.path)
         stored_identity(self.path)
-        return result
+        return result.content
 
     def start(self, identity: dict[str, Any], other_settings: dict[str, Any]) -> dict[str, Any] | None:
         """Make the directory ready, with the settings that make the run's identity and, separately, those that do not.

@@ -53,26 +53,22 @@ def settings_key(config: Config, test_domain: str) -> str:
     return identity_key(run_identity(config, test_domain, dataset_fingerprint="", weights_fingerprint="", precision=""))
 
 
-def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+class FixedList(tuple[Any, ...]):
+    """A list that is a setting's value, as what can be compared, grouped by and counted; written as the list."""
+
+    def __repr__(self) -> str:
+        return repr(list(self))
+
+
+def hashable(value: Any) -> Any:
+    """A setting's value, a list as a `FixedList`."""
+    return FixedList(value) if isinstance(value, list) else value
+
+
+def differing(settings: Sequence[Mapping[Any, Any]]) -> list[str]:
     """The names of the settings that are not equal in all."""
     names = sorted(set().union(*settings))
-    return [name for name in names if len({json.dumps(one.get(name)) for one in settings}) > 1]
-
-
-def varied_settings(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The settings that tell runs apart, the test domain aside; what a dataset or backbone brings along goes by its name."""
-    varied = [name for name in differing(settings) if name != "test_domain"]
-    for group in ("dataset", "backbone"):
-        if (of := f"{group}.name") in varied:
-            names = len({repr(one.get(of)) for one in settings})
-            varied = [
-                name
-                for name in varied
-                if name == of
-                or not name.startswith(f"{group}.")
-                or len({repr((one.get(of), one.get(name))) for one in settings}) > names
-            ]
-    return varied
+    return [name for name in names if len({hashable(one.get(name)) for one in settings}) > 1]
 
 
 def run_id(identity: Mapping[str, Any]) -> str:

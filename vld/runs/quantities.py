@@ -26,15 +26,6 @@ QUANTITIES = {
 SIDES = {"iid": "i.i.d.", "ood": "o.o.d."}
 
 
-def in_table_units(name: str, value: float) -> float:
-    """Percent where `QUANTITIES` says so."""
-    return 100 * value if QUANTITIES[name].endswith("%") else value
-
-
-def shown_quantity(name: str, value: float) -> str:
-    return f"{in_table_units(name, value):.{2 if name.endswith('nll') else 1}f}"
-
-
 def read_analyses(run_dir: Path) -> dict[str, dict[str, Any]]:
     """By the weights that were analysed (`erm-last`, …); empty where there is no file. Raises `UserError` where it is damaged."""
     path = run_dir / ANALYSIS

@@ -10,17 +10,6 @@ from vld.config.errors import UserError
 from vld.runs.identity import run_id
 
 
-def read_result(path: Path, identity: str) -> dict[str, Any]:
-    """A `result.json`, whose key `identity` has what its directory is named after. Raises `UserError` where it is damaged."""
-    result = read_json(path)
-    check_identity(result.get(identity), path)
-    if missing := {"run_id", "settings", "results"} - result.keys():
-        raise UserError(
-            f"{path}: damaged (it lacks {', '.join(sorted(missing))}); move its directory away and run again"
-        )
-    return result
-
-
 def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

@@ -1,15 +1,19 @@
-"""Reading back what runs have left: a table of all results."""
+"""What finished runs have left: the one reader of `result.json`, and the table of all results."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from vld.config.errors import UserError
 from vld.config.names import ACCURACIES, SETTING_COLUMNS
-from vld.runs.reading import read_result
+from vld.runs.identity import ADDED_LATER, hashable
+from vld.runs.reading import check_identity, read_json
+
+if TYPE_CHECKING:  # pandas takes a second to import, and whoever reads one result needs none
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -20,42 +24,145 @@ COLUMNS = [
 ]
 WHOLE_NUMBERS = ("seed", "split_seed", "steps", "step")
 """May be null, which pandas' plain integers cannot be."""
+NUMBERS = ("dropout", "lr", "weight_decay", "last_layer_lr_factor", *ACCURACIES)
+ABOUT = ["evaluated_on", "combined", "member_axes", "domains", "by_number_of_members", "connectivity"]
+ABOUT += ["software", "device", "seconds", "directory"]
+"""What the table with every setting has besides: of a row, and of the run or combination that it belongs to."""
 
 
-def load_results(output_dir: str | Path) -> pd.DataFrame:
-    """One row per finished run or combination × method × selection (columns: `COLUMNS`). Damaged ones are named and left out.
+@dataclass(frozen=True)
+class RunResult:
+    """A run's `result.json`, or a combination's."""
 
-    `members` are the run ids of a combination's; what varies among them is null in its row.
-    """
-    rows: list[dict[str, Any]] = []
-    for _, result, problem in finished_results(output_dir):
-        if result is None:
-            log.warning("%s", problem)
-        else:
-            rows += result_rows(result)
-    return pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(WHOLE_NUMBERS, "Int64"))
+    directory: Path
+    content: dict[str, Any]
+    """All that it says."""
+
+    @property
+    def run_id(self) -> str:
+        return str(self.content["run_id"])
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """Those that make the run's identity, also those that came after it; of a combination None where its members differ."""
+        return {**ADDED_LATER, **self.content["settings"]}
+
+    @property
+    def scores(self) -> list[dict[str, Any]]:
+        """method, selection, step and accuracies, of each method and selection."""
+        return list(self.content["results"])
+
+    @property
+    def members(self) -> list[str] | None:
+        """The run ids that a combination is made from, None of a run."""
+        return self.content.get("members")
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        return tuple(self.content.get("domains", ()))
+
+    @property
+    def seconds(self) -> float | None:
+        return self.content.get("seconds")
+
+    @property
+    def collapse(self) -> Any:
+        """Whether and how the run's representation collapsed."""
+        return self.content.get("health", {}).get("collapse")
+
+    @property
+    def combined(self) -> str | None:
+        """Of a combination, what tells it from others in one table: method, number of members, and what is not the default."""
+        if self.members is None:
+            return None
+        how = self.content["identity"]
+        step = "" if how["member_step"] == "last" else f", step {how['member_step']}"
+        average = "" if how.get("average", "logits") == "logits" else f", {how['average']}"
+        return f"{how['method']} of {len(how['members'])}{average}{step}"
+
+    @property
+    def member_axes(self) -> str | None:
+        """What varies among a combination's members, with its values; sorted, in whatever order the members were named, but for
+        connectivity, where the first is at α = 1."""
+        if self.members is None:
+            return None
+        members = list(self.content["member_values"].values())
+        listed: Callable[[Iterable[str]], list[str]] = list if "connectivity" in self.content else sorted
+        axes = {name: listed(dict.fromkeys(f"{values[name]}" for values in members)) for name in sorted(members[0])}
+        return " ".join(f"{name}={','.join(values)}" for name, values in axes.items())
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Of the table of results: `COLUMNS`, and `ABOUT`."""
+        about: dict[str, Any] = {name: self.content.get(name) for name in ABOUT}
+        about |= {"combined": self.combined, "member_axes": self.member_axes, "domains": self.domains}
+        about |= {"evaluated_on": "all", "directory": str(self.directory)}
+        about |= {"run_id": self.run_id, "members": self.members, **named_settings(self.settings)}
+        return [about | row for row in self.scores]
 
 
-def finished_results(output_dir: str | Path) -> Iterator[tuple[Path, dict[str, Any] | None, str]]:
-    """Every `result.json` of a run or a combination with its content; of a damaged one None, and what is wrong with it."""
-    for kind, identity in (("runs", "settings"), ("combined", "identity")):
+def read(directory: Path) -> RunResult:
+    """The result in the directory of a finished run or combination. Raises `UserError` where it is damaged, or another run's."""
+    path = directory / "result.json"
+    content = read_json(path)
+    check_identity(content.get("identity" if "members" in content else "settings"), path)
+    if missing := {"run_id", "settings", "results"} - content.keys():
+        raise UserError(
+            f"{path}: damaged (it lacks {', '.join(sorted(missing))}); move its directory away and run again"
+        )
+    return RunResult(directory, content)
+
+
+def read_all(output_dir: str | Path) -> tuple[list[RunResult], list[str]]:
+    """Every finished run and combination; and a line for each damaged one."""
+    results, damaged = [], []
+    for kind in ("runs", "combined"):
         for path in sorted(Path(output_dir).glob(f"{kind}/*/*/*/result.json")):
             try:
-                result = read_result(path, identity)
-                for row in result_rows(result):
+                result = read(path.parent)
+                for row in result.rows():
                     if not all(isinstance(row[name], float | int) for name in ACCURACIES) or not row["method"]:
                         raise KeyError(ACCURACIES)
+                results.append(result)
             except UserError as error:
-                yield path, None, str(error)
-            except (KeyError, TypeError) as error:
-                yield path, None, f"{path}: damaged ({error!r})"
-            else:
-                yield path, result, ""
+                damaged.append(str(error))
+            except (KeyError, TypeError, IndexError) as error:
+                damaged.append(f"{path}: damaged ({error!r})")
+    return results, damaged
 
 
-def result_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of one `result.json`."""
-    settings = result["settings"]
-    run = {"run_id": result["run_id"], "dataset": settings["dataset.name"], "test_domain": settings["test_domain"]}
-    run |= {column: settings[name] for column, name in SETTING_COLUMNS.items()}
-    return [run | row | {"members": result.get("members")} for row in result["results"]]
+def load_results(output_dir: str | Path, every_setting: bool = False) -> "pd.DataFrame":
+    """One row per finished run or combination × method × selection (columns: `COLUMNS`). Damaged ones are named and left out.
+
+    `members` are the run ids of a combination's; what varies among them is null in its row. every_setting: with every setting
+    that makes a run's identity under its own name, and what else is known of the run (`ABOUT`).
+    """
+    results, damaged = read_all(output_dir)
+    for line in damaged:
+        log.warning("%s", line)
+    return results_frame(results, every_setting)
+
+
+def results_frame(results: Sequence[RunResult], every_setting: bool = False) -> "pd.DataFrame":
+    """The table of these results."""
+    rows = [row for result in results for row in result.rows()]
+    if not every_setting:
+        return settings_frame(rows, COLUMNS, [])
+    return settings_frame(rows, COLUMNS + ABOUT, [result.settings for result in results for _ in result.scores])
+
+
+def settings_frame(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], settings: Sequence[Mapping[str, Any]]
+) -> "pd.DataFrame":
+    """These columns of the rows; and their settings, each under its own name, with values as they are (1 is no 1.0)."""
+    import pandas as pd
+
+    types = dict.fromkeys(WHOLE_NUMBERS, "Int64") | dict.fromkeys(NUMBERS, "float64")  # also where there are no rows
+    frame = pd.DataFrame(rows, columns=list(columns)).astype(types)
+    others = [{name: hashable(value) for name, value in one.items() if name not in columns} for one in settings]
+    return pd.concat([frame, pd.DataFrame(others, index=frame.index, dtype=object)], axis=1)
+
+
+def named_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that have a column of the contract's table, under its name."""
+    columns = {column: settings[name] for column, name in SETTING_COLUMNS.items()}
+    return columns | {"dataset": settings["dataset.name"], "test_domain": settings["test_domain"]}

@@ -9,6 +9,7 @@ from torch import nn
 from vld.config.errors import UserError
 from vld.config.names import KEPT_WEIGHTS
 from vld.config.settings import Config
+from vld.machine.terminal import megabytes
 from vld.runs.inputs import initial_classifier
 from vld.runs.keep import LOGITS
 
@@ -53,7 +54,3 @@ def check_disk(kept: int, meanwhile: int, there_already: int, output_dir: Path) 
             f"output_dir={output_dir}: {megabytes(free)} of disk are free; {megabytes(kept)} are needed for what runs keep"
             f" (none with keep=[]) and {megabytes(meanwhile)} for checkpoints while they train"
         )
-
-
-def megabytes(size: int) -> str:
-    return f"{size / 1e6:,.0f} MB" if size >= 1e7 else f"{size / 1e6:.1f} MB"

@@ -27,8 +27,8 @@ from vld.runs.identity import ADDED_LATER, run_id
 from vld.runs.inputs import check_output_dir
 from vld.runs.keep import read_logits
 from vld.runs.networks import load_weights, network
-from vld.runs.reading import read_result
 from vld.runs.record import accuracies
+from vld.runs.results import read
 from vld.runs.run import SKIP_HINT, Outcome, explained, now, software_versions
 from vld.study.member_axes import CONNECTIVITY, ENSEMBLE_OF_RUNS, kept_file, member_configs
 from vld.study.members import Member, find_members
@@ -72,7 +72,7 @@ class Combination:
         if not self.directory.result_file.exists():
             return None
         self.directory.tidy()
-        return read_result(self.directory.result_file, "identity")
+        return read(self.directory.path).content
 
 
 def train_and_combine(config: Config, terminal: Terminal, publisher: Publisher) -> list[Outcome]:

@@ -1,6 +1,7 @@
 """The runs of a study, known by their settings, and the domains that they leave out."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -11,7 +12,7 @@ from vld.config.settings import Config
 from vld.data.domains import known_domains, resolve_test_domains
 from vld.data.folder import list_csv, subfolders
 from vld.runs.identity import settings_key
-from vld.runs.reading import read_if_whole
+from vld.runs.results import read
 from vld.study.jobs import Job
 from vld.study.member_axes import member_configs
 
@@ -63,9 +64,9 @@ def domain_names(config: Config) -> tuple[str, ...]:
     if known := _known(config):
         return known
     for path in sorted((Path(config.output_dir) / "runs" / dataset.name).glob("*/*/result.json")):
-        domains = read_if_whole(path).get("domains")
-        if isinstance(domains, list):
-            return tuple(sorted(domains))
+        with suppress(UserError):  # a damaged one says nothing
+            if domains := read(path.parent).domains:
+                return tuple(sorted(domains))
     raise UserError(
         f"test_domain={config.test_domain}: the domains of {dataset.name} are not known here; say their names"
     )

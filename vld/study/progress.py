@@ -4,6 +4,7 @@ import json
 import statistics
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,8 +15,9 @@ import yaml
 from vld.config.errors import UserError
 from vld.config.settings import BackboneConfig, Config
 from vld.machine.lock import LEASE_SECONDS, LOCK
-from vld.runs.identity import PRECISION, RANDOM_WEIGHTS, WEIGHTS, identity_key, weights_fingerprint
-from vld.runs.reading import read_if_whole
+from vld.runs.identity import ADDED_LATER, PRECISION, RANDOM_WEIGHTS, WEIGHTS, identity_key, weights_fingerprint
+from vld.runs.reading import read_if_whole, read_json, stored_identity
+from vld.runs.results import RunResult, read
 from vld.study.planned import Wanted
 
 FINISHED, RUNNING, INTERRUPTED, FAILED, MISSING = STATES = ("finished", "running", "interrupted", "failed", "missing")
@@ -104,11 +106,11 @@ def _folder(run: Wanted) -> Path:
     return Path(run.config.output_dir) / "runs" / run.config.dataset.name / run.test_domain
 
 
-def _settings(path: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+def _settings(path: Path) -> tuple[dict[str, Any] | None, RunResult | None]:
     """What makes the run in this directory, and its result. None for what is not there or damaged."""
-    result = read_if_whole(path / "result.json")
-    if isinstance(settings := result.get("settings"), dict):
-        return settings, result
+    with suppress(UserError):
+        result = read(path)
+        return result.content["settings"], result
     try:
         config = yaml.load(
             (path / "config.yaml").read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -119,9 +121,9 @@ def _settings(path: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]
     return (identity, None) if isinstance(identity, dict) else (None, None)
 
 
-def _progress(run: Wanted, path: Path, result: Mapping[str, Any] | None) -> Progress:
+def _progress(run: Wanted, path: Path, result: RunResult | None) -> Progress:
     if result is not None:
-        return Progress(run, FINISHED, path, run.config.optim.steps, 0.0, seconds=result.get("seconds"))
+        return Progress(run, FINISHED, path, run.config.optim.steps, 0.0, seconds=result.seconds)
     failure = read_if_whole(path / "failure.json")
     if (state := unfinished_state(path, failure)) == FAILED:
         return Progress(run, state, path, reason=str(failure.get("what")))
@@ -132,6 +134,24 @@ def _progress(run: Wanted, path: Path, result: Mapping[str, Any] | None) -> Prog
 def unfinished_state(path: Path, failure: Mapping[str, Any] | None) -> str:
     """Of a run directory without a result; failure: its `failure.json`, if it has one."""
     return FAILED if failure else RUNNING if is_running(path) else INTERRUPTED
+
+
+def unfinished_runs(output_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Every run that is running, interrupted or failed: settings, state, reason, directory; and a line for each damaged one."""
+    runs, damaged = [], []
+    for config in sorted(output_dir.glob("runs/*/*/*/config.yaml")):
+        path = config.parent
+        if (path / "result.json").exists():
+            continue
+        try:
+            settings = ADDED_LATER | stored_identity(path)
+            failure = read_json(path / "failure.json") if (path / "failure.json").exists() else {}
+        except UserError as error:
+            damaged.append(str(error))
+            continue
+        how = {"state": unfinished_state(path, failure), "reason": failure.get("what", ""), "directory": str(path)}
+        runs.append({"settings": settings, **how})
+    return runs, damaged
 
 
 def _last_evaluation(path: Path, steps: int) -> tuple[int, float | None]:

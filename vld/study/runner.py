@@ -11,12 +11,12 @@ from vld.data.images import Dataset
 from vld.data.samples import draw_picture
 from vld.machine.atomic import write_atomically
 from vld.machine.device import describe, set_up
-from vld.machine.terminal import Terminal
+from vld.machine.terminal import Terminal, megabytes
 from vld.runs.identity import weights_fingerprint
 from vld.runs.inputs import Inputs, check_inputs, inputs_key
 from vld.runs.keep import check_kept
 from vld.runs.run import Outcome, Run, train_once
-from vld.runs.space import check_disk, disk_of_runs, megabytes
+from vld.runs.space import check_disk, disk_of_runs
 from vld.tracking.background import Publisher
 from vld.training.evaluation import evaluation_images
 from vld.training.methods import first_member

@@ -1,0 +1,81 @@
+"""Which settings tell things apart, and how settings, methods and numbers are written: in tables, figures and sentences."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vld.config.names import dataset_name
+from vld.runs.identity import CONTENT, differing, hashable
+
+SHORT_NAMES = {
+    "backbone.name": "backbone",
+    "backbone.weights_fingerprint": "weights",
+    "dataset.fingerprint": "data",
+    "optim.last_layer_lr_factor": "last layer lr ×",
+    "optim.steps": "steps",
+    "image_size": "px",
+}
+"""Of settings; those that a person would tell runs apart by."""
+INCOMPLETE = "†"
+NONE = "–"
+
+
+def distinguishing(settings: Sequence[Mapping[Any, Any]], *, fewest: bool = False) -> list[str]:
+    """The names of the settings that tell these apart, the test domain aside; what a dataset or a backbone brings along goes by
+    its name. fewest: only so many that each is needed."""
+
+    def kinds(*names: str) -> int:
+        return len({tuple(hashable(one.get(name)) for name in names) for one in settings})
+
+    varied = [name for name in differing(settings) if name != "test_domain"]
+    for group in ("dataset", "backbone"):
+        if (of := f"{group}.name") in varied:
+            by_name = kinds(of)
+            varied = [n for n in varied if n == of or not n.startswith(f"{group}.") or kinds(of, n) > by_name]
+    if not fewest:
+        return varied
+    chosen: list[str] = []
+    for name in sorted(varied, key=lambda name: (name not in SHORT_NAMES, -kinds(name), name)):
+        if kinds(*chosen, name) > kinds(*chosen):
+            chosen.append(name)
+    return chosen
+
+
+def text(name: str, value: Any) -> str:
+    """The value of this setting or quantity: fractions in percent, a content by its first characters."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return NONE
+    if name in CONTENT:
+        return f"{value:.8}"
+    if name.endswith(("acc", "ece")):
+        return f"{percent(value):.1f}"
+    if name.endswith(("nll", "rank")):
+        return f"{value:.{2 if name.endswith('nll') else 1}f}"
+    return f"{value:g}" if isinstance(value, float) else f"{value}"
+
+
+def percent(fraction: Any) -> Any:
+    """Of a number, an array or a table of them."""
+    return 100 * fraction
+
+
+def short_name(setting: str) -> str:
+    return SHORT_NAMES.get(setting, setting.replace(".", " ").replace("_", " "))
+
+
+def described(settings: Mapping[Any, Any]) -> list[str]:
+    """`last layer lr × 10`, …"""
+    return [f"{short_name(name)} {text(name, value)}" for name, value in settings.items()]
+
+
+def heading(name: str) -> str:
+    """Of the table with that file name."""
+    dataset = name.removeprefix("results_")
+    return name.replace("_", " ").capitalize() if dataset == name else dataset_name(dataset)
+
+
+def in_order(value: object) -> tuple[int, float, str]:
+    """A key that sorts the values of any setting: numbers, then what is text or a list, then what is not there."""
+    if value is None:
+        return 2, 0.0, ""
+    return (0, value, "") if isinstance(value, int | float) else (1, 0.0, f"{value}")
