@@ -335,7 +335,7 @@ def test_train_trains_what_is_missing_and_combines(small_glyphs: Path, tmp_path:
     done = train(*here, *options)
     assert done.returncode == 0, done.stderr
     assert len(result(done.stdout, "chalk")["members"]) == 2
-    assert re.search(r"│ mean of the members │ chalk +│ +2 │", done.stdout)
+    assert re.search(r"│ mean of the members │ chalk +│ +[\d.]+ │ +[\d.]+ │ +2 │", done.stdout)
     # What these runs kept does for no other step: said before anything is trained.
     for name, more in (("combine.py", ()), ("train.py", ('method.members=["seed=0,1,2"]',))):
         refused = script(name, *here, *options, "method.member_step=last", *more)
