@@ -30,6 +30,7 @@ from vld.runs.inputs import check_inputs
 from vld.study.compose import typed_config, with_values
 from vld.study.jobs import Job, axes_of, jobs_of
 from vld.study.member_axes import member_configs
+from vld.training.methods import METHODS_ALONG
 
 README = (REPOSITORY / "README.md").read_text()
 
@@ -155,8 +156,10 @@ def test_two_backbones_have_their_features_scaled() -> None:
 
 
 def test_a_method_needs_what_the_readme_says_and_no_more() -> None:
-    """A preset, and a row in vld/config/names.py with a label, colour and marker that no other method has."""
-    assert sorted(names("method")) == sorted(method.name for method in ALL_METHODS)
+    """A row in vld/config/names.py with a label, colour and marker that no other method has; a preset, if it has members; a class,
+    if it is made along a run."""
+    assert sorted(names("method")) == sorted(method.name for method in ALL_METHODS if method.combines)
+    assert list(METHODS_ALONG) == [method.name for method in ALL_METHODS if not method.combines]
     for looks in zip(*((method.label, method.color, method.marker) for method in ALL_METHODS), strict=True):
         assert len(set(looks)) == len(ALL_METHODS)
 

@@ -12,7 +12,7 @@ from vld.config.settings import AveragingConfig, EnsembleConfig
 from vld.model.classifier import Classifier
 from vld.training.evaluation import predict, score
 from vld.training.loop import Evaluation, Trajectory, train
-from vld.training.methods import CheckpointEnsemble, WeightAverage, first_member
+from vld.training.methods import CheckpointEnsemble, Schedule, WeightAverage, first_member
 
 STEPS = 12
 State = dict[str, Tensor]
@@ -123,9 +123,9 @@ def test_a_run_too_short_starts_at_the_first_evaluation(start: int, expected: in
 
 def test_averaging_equal_weights_gives_them_exactly() -> None:
     model = make_model()
-    average = WeightAverage(model, AveragingConfig(start=1, interval=1), steps=100, eval_every=10)
+    average = WeightAverage(model, Schedule(100, 10, AveragingConfig(start=1, interval=1), EnsembleConfig()))
     for step in range(1, 51):
-        average.update(step)
+        average.after_step(step)
     assert average.members == 50
     assert average.model is not None
     for name, value in average.model.state_dict().items():
@@ -135,8 +135,8 @@ def test_averaging_equal_weights_gives_them_exactly() -> None:
 def test_average_is_a_copy_and_in_float32() -> None:
     model = make_model()
     model(torch.rand(2, 3, 8, 8)).sum().backward()
-    average = WeightAverage(model, AveragingConfig(start=1, interval=1), steps=9, eval_every=1)
-    average.update(1)
+    average = WeightAverage(model, Schedule(9, 1, AveragingConfig(start=1, interval=1), EnsembleConfig()))
+    average.after_step(1)
     before = copy.deepcopy(average.model)
     assert before is not None
     with torch.no_grad():
@@ -150,7 +150,7 @@ def test_average_is_a_copy_and_in_float32() -> None:
 
 
 def test_ensemble_sums_in_float32_and_does_not_change_its_members() -> None:
-    ensemble = CheckpointEnsemble(EnsembleConfig(start=1, every=1), steps=9, eval_every=1)
+    ensemble = CheckpointEnsemble(make_model(), Schedule(9, 1, AveragingConfig(), EnsembleConfig(start=1, every=1)))
     first = torch.tensor([[1.0, 2.0]])
     ensemble.add(first)
     ensemble.add(torch.tensor([[3.0, -1.0]]))

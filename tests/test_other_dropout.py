@@ -19,7 +19,7 @@ from vld.runs import load_model
 from vld.runs.networks import network
 from vld.training.collapse import dropout_noise
 from vld.training.loop import Trajectory, update
-from vld.training.methods import WeightAverage
+from vld.training.methods import Schedule, WeightAverage
 
 SIZE = 32
 
@@ -198,8 +198,8 @@ def test_training_draws_by_the_seed_and_evaluation_not_at_all(kind: str) -> None
 def test_a_copy_is_independent(kind: str) -> None:
     """As the weight average is one: each drops in its own mode."""
     model = build(DRAWING[kind]).train()
-    average = WeightAverage(model, AveragingConfig(start=1), 10, 1)
-    average.update(1)
+    average = WeightAverage(model, Schedule(10, 1, AveragingConfig(start=1), EnsembleConfig()))
+    average.after_step(1)
     copied = average.model
     assert copied is not None
     copied.eval()

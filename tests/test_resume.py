@@ -103,15 +103,22 @@ def assert_same(a: tuple[Trajectory, Record], b: tuple[Trajectory, Record]) -> N
 
     assert without_times(its_record) == without_times(other_record)
     assert selected_rows(its_record.history) == selected_rows(other_record.history)
-    assert one.average.model is not None
-    assert other.average.model is not None
-    for left, right in ((one.model, other.model), (one.average.model, other.average.model)):
-        for name, value in left.state_dict().items():
-            assert torch.equal(value, right.state_dict()[name]), name
-    assert one.ensemble.sum is not None
-    assert other.ensemble.sum is not None
-    assert torch.equal(one.ensemble.sum, other.ensemble.sum)
-    assert (one.average.members, one.ensemble.members) == (other.average.members, other.ensemble.members)
+    for name, method in one.methods.items():
+        left, right = method.model, other.methods[name].model
+        if left is None or right is None:
+            assert left is right is None
+            continue
+        for key, value in left.state_dict().items():
+            assert torch.equal(value, right.state_dict()[key]), (name, key)
+    ensembles = [trajectory.methods["ensemble"].logits for trajectory in (one, other)]
+    assert ensembles[0] is not None
+    assert ensembles[1] is not None
+    assert torch.equal(*ensembles)
+    members = [
+        {name: method.state_dict().get("members") for name, method in trajectory.methods.items()}
+        for trajectory in (one, other)
+    ]
+    assert members[0] == members[1]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vld.config.errors import UserError, first_line
+from vld.config.names import METHODS
 from vld.config.options import beyond, help_lines, options_of, presets_of
 from vld.config.settings import (
     AnalyseConfig,
@@ -38,6 +39,8 @@ LIST_OPTIONS = [one.name for one in options_of(Config).values() if one.is_list] 
 
 for name, schema in SCHEMAS.items():
     ConfigStore.instance().store(name=name, node=schema)
+for name in METHODS:  # those across runs have files, which say who their members are
+    ConfigStore.instance().store(group="method", name=name, node={"name": name})
 
 
 def _gpus(device: str = "auto") -> int:

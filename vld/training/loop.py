@@ -19,7 +19,7 @@ from vld.model.classifier import Classifier
 from vld.model.dropout import dropout_rate
 from vld.training.collapse import Health, measure
 from vld.training.evaluation import EvaluationSet, Scores, predict, score
-from vld.training.methods import ENSEMBLE, ERM, WEIGHT_AVERAGING, CheckpointEnsemble, WeightAverage
+from vld.training.methods import ERM, METHODS_ALONG, Schedule
 
 
 class TrainingFailed(Exception):  # noqa: N818  (an outcome of a run, which goes on record as such)
@@ -67,8 +67,8 @@ class Trajectory:
         self.step = 0
         self.model = model
         self.optimizer = make_optimizer(model, optim)
-        self.average = WeightAverage(model, averaging, optim.steps, eval_every)
-        self.ensemble = CheckpointEnsemble(ensemble, optim.steps, eval_every)
+        schedule = Schedule(optim.steps, eval_every, averaging, ensemble)
+        self.methods = {name: method(model, schedule) for name, method in METHODS_ALONG.items()}
         self.losses: list[Tensor] = []
         """Of the steps since the last evaluation."""
         self.clock = Clock()
@@ -80,8 +80,7 @@ class Trajectory:
             "step": self.step,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "average": self.average.state_dict(),
-            "ensemble": self.ensemble.state_dict(),
+            "methods": {name: method.state_dict() for name, method in self.methods.items()},
             "losses": torch.stack(self.losses) if self.losses else torch.zeros(0),
             "clock": self.clock.state_dict(),
         }
@@ -90,10 +89,9 @@ class Trajectory:
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.average.load_state_dict(state["average"])
-        device = self.model.head.weight.device
-        self.ensemble.load_state_dict(state["ensemble"], device)
-        self.losses[:] = state["losses"].to(device).unbind()
+        for name, method in self.methods.items():
+            method.load_state_dict(state["methods"][name])
+        self.losses[:] = state["losses"].to(self.model.head.weight.device).unbind()
         self.clock.load_state_dict(state["clock"])
 
 
@@ -112,7 +110,7 @@ def train(
     the trajectory can be saved. check() is called there and often in evaluations; what it raises leaves the trajectory as it
     was at the latest on_step. Raises `TrainingFailed` when the loss is no longer finite.
     """
-    model, average, ensemble = trajectory.model, trajectory.average, trajectory.ensemble
+    model, methods = trajectory.model, trajectory.methods
     optim, losses, clock = trajectory.optim, trajectory.losses, trajectory.clock
     model.train()
     for step in range(trajectory.step, optim.steps + 1):
@@ -120,27 +118,26 @@ def train(
         on_step(step)
         check()
         evaluated = is_evaluated(step, optim.steps, trajectory.eval_every)
-        if evaluated or ensemble.has_member(step):
+        wanting = [method for method in methods.values() if method.wants_logits(step)]
+        if evaluated or wanting:
             if batches.device.type == "cuda":
                 torch.cuda.synchronize(batches.device)
             train_seconds = clock.train_seconds()
             with clock.aside():
-                models = {ERM: model}
-                if evaluated and average.model is not None:
-                    models[WEIGHT_AVERAGING] = average.model
+                asked = methods if evaluated else {ERM: methods[ERM]}
+                models = {name: method.model for name, method in asked.items() if method.model is not None}
                 predictions = dict(zip(models, predict(list(models.values()), images, check), strict=True))
-                logits = {method: prediction.logits for method, prediction in predictions.items()}
-                if ensemble.has_member(step):
-                    ensemble.add(logits[ERM])
+                logits = {name: prediction.logits for name, prediction in predictions.items()}
+                for method in wanting:
+                    method.add(logits[ERM])
                 if evaluated:
                     train_loss = mean_loss(losses, step)
                     losses.clear()
                     check_weights(model, step)
-                    if ensemble.logits is not None:
-                        logits[ENSEMBLE] = ensemble.logits
+                    logits |= {name: its for name, method in methods.items() if (its := method.logits) is not None}
                     yield Evaluation(
                         step=step,
-                        scores={method: score(values, images) for method, values in logits.items()},
+                        scores={name: score(values, images) for name, values in logits.items()},
                         logits=logits,
                         models=models,
                         health=measure(logits[ERM], predictions[ERM].squared_norms),
@@ -153,7 +150,8 @@ def train(
             return
         inputs, labels = batches.batch(step)
         losses.append(update(trajectory, inputs, labels, seed, step))
-        average.update(step + 1)
+        for method in methods.values():
+            method.after_step(step + 1)
         if batches.device.type == "cpu":  # free there; on a GPU the loss is looked at when it is evaluated
             check_finite(losses[-1].item(), step + 1)
 

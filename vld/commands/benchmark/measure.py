@@ -35,6 +35,7 @@ from vld.study.runner import decoded
 from vld.training import compiled as compilation
 from vld.training.evaluation import IMAGES_AT_ONCE, EvaluationSet, predict
 from vld.training.loop import Trajectory, update
+from vld.training.methods import WEIGHT_AVERAGING
 
 STEPS_AT_ONCE = {"cpu": 1, "cuda": 30}
 """Steps between two looks at the clock: a GPU is only busy when it need not be looked at."""
@@ -68,6 +69,7 @@ def run_benchmark(config: Config, options: Sequence[str], terminal: Terminal) ->
         return Trajectory(model, config.optim, eval_every=1, averaging=averaging, ensemble=ensemble)
 
     ours, usual = trajectory(inputs.precision), trajectory("fp32")
+    average = ours.methods[WEIGHT_AVERAGING]
     if compilation.is_wanted(config, device):
         compilation.compile_run(ours.model, batches, images, terminal.say)
     conventional = ConventionalBatches(
@@ -82,7 +84,7 @@ def run_benchmark(config: Config, options: Sequence[str], terminal: Terminal) ->
 
     def full(step: int) -> None:
         update(ours, *batches.batch(step), config.seed, step)
-        ours.average.update(step + 1)
+        average.after_step(step + 1)
 
     def usual_step(step: int) -> None:
         with pytorch_s_defaults():
@@ -92,7 +94,7 @@ def run_benchmark(config: Config, options: Sequence[str], terminal: Terminal) ->
         "full step": full,
         "bare step": lambda step: update(ours, *resident, config.seed, step),
         "input": batches.batch,
-        "weight average": lambda step: ours.average.update(step + 1),
+        "weight average": lambda step: average.after_step(step + 1),
     }
     times: dict[str, list[float]] = {name: [] for name in (*parts, "conventional step")}
     with terminal.counting("timing") as progress:
@@ -112,8 +114,8 @@ def run_benchmark(config: Config, options: Sequence[str], terminal: Terminal) ->
             progress(number + 2, rounds + 1)
     step_seconds = {name: statistics.median(values) for name, values in times.items()}
 
-    assert ours.average.model is not None
-    both = [ours.model, ours.average.model]
+    assert average.model is not None
+    both = [ours.model, average.model]
     usual_evaluation = ConventionalEvaluation(
         usual.model, inputs.files, test_domain, config.split_seed, config.image_size
     )
