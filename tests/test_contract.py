@@ -156,8 +156,7 @@ def test_two_backbones_have_their_features_scaled() -> None:
 
 
 def test_a_method_needs_what_the_readme_says_and_no_more() -> None:
-    """A row in vld/config/names.py with a label, colour and marker that no other method has; a preset, if it has members; a class,
-    if it is made along a run."""
+    """A row in vld/config/names.py with a label, colour and marker of its own; a preset if it has members, else a class."""
     assert sorted(names("method")) == sorted(method.name for method in ALL_METHODS if method.combines)
     assert list(METHODS_ALONG) == [method.name for method in ALL_METHODS if not method.combines]
     for looks in zip(*((method.label, method.color, method.marker) for method in ALL_METHODS), strict=True):
