@@ -8,16 +8,18 @@ import pytest
 import torch
 from commands import TINY_NETWORK, script
 
-from vld.commands.benchmark import measure
+from vld.commands.benchmark import measure, sharing
 from vld.commands.benchmark.conventional import pytorch_s_defaults
 from vld.commands.benchmark.forecast import EXPERIMENTS, evaluation_sizes, forecast
-from vld.commands.benchmark.sharing import WAITS, images_per_second_beside
+from vld.commands.benchmark.sharing import images_per_second_beside
 from vld.data.catalog import CONTENTS
 
 
 @pytest.mark.slow
-def test_what_is_left_beside_busy_processes(small_glyphs: Path) -> None:
+def test_what_is_left_beside_busy_processes(small_glyphs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every way to wait beside none, one, … as many busy processes as there are cores; what cannot be measured says why."""
+    monkeypatch.setattr(sharing, "WAITS", {"as this command sets it": {}, "no turn": {"GOMP_SPINCOUNT": "0"}})
+    monkeypatch.setattr(sharing, "STEPS", 4)
     options = [
         "dataset=glyphs",
         f"data_dir={small_glyphs}",
@@ -27,10 +29,11 @@ def test_what_is_left_beside_busy_processes(small_glyphs: Path) -> None:
         "test_domain=0",
     ]
     table = images_per_second_beside(options)
-    assert table.keys() == WAITS.keys()
+    assert table.keys() == sharing.WAITS.keys()
     assert all([*rates] == [f"{n}" for n in range(len(os.sched_getaffinity(0)) + 1)] for rates in table.values())
     assert all(isinstance(rate, float) and rate > 0 for rates in table.values() for rate in rates.values())
-    [refused, *_] = images_per_second_beside([*options, "dropout=1"])["no turn"].values()
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set())
+    [refused] = images_per_second_beside([*options, "dropout=1"])["no turn"].values()
     assert refused == "dropout=1.0: must be in [0, 1)"
 
 

@@ -133,7 +133,7 @@ def test_interrupted_while_it_is_evaluated_in_full_it_ends_the_same(
 def test_killed_when_all_is_evaluated_it_ends_the_same(runs: dict[str, Path], glyphs: Path, tmp_path: Path) -> None:
     """Just before the result is written: the weights to evaluate have to be there still."""
     options = [*OPTIONS, f"dataset.curve_images={LIMIT}", f"data_dir={glyphs}", f"output_dir={tmp_path}"]
-    code = "import os\nfrom vld import cli\nfrom vld.runs.directory import RunDirectory\n"
+    code = "import os\nfrom vld.commands import main as cli\nfrom vld.runs.directory import RunDirectory\n"
     code += "RunDirectory.finish = lambda *_: os._exit(9)\ncli.train()\n"
     killed = subprocess.run([sys.executable, "-c", code, *options], cwd=REPOSITORY, check=False)
     assert killed.returncode == 9

@@ -137,6 +137,20 @@ def test_going_on_from_any_step_changes_nothing(tmp_path: Path, choices: dict[st
         assert_same(resumed, whole)
 
 
+def test_a_checkpoint_from_before_the_table_of_methods_is_read() -> None:
+    whole, part = begin(), begin()
+    go_on(*whole)
+    with pytest.raises(Stopped):
+        go_on(*part, until=7)
+    state = part[0].state_dict()
+    methods = state.pop("methods")
+    state |= {"average": methods["weight_averaging"], "ensemble": methods["ensemble"]}
+    fresh, _ = begin()
+    fresh.load_state_dict(state)
+    go_on(fresh, part[1])
+    assert_same((fresh, part[1]), whole)
+
+
 def test_an_interrupted_evaluation_is_redone(tmp_path: Path) -> None:
     whole = begin()
     go_on(*whole)
@@ -624,6 +638,11 @@ def test_a_log_that_cannot_be_written_stops_nothing(background: Background, tmp_
 @pytest.mark.slow
 def test_a_terminal_shows_the_time_left_and_saves_the_run_when_closed(background: Background, tmp_path: Path) -> None:
     """Before step 15 it waits until its terminal is closed."""
+
+    def in_its_terminal() -> None:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup, under which tests may run, has ignored
+
     ours, theirs = os.openpty()
     process = background(
         acting(tmp_path, "try: os.read(0, 1)\n        except OSError: pass"),
@@ -632,7 +651,7 @@ def test_a_terminal_shows_the_time_left_and_saves_the_run_when_closed(background
         stdout=theirs,
         stderr=theirs,
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=in_its_terminal,
     )
     os.close(theirs)
     shown = b""

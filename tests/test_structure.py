@@ -14,7 +14,7 @@ KNOWS_NOTHING_OF = {"hydra", "omegaconf", "wandb", "rich", "pandas"}
 
 STILL_UPWARD = {
     ("vld.machine.terminal", "vld.training.loop"),
-    ("vld.runs.run", "vld.tracking.background"),
+    ("vld.runs.once", "vld.tracking.background"),
     ("vld.study.combination", "vld.tracking.background"),
     ("vld.study.runner", "vld.tracking.background"),
 }

@@ -22,10 +22,11 @@ from vld.model.classifier import Classifier
 from vld.report.labels import text
 from vld.report.table import Table
 from vld.runs.directory import RunDirectory
+from vld.runs.environment import now, software_versions
 from vld.runs.networks import load_weights, network
+from vld.runs.once import explained
 from vld.runs.quantities import ANALYSIS, MASKED, QUANTITIES, SIDES, add_analysis, read_analyses
 from vld.runs.reading import stored_identity, stored_settings
-from vld.runs.run import explained, now, software_versions
 from vld.study.runner import Datasets, decoded
 from vld.tracking.background import Publisher
 from vld.training.evaluation import IMAGES_AT_ONCE, EvaluationLabels, evaluation_set, score

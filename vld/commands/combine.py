@@ -9,8 +9,8 @@ from vld.config.settings import Config
 from vld.machine.terminal import Terminal, counted
 from vld.report.labels import distinguishing, text
 from vld.report.summary import sweep_table
+from vld.runs.once import Outcome
 from vld.runs.results import RunResult
-from vld.runs.run import Outcome
 from vld.study.combination import combine_all
 from vld.study.jobs import Job
 from vld.study.planned import left_out_domains

@@ -44,7 +44,7 @@ from vld.tracking.background import Publisher
 
 if TYPE_CHECKING:
     from vld.machine.terminal import Terminal
-    from vld.runs.run import Outcome
+    from vld.runs.once import Outcome
 
 
 def train() -> None:

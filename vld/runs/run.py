@@ -1,55 +1,36 @@
-"""One run: from its directory to its result, through any number of interruptions."""
+"""One run: what it is made from, and one attempt at it, from its directory to its result."""
 
-import datetime
-import errno
-import platform
 import time
-import traceback
-from contextlib import closing, suppress
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import vld
-from vld.config.errors import UserError
 from vld.config.names import WITH_WEIGHTS
 from vld.config.options import flat_settings
 from vld.config.settings import Config
 from vld.data.batches import TrainingBatches
 from vld.data.images import Dataset
 from vld.data.split import split_indices
-from vld.machine.device import MemoryBudget, describe
-from vld.machine.lock import Claim, ClaimLost, RunningElsewhere, claim
-from vld.machine.signals import Interrupted, Interruption
+from vld.machine.device import MemoryBudget
+from vld.machine.lock import Claim, ClaimLost
+from vld.machine.signals import Interrupted
 from vld.machine.terminal import Terminal
 from vld.runs.directory import RunDirectory
+from vld.runs.environment import described, environment_now, now
 from vld.runs.identity import NOT_IDENTITY, run_id, run_identity
 from vld.runs.inputs import Inputs, initial_classifier
 from vld.runs.keep import drop_stale, keep_tensors, missing_files
 from vld.runs.record import Record, finite_or_none, selected_rows
 from vld.runs.reevaluate import SUBSET, evaluate_in_full, kept_meanwhile
-from vld.tracking.background import Publisher
-from vld.training import compiled as compilation
+from vld.training import compiled
 from vld.training.collapse import CollapseWatch, dropout_noise, noise_warning
 from vld.training.evaluation import EvaluationSet, evaluation_images, evaluation_set
-from vld.training.loop import Evaluation, TrainingFailed, Trajectory, is_evaluated, train
-
-SKIP_HINT = " (if_running=skip does not)"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How one run ended: `result` is its result.json, or None when it failed or was left to another process."""
-
-    test_domain: str
-    directory: Path
-    result: dict[str, Any] | None
-    failure: str | None = None
-    skipped: str | None = None
+from vld.training.loop import Evaluation, Trajectory, is_evaluated, train
 
 
 @dataclass(frozen=True)
@@ -78,262 +59,6 @@ class Run:
         return RunDirectory(Path(self.config.output_dir).joinpath(*parts))
 
 
-def train_once(run: Run, terminal: Terminal, publisher: Publisher) -> Outcome:
-    """Train a run to its end; or take the result that is there already. Whatever fails is the run's own failure.
-
-    A signal is answered when the run is saved: by the handler that was there before, which may end the process.
-    """
-    while True:
-        interruption = Interruption()
-        try:
-            if finished := _finished(run, terminal):
-                return finished
-            waiting = run.config.if_running == "wait"
-            with claim(
-                run.directory.path, wait=waiting, announce=lambda line: _say(run, line, terminal), hint=SKIP_HINT
-            ) as mine:
-                if finished := _finished(run, terminal):  # by the process that this one waited for
-                    return finished
-                try:
-                    with interruption:
-                        result = _train(run, mine, interruption, terminal, publisher)
-                    outcome = Outcome(run.test_domain, run.directory.path, result)
-                except Exception as error:
-                    if not mine.holds():  # whatever failed, the files may be another process's now
-                        raise ClaimLost("not renewed") from error
-                    outcome = _failed(run, error, terminal)
-        except Interrupted:
-            _say(run, f"{interruption.names}: saved in {run.directory.path}", terminal)
-            interruption.hand_over()
-            continue  # those handlers want the run to go on
-        except ClaimLost as lost:
-            publisher.leave(run.directory.path)
-            _say(run, f"lost its lock ({lost}); looking who trains it now", terminal)
-            interruption.hand_over()
-            continue  # through the front door: finished, training elsewhere, or on from the last checkpoint
-        except RunningElsewhere as elsewhere:
-            _say(run, f"skipped: {elsewhere} ({run.directory.path})", terminal)
-            return Outcome(run.test_domain, run.directory.path, None, skipped=str(elsewhere))
-        except Exception as error:
-            outcome = _failed(run, error, terminal)
-        interruption.hand_over()  # signals that came too late to interrupt this run
-        return outcome
-
-
-def _finished(run: Run, terminal: Terminal) -> Outcome | None:
-    """A run that is finished is not trained again."""
-    result = run.directory.result()
-    if result is None:
-        return None
-    run.directory.tidy()
-    _say(run, f"finished before, not trained again ({run.directory.path})", terminal)
-    if missing := missing_files(run.directory.path, run.config.keep):
-        terminal.warn(
-            f"{run.test_domain}: that run did not keep {', '.join(missing)}; another output_dir trains it anew"
-        )
-    return Outcome(run.test_domain, run.directory.path, result)
-
-
-def _train(
-    run: Run, mine: Claim, interruption: Interruption, terminal: Terminal, publisher: Publisher
-) -> dict[str, Any]:
-    """Train a run from its checkpoint or its beginning to its result. Raises `Interrupted` when all is saved."""
-    memory = MemoryBudget(run.inputs.device, lambda line: _say(run, line, terminal))
-    images = run_evaluation_set(run, memory, limit=run.config.dataset.curve_images)
-    with closing(training_batches(run, memory)) as batches:
-        return _train_on(batches, images, run, mine, interruption, terminal, publisher)
-
-
-def _train_on(
-    batches: TrainingBatches,
-    images: EvaluationSet,
-    run: Run,
-    mine: Claim,
-    interruption: Interruption,
-    terminal: Terminal,
-    publisher: Publisher,
-) -> dict[str, Any]:
-    config, device, directory = run.config, run.inputs.device, run.directory
-    other_settings = {name: value for name, value in flat_settings(config).items() if name in NOT_IDENTITY}
-    saved = directory.start(run.identity, other_settings)
-    publisher.follow(directory.path)
-
-    model = initial_classifier(config, run.inputs.weights, run.inputs.precision, len(run.dataset.classes)).to(device)
-    in_part = len(images.images) < evaluation_images(run.dataset.sizes, run.test_domain)
-    record = Record()
-    noise = dropout_noise(model, batches.batch(0)[0]) if saved is None else saved["dropout_noise"]
-    collapses = CollapseWatch(config.backbone.feature_scale, config.dropout, noise, model.pretrained)
-    if saved is None and (warning := noise_warning(noise, config.dropout, config.backbone.feature_scale)):
-        terminal.warn(f"{run.test_domain}: {warning}")
-    if compilation.is_wanted(config, device):
-        compilation.compile_run(model, batches, images, lambda line: _say(run, line, terminal))
-    environments = [environment_now(device, config.deterministic, model.compiled)]
-    trajectory = Trajectory(
-        model,
-        config.optim,
-        eval_every=config.eval_every,
-        averaging=config.averaging,
-        ensemble=config.ensemble,
-        dropout_schedule=config.dropout_schedule,
-    )
-    if saved is not None:
-        trajectory.load_state_dict(saved["trajectory"])
-        record.load_state_dict(saved["record"])
-        collapses.load_state_dict(saved["collapses"])
-        directory.write_metrics(record.rows)
-        _say(run, f"goes on from step {trajectory.step} of {config.optim.steps}, saved {saved['when']}", terminal)
-        if environments[0] not in saved["environments"]:
-            terminal.warn(
-                f"{run.test_domain}: begun on {_described(saved['environments'][0])}, now on {_described(environments[0])}:"
-                " its numbers may differ in the last digits from those of a run without interruption"
-            )
-        environments += [other for other in saved["environments"] if other != environments[0]]
-    drop_stale(directory, record)
-    first_step, saved_at = trajectory.step, time.monotonic()
-
-    def save() -> None:
-        nonlocal saved_at
-        with trajectory.clock.aside():
-            directory.write_checkpoint(
-                {
-                    "trajectory": trajectory.state_dict(),
-                    "record": record.state_dict(),
-                    "collapses": collapses.state_dict(),
-                    "dropout_noise": noise,
-                    "environments": environments,
-                    "when": now(),
-                }
-            )
-        saved_at = time.monotonic()
-
-    def on_step(step: int) -> None:
-        progress.stepped(step, is_evaluated(step, config.optim.steps, config.eval_every))
-        mine.check()
-        due = time.monotonic() - saved_at >= config.checkpoint_every
-        if step > first_step and (due or (in_part and step == config.optim.steps)):  # its last evaluations take a while
-            save()
-
-    images_per_step = batches.images_per_step
-    kept = kept_meanwhile(config.keep) if in_part else config.keep
-    with terminal.training(
-        run.test_domain, config.method.name, config.optim.steps, images_per_step, first_step, directory.path.name
-    ) as progress:
-        try:
-            for evaluation in train(
-                trajectory, batches, images, seed=config.seed, on_step=on_step, check=interruption.check
-            ):
-                record.add(evaluation)
-                directory.write_metrics(record.rows)
-                keep_tensors(directory, kept, evaluation, record, config.optim.steps, images)
-                progress.evaluated(evaluation)
-                if news := collapses.news(evaluation.step, evaluation.health):
-                    terminal.warn(f"{run.test_domain}: {news}")
-        except Interrupted:
-            save()
-            raise
-    rows = selected_rows(record.history)
-    if in_part:
-        everything = run_evaluation_set(run, MemoryBudget(device, lambda line: _say(run, line, terminal)))
-        with terminal.counting(f"{run.test_domain}: evaluating in full") as counted:
-            arguments = (rows, directory, config.keep, model, everything)
-            rows = evaluate_in_full(*arguments, interruption.check, counted)
-        if part := [row for row in rows if row["evaluated_on"] == SUBSET and row["method"] in WITH_WEIGHTS]:
-            terminal.warn(
-                f"{run.test_domain}: {len(part)} results are of a part of the images: their weights were replaced before the"
-                " interruption"
-            )
-    if not mine.holds():
-        raise ClaimLost("not renewed")
-    result = {
-        "run_id": directory.path.name,
-        "study": config.study.name,
-        "settings": run.identity,
-        "domains": list(run.dataset.sizes),
-        "classes": list(run.dataset.classes),
-        "results": rows,
-        "batch_norm_statistics": "frozen" if model.pretrained else "trained; averaged like the weights",
-        "health": _health(evaluation, noise, collapses),
-        "images_per_second": round(config.optim.steps * images_per_step / evaluation.train_seconds, 1),
-        "seconds": round(evaluation.seconds, 1),
-        **environments[0],
-        "threads": torch.get_num_threads(),
-        "earlier_environments": environments[1:],
-        "finished": now(),
-    }
-    directory.finish(result)
-    # Only now: what was kept to be evaluated in full is needed until there is a result.
-    drop_stale(directory, record, config.keep)
-    if missing := missing_files(directory.path, config.keep):
-        terminal.warn(
-            f"{run.test_domain}: lacks {', '.join(missing)}, chosen before the interruption and not kept then"
-        )
-    return result
-
-
-def _health(evaluation: Evaluation, noise: float, collapses: CollapseWatch) -> dict[str, Any]:
-    return {
-        "dropout_noise": finite_or_none(noise),
-        "feature_sq_norm": finite_or_none(evaluation.health.feature_sq_norm),
-        "collapse": collapses.lasting,
-    }
-
-
-def _failed(run: Run, error: Exception, terminal: Terminal) -> Outcome:
-    """Put a failure on record: what, where, when, and how to go on."""
-    what, how = explained(error)
-    if not isinstance(error, TrainingFailed | UserError):  # their messages say what to do
-        goes_on = "goes on from its last checkpoint" if run.directory.checkpoint_file.exists() else "starts it again"
-        how = "; ".join(filter(None, (how, f"the same command {goes_on}")))
-    message = f"{what}; {how}" if how else what
-    if not isinstance(error, UserError):  # what the user must mend is left as it is
-        with suppress(OSError):  # a full disk, say, which then is the failure
-            run.directory.fail(
-                {
-                    "what": what,
-                    "how_to_go_on": how or what,
-                    "where": traceback.format_exc(),
-                    "when": now(),
-                    "run_id": run.directory.path.name,
-                    "study": run.config.study.name,
-                    "settings": run.identity,
-                }
-            )
-    terminal.fail(f"{run.test_domain}: {message} ({run.directory.path})")
-    return Outcome(run.test_domain, run.directory.path, None, failure=message)
-
-
-def explained(error: Exception) -> tuple[str, str]:
-    """What failed, and what would mend it where that is known (or an empty text)."""
-    if isinstance(error, TrainingFailed | UserError):
-        return str(error), ""
-    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"the disk is full, or a limit is reached ({text})", "make room"
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
-        return f"out of memory ({text})", "a smaller batch_size or image_size takes less"
-    return text, ""
-
-
-def _say(run: Run, line: str, terminal: Terminal) -> None:
-    terminal.say(f"{run.test_domain}: {line}")
-
-
-def environment_now(device: torch.device, deterministic: bool, compiled: bool) -> dict[str, Any]:
-    """What the last digits of a run's numbers depend on, beside its identity."""
-    how = {"device": describe(device), "deterministic": deterministic, "compiled": compiled}
-    return how | {"software": software_versions()}
-
-
-def _described(environment: dict[str, Any]) -> str:
-    versions = ", ".join(f"{name} {number}" for name, number in environment["software"].items())
-    how = ", ".join(f"{name}={str(environment[name]).lower()}" for name in ("deterministic", "compiled"))
-    return f"{environment['device']} ({versions}, {how})"
-
-
-def now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
 def training_batches(run: Run, memory: MemoryBudget) -> TrainingBatches:
     """Batches of the *in* part of every domain but the test domain."""
     config, device = run.config, run.inputs.device
@@ -358,6 +83,173 @@ def run_evaluation_set(run: Run, memory: MemoryBudget, limit: int | None = None)
     return evaluation_set(*arguments, limit=limit, resident=resident)
 
 
-def software_versions() -> dict[str, str]:
-    libraries = ("torch", "torchvision", "timm", "numpy", "pillow")
-    return {"vld": vld.__version__, "python": platform.python_version()} | {name: version(name) for name in libraries}
+def train_run(
+    run: Run, held: Claim, check: Callable[[], None], terminal: Terminal, started: Callable[[Path], None]
+) -> dict[str, Any]:
+    """Train a run whose directory is held, from its checkpoint or its beginning to its result.
+
+    started(directory) is called when its files are there. What check() raises in its steps and evaluations (`Interrupted`) is
+    raised when all is saved.
+    """
+    session = Session(run, held, check, terminal)
+    with closing(session.batches):
+        session.open(started)
+        return session.finish(session.train())
+
+
+class Session:
+    """One attempt at a run, by the process that holds its directory."""
+
+    def __init__(self, run: Run, held: Claim, check: Callable[[], None], terminal: Terminal) -> None:
+        self.run, self.config, self.directory = run, run.config, run.directory
+        self.held, self.check, self.terminal = held, check, terminal
+        self.device = run.inputs.device
+        memory = MemoryBudget(self.device, self.say)
+        self.images = run_evaluation_set(run, memory, limit=self.config.dataset.curve_images)
+        self.batches = training_batches(run, memory)
+        self.on_subset = len(self.images.images) < evaluation_images(run.dataset.sizes, run.test_domain)
+        self.record = Record()
+
+    def say(self, line: str) -> None:
+        self.terminal.say(f"{self.run.test_domain}: {line}")
+
+    def warn(self, line: str) -> None:
+        self.terminal.warn(f"{self.run.test_domain}: {line}")
+
+    def open(self, started: Callable[[Path], None]) -> None:
+        """The network and all that changes while it trains, as they are at the beginning or at the last checkpoint."""
+        run, config = self.run, self.config
+        other_settings = {name: value for name, value in flat_settings(config).items() if name in NOT_IDENTITY}
+        saved = self.directory.start(run.identity, other_settings)
+        started(self.directory.path)
+        classes, precision = len(run.dataset.classes), run.inputs.precision
+        self.model = initial_classifier(config, run.inputs.weights, precision, classes).to(self.device)
+        feature_scale = config.backbone.feature_scale
+        self.noise = dropout_noise(self.model, self.batches.batch(0)[0]) if saved is None else saved["dropout_noise"]
+        self.collapses = CollapseWatch(feature_scale, config.dropout, self.noise, self.model.pretrained)
+        if saved is None and (warning := noise_warning(self.noise, config.dropout, feature_scale)):
+            self.warn(warning)
+        if compiled.is_wanted(config, self.device):
+            compiled.compile_run(self.model, self.batches, self.images, self.say)
+        self.environments = [environment_now(self.device, config.deterministic, self.model.compiled)]
+        self.trajectory = Trajectory(
+            self.model,
+            config.optim,
+            eval_every=config.eval_every,
+            averaging=config.averaging,
+            ensemble=config.ensemble,
+            dropout_schedule=config.dropout_schedule,
+        )
+        if saved is not None:
+            self.resume(saved)
+        drop_stale(self.directory, self.record)
+        self.first_step, self.saved_at = self.trajectory.step, time.monotonic()
+
+    def resume(self, saved: dict[str, Any]) -> None:
+        self.trajectory.load_state_dict(saved["trajectory"])
+        self.record.load_state_dict(saved["record"])
+        self.collapses.load_state_dict(saved["collapses"])
+        self.directory.write_metrics(self.record.rows)
+        self.say(f"goes on from step {self.trajectory.step} of {self.config.optim.steps}, saved {saved['when']}")
+        [here] = self.environments
+        if here not in saved["environments"]:
+            self.warn(
+                f"begun on {described(saved['environments'][0])}, now on {described(here)}:"
+                " its numbers may differ in the last digits from those of a run without interruption"
+            )
+        self.environments += [other for other in saved["environments"] if other != here]
+
+    def save(self) -> None:
+        with self.trajectory.clock.aside():
+            self.directory.write_checkpoint(
+                {
+                    "trajectory": self.trajectory.state_dict(),
+                    "record": self.record.state_dict(),
+                    "collapses": self.collapses.state_dict(),
+                    "dropout_noise": self.noise,
+                    "environments": self.environments,
+                    "when": now(),
+                }
+            )
+        self.saved_at = time.monotonic()
+
+    def on_step(self, step: int) -> None:
+        """Save where it is time, and before the last evaluations of all images, which take a while."""
+        self.held.check()
+        due = time.monotonic() - self.saved_at >= self.config.checkpoint_every
+        if step > self.first_step and (due or (self.on_subset and step == self.config.optim.steps)):
+            self.save()
+
+    def train(self) -> Evaluation:
+        """To the last step; its evaluation."""
+        config, steps = self.config, self.config.optim.steps
+        kept = kept_meanwhile(config.keep) if self.on_subset else config.keep
+        shown = (self.run.test_domain, config.method.name, steps, self.batches.images_per_step, self.first_step)
+        with self.terminal.training(*shown, self.directory.path.name) as progress:
+
+            def on_step(step: int) -> None:
+                progress.stepped(step, is_evaluated(step, steps, config.eval_every))
+                self.on_step(step)
+
+            try:
+                for evaluation in train(
+                    self.trajectory, self.batches, self.images, seed=config.seed, on_step=on_step, check=self.check
+                ):
+                    self.record.add(evaluation)
+                    self.directory.write_metrics(self.record.rows)
+                    keep_tensors(self.directory, kept, evaluation, self.record, steps, self.images)
+                    progress.evaluated(evaluation)
+                    if news := self.collapses.news(evaluation.step, evaluation.health):
+                        self.warn(news)
+            except Interrupted:
+                self.save()
+                raise
+        return evaluation
+
+    def selected(self) -> list[dict[str, Any]]:
+        """The rows of the result: each method's selected steps, evaluated on all images."""
+        rows = selected_rows(self.record.history)
+        if not self.on_subset:
+            return rows
+        everything = run_evaluation_set(self.run, MemoryBudget(self.device, self.say))
+        with self.terminal.counting(f"{self.run.test_domain}: evaluating in full") as counted:
+            arguments = (rows, self.directory, self.config.keep, self.model, everything)
+            rows = evaluate_in_full(*arguments, self.check, counted)
+        if part := [row for row in rows if row["evaluated_on"] == SUBSET and row["method"] in WITH_WEIGHTS]:
+            self.warn(
+                f"{len(part)} results are of a part of the images: their weights were replaced before the interruption"
+            )
+        return rows
+
+    def finish(self, last: Evaluation) -> dict[str, Any]:
+        """Write `result.json`; its content. Raises `ClaimLost` where the files are another process's by now."""
+        rows = self.selected()
+        if not self.held.holds():
+            raise ClaimLost("not renewed")
+        images = self.config.optim.steps * self.batches.images_per_step
+        result = {
+            "run_id": self.directory.path.name,
+            "study": self.config.study.name,
+            "settings": self.run.identity,
+            "domains": list(self.run.dataset.sizes),
+            "classes": list(self.run.dataset.classes),
+            "results": rows,
+            "batch_norm_statistics": "frozen" if self.model.pretrained else "trained; averaged like the weights",
+            "health": {
+                "dropout_noise": finite_or_none(self.noise),
+                "feature_sq_norm": finite_or_none(last.health.feature_sq_norm),
+                "collapse": self.collapses.lasting,
+            },
+            "images_per_second": round(images / last.train_seconds, 1),
+            "seconds": round(last.seconds, 1),
+            **self.environments[0],
+            "threads": torch.get_num_threads(),
+            "earlier_environments": self.environments[1:],
+            "finished": now(),
+        }
+        self.directory.finish(result)
+        # Only now: what was kept to be evaluated in full is needed until there is a result.
+        drop_stale(self.directory, self.record, self.config.keep)
+        if missing := missing_files(self.directory.path, self.config.keep):
+            self.warn(f"lacks {', '.join(missing)}, chosen before the interruption and not kept then")
+        return result

@@ -23,13 +23,14 @@ from vld.machine.lock import RunningElsewhere, claim
 from vld.machine.terminal import Terminal
 from vld.model.classifier import Classifier
 from vld.runs.directory import RunDirectory
+from vld.runs.environment import now, software_versions
 from vld.runs.identity import ADDED_LATER, run_id
 from vld.runs.inputs import check_output_dir
 from vld.runs.keep import read_logits
 from vld.runs.networks import load_weights, network
+from vld.runs.once import SKIP_HINT, Outcome, explained
 from vld.runs.record import accuracies
 from vld.runs.results import read
-from vld.runs.run import SKIP_HINT, Outcome, explained, now, software_versions
 from vld.study.member_axes import CONNECTIVITY, ENSEMBLE_OF_RUNS, kept_file, member_configs
 from vld.study.members import Member, find_members
 from vld.study.planned import left_out_domains

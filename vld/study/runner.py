@@ -15,7 +15,8 @@ from vld.machine.terminal import Terminal, megabytes
 from vld.runs.identity import weights_fingerprint
 from vld.runs.inputs import Inputs, check_inputs, inputs_key
 from vld.runs.keep import check_kept
-from vld.runs.run import Outcome, Run, train_once
+from vld.runs.once import Outcome, train_once
+from vld.runs.run import Run
 from vld.runs.space import check_disk, disk_of_runs
 from vld.tracking.background import Publisher
 from vld.training.evaluation import evaluation_images

@@ -19,7 +19,7 @@ from vld.model.classifier import Classifier
 from vld.model.dropout import dropout_rate
 from vld.training.collapse import Health, measure
 from vld.training.evaluation import EvaluationSet, Scores, predict, score
-from vld.training.methods import ERM, METHODS_ALONG, Schedule
+from vld.training.methods import ENSEMBLE, ERM, METHODS_ALONG, WEIGHT_AVERAGING, Schedule
 
 
 class TrainingFailed(Exception):  # noqa: N818  (an outcome of a run, which goes on record as such)
@@ -90,9 +90,17 @@ class Trajectory:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         for name, method in self.methods.items():
-            method.load_state_dict(state["methods"][name])
+            method.load_state_dict(_methods_of(state)[name])
         self.losses[:] = state["losses"].to(self.model.head.weight.device).unbind()
         self.clock.load_state_dict(state["clock"])
+
+
+def _methods_of(state: dict[str, Any]) -> dict[str, Any]:
+    """What was saved of each method; checkpoints from before there was a table of methods have it under other names."""
+    if "methods" in state:
+        methods: dict[str, Any] = state["methods"]
+        return methods
+    return {ERM: {}, WEIGHT_AVERAGING: state["average"], ENSEMBLE: state["ensemble"]}
 
 
 def train(

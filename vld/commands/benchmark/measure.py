@@ -27,9 +27,10 @@ from vld.machine.atomic import write_json
 from vld.machine.device import MemoryBudget, describe, set_up
 from vld.machine.terminal import Terminal
 from vld.model.classifier import Classifier
+from vld.runs.environment import software_versions
 from vld.runs.identity import weights_fingerprint
 from vld.runs.inputs import check_inputs, initial_classifier
-from vld.runs.run import Run, run_evaluation_set, software_versions, training_batches
+from vld.runs.run import Run, run_evaluation_set, training_batches
 from vld.runs.space import bytes_kept
 from vld.study.runner import decoded
 from vld.training import compiled as compilation

@@ -1,0 +1,33 @@
+"""What the last digits of a run's numbers depend on beside its settings: the device, how it computes, the libraries."""
+
+import datetime
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+import vld
+from vld.machine.device import describe
+
+
+def environment_now(device: torch.device, deterministic: bool, compiled: bool) -> dict[str, Any]:
+    """What the last digits of a run's numbers depend on, beside its identity."""
+    how = {"device": describe(device), "deterministic": deterministic, "compiled": compiled}
+    return how | {"software": software_versions()}
+
+
+def described(environment: dict[str, Any]) -> str:
+    """In one line, for a person."""
+    versions = ", ".join(f"{name} {number}" for name, number in environment["software"].items())
+    how = ", ".join(f"{name}={str(environment[name]).lower()}" for name in ("deterministic", "compiled"))
+    return f"{environment['device']} ({versions}, {how})"
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def software_versions() -> dict[str, str]:
+    libraries = ("torch", "torchvision", "timm", "numpy", "pillow")
+    return {"vld": vld.__version__, "python": platform.python_version()} | {name: version(name) for name in libraries}

@@ -1,0 +1,129 @@
+"""A run is trained once: hold its directory, take the result that is there or make it, and put a failure on record."""
+
+import errno
+import traceback
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vld.config.errors import UserError
+from vld.machine.lock import ClaimLost, RunningElsewhere, claim
+from vld.machine.signals import Interrupted, Interruption
+from vld.machine.terminal import Terminal
+from vld.runs.environment import now
+from vld.runs.keep import missing_files
+from vld.runs.run import Run, train_run
+from vld.tracking.background import Publisher
+from vld.training.loop import TrainingFailed
+
+SKIP_HINT = " (if_running=skip does not)"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one run ended: `result` is its result.json, or None when it failed or was left to another process."""
+
+    test_domain: str
+    directory: Path
+    result: dict[str, Any] | None
+    failure: str | None = None
+    skipped: str | None = None
+
+
+def train_once(run: Run, terminal: Terminal, publisher: Publisher) -> Outcome:
+    """Train a run to its end; or take the result that is there already. Whatever fails is the run's own failure.
+
+    A signal is answered when the run is saved: by the handler that was there before, which may end the process.
+    """
+    while True:
+        interruption = Interruption()
+        try:
+            if finished := _finished(run, terminal):
+                return finished
+            waiting = run.config.if_running == "wait"
+            with claim(
+                run.directory.path, wait=waiting, announce=lambda line: _say(run, line, terminal), hint=SKIP_HINT
+            ) as mine:
+                if finished := _finished(run, terminal):  # by the process that this one waited for
+                    return finished
+                try:
+                    with interruption:
+                        result = train_run(run, mine, interruption.check, terminal, publisher.follow)
+                    outcome = Outcome(run.test_domain, run.directory.path, result)
+                except Exception as error:
+                    if not mine.holds():  # whatever failed, the files may be another process's now
+                        raise ClaimLost("not renewed") from error
+                    outcome = _failed(run, error, terminal)
+        except Interrupted:
+            _say(run, f"{interruption.names}: saved in {run.directory.path}", terminal)
+            interruption.hand_over()
+            continue  # those handlers want the run to go on
+        except ClaimLost as lost:
+            publisher.leave(run.directory.path)
+            _say(run, f"lost its lock ({lost}); looking who trains it now", terminal)
+            interruption.hand_over()
+            continue  # through the front door: finished, training elsewhere, or on from the last checkpoint
+        except RunningElsewhere as elsewhere:
+            _say(run, f"skipped: {elsewhere} ({run.directory.path})", terminal)
+            return Outcome(run.test_domain, run.directory.path, None, skipped=str(elsewhere))
+        except Exception as error:
+            outcome = _failed(run, error, terminal)
+        interruption.hand_over()  # signals that came too late to interrupt this run
+        return outcome
+
+
+def _finished(run: Run, terminal: Terminal) -> Outcome | None:
+    """A run that is finished is not trained again."""
+    result = run.directory.result()
+    if result is None:
+        return None
+    run.directory.tidy()
+    _say(run, f"finished before, not trained again ({run.directory.path})", terminal)
+    if missing := missing_files(run.directory.path, run.config.keep):
+        terminal.warn(
+            f"{run.test_domain}: that run did not keep {', '.join(missing)}; another output_dir trains it anew"
+        )
+    return Outcome(run.test_domain, run.directory.path, result)
+
+
+def _failed(run: Run, error: Exception, terminal: Terminal) -> Outcome:
+    """Put a failure on record: what, where, when, and how to go on."""
+    what, how = explained(error)
+    if not isinstance(error, TrainingFailed | UserError):  # their messages say what to do
+        goes_on = "goes on from its last checkpoint" if run.directory.checkpoint_file.exists() else "starts it again"
+        how = "; ".join(filter(None, (how, f"the same command {goes_on}")))
+    message = f"{what}; {how}" if how else what
+    if not isinstance(error, UserError):  # what the user must mend is left as it is
+        with suppress(OSError):  # a full disk, say, which then is the failure
+            run.directory.fail(
+                {
+                    "what": what,
+                    "how_to_go_on": how or what,
+                    "where": traceback.format_exc(),
+                    "when": now(),
+                    "run_id": run.directory.path.name,
+                    "study": run.config.study.name,
+                    "settings": run.identity,
+                }
+            )
+    terminal.fail(f"{run.test_domain}: {message} ({run.directory.path})")
+    return Outcome(run.test_domain, run.directory.path, None, failure=message)
+
+
+def explained(error: Exception) -> tuple[str, str]:
+    """What failed, and what would mend it where that is known (or an empty text)."""
+    if isinstance(error, TrainingFailed | UserError):
+        return str(error), ""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"the disk is full, or a limit is reached ({text})", "make room"
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
+        return f"out of memory ({text})", "a smaller batch_size or image_size takes less"
+    return text, ""
+
+
+def _say(run: Run, line: str, terminal: Terminal) -> None:
+    terminal.say(f"{run.test_domain}: {line}")
