@@ -1,13 +1,13 @@
 """What is left of a training on a CPU beside other busy processes, by how its threads wait (`vld.machine.waiting`)."""
 
-import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from vld.machine.waiting import ALONE, OPENMP
 
@@ -41,18 +41,33 @@ def busy_processes(number: int) -> Iterator[None]:
 
 
 def _images_per_second(options: Sequence[str], variables: dict[str, str]) -> float | str:
+    """As the command says it at its last step; its evaluation in full is not waited for."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(OPENMP)} | variables
     with tempfile.TemporaryDirectory() as folder:
-        own = [f"optim.steps={STEPS}", f"eval_every={STEPS}", "optim.milestones=[1]", "keep=[]"]
+        own = [
+            f"optim.steps={STEPS}",
+            f"eval_every={STEPS}",
+            "optim.milestones=[1]",
+            "dataset.curve_images=1",
+            "keep=[]",
+        ]
         own += ["wandb.mode=disabled", f"output_dir={folder}"]
         command = [sys.executable, "-c", "from vld.commands.main import train; train()", *options, *own]
-        try:
-            done = subprocess.run(
-                command, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False
-            )
-        except subprocess.TimeoutExpired:
-            return f"not done in {TIMEOUT} s"
-        results = list(Path(folder).glob("runs/*/*/*/result.json"))
-        if not results:
-            return (done.stderr.strip().splitlines() or [f"ended with exit code {done.returncode}"])[0]
-        return float(json.loads(results[0].read_text())["images_per_second"])
+        with subprocess.Popen(
+            command,
+            env=environment | {"PYTHONUNBUFFERED": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process:
+            too_late = threading.Timer(TIMEOUT, process.kill)
+            too_late.start()
+            line = ""
+            try:
+                for line in process.stdout or ():
+                    if found := re.search(rf" step {STEPS}/{STEPS} .* (\d+) images/s", line):
+                        return float(found[1])
+            finally:
+                too_late.cancel()
+                process.kill()
+        return line.strip() or f"not done in {TIMEOUT} s"
