@@ -1,5 +1,6 @@
 """A study on a real SLURM of one node: one array, jobs warned, killed and failing, a launcher killed, all completed."""
 
+import fcntl
 import json
 import os
 import re
@@ -62,16 +63,20 @@ LAUNCHER = [
 
 @pytest.fixture(scope="module")
 def slurm() -> Iterator[None]:
-    folder = Path(
-        tempfile.mkdtemp(prefix="slurm-")
-    )  # not in pytest's, which other users, such as mysql's, cannot enter
+    """A cluster. A machine has one at a time (its ports, /etc/slurm): another of pytest's processes waits until this is gone."""
+    # Not in pytest's folder, which other users, such as mysql's, cannot enter.
+    folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     folder.chmod(0o755)
     command = ["bash", str(REPOSITORY / "scripts/slurm.sh"), str(folder)]
-    started = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert started.returncode == 0, started.stdout + started.stderr
-    yield
-    subprocess.run([*command, "stop"], check=True)
-    shutil.rmtree(folder, ignore_errors=True)
+    with (Path(tempfile.gettempdir()) / "vld-tests-slurm.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            started = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert started.returncode == 0, started.stdout + started.stderr
+            yield
+        finally:
+            subprocess.run([*command, "stop"], check=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
