@@ -221,7 +221,9 @@ class Config:
         "auto|fp32|bf16", "fp32 or bf16 (but head, sums, averages); auto: bf16 on a GPU", identity=NEVER
     )  # the precision that auto stands for is part of the identity
     compile: str = choice(
-        "auto|true|false", "compile network and augmentation; auto: on a GPU, unless deterministic", identity=NEVER
+        "auto|true|false|graphs",
+        "compile network and augmentation; auto: on a GPU, unless deterministic; graphs: true, the network as CUDA graphs",
+        identity=NEVER,
     )
     deterministic: bool = option(False, "the same numbers again on a GPU, too (slower)", identity=NEVER)
     dry_run: bool = option(
