@@ -25,9 +25,9 @@ class TrainingBatches:
     """The batches of a run, a pure function of (seed, step): any step's batch can be drawn without the ones before it.
 
     domains: the training domains, with all their images; in_indices: for each, which of them training may draw. With
-    `resident`, the pixels of these are copied to the device once, where batches are gathered; else they are gathered from the memory
-    map and copied, `ahead` steps before they are needed, as is all else that a batch is made from. On a CPU they are always
-    there: images are cropped straight from the memory map, by as many threads as torch has.
+    `resident`, the pixels of these are copied to the device once, where batches are gathered; else they are gathered from the
+    memory map and copied, `ahead` steps before they are needed, as is all else that a batch is made from. On a CPU they are
+    always there: images are cropped straight from the memory map, by as many threads as torch has.
     """
 
     def __init__(
