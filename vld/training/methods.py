@@ -93,7 +93,8 @@ class WeightAverage(Method):
         mean, latest = zip(*self._averaged, strict=True)
         torch._foreach_lerp_(mean, latest, 1 / self.members)
         if self._counters:
-            torch._foreach_copy_(*map(list, zip(*self._counters, strict=True)))
+            kept, counters = zip(*self._counters, strict=True)
+            torch._foreach_copy_(kept, counters)
 
     def _begin(self) -> Classifier:
         self.model = copy.deepcopy(self.trained)
