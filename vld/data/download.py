@@ -116,6 +116,13 @@ def _is_busy(error: Exception) -> bool:
 
 def _check(path: Path, checksum: str | None, url: str, target: Path) -> None:
     """Raises `UserError` where `path`, which is or becomes `target`, is not what it should be."""
+    if target.suffix != ".txt" and not is_archive(path):
+        with path.open("rb") as file:
+            start = file.read(512).lstrip().lower()
+        what = "a web page" if start.startswith((b"<!doctype html", b"<html")) else "no zip or tar file"
+        raise UserError(
+            f"{target}: {what} instead of an archive, from {url}; fetch it with a browser, put it there and run this again"
+        )
     if checksum is not None:
         kind = "md5" if len(checksum) == 32 else "sha256"
         with path.open("rb") as file:
@@ -127,13 +134,6 @@ def _check(path: Path, checksum: str | None, url: str, target: Path) -> None:
                 f"{target}: not the known file, from {url}: its {kind} is {found}, expected {checksum}; it is kept as {kept}."
                 f" Put the right one at {target}, or rename this one back and set dataset.checksum=off, and run this again"
             )
-    elif target.suffix != ".txt" and not is_archive(path):
-        with path.open("rb") as file:
-            start = file.read(512).lstrip().lower()
-        what = "a web page" if start.startswith((b"<!doctype html", b"<html")) else "no zip or tar file"
-        raise UserError(
-            f"{target}: {what} instead of an archive, from {url}; fetch it with a browser, put it there and run this again"
-        )
 
 
 def _line(error: Exception) -> str:
