@@ -95,7 +95,7 @@ def test_commands_do_without_a_home_folder_and_in_ascii(tmp_path: Path) -> None:
     for name, options in (
         ("train.py", [*RUN, output]),
         ("status.py", [*RUN, output]),
-        ("report.py", [*RUN, output]),
+        ("report.py", [output]),
         ("train.py", ["--help"]),
     ):
         done = script(name, *options, env=environment, fresh=True)
