@@ -1,15 +1,13 @@
 """Streams and home folders that cannot be used as they are."""
 
 import io
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commands import ENVIRONMENT, REPOSITORY, TINY_NETWORK, script, start
+from commands import TINY_NETWORK, script, start
 from rich.console import Console
 
 from vld.machine.streams import place_caches
@@ -91,23 +89,10 @@ def test_a_home_that_can_be_written_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_commands_do_without_a_home_folder_and_in_ascii(tmp_path: Path) -> None:
     environment = {"HOME": "/proc/home", "XDG_CACHE_HOME": "", "PYTHONIOENCODING": "ascii", "MPLCONFIGDIR": ""}
-    output = f"output_dir={tmp_path / 'work'}"
-    for name, options in (
-        ("train.py", [*RUN, output]),
-        ("status.py", [*RUN, output]),
-        ("report.py", [output]),
-        ("train.py", ["--help"]),
-    ):
-        done = script(name, *options, env=environment, fresh=True)
+    for name in ("train.py", "status.py"):
+        done = script(name, *RUN, f"output_dir={tmp_path / 'work'}", env=environment, fresh=True)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "Traceback" not in done.stderr
-    train = f"{sys.executable} {REPOSITORY / 'scripts' / 'train.py'} {' '.join([*RUN, output])} seed=1"
-    for closing in (">&-", "2>&-", ">&- 2>&- <&-"):
-        command = f"{train}{len(closing)} {closing}"
-        assert (
-            subprocess.run(command, shell=True, env=os.environ | ENVIRONMENT, cwd=REPOSITORY, check=False).returncode
-            == 0
-        )
 
 
 @pytest.mark.slow
