@@ -46,6 +46,9 @@ class DatasetConfig:
         must.whole(1),
     )
     verify: str = choice("strict|warn", "known dataset with wrong counts: strict refuses, warn uses it", identity=NEVER)
+    checksum: str = choice(
+        "strict|off", "published check sums of archives: strict refuses others, off takes them", identity=NEVER
+    )
     mirror: str | None = option(
         None, "a URL to fetch archives from instead of the official sources", must.URL, identity=NEVER
     )
