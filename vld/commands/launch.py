@@ -30,6 +30,7 @@ from vld.study.jobs import (
     overrides_parser,
     values_of,
 )
+from vld.tracking.environment import check_environment
 
 if TYPE_CHECKING:
     from vld.machine.all_runs import Whole
@@ -193,6 +194,11 @@ def check_jobs(
     if trains and not problems:
         from vld.runs.inputs import check_inputs, inputs_key
 
+        try:
+            for mode in {job.config.wandb.mode for job in jobs}:
+                check_environment(mode)
+        except UserError as error:
+            problems[str(error)] = None
         for key, config in {inputs_key(job.config): job.config for job in jobs}.items():
             try:
                 checked[key] = check_inputs(config, here=here)

@@ -36,6 +36,7 @@ from vld.config.settings import (
     StatusConfig,
     option_names,
 )
+from vld.machine.processes import import_nothing_from_here
 from vld.machine.signals import SIGNALS
 from vld.machine.waiting import spin_briefly
 from vld.study.compose import as_written, describe_error, typed_config
@@ -114,6 +115,7 @@ def run_command(job: Callable[[DictConfig], None], config_name: str, schema: typ
     caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(caches / "vld" / "compiled"))
     spin_briefly(os.environ)
+    import_nothing_from_here(os.environ)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors instead of printing them
     stop_on_signals()
 

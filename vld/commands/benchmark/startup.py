@@ -2,12 +2,13 @@
 
 import os
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+from vld.machine.processes import own_python
 
 TIMEOUT = 600
 
@@ -25,7 +26,7 @@ def seconds_to_first_step(options: Sequence[str]) -> tuple[float | None, float |
 def _seconds(options: Sequence[str], folder: Path, number: int) -> float | None:
     own = ["optim.steps=1", "eval_every=1", "optim.milestones=[1]", "dataset.curve_images=1", "keep=[]"]
     own += ["wandb.mode=disabled", f"output_dir={folder / str(number)}"]
-    command = [sys.executable, "-c", "from vld.commands.main import train; train()", *options, *own]
+    command = [*own_python(), "-c", "from vld.commands.main import train; train()", *options, *own]
     environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled"), "PYTHONUNBUFFERED": "1"}
     began = time.perf_counter()
     with subprocess.Popen(
