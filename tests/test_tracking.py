@@ -383,7 +383,7 @@ def test_variables_that_would_merge_runs_are_ignored_and_named(base: tuple[str, 
     done = train(*base, f"output_dir={tmp_path}", env=agent)
     assert done.returncode == 0, done.stderr
     its_runs = [f"{run_dir(tmp_path).name}-{method}" for method in METHODS]
-    assert sorted(path.stem.removeprefix("run-") for path in tmp_path.glob("wandb/*/run-*.wandb")) == its_runs
+    assert sorted(path.stem.removeprefix("run-") for path in tmp_path.glob("wandb/offline-*/run-*.wandb")) == its_runs
     ignored = "W&B: WANDB_RUN_ID, WANDB_SWEEP_ID, WANDB_RESUME ignored: each run here is a W&B run of its own"
     assert done.stdout.count(ignored) == 1
 
