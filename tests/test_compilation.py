@@ -160,7 +160,7 @@ def test_no_memory_for_the_trial_may_be_enough_for_the_run(monkeypatch: pytest.M
         raise torch.OutOfMemoryError("full")
 
     monkeypatch.setattr(compilation, "predict", full)
-    monkeypatch.setattr(compilation, "_compiled", lambda function: function)
+    monkeypatch.setattr(compilation, "_compiled", lambda function, graphs=False: function)  # noqa: ARG005
     model, said = make_model(), []
     compilation.compile_run(model, make_batches(), make_evaluation_set(), said.append)
     assert not model.compiled
@@ -175,6 +175,7 @@ def test_no_memory_for_the_trial_may_be_enough_for_the_run(monkeypatch: pytest.M
         ("auto", "cpu", False, False),
         ("true", "cpu", True, True),
         ("false", "cuda", False, False),
+        ("graphs", "cuda", True, True),
     ],
 )
 def test_who_compiles(wanted: str, device: str, deterministic: bool, expected: bool) -> None:

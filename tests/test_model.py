@@ -249,6 +249,15 @@ def load(path: Path, settings: BackboneConfig = RESNET18) -> Classifier:
     return build(settings, load_backbone_weights(settings))
 
 
+def test_what_remains_unknown_is_named(resnet18_weights: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save({f"encoder_q.{name}": value for name, value in resnet18_weights.items()}, tmp_path / "moco.pth")
+    with pytest.raises(UserError, match=r"its first key is encoder_q\.conv1\.weight, expected conv1\.weight$"):
+        load(tmp_path / "moco.pth")
+    torch.save({"epoch": 3, "ema": resnet18_weights}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match=r"or as state_dict, .*; its keys are epoch, ema$"):
+        load(tmp_path / "other.pth")
+
+
 def assert_backbone(model: Classifier, weights: dict[str, Tensor]) -> None:
     loaded = model.backbone.state_dict()
     assert model.pretrained
@@ -261,6 +270,13 @@ def assert_backbone(model: Classifier, weights: dict[str, Tensor]) -> None:
     "form",
     [
         "plain",
+        "model: module.",
+        "model_state_dict: _orig_mod.module.",
+        "backbone.",
+        "model.backbone.",
+        "network.0.",
+        "state_dict: model: network.0.",
+        "one module compiled",
         "without classifier",
         "module.",
         "state_dict",
@@ -279,14 +295,21 @@ def test_forms_of_weights_files(resnet18_weights: dict[str, Tensor], tmp_path: P
         weights = {name: value for name, value in weights.items() if not name.endswith("num_batches_tracked")}
     if form == "bfloat16":
         weights = {n: v.bfloat16() if v.is_floating_point() else v for n, v in weights.items()}
-    if form == "module.":
-        weights = {f"module.{name}": value for name, value in weights.items()}
+    if form == "one module compiled":
+        weights = {name.replace("layer1.", "layer1._orig_mod."): value for name, value in weights.items()}
+    *parts, prefix = form.split(": ")
+    if prefix.endswith("."):
+        head = {"n_averaged": torch.tensor(3)} if "module." in prefix else {"network.1.weight": torch.ones(7, 512)}
+        weights = {f"{prefix}{name}": value for name, value in weights.items()} | head
     if form == "safetensors":
         save_file(weights, path)
     elif form == "state_dict":
         torch.save({"state_dict": weights, "epoch": 90, "best": 0.7}, path)
     else:
-        torch.save(weights, path, _use_new_zipfile_serialization=form != "old format")
+        saved: dict[str, object] = dict(weights)
+        for part in reversed(parts):
+            saved = {"epoch": 90, part: saved}
+        torch.save(saved, path, _use_new_zipfile_serialization=form != "old format")
     model = load(path)
     if form == "without counters":
         counters = {n: v for n, v in model.backbone.state_dict().items() if n.endswith("num_batches_tracked")}

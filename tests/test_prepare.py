@@ -24,8 +24,9 @@ from vld.config.errors import UserError
 from vld.config.settings import DatasetConfig, PrepareConfig
 from vld.data import catalog, unpack
 from vld.data.download import fetch
-from vld.data.folder import list_csv, list_dataset
+from vld.data.folder import DatasetFiles, DomainFiles, list_csv, list_dataset
 from vld.data.unpack import unpack as unpack_archive
+from vld.data.verify import check_content
 from vld.machine.terminal import Terminal
 
 CLASSES = ("bird", "car")
@@ -39,7 +40,7 @@ def server() -> Iterator[ArchiveServer]:
 
 def config(name: str, data_dir: Path, server: ArchiveServer, verify: str = "warn") -> PrepareConfig:
     preset = OmegaConf.load(REPOSITORY / f"conf/dataset/{name}.yaml")
-    dataset = DatasetConfig(name=name, folder=preset.folder, verify=verify, mirror=server.url)
+    dataset = DatasetConfig(name=name, folder=preset.folder, verify=verify, mirror=server.url, checksum="off")
     return PrepareConfig(dataset=dataset, data_dir=str(data_dir))
 
 
@@ -157,18 +158,6 @@ DATASETS: dict[str, tuple[str, Callable[[Path, WriteDataset], Arranged]]] = {
 }
 
 
-def known_list(name: str, archives: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the list of duplicates that is served be the one that is known."""
-    source = catalog.SOURCES[name]
-    changed = tuple(
-        dataclasses.replace(archive, sha256=hashlib.sha256(archives[archive.file]).hexdigest())
-        if archive.sha256
-        else archive
-        for archive in source.archives
-    )
-    monkeypatch.setitem(catalog.SOURCES, name, dataclasses.replace(source, archives=changed))  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("layout", DATASETS)
 def test_each_dataset_is_fetched_and_arranged(
     layout: str,
@@ -181,7 +170,6 @@ def test_each_dataset_is_fetched_and_arranged(
     name, make = DATASETS[layout]
     archives, expected = make(tmp_path, write_dataset)
     server.files |= archives
-    known_list(name, archives, monkeypatch)
     monkeypatch.setattr("vld.machine.disk.free_disk", lambda _: 10**12)  # what the whole of DomainNet takes
     data_dir = tmp_path / "data"
     files = prepare(config(name, data_dir, server), Terminal())
@@ -200,7 +188,10 @@ def test_too_little_disk_for_the_store_is_said_before_anything(
     server: ArchiveServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vld.machine.disk.free_disk", lambda _: 10**11)
-    with pytest.raises(UserError, match=r"data_dir: 203.6 GB are needed for the image store, 100.0 GB are free"):
+    with pytest.raises(
+        UserError,
+        match=r"data_dir: .* GB are needed for the archives, what they unpack to and the image store, 100.0 GB are free",
+    ):
         prepare(config("domain_net", tmp_path / "data", server), Terminal())
     assert server.asked == []
 
@@ -227,21 +218,75 @@ def test_known_counts_are_required(server: ArchiveServer, tmp_path: Path, write_
     assert "warning: dataset=pacs: " in warned.stdout
 
 
-def test_approximate_counts_only_warn(
-    tmp_path: Path, write_dataset: WriteDataset, server: ArchiveServer, capsys: pytest.CaptureFixture[str]
+def known_files(name: str, sizes: dict[str, dict[str, int]]) -> DatasetFiles:
+    classes = tuple(sorted(next(iter(sizes.values()))))
+    domains = []
+    for domain, counts in sorted(sizes.items()):
+        labels = tuple(i for i, label in enumerate(classes) for _ in range(counts[label]))
+        domains.append(DomainFiles(domain, (Path("x.png"),) * len(labels), labels))
+    return DatasetFiles(name, Path(name), classes, tuple(domains))
+
+
+@pytest.mark.parametrize(
+    "name, total",
+    [("pacs", 9991), ("vlcs", 10729), ("office_home", 15588), ("terra_incognita", 24788), ("domain_net", 586575)],
+)
+def test_counts_of_every_class_are_required(name: str, total: int) -> None:
+    known = {domain: dict(counts) for domain, counts in catalog.CONTENTS[name].by_class.items()}
+    assert sum(catalog.CONTENTS[name].domains.values()) == total
+    assert check_content(known_files(name, known), "strict") == []
+    domain, label = min(known), min(known[min(known)])
+    known[domain][label] -= 1
+    right = known[domain][label] + 1
+    with pytest.raises(UserError, match=f"{label} {right - 1} instead of {right}.*extraction probably stopped"):
+        check_content(known_files(name, known), "strict")
+
+
+def test_the_other_archive_of_vlcs(server: ArchiveServer, tmp_path: Path, write_dataset: WriteDataset) -> None:
+    root = write_dataset(
+        tmp_path / "source/VLCS", domains=("CALTECH", "LABELME", "PASCAL", "SUN"), classes=tuple("01234")
+    )
+    for domain in list(root.iterdir()):
+        for label in list(domain.iterdir()):
+            for number, image in enumerate(sorted(label.iterdir())):
+                part = "test" if number % 3 == 0 else "full"
+                place = domain / part / label.name / f"{part}_imgs_{number}{image.suffix}"
+                place.parent.mkdir(parents=True, exist_ok=True)
+                image.rename(place)
+            label.rmdir()
+    images = len(tree(root))
+    server.files["VLCS.tar.gz"] = tarred(tmp_path / "source")
+    files = prepare(config("vlcs", tmp_path / "data", server), Terminal())
+    assert files.domain_names == ("Caltech101", "LabelMe", "SUN09", "VOC2007")
+    assert files.classes == ("bird", "car", "chair", "dog", "person")
+    assert sum(files.sizes.values()) == images
+
+
+def test_mirrors_with_another_top_folder(server: ArchiveServer, tmp_path: Path, write_dataset: WriteDataset) -> None:
+    domains = ("art_painting", "cartoon", "photo", "sketch")
+    root = write_dataset(tmp_path / "source/a/PACS_copy", domains=domains)
+    (tmp_path / "source/__MACOSX/a/PACS_copy/photo").mkdir(parents=True)
+    server.files["PACS.zip"] = tarred(tmp_path / "source")
+    assert tree(prepare(config("pacs", tmp_path / "data", server), Terminal()).root) == tree(root)
+
+
+def test_duplicates_list_beside_a_mirror(
+    server: ArchiveServer,
+    tmp_path: Path,
+    write_dataset: WriteDataset,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Those that nobody counted first-hand."""
-    assert {name for name, content in catalog.CONTENTS.items() if content.approximate} == {
-        "office_home", "terra_incognita", "domain_net",
-    }  # fmt: skip
-    names = tuple(f"class{i:02d}" for i in range(65))
-    domains = ("Art", "Clipart", "Product", "Real World")
-    write_dataset(tmp_path / "office_home", domains=domains, classes=names, per_class=1, special=False)
-    prepare(config("office_home", tmp_path, server, verify="strict"), Terminal())
-    assert "counted first-hand" in " ".join(capsys.readouterr().out.split())
-    shutil.rmtree(tmp_path / "office_home/Art")
-    with pytest.raises(UserError, match="its domains are Clipart, Product, Real World instead of Art"):
-        prepare(config("office_home", tmp_path, server, verify="strict"), Terminal())
+    archives, expected = domain_net(tmp_path, write_dataset)
+    server.files |= archives
+    server.files["own.txt"] = server.files.pop("domain_net_duplicates.txt") + b"\nclipart/cat/absent.png"
+    first, *others = catalog.SOURCES["domain_net"].archives
+    first = dataclasses.replace(first, url=f"{server.url}/own.txt")
+    source = dataclasses.replace(catalog.SOURCES["domain_net"], archives=(first, *others))
+    monkeypatch.setitem(catalog.SOURCES, "domain_net", source)  # type: ignore[arg-type]
+    monkeypatch.setattr("vld.machine.disk.free_disk", lambda _: 10**12)
+    assert tree(prepare(config("domain_net", tmp_path / "data", server), Terminal()).root) == expected
+    assert "the first of them clipart/cat/absent.png" in capsys.readouterr().out
 
 
 # Downloads
@@ -350,9 +395,10 @@ def test_what_is_not_there_or_nobody_answers_is_named(server: ArchiveServer, tmp
 
 def test_a_wrong_list_is_refused(server: ArchiveServer, tmp_path: Path) -> None:
     server.files["list.txt"] = b"clipart/cat/000.png"
-    with pytest.raises(UserError, match="not the file that is known"):
+    with pytest.raises(UserError, match=r"expected 0{64}; it is kept as .*list.txt.wrong"):
         fetch(f"{server.url}/list.txt", tmp_path / "list.txt", "0" * 64, progress)
     assert not (tmp_path / "list.txt").exists()
+    assert (tmp_path / "list.txt.wrong").exists()
     right = hashlib.sha256(server.files["list.txt"]).hexdigest()
     fetch(f"{server.url}/list.txt", tmp_path / "list.txt", right, progress)
 
@@ -415,7 +461,7 @@ def test_an_archive_put_there_by_hand_is_used(server: ArchiveServer, archive: by
 
 
 def test_the_command_says_all_in_one_line(server: ArchiveServer, archive: bytes, tmp_path: Path) -> None:
-    options = (f"data_dir={tmp_path / 'data'}", f"dataset.mirror={server.url}")
+    options = (f"data_dir={tmp_path / 'data'}", f"dataset.mirror={server.url}", "dataset.checksum=off")
     refused = script("prepare.py", *options)
     assert refused.returncode == 2
     assert len(refused.stderr.splitlines()) == 1

@@ -37,6 +37,7 @@ from vld.config.settings import (
     option_names,
 )
 from vld.machine.signals import SIGNALS
+from vld.machine.streams import make_streams_usable, place_caches
 from vld.machine.waiting import spin_briefly
 from vld.study.compose import describe_error, typed_config
 from vld.study.jobs import BASIC_LAUNCHER, JOBLIB_LAUNCHER, outcomes_dir
@@ -101,7 +102,8 @@ def conf_dir() -> Path:
 
 
 def run_command(job: Callable[[DictConfig], None], config_name: str, schema: type = Config) -> None:
-    """Run `job` under Hydra; what the user must mend becomes a line on standard error and exit code 2."""
+    """Run `job` under Hydra; what the user has to fix becomes a line on standard error and exit code 2."""
+    make_streams_usable()
     for argument in sys.argv[1:]:
         if argument.lstrip("-").split("=")[0] in option_names(schema) and argument.startswith("-"):
             exit_with_user_error(
@@ -111,9 +113,8 @@ def run_command(job: Callable[[DictConfig], None], config_name: str, schema: typ
         exit_with_user_error("--cfg: shows the configuration of one job; leave -m and all values but one out")
     # argparse takes options in one block only; a user may well write -m at the end.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
-    # Compiled programs are for later jobs, whose /tmp may be another; torch would put them there as soon as it is imported.
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(caches / "vld" / "compiled"))
+    output_dir = next((word.partition("=")[2] for word in sys.argv[1:] if word.startswith("output_dir=")), "outputs")
+    place_caches(os.environ, Path(output_dir.strip("'\"")))
     spin_briefly(os.environ)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
     keep_text_of_presets()

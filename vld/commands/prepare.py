@@ -74,9 +74,12 @@ def _make(config: PrepareConfig, source: Source, root: Path, terminal: Terminal)
     dataset = config.dataset
     root.parent.mkdir(parents=True, exist_ok=True)
     images = sum(CONTENTS[dataset.name].domains.values())
-    check_disk(root.parent, images * 3 * (dataset.store_size**2 + config.image_size**2), "the image store")
-    staging = root.with_name(f".preparing-{dataset.name}")
     archives = root.parent / "archives" / dataset.name
+    to_fetch = sum(one.size for one in source.archives if not (archives / one.file).exists())
+    unpacked = int(sum(one.size for one in source.archives) * DISK_TO_UNPACK)
+    store = images * 3 * (dataset.store_size**2 + config.image_size**2)
+    check_disk(root.parent, to_fetch + unpacked + store, "the archives, what they unpack to and the image store")
+    staging = root.with_name(f".preparing-{dataset.name}")
     with workplace(staging, announce=terminal.say, another="is at it") as place:
         if root.is_dir():  # by the process that this one waited for
             return
@@ -89,13 +92,21 @@ def _arranged(dataset: DatasetConfig, source: Source, archives: Path, place: Wor
     """Make the folder `ready`. Each archive is unpacked before the next is fetched, so that each looks at the disk as it is."""
     for archive in source.archives:
         url = f"{dataset.mirror.rstrip('/')}/{archive.file}" if dataset.mirror else archive.url
+        is_list = archive.file.endswith(".txt")
         path, target = archives / archive.file, place.own / "unpacked" / archive.file
         if not path.exists():
             terminal.say(f"fetching {url}")
+        checksum = archive.checksum if dataset.checksum == "strict" else None
         with terminal.counting(archive.file, in_bytes=True) as progress:
-            fetch(url, path, archive.sha256, progress)
+            try:
+                fetch(url, path, checksum, progress)
+            except UserError:
+                if not is_list or url == archive.url:
+                    raise
+                terminal.say(f"fetching {archive.url}, which the mirror lacks")
+                fetch(archive.url, path, checksum, progress)
         place.held.check()
-        if archive.sha256:  # a list, no archive
+        if is_list:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
             continue
@@ -104,7 +115,8 @@ def _arranged(dataset: DatasetConfig, source: Source, archives: Path, place: Wor
             unpack(path, target, progress)
         place.held.check()
     try:
-        source.arrange(place.own / "unpacked", place.own / "ready")
+        if warning := source.arrange(place.own / "unpacked", place.own / "ready"):
+            terminal.warn(warning)
         found = list_dataset(dataset.name, place.own / "ready")
         check_content(replace(found, root=archives), dataset.verify, mend="delete them and run this again")
     except UserError as error:

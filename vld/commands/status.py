@@ -25,7 +25,7 @@ def show_status(
     as_json: bool,
     terminal: Terminal,
 ) -> bool:
-    """Show how far the runs are; with `watch` again and again until all are finished. True when they are."""
+    """Show how far the runs are; with `watch` again and again until all are finished or nobody reads. True when they are."""
     while True:
         progress = progress_of(runs)
         others = {study: progress_of(its_runs) for study, its_runs in shared.items()}
@@ -36,7 +36,7 @@ def show_status(
             if watch:
                 terminal.clear()
             show(progress, others, name, terminal)
-        if complete or not watch:
+        if complete or not watch or terminal.gone:
             return complete
         time.sleep(SECONDS_BETWEEN_LOOKS)
 

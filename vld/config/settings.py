@@ -46,6 +46,9 @@ class DatasetConfig:
         must.whole(1),
     )
     verify: str = choice("strict|warn", "known dataset with wrong counts: strict refuses, warn uses it", identity=NEVER)
+    checksum: str = choice(
+        "strict|off", "published check sums of archives: strict refuses others, off takes them", identity=NEVER
+    )
     mirror: str | None = option(
         None, "a URL to fetch archives from instead of the official sources", must.URL, identity=NEVER
     )
@@ -221,7 +224,9 @@ class Config:
         "auto|fp32|bf16", "fp32 or bf16 (but head, sums, averages); auto: bf16 on a GPU", identity=NEVER
     )  # the precision that auto stands for is part of the identity
     compile: str = choice(
-        "auto|true|false", "compile network and augmentation; auto: on a GPU, unless deterministic", identity=NEVER
+        "auto|true|false|graphs",
+        "compile network and augmentation; auto: on a GPU, unless deterministic; graphs: true, the network as CUDA graphs",
+        identity=NEVER,
     )
     deterministic: bool = option(False, "the same numbers again on a GPU, too (slower)", identity=NEVER)
     dry_run: bool = option(

@@ -4,32 +4,49 @@ Each function takes `unpacked`, which has a folder for each archive (named after
 are moved, not copied: the unpacked folder is thrown away afterwards. Each raises `UserError` where something is missing.
 """
 
+import filecmp
 import json
 import shutil
 from collections import defaultdict
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from vld.config.errors import UserError
 
+PACS_DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
+VLCS_DOMAINS = {"CALTECH": "Caltech101", "LABELME": "LabelMe", "PASCAL": "VOC2007", "SUN": "SUN09"}
+VLCS_CLASSES = ("bird", "car", "chair", "dog", "person")
 TERRA_LOCATIONS = ("38", "46", "100", "43")
 TERRA_CATEGORIES = (*("bird", "bobcat", "cat", "coyote", "dog", "empty", "opossum", "rabbit", "raccoon", "squirrel"),)
 
 
 def arrange_pacs(unpacked: Path, ready: Path) -> None:
-    _only_folder(unpacked / "PACS.zip", "kfold").rename(ready)
+    _folder(unpacked / "PACS.zip", "kfold", PACS_DOMAINS).rename(ready)
 
 
 def arrange_office_home(unpacked: Path, ready: Path) -> None:
-    _only_folder(unpacked / "office_home.zip", "OfficeHomeDataset_10072016").rename(ready)
+    _folder(unpacked / "office_home.zip", "OfficeHomeDataset_10072016", ("Art", "Clipart", "Product")).rename(ready)
+    for name in ("Real_World", "RealWorld"):
+        if (ready / name).is_dir():
+            (ready / name).rename(ready / "Real World")
 
 
 def arrange_vlcs(unpacked: Path, ready: Path) -> None:
-    """Some copies nest the images in `<domain>/full/<class>`, beside the same images split in other ways."""
-    root = _only_folder(unpacked / "VLCS.tar.gz", "VLCS")
-    ready.mkdir()
+    """DomainBed's archive, or the one with `<domain>/<part>/<class>`, whose part `full` lacks the images of `test`."""
+    root = _folder(unpacked / "VLCS.tar.gz", "VLCS", tuple(VLCS_DOMAINS))
     for domain in sorted(path for path in root.iterdir() if path.is_dir()):
-        full = domain / "full"
-        (full if full.is_dir() else domain).rename(ready / domain.name)
+        target = ready / VLCS_DOMAINS.get(domain.name, domain.name)
+        parts = ("full", "test") if (domain / "full").is_dir() else ("train", "crossval", "test")
+        nested = [domain / part for part in parts if (domain / part).is_dir()]
+        for part in nested or [domain]:
+            for path in sorted(path for path in part.rglob("*") if path.is_file()):
+                label, *rest = path.relative_to(part).parts
+                place = target / (VLCS_CLASSES[int(label)] if label in "01234" else label) / "_".join(rest)
+                if place.exists():
+                    if filecmp.cmp(path, place, shallow=False):  # some copies have `test` in `full` as well
+                        continue
+                    place = place.with_name(f"{part.name}_{place.name}")
+                place.parent.mkdir(parents=True, exist_ok=True)
+                path.rename(place)
 
 
 def arrange_terra_incognita(unpacked: Path, ready: Path) -> None:
@@ -69,28 +86,37 @@ def arrange_terra_incognita(unpacked: Path, ready: Path) -> None:
             shutil.copyfile(first, other)
 
 
-def arrange_domain_net(unpacked: Path, ready: Path) -> None:
-    """The six archives beside each other, without the images that are in several domains."""
+def arrange_domain_net(unpacked: Path, ready: Path) -> str | None:
+    """The six archives beside each other, without the images that are in several domains; names listed ones that are absent."""
     ready.mkdir()
     for archive in sorted(unpacked.glob("*.zip")):
-        domain = archive.stem
-        _only_folder(archive, domain).rename(ready / domain)
+        _folder(archive, archive.stem).rename(ready / archive.stem)
     absent = []
-    for line in (unpacked / "domain_net_duplicates.txt").read_text(encoding="utf-8").splitlines():
-        if line.strip():
-            try:
-                (ready / line.strip()).unlink()
-            except OSError:
-                absent.append(line.strip())
+    for line in (unpacked / "domain_net_duplicates.txt").read_text(encoding="utf-8").split("\n"):
+        if not (name := line.strip()):
+            continue
+        if ".." in PurePosixPath(name).parts or name.startswith("/"):
+            raise UserError(f"domain_net_duplicates.txt: {name} is no image of DomainNet; do not trust this list")
+        try:
+            (ready / name).unlink()
+        except (FileNotFoundError, NotADirectoryError):
+            absent.append(name)
     if absent:
-        raise UserError(
-            f"domain_net_duplicates.txt: {len(absent)} of the images it lists are not there, the first of them {absent[0]}"
+        return (
+            f"domain_net_duplicates.txt: {len(absent)} of the images it lists are absent, the first of them {absent[0]}"
         )
+    return None
 
 
-def _only_folder(unpacked: Path, name: str) -> Path:
-    folder = unpacked / name
-    if not folder.is_dir():
-        found = ", ".join(sorted(path.name for path in unpacked.iterdir())[:5]) or "nothing"
-        raise UserError(f"{unpacked.name}: no folder {name} in it but {found}; it is another archive")
-    return folder
+def _folder(unpacked: Path, name: str, domains: tuple[str, ...] = ()) -> Path:
+    """The folder of that name, at the top or below; else the one that holds folders of these names."""
+    folders = [path for path in (unpacked, *unpacked.rglob("*")) if path.is_dir() and "__MACOSX" not in path.parts]
+    folders.sort(key=lambda path: len(path.parts))
+    for folder in folders:
+        if folder.name == name and folder != unpacked:
+            return folder
+    for folder in folders:
+        if domains and all((folder / domain).is_dir() for domain in domains):
+            return folder
+    found = ", ".join(sorted(path.name for path in unpacked.iterdir())[:5]) or "nothing"
+    raise UserError(f"{unpacked.name}: no folder {name} in it but {found}; it is another archive")

@@ -249,10 +249,6 @@ def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
     sector += 6 * shift.squeeze(-3)
     sector -= (sector / 6).floor_().mul_(6)  # in [0, 6), red at 0, green at 2, blue at 4
     # A channel lies below `value` by chroma times its distance from where it is largest, in sectors, less 1, within [0, 1].
-    turned = torch.empty_like(images)
-    below = (sector - 3).abs_().neg_().add_(2).clamp_(0, 1)
-    turned.select(-3, 0).copy_(torch.addcmul(value, below, chroma, value=-1))
-    for channel, opposite in ((1, 5), (2, 1)):
-        below = (sector - opposite).abs_().sub_(3).abs_().sub_(1).clamp_(0, 1)
-        turned.select(-3, channel).copy_(torch.addcmul(value, below, chroma, value=-1))
-    return turned
+    below = [(sector - 3).abs_().neg_().add_(2).clamp_(0, 1)]
+    below += [(sector - opposite).abs_().sub_(3).abs_().sub_(1).clamp_(0, 1) for opposite in (5, 1)]
+    return torch.stack([torch.addcmul(value, its, chroma, value=-1) for its in below], -3)

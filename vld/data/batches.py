@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vld.data.augment import AugmentParameters, augment_each, augment_together, draw_parameters
 from vld.data.images import DomainImages
-from vld.data.prefetch import Ahead, Courier, Sent
+from vld.data.prefetch import Ahead, Courier, Sent, copied
 from vld.machine.seeds import BATCHES, numpy_generator
 
 STEPS_AHEAD = 3
@@ -25,9 +25,9 @@ class TrainingBatches:
     """The batches of a run, a pure function of (seed, step): any step's batch can be drawn without the ones before it.
 
     domains: the training domains, with all their images; in_indices: for each, which of them training may draw. With
-    `resident`, their pixels are copied to the device once, where batches are gathered; else they are gathered from the memory
-    map and copied, `ahead` steps before they are needed, as is all else that a batch is made from. On a CPU they are always
-    there: images are cropped straight from the memory map, by as many threads as torch has.
+    `resident`, the pixels of these are copied to the device once, where batches are gathered; else they are gathered from the
+    memory map and copied, `ahead` steps before they are needed, as is all else that a batch is made from. On a CPU they are
+    always there: images are cropped straight from the memory map, by as many threads as torch has.
     """
 
     def __init__(
@@ -49,7 +49,12 @@ class TrainingBatches:
         self.augment: Callable[..., Tensor] = augment_together
         """On a GPU."""
         self.resident = resident or device.type == "cpu"
-        self._pixels = [domain.pixels.to(device) if resident else domain.pixels for domain in domains]
+        # In the device's memory lies only what is drawn, each domain's *in* part.
+        self._pixels = [
+            copied(domain.pixels, torch.from_numpy(indices), device) if resident else domain.pixels
+            for domain, indices in zip(domains, self.in_indices, strict=True)
+        ]
+        self._holds_what_is_drawn = resident
         self._threads: ThreadPoolExecutor | None = None
         self._courier = Courier(device)
         self._drawn = Ahead(self._draw, (0 if device.type == "cpu" else STEPS_AHEAD) if ahead is None else ahead)
@@ -99,14 +104,13 @@ class TrainingBatches:
     def _draw(self, step: int) -> Sent:
         """Everything that a batch is made from, on its way to the device."""
         random = numpy_generator(self.seed, BATCHES, step)
-        rows = [
-            torch.from_numpy(indices[random.integers(len(indices), size=self.images_per_domain)])
-            for indices in self.in_indices
-        ]
+        places = [random.integers(len(indices), size=self.images_per_domain) for indices in self.in_indices]
+        rows = [torch.from_numpy(indices[its]) for indices, its in zip(self.in_indices, places, strict=True)]
         parts = list(zip(self.domains, rows, strict=True))
         original_sizes = torch.cat([domain.original_sizes[index] for domain, index in parts])
         stored_sizes = torch.cat([domain.stored_sizes[index] for domain, index in parts])
         labels = torch.cat([domain.labels[index] for domain, index in parts])
-        pixels = torch.cat(rows) if self.resident else self._courier.gather(self._pixels, rows)
+        held = [torch.from_numpy(its) for its in places] if self._holds_what_is_drawn else rows
+        pixels = torch.cat(held) if self.resident else self._courier.gather(self._pixels, rows)
         parameters = draw_parameters(original_sizes.numpy(), random)
         return self._courier.send((pixels, labels, stored_sizes, original_sizes, *parameters.tensors))

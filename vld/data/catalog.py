@@ -1,7 +1,8 @@
 """What is known of the five DomainBed datasets: where they come from, how they are arranged, and what is in them."""
 
+import csv
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from vld.data.arrange import (
@@ -15,42 +16,39 @@ from vld.data.arrange import (
 
 @dataclass(frozen=True)
 class Archive:
-    """A file to fetch. url: its official source; sha256: where it is known."""
+    """A file to fetch. url: its official source; checksum: the published sha256 or md5; size: bytes, 0 where unknown."""
 
     file: str
     url: str
-    sha256: str | None = None
+    checksum: str | None = None
+    size: int = 0
 
 
 @dataclass(frozen=True)
 class Source:
     """A dataset's official archives, and how what is unpacked from them becomes `<domain>/<class>/<images>`.
 
-    arrange(unpacked, ready): `unpacked` has a folder for each archive, named after it.
+    arrange(unpacked, ready): `unpacked` has a folder for each archive, named after it; returns a warning, if any.
     """
 
     archives: tuple[Archive, ...]
-    arrange: Callable[[Path, Path], None]
+    arrange: Callable[[Path, Path], str | None]
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a dataset must hold: images per domain, or per domain and class where that was counted.
-
-    approximate: the counts are quoted widely but were not counted first-hand; others are warned of, not refused.
-    """
+    """What a dataset must hold: images per domain, number of classes, images per domain and class."""
 
     domains: Mapping[str, int]
     classes: int
-    by_class: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    approximate: bool = False
+    by_class: Mapping[str, Mapping[str, int]]
 
 
 def _drive(file_id: str) -> str:
     return f"https://drive.google.com/uc?id={file_id}"
 
 
-_VISDA = "http://csr.bu.edu/ftp/visda/2019/multi-source"
+_VISDA = "https://csr.bu.edu/ftp/visda/2019/multi-source"
 _LILA = "https://storage.googleapis.com/public-datasets-lila/caltechcameratraps"
 _DUPLICATES = (
     "https://raw.githubusercontent.com/facebookresearch/DomainBed/b93c22a1cfc3b2428398272c1a116c8de1f4139e"
@@ -58,15 +56,32 @@ _DUPLICATES = (
 )
 
 SOURCES: Mapping[str, Source] = {
-    "pacs": Source((Archive("PACS.zip", _drive("1JFr8f805nMUelQWWmfnJR3y4_SYoN5Pd")),), arrange_pacs),
-    "vlcs": Source((Archive("VLCS.tar.gz", _drive("1skwblH1_okBwxWxmRsp9_qi15hyPpxg8")),), arrange_vlcs),
+    "pacs": Source(
+        (Archive("PACS.zip", _drive("1JFr8f805nMUelQWWmfnJR3y4_SYoN5Pd"), "fd5db817f7cdafeef3bfd525aaf9b42e"),),
+        arrange_pacs,
+    ),
+    "vlcs": Source(
+        (Archive("VLCS.tar.gz", _drive("1skwblH1_okBwxWxmRsp9_qi15hyPpxg8"), "8870171eba660927d9668f4e515928e4"),),
+        arrange_vlcs,
+    ),
     "office_home": Source(
-        (Archive("office_home.zip", _drive("1uY0pj7oFsjMxRwaD3Sxy0jgel0fsYXLC")),), arrange_office_home
+        (Archive("office_home.zip", _drive("1uY0pj7oFsjMxRwaD3Sxy0jgel0fsYXLC"), "b1c14819770c4448fd5b6d931031c91c"),),
+        arrange_office_home,
     ),
     "terra_incognita": Source(
         (
-            Archive("eccv_18_annotations.tar.gz", f"{_LILA}/eccv_18_annotations.tar.gz"),
-            Archive("eccv_18_all_images_sm.tar.gz", f"{_LILA}/eccv_18_all_images_sm.tar.gz"),
+            Archive(
+                "eccv_18_annotations.tar.gz",
+                f"{_LILA}/eccv_18_annotations.tar.gz",
+                "e31d0162d411fb031ba4741758a54fa15cc7257df6f344581f5fda612b2cc974",
+                2997071,
+            ),
+            Archive(
+                "eccv_18_all_images_sm.tar.gz",
+                f"{_LILA}/eccv_18_all_images_sm.tar.gz",
+                "50d0e46d4f42c4891d99a13cda80b6c062d3586d79296edc9d1406a5e7cc4b20",
+                6492615601,
+            ),
         ),
         arrange_terra_incognita,
     ),
@@ -77,46 +92,54 @@ SOURCES: Mapping[str, Source] = {
                 _DUPLICATES,
                 "a52b4ab70203f4f3df381077694dba3e33ff44c26407e1c5faca76919c702770",
             ),
-            Archive("clipart.zip", f"{_VISDA}/groundtruth/clipart.zip"),
-            Archive("infograph.zip", f"{_VISDA}/infograph.zip"),
-            Archive("painting.zip", f"{_VISDA}/groundtruth/painting.zip"),
-            Archive("quickdraw.zip", f"{_VISDA}/quickdraw.zip"),
-            Archive("real.zip", f"{_VISDA}/real.zip"),
-            Archive("sketch.zip", f"{_VISDA}/sketch.zip"),
+            Archive(
+                "clipart.zip",
+                f"{_VISDA}/groundtruth/clipart.zip",
+                "f8f248a3e8bbc9868c523ae24e6601b4c2ad102afc60c0efeb4f3255df22354d",
+                1270909081,
+            ),
+            Archive(
+                "infograph.zip",
+                f"{_VISDA}/infograph.zip",
+                "891e14f476317e97b6f06d6498c11d0a5b8d0c8b57210765ed9beb072da611fa",
+                4338659804,
+            ),
+            Archive(
+                "painting.zip",
+                f"{_VISDA}/groundtruth/painting.zip",
+                "fa47e6d405503ea0286cabd767f176bd30e988b63ddd7b9db16cf030c9770015",
+                3679366174,
+            ),
+            Archive(
+                "quickdraw.zip",
+                f"{_VISDA}/quickdraw.zip",
+                "9f37df2a8c3733703dbb35ad9964202a65f675ca30137756457537536b485d84",
+                459920701,
+            ),
+            Archive(
+                "real.zip",
+                f"{_VISDA}/real.zip",
+                "d7fe010b430c5b510f85d657d38c4a1924822695fabea4fef57bd00dba251d63",
+                6062039589,
+            ),
+            Archive(
+                "sketch.zip",
+                f"{_VISDA}/sketch.zip",
+                "23a7dbae7016b343e934399beaa8a68728fb5e570ebe2c71df9b75cf91c499fc",
+                2633992926,
+            ),
         ),
         arrange_domain_net,
     ),
 }
 
-_PACS_CLASSES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
-_PACS = {
-    "art_painting": (379, 255, 285, 184, 201, 295, 449),
-    "cartoon": (389, 457, 346, 135, 324, 288, 405),
-    "photo": (189, 202, 182, 186, 199, 280, 432),
-    "sketch": (772, 740, 753, 608, 816, 80, 160),
-}
 
-CONTENTS: Mapping[str, Content] = {
-    "pacs": Content(
-        {domain: sum(counts) for domain, counts in _PACS.items()},
-        len(_PACS_CLASSES),
-        {domain: dict(zip(_PACS_CLASSES, counts, strict=True)) for domain, counts in _PACS.items()},
-    ),
-    "vlcs": Content({"Caltech101": 1415, "LabelMe": 2656, "SUN09": 3282, "VOC2007": 3376}, 5),
-    "office_home": Content({"Art": 2427, "Clipart": 4365, "Product": 4439, "Real World": 4357}, 65, approximate=True),
-    "terra_incognita": Content(
-        {"location_100": 4741, "location_38": 9736, "location_43": 3970, "location_46": 5883}, 10, approximate=True
-    ),
-    "domain_net": Content(
-        {
-            "clipart": 48129,
-            "infograph": 51605,
-            "painting": 72266,
-            "quickdraw": 172500,
-            "real": 172947,
-            "sketch": 69128,
-        },
-        345,
-        approximate=True,
-    ),
-}
+def _content(dataset: str) -> Content:
+    """From counts/<dataset>.csv: a row per class, a column per domain."""
+    with (Path(__file__).parent / "counts" / f"{dataset}.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    by_class = {domain: {row["class"]: int(row[domain]) for row in rows} for domain in rows[0] if domain != "class"}
+    return Content({domain: sum(counts.values()) for domain, counts in by_class.items()}, len(rows), by_class)
+
+
+CONTENTS: Mapping[str, Content] = {dataset: _content(dataset) for dataset in SOURCES}

@@ -22,13 +22,13 @@ TIMEOUT_SECONDS = 60.0
 DISK_TO_UNPACK = 1.2
 
 
-def fetch(url: str, target: Path, sha256: str | None, progress: Progress, retries: int = RETRIES) -> None:
+def fetch(url: str, target: Path, checksum: str | None, progress: Progress, retries: int = RETRIES) -> None:
     """Make `target` from `url`, unless it is there; progress(bytes, bytes in all). What has come of it stays for the next time.
 
     Google Drive's confirmation page is answered, its quota page recognised. Raises `UserError` that says how to go on by hand.
     """
     if target.exists():
-        _check(target, sha256, url, target)
+        _check(target, checksum, url, target)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
 
@@ -42,7 +42,10 @@ def fetch(url: str, target: Path, sha256: str | None, progress: Progress, retrie
             checked = True
         progress(done, total or 0)
 
-    by_hand = f"try again, or fetch it with a browser, put it at {target} and run this again"
+    by_hand = (
+        f"try again, or fetch it with a browser, put it at {target} and run this again;"
+        f" or set dataset.mirror to the address of a folder that has {target.name}"
+    )
     arriving = target.with_name(f"{target.name}.arriving")
     arriving.mkdir(exist_ok=True)
     whole = arriving / target.name
@@ -56,9 +59,9 @@ def fetch(url: str, target: Path, sha256: str | None, progress: Progress, retrie
     except (requests.RequestException, ValueError) as error:
         raise UserError(f"{url}: cannot be fetched ({_line(error)}); {by_hand}") from error
     try:
-        _check(whole, sha256, url, target)
+        _check(whole, checksum, url, target)
     except UserError:
-        whole.unlink()
+        whole.unlink(missing_ok=True)
         raise
     whole.rename(target)
     shutil.rmtree(arriving)
@@ -111,23 +114,26 @@ def _is_busy(error: Exception) -> bool:
     return response is not None and response.status_code in (429, 500, 502, 503, 504)
 
 
-def _check(path: Path, sha256: str | None, url: str, target: Path) -> None:
+def _check(path: Path, checksum: str | None, url: str, target: Path) -> None:
     """Raises `UserError` where `path`, which is or becomes `target`, is not what it should be."""
-    if sha256 is not None:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != sha256:
-            raise UserError(
-                f"{target}: not the file that is known (sha256 {found[:12]} instead of {sha256[:12]}), from {url}; put the"
-                " right one there and run this again"
-            )
-    elif not is_archive(path):
+    if target.suffix != ".txt" and not is_archive(path):
         with path.open("rb") as file:
             start = file.read(512).lstrip().lower()
         what = "a web page" if start.startswith((b"<!doctype html", b"<html")) else "no zip or tar file"
         raise UserError(
             f"{target}: {what} instead of an archive, from {url}; fetch it with a browser, put it there and run this again"
         )
+    if checksum is not None:
+        kind = "md5" if len(checksum) == 32 else "sha256"
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, kind).hexdigest()
+        if found != checksum:
+            kept = target.with_name(f"{target.name}.wrong")
+            path.replace(kept)
+            raise UserError(
+                f"{target}: not the known file, from {url}: its {kind} is {found}, expected {checksum}; it is kept as {kept}."
+                f" Put the right one at {target}, or rename this one back and set dataset.checksum=off, and run this again"
+            )
 
 
 def _line(error: Exception) -> str:

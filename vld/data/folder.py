@@ -6,6 +6,7 @@ Images are in ImageFolder's order: by class, then by path.
 import csv
 import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,16 @@ from vld.config.settings import DatasetConfig
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Those of torchvision's ImageFolder."""
+SYSTEM_NAMES = (
+    "__MACOSX",
+    "Thumbs.db",
+    "desktop.ini",
+    "@eaDir",
+    "lost+found",
+    "$RECYCLE.BIN",
+    "System Volume Information",
+)
+"""What operating systems leave in folders."""
 # With fewer images the 20 % held-out part of a domain would be empty.
 FEWEST_IMAGES = 5
 
@@ -69,7 +80,14 @@ def list_csv(name: str, path: Path) -> DatasetFiles:
         if lacking := [column for column in columns if not row.get(column)]:
             raise UserError(f"{where}: line {number} has no {lacking[0]}; its columns must be {', '.join(columns)}")
     listed: dict[str, dict[str, list[Path]]] = {}
-    for row in rows:
+    seen: dict[str, tuple[int, str]] = {}
+    for number, row in enumerate(rows, 2):
+        first, domain = seen.setdefault(os.path.normpath(row["path"]), (number, row["domain"]))
+        if domain != row["domain"]:
+            raise UserError(
+                f"{where}: lines {first} and {number} list {row['path']} under two domains, {domain} and {row['domain']};"
+                " an image must be in one, or what is left out is trained on"
+            )
         listed.setdefault(row["domain"], {}).setdefault(row["class"], []).append(path.parent / row["path"])
     if len(listed) < 2:
         raise UserError(f"{where}: lists {len(listed)} domain(s); at least 2 are needed to leave one out")
@@ -100,12 +118,14 @@ def list_dataset(name: str, root: Path) -> DatasetFiles:
     if not root.is_dir():
         raise missing_dataset(name, root)
     names = subfolders(root)
+    _check_readable(name, names)
     if len(names) < 2:
         raise UserError(
             f"dataset={name}: {root} has {len(names)} domain folder(s); at least 2 are needed to leave one out"
         )
     class_lists = {domain: subfolders(root / domain) for domain in names}
     for domain, found in class_lists.items():
+        _check_readable(name, found)
         if not found:
             raise UserError(f"dataset={name}: domain {domain} has no class folders in {root / domain}")
     _check_equal_classes(name, class_lists)
@@ -126,7 +146,24 @@ def missing_dataset(name: str, root: Path) -> UserError:
 
 def subfolders(folder: Path) -> list[str]:
     """Names, sorted; hidden ones are not counted."""
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name))
+
+
+def is_hidden(name: str) -> bool:
+    """Is it a file or folder that people do not see, or that an operating system leaves? A Mac leaves some beside every image."""
+    return name.startswith(".") or name in SYSTEM_NAMES
+
+
+def readable(path: Path | str) -> str:
+    """A path for a message: bytes that are not UTF-8 are written as \\xe9."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _check_readable(name: str, folders: list[str]) -> None:
+    """Domains and classes are written into results and tables."""
+    for folder in folders:
+        if folder != readable(folder):
+            raise UserError(f"dataset={name}: the name of the folder {readable(folder)} is not UTF-8; rename it")
 
 
 def _check_equal_classes(name: str, class_lists: dict[str, list[str]]) -> None:
@@ -147,8 +184,9 @@ def _check_tree(name: str, folder: Path) -> None:
         raise UserError(f"dataset={name}: {error.filename} cannot be read ({error.strerror})") from error
 
     for class_folder in folder.iterdir():
-        if class_folder.is_dir():
+        if class_folder.is_dir() and not is_hidden(class_folder.name):
             for parent, folders, _ in os.walk(class_folder, onerror=unreadable):
+                folders[:] = [child for child in folders if not is_hidden(child)]
                 for link in (Path(parent, child) for child in folders if Path(parent, child).is_symlink()):
                     raise UserError(
                         f"dataset={name}: {link} is a link to a folder; images below a class must be its own"
@@ -160,7 +198,7 @@ def _list_domain(name: str, folder: Path, classes: list[str]) -> DomainFiles:
     samples = [
         (os.path.join(parent, name), target)  # noqa: PTH118  (of hundreds of thousands)
         for target, label in enumerate(classes)
-        for parent, _, names in sorted(os.walk(folder / label))
+        for parent, names in sorted(_walk(folder / label))
         for name in sorted(names)
         if _is_image(name)
     ]
@@ -174,9 +212,15 @@ def _list_domain(name: str, folder: Path, classes: list[str]) -> DomainFiles:
     return DomainFiles(folder.name, tuple(Path(path) for path, _ in samples), tuple(target for _, target in samples))
 
 
+def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Folders below, without the hidden ones, and the names of their files."""
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [child for child in folders if not is_hidden(child)]
+        yield parent, names
+
+
 def _is_image(name: str) -> bool:
-    """Hidden files are not: a Mac leaves some beside every image."""
-    return not name.startswith(".") and name.lower().endswith(IMAGE_ENDINGS)
+    return not is_hidden(name) and name.lower().endswith(IMAGE_ENDINGS)
 
 
 def _check_enough(name: str, domain: str, images: int) -> None:

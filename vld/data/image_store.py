@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import shutil
+import stat
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from vld.config.errors import UserError
-from vld.data.folder import DatasetFiles
+from vld.data.folder import DatasetFiles, readable
 from vld.data.images import (
     Dataset,
     DomainImages,
@@ -39,7 +40,7 @@ T = TypeVar("T")
 Progress = Callable[[int, int], None]
 """Called with (images done, images in all)."""
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the content of stores changes."""
 DECODED_AT_ONCE = 256
 ABOUT = "about.json"
@@ -85,15 +86,24 @@ def open_dataset(
 def source_key(files: DatasetFiles) -> str:
     """Changes with the images' files, their order or their classes; not with where they are."""
     digest = hashlib.sha256(repr((VERSION, files.classes)).encode())
+    seen: dict[tuple[int, int], tuple[str, Path]] = {}
     for domain in files.domains:
         digest.update(repr((domain.name, domain.labels)).encode())
         try:
             for path in domain.files:
                 status = path.stat()
-                digest.update(f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+                if not stat.S_ISREG(status.st_mode):
+                    raise UserError(f"unreadable image {readable(path)}: it is not a regular file; remove it")
+                other, first = seen.setdefault((status.st_dev, status.st_ino), (domain.name, path))
+                if other != domain.name and first.resolve() == path.resolve():
+                    raise UserError(
+                        f"dataset={files.name}: {readable(first)} and {readable(path)} are one file in two domains, {other} and"
+                        f" {domain.name}; an image must be in one, or what is left out is trained on"
+                    )
+                digest.update(os.fsencode(path.name) + f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
         except OSError as error:
             raise UserError(
-                f"unreadable image {error.filename}: {error.strerror}; replace the file or remove it"
+                f"unreadable image {readable(error.filename)}: {error.strerror}; replace the file or remove it"
             ) from error
     return digest.hexdigest()[:12]
 
@@ -257,7 +267,9 @@ def _every_image(files: DatasetFiles, function: Callable[[int, int, Path], T], p
         try:
             return function(domain, number, path)
         except Exception as error:  # damaged files make PIL raise nearly anything
-            return UserError(f"unreadable image {path}: {' '.join(str(error).split()) or type(error).__name__}")
+            return UserError(
+                f"unreadable image {readable(path)}: {' '.join(str(error).split()) or type(error).__name__}"
+            )
 
     total = sum(len(domain.files) for domain in files.domains)
     results: list[T | UserError] = []

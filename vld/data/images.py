@@ -50,8 +50,24 @@ def size_of(path: Path) -> tuple[int, int]:
 
 
 def read_image(path: Path) -> Image.Image:
+    """In RGB of 8 bits. Raises `ValueError` for values outside the range that an image of its kind has."""
     with Image.open(path) as image:
-        return image.convert("RGB")
+        return _scaled(image).convert("RGB") if image.mode[0] in "IF" else image.convert("RGB")
+
+
+def _scaled(image: Image.Image) -> Image.Image:
+    """An image of one channel with more than 8 bits, scaled by its type's range (floats: 0 to 1), which Pillow would clip."""
+    values = np.asarray(image).astype(np.float64)
+    tags = getattr(image, "tag_v2", {})  # of a TIFF: bits, and 2 where they are signed
+    bits, signed = tags.get(258, (16,))[0], tags.get(339, (1,))[0] == 2
+    if image.mode == "F":
+        most = 1
+    else:
+        most = 2 ** (bits - signed) - 1
+        values = values if signed else values % 2**bits  # Pillow has unsigned 32 bits as signed ones
+    if not ((values >= 0) & (values <= most)).all():
+        raise ValueError(f"has values from {values.min():g} to {values.max():g}; they must be from 0 to {most}")
+    return Image.fromarray(np.round(values * (255 / most)).astype(np.uint8))
 
 
 def stored_pixels(image: Image.Image, store_size: int) -> NDArray[np.uint8]:

@@ -1,14 +1,20 @@
 """What the device must not wait for is made ahead of its need by a thread, and copied there in the background."""
 
+import ctypes
+import mmap
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 T = TypeVar("T")
+
+COPIED_AT_ONCE = 512
+"""Rows."""
 
 
 class Ahead(Generic[T]):
@@ -55,6 +61,36 @@ class Sent:
         return self.tensors
 
 
+def copied(source: Tensor, rows: Tensor, device: torch.device) -> Tensor:
+    """These rows of a memory map, on the device; never all of them in the host's own memory."""
+    there = torch.empty((len(rows), *source.shape[1:]), dtype=source.dtype, device=device)
+    for part, chosen in zip(torch.split(there, COPIED_AT_ONCE), torch.split(rows, COPIED_AT_ONCE), strict=True):
+        read_ahead(source, chosen)
+        part.copy_(source[chosen])
+    return there
+
+
+def read_ahead(source: Tensor, rows: Tensor) -> None:
+    """Have the kernel read these rows of a memory map from the disk, all at once rather than page by page as they are touched."""
+    size = source.stride(0) * source.element_size()
+    for row in rows.tolist():
+        start = source.data_ptr() + row * size
+        below = start % mmap.PAGESIZE
+        _madvise(start - below, size + below, mmap.MADV_WILLNEED)  # advice: where it is not taken, nothing is lost
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None)
+    libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    return libc
+
+
+def _madvise(start: int, size: int, advice: int) -> int:
+    """What the C function gives: 0, or -1 where the advice was not taken."""
+    return int(_libc().madvise(start, size, advice))
+
+
 class Courier:
     """Copies tensors to a device, beside what that computes. On a CPU they stay where they are."""
 
@@ -75,6 +111,8 @@ class Courier:
         shape = (sum(map(len, rows)), *sources[0].shape[1:])
         gathered = torch.empty(shape, dtype=sources[0].dtype, pin_memory=self._stream is not None)
         start = 0
+        for source, chosen in zip(sources, rows, strict=True):
+            read_ahead(source, chosen)
         for source, chosen in zip(sources, rows, strict=True):
             torch.index_select(source, 0, chosen, out=gathered[start : start + len(chosen)])
             start += len(chosen)

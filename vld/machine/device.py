@@ -1,6 +1,7 @@
 """The device a run computes on, and how."""
 
 import ctypes
+import math
 import os
 from collections.abc import Callable
 
@@ -48,6 +49,7 @@ def set_up(device: torch.device, deterministic: bool) -> None:
         _keep_freed_memory()
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = not deterministic  # tries its algorithms once for each size of input
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
@@ -80,15 +82,20 @@ class MemoryBudget:
             free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
             self.budget = int(SHARE_FOR_IMAGES * free)
 
-    def on_device(self, what: str, size: int) -> bool:
-        """Whether `size` bytes of images are copied there once. A CPU reads the memory map itself."""
+    def on_device(self, what: str, size: int, store_size: int | None = None) -> bool:
+        """Whether `size` bytes of images are copied there once. A CPU reads the memory map itself.
+
+        store_size: of images whose size is that setting, so that one at which they would fit can be said.
+        """
         if self.device.type == "cpu":
             return False
         fits = size <= self.budget
+        fitting = 0 if store_size is None else int(store_size * math.sqrt(max(0, self.budget) / max(1, size)))
+        smaller = f"; with dataset.store_size={fitting} they would fit" if fitting else ""
         where = (
             "in GPU memory"
             if fits
-            else f"read as they are needed (GPU memory has {self.budget / 1e9:.1f} GB left for them)"
+            else f"read as they are needed (GPU memory has {self.budget / 1e9:.1f} GB left for them{smaller})"
         )
         self._say(f"{size / 1e9:.1f} GB of {what}: {where}")
         self.budget -= size if fits else 0

@@ -23,6 +23,7 @@ from rich.table import Column
 from rich.text import Text
 
 from vld.machine.all_runs import Notes, Whole, watching
+from vld.machine.streams import make_streams_usable
 
 if TYPE_CHECKING:
     from vld.training.loop import Evaluation
@@ -127,6 +128,7 @@ class Log(io.TextIOBase):
 
     def __init__(self, before: str = "") -> None:
         """before: what each piece begins with."""
+        self.gone = False
         self.stream, self.before = sys.stdout, before  # rich replaces sys.stdout while it shows a bar
 
     def write(self, text: str) -> int:
@@ -142,6 +144,7 @@ class Log(io.TextIOBase):
             self._silence("")
 
     def _silence(self, text: str) -> int:
+        self.gone = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
         return len(text)
 
@@ -164,16 +167,22 @@ class Terminal:
 
         notes: of the steps that are made here. whole: all runs of a command, if it has several and they run here.
         """
+        make_streams_usable()  # a launcher's worker has streams of its own
         # A log or a pipe has no width: tables there are as wide as they need be. Names of domains are no markup.
         width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 250
         self.job = "" if job is None else f"[{job}] "
         plain = None if job is None else False
-        log = Log(before=CLEAR_LINE if job is not None and sys.stdout.isatty() else "")
+        self.log = Log(before=CLEAR_LINE if job is not None and sys.stdout.isatty() else "")
         self.console = Console(
-            file=cast(IO[str], log), highlight=False, markup=False, width=width, force_terminal=plain
+            file=cast(IO[str], self.log), highlight=False, markup=False, width=width, force_terminal=plain
         )
         self.notes = notes or Notes()
         self.all_runs = AllRuns(self.console, whole) if whole else None
+
+    @property
+    def gone(self) -> bool:
+        """Nobody reads any more: the pipe is closed, or the disk of the log is full."""
+        return self.log.gone
 
     def say(self, line: str) -> None:
         self.console.print(f"{self.job}{line}", soft_wrap=True)
@@ -265,7 +274,7 @@ class Terminal:
             if isinstance(part, str):
                 self.say(part)
             else:
-                self.console.print(part)
+                self.console.print(part, crop=False)
 
     def clear(self) -> None:
         """The screen, if it is one: in a log, what follows comes after what was there."""

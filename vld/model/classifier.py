@@ -1,6 +1,7 @@
 """The classifier that is fine-tuned: backbone, pooled representation, dropout, one linear layer."""
 
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Container, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
@@ -17,6 +18,11 @@ from vld.config.settings import BackboneConfig
 from vld.model.backbones import BEYOND, build_backbone, check_timm_has, current_name, trained_image_size
 from vld.model.dropout import place_dropout
 from vld.model.linear import tuned
+
+PARTS = ("state_dict", "model_state_dict", "model_dict", "model_state", "model", "net", "network", "backbone")
+"""Keys under which training programs save a network's tensors."""
+WRAPPERS = re.compile(r"((model|backbone|network|net|featurizer|feature_extractor|encoder|student|\d+)\.)+")
+"""Attributes of classes around a network, as they stand before the names of its tensors."""
 
 
 @dataclass(frozen=True)
@@ -252,14 +258,44 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
         raise UserError(f"backbone.weights={path}: not a readable state_dict file ({first_line(error)})") from error
     except Exception as error:  # pickle.UnpicklingError and whatever a damaged pickle makes of itself
         raise UserError(f"backbone.weights={path}: not a plain state_dict file ({first_line(error)})") from error
-    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
-        loaded = loaded["state_dict"]
+    while isinstance(loaded, dict) and (
+        inner := next((key for key in PARTS if isinstance(loaded.get(key), dict)), None)
+    ):
+        loaded = loaded[inner]
     if not isinstance(loaded, dict) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise UserError(f"backbone.weights={path}: not a state_dict (a dictionary of tensors)")
+        keys = f"; its keys are {', '.join(map(str, [*loaded][:3]))}" if isinstance(loaded, dict) and loaded else ""
+        raise UserError(
+            f"backbone.weights={path}: not a state_dict (a dictionary of tensors), alone or as {', '.join(PARTS)}{keys}"
+        )
     return {
         str(key).removeprefix("module."): value.detach().float() if value.is_floating_point() else value.detach()
         for key, value in loaded.items()
     }
+
+
+def unwrapped(weights: Mapping[str, Tensor], expected: Container[str]) -> dict[str, Tensor]:
+    """By the network's own names: without what DDP, torch.compile, Lightning or DomainBed put before them, or old versions used.
+
+    Of several wrapped parts (`network.0.`, `network.1.`) the one that has most of the network.
+    """
+    plain = {
+        key
+        if key in expected
+        else ".".join(part for part in key.split(".") if part not in ("module", "_orig_mod")): value
+        for key, value in weights.items()
+        if key != "n_averaged"  # torch's AveragedModel counts there
+    }
+    prefixes = {"": None} | {found[0]: None for key in plain if key not in expected and (found := WRAPPERS.match(key))}
+    ways = [
+        {
+            own if own in expected else current_name(own): value
+            for key, value in plain.items()
+            if key.startswith(prefix) and (own := key[len(prefix) :])
+        }
+        for whole in prefixes
+        for prefix in [whole[:end] for end, letter in enumerate(" " + whole) if not end or letter == "."]
+    ]
+    return max(ways, key=lambda way: sum(key in expected or f"features.{key}" in expected for key in way))
 
 
 def _load_backbone(
@@ -268,7 +304,7 @@ def _load_backbone(
     """Load weights with or without a last layer, and those of a network's `features` alone."""
     source = settings.weights or settings.published
     expected = backbone.state_dict()
-    weights = {key if key in expected else current_name(key): value for key, value in weights.items()}
+    weights = unwrapped(weights, expected)
     if any(f"features.{key}" in expected for key in weights):
         weights = {f"features.{key}": value for key, value in weights.items()}
     given = {key: value for key, value in weights.items() if key in expected or key.split(".")[0] not in BEYOND}
@@ -289,6 +325,8 @@ def _load_backbone(
         for what, keys in (("lacks", missing), ("has unknown", unexpected), ("shape of", misshapen))
         if keys
     ]
+    if missing and unexpected:
+        problems.append(f"its first key is {next(iter(given))}, expected {next(iter(expected))}")
     if problems:
         raise UserError(f"backbone.weights={source}: does not fit {settings.architecture}: {'; '.join(problems)}")
     expected.update(given)  # with the versions of its modules, which mnasnet asks for

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -13,6 +15,8 @@ if TYPE_CHECKING:  # status.py shows a table, and does without pandas
 
 LATEX = str.maketrans({"±": r"$\pm$", "×": r"$\times$", "†": r"\dag{}", "–": "--"})
 """What not every font has; pandas escapes the rest."""
+WIDE, NARROW = 10_000, 8
+"""Letters: no limit, and the width to which a column of text gives way on a narrow terminal."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +35,20 @@ class Table:
     looks: Sequence[tuple[str, str]] = ()
     """Colour and marker of each row's method, as figures have them."""
 
-    def to_rich(self) -> RichTable:
-        """For the terminal. A line above each row that begins a group: those after it leave the first column empty."""
-        table = RichTable()
+    def to_rich(self, columns: int = WIDE) -> RichTable:
+        """For a terminal so many columns wide. A line above each row that begins a group: the others' first cell is empty.
+
+        Where it does not fit, text is wrapped, down to a few letters; numbers stay whole, though the table is wider then.
+        """
+        widths = [max(map(cell_len, cells)) for cells in zip(self.headings, *self.rows, strict=True)]
+        least = [min(width, NARROW) if place < self.left else width for place, width in enumerate(widths)]
+        needed, natural = (sum(some) + 3 * len(widths) + 1 for some in (least, widths))
+        table = RichTable(width=min(natural, max(needed, columns)))
         for place, heading in enumerate(self.headings):
-            table.add_column(heading, justify="left" if place < self.left else "right", no_wrap=place == 0)
+            if place < self.left:
+                table.add_column(heading, no_wrap=place == 0 and natural <= columns, overflow="fold")
+            else:
+                table.add_column(heading, justify="right", width=widths[place])
         grouped = any(not row[0] for row in self.rows)
         for i, row in enumerate(self.rows):
             if grouped and row[0]:
@@ -43,8 +56,8 @@ class Table:
             table.add_row(*(Text(cell, "bold" if (i, j) in self.best else "") for j, cell in enumerate(row)))
         return table
 
-    def __rich__(self) -> RichTable:
-        return self.to_rich()
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from self.to_rich(options.max_width).__rich_console__(console, options)
 
     def to_csv(self) -> str:
         assert self.numbers is not None

@@ -63,14 +63,16 @@ def training_batches(run: Run, memory: MemoryBudget) -> TrainingBatches:
     """Batches of the *in* part of every domain but the test domain."""
     config, device = run.config, run.inputs.device
     chosen = [(i, domain) for i, domain in enumerate(run.dataset.domains) if domain.name != run.test_domain]
+    in_indices = [split_indices(len(domain.labels), i, config.split_seed)[0] for i, domain in chosen]
+    drawn = sum(len(rows) * domain.pixels[0].numel() for rows, (_, domain) in zip(in_indices, chosen, strict=True))
     return TrainingBatches(
         domains=[domain for _, domain in chosen],
-        in_indices=[split_indices(len(domain.labels), i, config.split_seed)[0] for i, domain in chosen],
+        in_indices=in_indices,
         images_per_domain=config.batch_size,
         image_size=config.image_size,
         device=device,
         seed=config.seed,
-        resident=memory.on_device("training images", sum(domain.pixels.numel() for _, domain in chosen)),
+        resident=memory.on_device("training images", drawn, config.dataset.store_size),
         resize_dtype=torch.float16 if device.type == "cuda" and run.inputs.precision == "bf16" else torch.float32,
     )
 
@@ -130,7 +132,8 @@ class Session:
         if saved is None and (warning := noise_warning(self.noise, config.dropout, feature_scale)):
             self.warn(warning)
         if compiled.is_wanted(config, self.device):
-            compiled.compile_run(self.model, self.batches, self.images, self.say)
+            graphs = config.compile == "graphs"
+            compiled.compile_run(self.model, self.batches, self.images, self.say, graphs=graphs)
         self.environments = [environment_now(self.device, config.deterministic, self.model.compiled)]
         self.trajectory = Trajectory(
             self.model,

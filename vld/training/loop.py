@@ -88,11 +88,20 @@ class Trajectory:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(_for_device(state["optimizer"], self.model.head.weight.device))
         for name, method in self.methods.items():
             method.load_state_dict(_methods_of(state)[name])
         self.losses[:] = state["losses"].to(self.model.head.weight.device).unbind()
         self.clock.load_state_dict(state["clock"])
+
+
+def _for_device(optimizer: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """An optimiser's state from whichever device, to go on with on this one: only a GPU has the fused step."""
+    return optimizer | {"param_groups": [group | {"fused": _is_fused(device)} for group in optimizer["param_groups"]]}
+
+
+def _is_fused(device: torch.device) -> bool:
+    return device.type == "cuda"
 
 
 def _methods_of(state: dict[str, Any]) -> dict[str, Any]:
@@ -222,10 +231,10 @@ def make_optimizer(model: Classifier, optim: OptimConfig) -> Optimizer:
         {"params": list(model.backbone.parameters()), "factor": 1.0},
         {"params": list(model.head.parameters()), "factor": optim.last_layer_lr_factor},
     ]
-    on_gpu = model.head.weight.device.type == "cuda"
+    fused = _is_fused(model.head.weight.device)
     if optim.name == "adam":
-        return Adam(groups, lr=optim.lr, weight_decay=optim.weight_decay, betas=(optim.momentum, 0.999), fused=on_gpu)
-    return SGD(groups, lr=optim.lr, weight_decay=optim.weight_decay, momentum=optim.momentum, fused=on_gpu)
+        return Adam(groups, lr=optim.lr, weight_decay=optim.weight_decay, betas=(optim.momentum, 0.999), fused=fused)
+    return SGD(groups, lr=optim.lr, weight_decay=optim.weight_decay, momentum=optim.momentum, fused=fused)
 
 
 def set_learning_rate(optimizer: Optimizer, optim: OptimConfig, step: int) -> None:

@@ -92,8 +92,9 @@ class WeightAverage(Method):
             return
         mean, latest = zip(*self._averaged, strict=True)
         torch._foreach_lerp_(mean, latest, 1 / self.members)
-        for kept, counter in self._counters:
-            kept.copy_(counter)
+        if self._counters:
+            kept, counters = zip(*self._counters, strict=True)
+            torch._foreach_copy_(kept, counters)
 
     def _begin(self) -> Classifier:
         self.model = copy.deepcopy(self.trained)
@@ -101,7 +102,8 @@ class WeightAverage(Method):
         # Both networks keep their tensors and change them in place: found once, not in every step.
         pairs = list(zip(_tensors(self.model), _tensors(self.trained), strict=True))
         self._averaged = [pair for pair in pairs if pair[0].is_floating_point()]
-        self._counters = [pair for pair in pairs if not pair[0].is_floating_point()]
+        # Where batch norm is frozen they never change: fifty copies a step for nothing.
+        self._counters = [pair for pair in pairs if not (pair[0].is_floating_point() or self.trained.pretrained)]
         return self.model
 
     def state_dict(self) -> dict[str, Any]:
