@@ -1,4 +1,4 @@
-"""What the host asks of a GPU in a step, counted on one that computes nothing: no wait, no allocation, no copy more than these."""
+"""What a step asks of a GPU, counted on one that computes nothing: no wait, no allocation, no copy more than these."""
 
 import json
 from pathlib import Path
