@@ -2,13 +2,13 @@
 
 import os
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Sequence
 
 from vld.config.errors import UserError
+from vld.machine.processes import own_python
 
 TIMEOUT = 600
 
@@ -21,7 +21,7 @@ def seconds_to_first_step(options: Sequence[str]) -> float:
     own = ["optim.steps=1", "eval_every=1", "optim.milestones=[1]", "dataset.curve_images=1", "keep=[]"]
     began, line = time.perf_counter(), ""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-c", "from vld.commands.main import train; train()", *options, *own]
+        command = [*own_python(), "-c", "from vld.commands.main import train; train()", *options, *own]
         with subprocess.Popen(
             [*command, "wandb.mode=disabled", f"output_dir={folder}"],
             stdin=subprocess.DEVNULL,
