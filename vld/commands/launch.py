@@ -32,6 +32,7 @@ from vld.study.jobs import (
     values_of,
 )
 from vld.study.words import as_hydra_takes_them
+from vld.tracking.environment import check_environment
 
 if TYPE_CHECKING:
     from vld.machine.all_runs import Whole
@@ -211,6 +212,11 @@ def check_jobs(
     if trains and not problems:
         from vld.runs.inputs import check_inputs, inputs_key
 
+        try:
+            for mode in {job.config.wandb.mode for job in jobs}:
+                check_environment(mode)
+        except UserError as error:
+            problems[str(error)] = None
         for key, config in {inputs_key(job.config): job.config for job in jobs}.items():
             try:
                 checked[key] = check_inputs(config, here=here)

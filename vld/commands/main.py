@@ -36,6 +36,7 @@ from vld.config.settings import (
     StatusConfig,
     option_names,
 )
+from vld.machine.processes import import_nothing_from_here
 from vld.machine.signals import SIGNALS
 from vld.machine.streams import make_streams_usable, place_caches
 from vld.machine.waiting import spin_briefly
@@ -116,6 +117,7 @@ def run_command(job: Callable[[DictConfig], None], config_name: str, schema: typ
     output_dir = next((word.partition("=")[2] for word in sys.argv[1:] if word.startswith("output_dir=")), "outputs")
     place_caches(os.environ, Path(output_dir.strip("'\"")))
     spin_briefly(os.environ)
+    import_nothing_from_here(os.environ)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
     keep_text_of_presets()
     stop_on_signals()
