@@ -23,6 +23,9 @@ from vld.tracking.background import Publisher
 from vld.training import loop as training
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "vld").glob("*/README.md"))]
+DOCUMENTATION = "\n".join(page.read_text() for page in PAGES)
+"""README.md and the pages of the rooms."""
 TINY = "test_resnet.r160_in1k"
 TINY_NETWORK = ("backbone=timm", f"backbone.name={TINY}", "backbone.weights=none")
 """400,000 weights: a step on a few small images takes milliseconds."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from commands import REPOSITORY
+from commands import DOCUMENTATION, REPOSITORY
 from hydra import compose, initialize_config_dir
 
 import vld.commands.main
@@ -31,8 +31,6 @@ from vld.study.compose import typed_config, with_values
 from vld.study.jobs import Job, axes_of, jobs_of
 from vld.study.member_axes import member_configs
 from vld.training.methods import METHODS_ALONG
-
-README = (REPOSITORY / "README.md").read_text()
 
 # The command of the design's contract, and what else a run is made of.
 DEFAULTS = {
@@ -236,13 +234,13 @@ def test_a_launcher_that_stops_says_what_there_is_and_how_to_go_on(
 
 def test_slurm_is_asked_for_what_the_readme_says() -> None:
     composed = compose("train", overrides=["hydra/launcher=slurm"], return_hydra_config=True).hydra.launcher
-    said = re.search(r"`gpus_per_node=1 cpus_per_task=8 mem_gb=32 array_parallelism=64`", README)
+    said = re.search(r"`gpus_per_node=1 cpus_per_task=8 mem_gb=32 array_parallelism=64`", DOCUMENTATION)
     assert said
     defaults = {"gpus_per_node": 1, "cpus_per_task": 8, "mem_gb": 32, "array_parallelism": 64}
     defaults |= {"timeout_min": 1440, "signal_delay_s": 300}
     assert {name: composed[name] for name in defaults} == defaults
-    assert "`hydra.launcher.timeout_min=1440`" in README
-    assert "`signal_delay_s=300`" in README
+    assert "`hydra.launcher.timeout_min=1440`" in DOCUMENTATION
+    assert "`signal_delay_s=300`" in DOCUMENTATION
 
 
 @pytest.mark.parametrize(("gpus", "jobs"), [(4, 4), (1, 1), (0, 1)])

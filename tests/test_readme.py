@@ -1,5 +1,5 @@
-"""Everything that the README shows runs: its commands, made small, and its Python. What trains is slow: that each command is
-right, and whatever it does with the tiny network, others test."""
+"""Everything that README.md and the rooms' pages show runs: commands, made small, and Python. What trains is slow: that each
+command is right, and whatever it does with the tiny network, others test."""
 
 import re
 import shlex
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import REPOSITORY, TINY_NETWORK, script, tiny_weights, train
+from commands import DOCUMENTATION, REPOSITORY, TINY_NETWORK, script, tiny_weights, train
 from hydra import compose, initialize_config_dir
 
 from vld.config.settings import AnalyseConfig, PrepareConfig, PublishConfig
@@ -16,8 +16,7 @@ from vld.runs import load_results
 from vld.study.compose import typed_config
 from vld.study.jobs import axes_of, jobs_of
 
-README = (REPOSITORY / "README.md").read_text()
-BLOCKS = re.findall(r"(?:^    .*\n)+", README, re.M)
+BLOCKS = re.findall(r"(?:^    .*\n)+", DOCUMENTATION, re.M)
 COMMANDS = [
     line.strip()
     for block in BLOCKS
@@ -175,7 +174,7 @@ def test_representations_are_analysed(small_glyphs: Path, tmp_path: Path) -> Non
 
 
 def test_the_study_shown_is_one(tmp_path: Path) -> None:
-    _, text = re.findall(r"```yaml\n(.*?)```", README, re.S)
+    _, text = re.findall(r"```yaml\n(.*?)```", DOCUMENTATION, re.S)
     (tmp_path / "study").mkdir()
     (tmp_path / "study/mine.yaml").write_text(text)
     shown = script("status.py", "--config-dir", str(tmp_path), "study=mine", f"output_dir={tmp_path}")

@@ -21,7 +21,18 @@ import pytest
 import soak
 import torch
 import yaml
-from commands import REPOSITORY, TINY_NETWORK, before_step, script, start, stopped_at, tiny_weights, train, wait_for
+from commands import (
+    DOCUMENTATION,
+    REPOSITORY,
+    TINY_NETWORK,
+    before_step,
+    script,
+    start,
+    stopped_at,
+    tiny_weights,
+    train,
+    wait_for,
+)
 from hydra import compose, initialize_config_dir
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -736,7 +747,7 @@ def test_a_sweep_that_was_stopped_goes_on_where_it_was(command: tuple[str, ...],
 def test_soak(tmp_path: Path, small_glyphs: Path) -> None:
     """A kill in each phase; `python tests/soak.py` makes as many as the README says."""
     assert soak.KILLS_OF_A_SOAK == 20
-    assert "`python tests/soak.py` kills a run at twenty moments" in (REPOSITORY / "README.md").read_text()
+    assert "`python tests/soak.py` kills a run at twenty moments" in DOCUMENTATION
     kills = soak.soak(tmp_path, kills=5, seed=0, say=print, data_dir=small_glyphs)
     assert sum(kill.landed for kill in kills) >= 5
     assert {kill.phase for kill in kills} == set(soak.PHASES)
