@@ -19,6 +19,10 @@ class ArchiveServer:
     """Answered as web pages."""
     drops: int = 0
     ranges: bool = True
+    lengths: bool = True
+    """Whether it says how long a file is."""
+    moved: dict[str, str] = field(default_factory=dict)
+    """Addresses that lead to others, by the last part of the path."""
     announces: int = 0
     """So many bytes more than there are."""
     busy: list[int | None] = field(default_factory=list)
@@ -36,19 +40,31 @@ def serving_archives() -> Iterator[ArchiveServer]:
         def log_message(self, *_: Any) -> None:
             pass
 
+        def do_HEAD(self) -> None:
+            self.answer()
+
         def do_GET(self) -> None:
-            wanted = self.headers.get("Range") if server.ranges else None
             server.asked.append((self.path, self.headers.get("Range")))
             if server.busy and (status := server.busy.pop(0)):
                 self.send_error(status)
                 return
+            self.answer()
+
+        def answer(self) -> None:
+            wanted = self.headers.get("Range") if server.ranges else None
             name = self.path.split("?")[0].rsplit("/", 1)[-1]
+            if place := server.moved.get(name):
+                self.send_response(302)
+                self.send_header("Location", place)
+                self.end_headers()
+                return
             if page := server.pages.get(name):
                 self.send_response(200)
                 self.send_header("Content-Type", "text/html; charset=utf-8")
                 self.send_header("Content-Length", str(len(page)))
                 self.end_headers()
-                self.wfile.write(page)
+                if self.command == "GET":
+                    self.wfile.write(page)
                 return
             if name not in server.files:
                 self.send_error(404)
@@ -58,10 +74,14 @@ def serving_archives() -> Iterator[ArchiveServer]:
             self.send_response(206 if wanted else 200)
             self.send_header("Content-Type", "application/octet-stream")
             self.send_header("Content-Disposition", f'attachment; filename="{name}"')
-            self.send_header("Content-Length", str(len(content) - start + server.announces))
+            self.send_header("ETag", f'"{hash(content)}"')
+            if server.lengths:
+                self.send_header("Content-Length", str(len(content) - start + server.announces))
             if wanted:
                 self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
             self.end_headers()
+            if self.command == "HEAD":
+                return
             if server.drops:
                 server.drops -= 1
                 self.wfile.write(content[start : start + (len(content) - start) // 2])

@@ -3,15 +3,21 @@
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from commands import TINY_NETWORK, script
+from PIL import Image
+from torch.utils.data import DataLoader
 
 from vld.commands.benchmark import measure, sharing
-from vld.commands.benchmark.conventional import pytorch_s_defaults
+from vld.commands.benchmark.conventional import DecodedFiles, pytorch_s_defaults, training_transform
+from vld.commands.benchmark.figures import Figures
 from vld.commands.benchmark.forecast import EXPERIMENTS, evaluation_sizes, forecast
 from vld.commands.benchmark.sharing import images_per_second_beside
+from vld.commands.benchmark.startup import seconds_to_first_step
+from vld.config.errors import UserError
 from vld.data.catalog import CONTENTS
 
 
@@ -77,6 +83,54 @@ def test_benchmark_writes_its_figures(tmp_path: Path, monkeypatch: pytest.Monkey
     assert report["peak_memory_bytes"]["host"] > 2e8
     assert [entry["name"] for entry in report["forecast"]] == [e.name for e in EXPERIMENTS]
     assert "times the conventional" in done.stdout
+
+
+def test_each_figure_is_written_at_once_and_what_cannot_run_says_why(tmp_path: Path) -> None:
+    """As without wandb; and when it is stopped in a later part."""
+    said: list[str] = []
+    figures = Figures(tmp_path / "benchmark.json", said.append)
+
+    def without_wandb() -> None:
+        raise ModuleNotFoundError("No module named 'wandb'")
+
+    def stopped() -> None:
+        raise KeyboardInterrupt
+
+    figures.add(steps=3)
+    assert figures.attempt("seconds_for_wandb", without_wandb) is None
+    with pytest.raises(KeyboardInterrupt):
+        figures.attempt("checkpoint", stopped)
+    reason = "not measured: No module named 'wandb'"
+    assert json.loads(figures.path.read_text()) == {"steps": 3, "seconds_for_wandb": reason}
+    assert said == [f"seconds_for_wandb: {reason}"]
+
+
+def test_why_a_training_did_not_start() -> None:
+    with pytest.raises(UserError, match="must be in"):
+        seconds_to_first_step(["dropout=1"])
+
+
+def test_loaders_are_waited_for_by_what_they_have_decoded(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    Image.new("RGB", (8, 8)).save(path)
+    files = DecodedFiles([path] * 4, [0] * 4, training_transform(4))
+    loader = iter(DataLoader(files, 2, num_workers=1))  # has both batches made without being asked
+    files.wait_for(4)
+    assert files._decoded.value == 4
+    assert len(list(loader)) == 2
+
+
+@pytest.mark.parametrize(("images", "chunks", "counted"), [(1200, 2, 1024), (300, 1, 300)])
+def test_images_that_fill_up_a_chunk_are_not_counted(
+    images: int, chunks: int, counted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(measure, "predict", lambda *_, at_most: asked.append(at_most))
+    monkeypatch.setattr(measure, "timed", lambda work, _: work() or 1.0)
+    monkeypatch.setattr(measure, "IMAGES_AT_ONCE", {"cpu": 512})
+    usual = SimpleNamespace(batch_size=64, waiting=1, wait_until_full=lambda: None, evaluate=lambda _: None)
+    rate, _ = measure.evaluation_rates([None], SimpleNamespace(images=range(images)), usual, torch.device("cpu"))  # type: ignore[arg-type,list-item]
+    assert (set(asked), rate) == ({chunks}, counted)
 
 
 def test_forecast_has_the_protocol_s_sums() -> None:

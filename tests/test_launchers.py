@@ -184,3 +184,26 @@ def test_a_gpu_that_is_in_use_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     keep_to_one_gpu(1)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
+
+
+@pytest.mark.slow
+def test_a_job_that_is_killed_lets_its_siblings_save(small_glyphs: Path, tmp_path: Path) -> None:
+    """By SIGKILL, as where memory is short: joblib kills all others then."""
+    options = (
+        *(word for word in OPTIONS if not word.startswith(("test_domain", "optim.steps", "eval_every"))),
+        *("test_domain=0,1", "optim.steps=1000000", "eval_every=1000000", "checkpoint_every=100000"),  # they never end
+        *("hydra/launcher=parallel", "hydra.launcher.n_jobs=2"),
+        *(f"data_dir={small_glyphs}", f"output_dir={tmp_path / 'outputs'}"),
+    )
+    process = start("train.py", *options, start_new_session=True)
+    try:
+        for _ in range(2):
+            wait_for(process, "step 0/")
+        [first, _] = sorted((tmp_path / "outputs").rglob("*.running"))
+        os.kill(int(first.read_text()), signal.SIGKILL)
+        said, _ = process.communicate()
+        assert process.returncode == 1, said
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert len(list((tmp_path / "outputs").rglob("checkpoint.pt"))) == 1, said

@@ -190,7 +190,7 @@ def test_too_little_disk_for_the_store_is_said_before_anything(
     monkeypatch.setattr("vld.machine.disk.free_disk", lambda _: 10**11)
     with pytest.raises(
         UserError,
-        match=r"data_dir: .* GB are needed for the archives, what they unpack to and the image store, 100.0 GB are free",
+        match=r"data_dir: 244.2 GB are needed for the archives, what they unpack to and the image store, 100.0 GB are free",
     ):
         prepare(config("domain_net", tmp_path / "data", server), Terminal())
     assert server.asked == []
@@ -371,6 +371,29 @@ def test_what_came_from_elsewhere_is_not_gone_on_with(server: ArchiveServer, arc
     assert target.read_bytes() == archive
 
 
+@pytest.mark.parametrize("size", [0, 1])
+def test_a_file_changed_on_the_server_is_fetched_anew(
+    server: ArchiveServer, archive: bytes, tmp_path: Path, size: int
+) -> None:
+    """Also where it has the size of the one before: what came of that one is of no use."""
+    server.files["PACS.zip"] = archive[::-1] + bytes(size)
+    server.drops = 1
+    target = tmp_path / "PACS.zip"
+    with pytest.raises(UserError, match="not whole"):
+        fetch(f"{server.url}/PACS.zip", target, None, progress, retries=0)
+    server.files["PACS.zip"] = archive
+    fetch(f"{server.url}/PACS.zip", target, None, progress, retries=0)
+    assert target.read_bytes() == archive
+
+
+def test_a_redirect_and_no_length(server: ArchiveServer, archive: bytes, tmp_path: Path) -> None:
+    server.files["moved.zip"] = archive
+    server.moved["PACS.zip"] = "/moved.zip"
+    server.lengths = False
+    fetch(f"{server.url}/PACS.zip", tmp_path / "PACS.zip", hashlib.md5(archive).hexdigest(), progress)
+    assert (tmp_path / "PACS.zip").read_bytes() == archive
+
+
 def test_a_size_that_is_not_kept_is_named(server: ArchiveServer, archive: bytes, tmp_path: Path) -> None:
     server.files["PACS.zip"] = archive
     server.announces = 10
@@ -393,13 +416,15 @@ def test_what_is_not_there_or_nobody_answers_is_named(server: ArchiveServer, tmp
         fetch("http://127.0.0.1:9/PACS.zip", tmp_path / "PACS.zip", None, progress, retries=0)
 
 
-def test_a_wrong_list_is_refused(server: ArchiveServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["sha256", "md5"])
+def test_a_wrong_list_is_refused(server: ArchiveServer, tmp_path: Path, kind: str) -> None:
     server.files["list.txt"] = b"clipart/cat/000.png"
-    with pytest.raises(UserError, match=r"expected 0{64}; it is kept as .*list.txt.wrong"):
-        fetch(f"{server.url}/list.txt", tmp_path / "list.txt", "0" * 64, progress)
+    digits = hashlib.new(kind).digest_size * 2
+    with pytest.raises(UserError, match=rf"its {kind} is .*, expected 0{{{digits}}}; it is kept as .*list.txt.wrong"):
+        fetch(f"{server.url}/list.txt", tmp_path / "list.txt", "0" * digits, progress)
     assert not (tmp_path / "list.txt").exists()
     assert (tmp_path / "list.txt.wrong").exists()
-    right = hashlib.sha256(server.files["list.txt"]).hexdigest()
+    right = hashlib.new(kind, server.files["list.txt"]).hexdigest()
     fetch(f"{server.url}/list.txt", tmp_path / "list.txt", right, progress)
 
 
@@ -426,12 +451,13 @@ QUOTA = (
 @pytest.fixture
 def drive(server: ArchiveServer, monkeypatch: pytest.MonkeyPatch) -> ArchiveServer:
     """Google Drive's addresses lead to the server."""
-    get = requests.Session.get
+    request = requests.Session.request
 
-    def elsewhere(session: requests.Session, url: str, **options: object) -> requests.Response:
-        return get(session, re.sub(r"https://[\w.]*google(usercontent)?\.com", server.url, url), **options)  # type: ignore[arg-type]
+    def elsewhere(session: requests.Session, method: str, url: str, **options: object) -> requests.Response:
+        there = re.sub(r"https://[\w.]*google(usercontent)?\.com", server.url, url)
+        return request(session, method, there, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(requests.Session, "get", elsewhere)
+    monkeypatch.setattr(requests.Session, "request", elsewhere)
     return server
 
 
@@ -449,6 +475,13 @@ def test_drive_s_quota_is_said(drive: ArchiveServer, tmp_path: Path) -> None:
         UserError, match=r"Google Drive refuses \(Too many users .*\); later try again, or fetch it with"
     ):
         fetch(catalog.SOURCES["pacs"].archives[0].url, tmp_path / "PACS.zip", None, progress)
+
+
+def test_a_dead_drive_file_leads_to_a_copy(drive: ArchiveServer, tmp_path: Path) -> None:
+    settings = config("pacs", tmp_path / "data", drive)
+    settings.dataset.mirror = None
+    with pytest.raises(UserError, match=r"reported dead in 2026-04; use a copy, .*dataset.mirror=https://"):
+        prepare(settings, Terminal())
 
 
 def test_an_archive_put_there_by_hand_is_used(server: ArchiveServer, archive: bytes, tmp_path: Path) -> None:

@@ -338,6 +338,56 @@ def test_a_server_that_never_answers_holds_nothing_up(base: tuple[str, ...], tra
     assert numbers(run_dir(tmp_path)) == numbers(run_dir(trained))
 
 
+def test_no_process_imports_from_the_folder_of_the_command(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("queue.py", "random.py", "wandb.py"):
+        (tmp_path / name).write_text("raise SystemExit('a module of the user')")
+    shutil.copytree(trained / "runs", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    published(run_dir(tmp_path), tmp_path)
+    assert len(read_offline(tmp_path)) == 3
+
+
+@pytest.mark.slow
+def test_no_worker_of_a_launcher_imports_from_the_folder_of_the_command(base: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "queue.py").write_text("raise SystemExit('a module of the user')")
+    many = ("-m", "seed=0,1", "hydra/launcher=parallel", "hydra.launcher.n_jobs=2", f"output_dir={tmp_path}/outputs")
+    done = train(*base, *many, cwd=tmp_path, env=OFFLINE, fresh=True)
+    assert done.returncode == 0, done.stderr
+    assert len(read_offline(tmp_path / "outputs")) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("WANDB_INIT_TIMEOUT", "60s", ()),
+        ("WANDB_INIT_TIMEOUT", "inf", ("-m", "seed=0,1")),
+        ("WANDB_MODE", "sometimes", ()),
+        ("WANDB_SILENT", "perhaps", ("-m", "seed=0,1")),
+        ("WANDB_BASE_URL", "localhost:8080", ()),
+    ],
+)
+def test_a_variable_that_w_and_b_cannot_read_is_named_before_training(
+    name: str, value: str, words: tuple[str, ...], base: tuple[str, ...], tmp_path: Path
+) -> None:
+    refused = train(*base, *words, f"output_dir={tmp_path}", env=OFFLINE | {name: value})
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(f"{name}={value}: W&B cannot read this variable: ")
+    assert len(refused.stderr.splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_variables_that_would_merge_runs_are_ignored_and_named(base: tuple[str, ...], tmp_path: Path) -> None:
+    agent = OFFLINE | {"WANDB_SWEEP_ID": "abcd1234", "WANDB_RUN_ID": "efgh5678", "WANDB_RESUME": "allow"}
+    done = train(*base, f"output_dir={tmp_path}", env=agent)
+    assert done.returncode == 0, done.stderr
+    its_runs = [f"{run_dir(tmp_path).name}-{method}" for method in METHODS]
+    assert sorted(path.stem.removeprefix("run-") for path in tmp_path.glob("wandb/offline-*/run-*.wandb")) == its_runs
+    ignored = "W&B: WANDB_RUN_ID, WANDB_SWEEP_ID, WANDB_RESUME ignored: each run here is a W&B run of its own"
+    assert done.stdout.count(ignored) == 1
+
+
 @pytest.mark.slow
 def test_not_logged_in_is_offline_and_never_a_prompt(base: tuple[str, ...], trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained / "runs", tmp_path / "runs")

@@ -69,6 +69,7 @@ def analyse_all(config: AnalyseConfig, terminal: Terminal) -> int:
 
     Raises `UserError` where there is nothing to analyse, or what there is cannot be, before anything is written.
     """
+    publisher = Publisher(config.wandb, config.output_dir, say=terminal.say, warn=terminal.warn)
     device = resolve_device(config.device)
     set_up(device, deterministic=False)
     directories = _all_runs(config, terminal) if config.run == "all" else [_named_run(config)]
@@ -86,7 +87,6 @@ def analyse_all(config: AnalyseConfig, terminal: Terminal) -> int:
             problems[f"{directory}: {'; '.join(filter(None, explained(error)))}"] = None
     if not found:
         raise UserError("\n".join(problems))
-    publisher = Publisher(config.wandb, config.output_dir, say=terminal.say, warn=terminal.warn)
     for one in found:
         publisher.publish(one.directory)
     _show(found, terminal)

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from hydra import compose
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from vld.commands.side_by_side import saving_before_killed
 from vld.config.errors import FAILED, USER_ERROR, UserError, exit_with_user_error
 from vld.config.names import COMBINATIONS
 from vld.config.options import beyond, check_values
 from vld.config.settings import Config, ReportConfig, StatusConfig
-from vld.study.compose import as_written, describe_error, typed_config
+from vld.study.compose import describe_error, typed_config
 from vld.study.jobs import (
     BASIC_LAUNCHER,
     JOBLIB_LAUNCHER,
@@ -30,6 +31,8 @@ from vld.study.jobs import (
     overrides_parser,
     values_of,
 )
+from vld.study.words import as_hydra_takes_them
+from vld.tracking.environment import check_environment
 
 if TYPE_CHECKING:
     from vld.machine.all_runs import Whole
@@ -71,6 +74,9 @@ class JobsCallback(Callback):
     waiting: ClassVar[ExitStack] = ExitStack()
     """What shows how far they are while their jobs are in other processes."""
 
+    def __init__(self, outcomes: str) -> None:
+        """outcomes: what `outcomes_dir` reads."""
+
     @in_one_line()
     def on_run_start(self, config: DictConfig, config_name: str | None = None, **_: Any) -> None:
         if config.hydra.sweeper.params:
@@ -94,6 +100,7 @@ class JobsCallback(Callback):
         study = config.hydra.runtime.choices.get("study")
         if study and not config.study.name:
             raise UserError(f"study={study}: its file must say study.name")
+        quote_axes(config)
         own = LOOKING.get(str(config_name), ())
         of_runs = config_name in LOOKING or config.study.name  # what is looked at or combined are runs of train.py
         jobs = list(jobs_of(axes_of(config, without=own), problems, "train" if of_runs else str(config_name)))
@@ -115,7 +122,6 @@ class JobsCallback(Callback):
             finish_combining(jobs)
         if config_name == "train" and (jobs[0].config.study.name or jobs[0].config.dry_run):
             say_what_is_to_do(jobs, needed, name, at_a_time(config))
-        shutil.rmtree(outcomes_dir(config.hydra), ignore_errors=True)  # of an earlier sweep with this hydra.sweep.dir
         JobsCallback.started = outcomes_dir(config.hydra), len(jobs), config.method.name
         JobsCallback.again = command_of(config)
         if config_name == "train":
@@ -124,17 +130,30 @@ class JobsCallback(Callback):
             if not in_this_process:
                 from vld.machine.terminal import Terminal
 
+                if config.hydra.launcher._target_ == JOBLIB_LAUNCHER:
+                    JobsCallback.waiting.enter_context(saving_before_killed(outcomes_dir(config.hydra)))
                 JobsCallback.waiting.enter_context(Terminal(whole=JobsCallback.whole).waiting())
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:  # noqa: ARG002
         try:
             assert self.started
             code = summarise_sweep(*self.started)
+            shutil.rmtree(self.started[0], ignore_errors=True)
         except Exception as error:
             print(f"the results of this sweep could not be put together: {error}", file=sys.stderr)
             code = FAILED
         if code:
             sys.exit(code)
+
+
+def quote_axes(config: DictConfig) -> None:
+    """Have a study's axes as they are written in its file, where Hydra would read text as a number."""
+    axes = config.hydra.sweeper.params or {}
+    with read_write(config.hydra):
+        for name, values in axes.items():
+            [word] = as_hydra_takes_them([f"{name}={values}"], Config)
+            if word != f"{name}={values}":
+                axes[name] = word.partition("=")[2]
 
 
 def dry_run_problems(jobs: list[Job], config_name: str | None) -> dict[str, None]:
@@ -193,6 +212,11 @@ def check_jobs(
     if trains and not problems:
         from vld.runs.inputs import check_inputs, inputs_key
 
+        try:
+            for mode in {job.config.wandb.mode for job in jobs}:
+                check_environment(mode)
+        except UserError as error:
+            problems[str(error)] = None
         for key, config in {inputs_key(job.config): job.config for job in jobs}.items():
             try:
                 checked[key] = check_inputs(config, here=here)
@@ -204,13 +228,15 @@ def check_jobs(
 
 
 def count_without_data(jobs: list[Job], name: str) -> None:
-    """Where images are still to come, a dry run ends with the runs and what is finished of them; it fetches nothing."""
+    """Where images or weights are still to come, a dry run ends with the runs and how many are finished; it fetches nothing."""
     from vld.commands.status import described, summary
     from vld.machine.terminal import Terminal
+    from vld.model.published import weights_to_come
     from vld.study.planned import data_to_come, wanted_runs
     from vld.study.progress import FINISHED, progress_of
 
-    if not (to_come := data_to_come(job.config for job in jobs)):
+    weights = [line for job in jobs if (line := weights_to_come(job.config.backbone))]
+    if not (to_come := [*data_to_come(job.config for job in jobs), *dict.fromkeys(weights)]):
         return
     try:
         progress = progress_of(wanted_runs(jobs))
@@ -281,8 +307,7 @@ def finish_report(jobs: list[Job], config: DictConfig) -> NoReturn:
     study, runs = config.study.name, None
     if study:
         runs = [*wanted_runs(jobs), *(run for its in shared_runs(jobs, config, "report").values() for run in its)]
-    run = None if config.run is None else as_written(words, "run")
-    report(jobs, runs, words, selection=config.selection, run=run, output_dir=Path(jobs[0].config.output_dir))
+    report(jobs, runs, words, selection=config.selection, run=config.run, output_dir=Path(jobs[0].config.output_dir))
     sys.exit(0)
 
 
@@ -305,7 +330,9 @@ def shared_runs(jobs: list[Job], config: DictConfig, config_name: str) -> "dict[
 
 def study_axes(study: str, words: list[str]) -> list[str] | None:
     """The axes of another study, narrowed by the same words; None where it has no runs of theirs."""
-    always = compose("train", overrides=[f"study={study}"], return_hydra_config=True).hydra.sweeper.params or {}
+    composed = compose("train", overrides=[f"study={study}"], return_hydra_config=True)
+    quote_axes(composed)
+    always = composed.hydra.sweeper.params or {}
     axes = {f"{key}": f"{value}" for key, value in always.items()}
     parser = overrides_parser()
     for word in words:

@@ -36,11 +36,13 @@ from vld.config.settings import (
     StatusConfig,
     option_names,
 )
+from vld.machine.processes import import_nothing_from_here
 from vld.machine.signals import SIGNALS
 from vld.machine.streams import make_streams_usable, place_caches
 from vld.machine.waiting import spin_briefly
-from vld.study.compose import as_written, describe_error, typed_config
+from vld.study.compose import describe_error, typed_config
 from vld.study.jobs import BASIC_LAUNCHER, JOBLIB_LAUNCHER, outcomes_dir
+from vld.study.words import as_hydra_takes_them, check_one_study, keep_text_of_presets
 from vld.tracking.background import Publisher
 
 if TYPE_CHECKING:
@@ -115,17 +117,22 @@ def run_command(job: Callable[[DictConfig], None], config_name: str, schema: typ
     output_dir = next((word.partition("=")[2] for word in sys.argv[1:] if word.startswith("output_dir=")), "outputs")
     place_caches(os.environ, Path(output_dir.strip("'\"")))
     spin_briefly(os.environ)
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors instead of printing them
+    import_nothing_from_here(os.environ)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
+    keep_text_of_presets()
     stop_on_signals()
 
     @wraps(job)
     def guarded(composed: DictConfig) -> None:
+        os.chdir(HydraConfig.get().runtime.cwd)  # relative paths mean the command's folder, with hydra.job.chdir too
         try:
             job(composed)
         except UserError as error:  # before Hydra has its say about it
             exit_with_user_error(str(error))
 
     try:
+        sys.argv[1:] = as_hydra_takes_them(sys.argv[1:], schema)
+        check_one_study(sys.argv[1:])
         hydra.main(config_path=str(conf_dir()), config_name=config_name, version_base="1.3")(guarded)()
     except (UserError, HydraException, OmegaConfBaseException) as error:
         exit_with_user_error(describe_error(error, schema))
@@ -314,9 +321,7 @@ def _analyse_job(composed: DictConfig) -> None:
     from vld.commands.analyse import analyse_all
     from vld.machine.terminal import Terminal
 
-    config = typed_config(composed, AnalyseConfig)
-    config.run = as_written(HydraConfig.get().overrides.task, "run") or config.run
-    if analyse_all(config, Terminal()):
+    if analyse_all(typed_config(composed, AnalyseConfig), Terminal()):
         sys.exit(FAILED)
 
 

@@ -100,7 +100,9 @@ def _arranged(dataset: DatasetConfig, source: Source, archives: Path, place: Wor
         with terminal.counting(archive.file, in_bytes=True) as progress:
             try:
                 fetch(url, path, checksum, progress)
-            except UserError:
+            except UserError as error:
+                if url == archive.url and archive.instead:
+                    raise UserError(f"{error}; {archive.instead}") from error
                 if not is_list or url == archive.url:
                     raise
                 terminal.say(f"fetching {archive.url}, which the mirror lacks")

@@ -81,7 +81,7 @@ def report(
 def folder_name(words: Sequence[str]) -> str:
     """Where a report goes, below `report/`: nothing for that of everything, figure2, figure2,dataset=pacs, …"""
     named = [word.removeprefix("study=") for word in words if not word.startswith("data_dir=")]
-    name = ",".join(named).replace("/", "_")
+    name = ",".join(named).replace("/", "_").replace('"', "")
     return (
         name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     )

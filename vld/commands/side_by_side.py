@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 SECONDS_TO_SAVE = 60.0
 STOPPING = "stopping"
@@ -37,8 +38,41 @@ def stop_jobs(folder: Path) -> None:
     told: set[Path] = set()
     until = time.monotonic() + SECONDS_TO_SAVE
     while (running := set(folder.glob("*.running"))) and time.monotonic() < until:
-        for marker in running - told:
+        for marker in running:
             with suppress(OSError, ValueError):  # it has ended, or has not written its number yet
-                os.kill(int(marker.read_text()), signal.SIGTERM)
-                told.add(marker)
+                process = int(marker.read_text())
+                if _was_killed(process):
+                    marker.unlink()
+                elif marker not in told:
+                    os.kill(process, signal.SIGTERM)
+                    told.add(marker)
         time.sleep(0.02)
+
+
+def _was_killed(process: int) -> bool:
+    """Whether one of this process's own has ended without taking its marker away."""
+    try:
+        return os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:  # and the launcher knows it
+        return True
+
+
+@contextmanager
+def saving_before_killed(folder: Path) -> Iterator[None]:
+    """Within, the jobs of joblib's launcher save their runs when one of them was killed, for want of memory, say.
+
+    joblib has no other place for that: as soon as a process has died, it kills the others.
+    """
+    from joblib.externals.loky import process_executor  # type: ignore[import-untyped]
+
+    kill = process_executor.kill_process_tree
+
+    def save_and_kill(process: Any) -> None:
+        stop_jobs(folder)
+        kill(process)
+
+    process_executor.kill_process_tree = save_and_kill
+    try:
+        yield
+    finally:
+        process_executor.kill_process_tree = kill

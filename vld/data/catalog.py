@@ -16,12 +16,15 @@ from vld.data.arrange import (
 
 @dataclass(frozen=True)
 class Archive:
-    """A file to fetch. url: its official source; checksum: the published sha256 or md5; size: bytes, 0 where unknown."""
+    """A file to fetch. url: its official source; checksum: the published sha256 or md5; size: bytes, 0 where unknown;
+    instead: where else it is, for the message that the source does not give it.
+    """
 
     file: str
     url: str
     checksum: str | None = None
     size: int = 0
+    instead: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,16 @@ _DUPLICATES = (
 
 SOURCES: Mapping[str, Source] = {
     "pacs": Source(
-        (Archive("PACS.zip", _drive("1JFr8f805nMUelQWWmfnJR3y4_SYoN5Pd"), "fd5db817f7cdafeef3bfd525aaf9b42e"),),
+        (
+            Archive(
+                "PACS.zip",
+                _drive("1JFr8f805nMUelQWWmfnJR3y4_SYoN5Pd"),
+                "fd5db817f7cdafeef3bfd525aaf9b42e",
+                instead="this file was reported dead in 2026-04; use a copy, for example with"
+                " dataset.mirror=https://wjdcloud.blob.core.windows.net/dataset dataset.checksum=off (the images of every"
+                " class are counted all the same)",
+            ),
+        ),
         arrange_pacs,
     ),
     "vlcs": Source(
@@ -134,7 +146,7 @@ SOURCES: Mapping[str, Source] = {
 }
 
 
-def _content(dataset: str) -> Content:
+def content(dataset: str) -> Content:
     """From counts/<dataset>.csv: a row per class, a column per domain."""
     with (Path(__file__).parent / "counts" / f"{dataset}.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -142,4 +154,4 @@ def _content(dataset: str) -> Content:
     return Content({domain: sum(counts.values()) for domain, counts in by_class.items()}, len(rows), by_class)
 
 
-CONTENTS: Mapping[str, Content] = {dataset: _content(dataset) for dataset in SOURCES}
+CONTENTS: Mapping[str, Content] = {dataset: content(dataset) for dataset in SOURCES}

@@ -68,11 +68,14 @@ def fetch(url: str, target: Path, checksum: str | None, progress: Progress, retr
 
 
 def _download(url: str, whole: Path, progress: Callable[[int, int | None], None], retries: int) -> None:
-    """What has come before goes on, if it came from there. A server that is busy is asked again."""
+    """An earlier download is resumed if the same address still has the same file. A server that is busy is asked again."""
     source = whole.with_name("source")
-    if not source.exists() or source.read_text() != url:
+    before, _, known = source.read_text().partition("\n") if source.exists() else ("", "", "")
+    version = _version(url)
+    if before != url or (known and version and known != version):
         _forget(whole)
-        source.write_text(url)
+        known = version
+    source.write_text(f"{url}\n{known or version}")
     attempt = 0
     while True:
         try:
@@ -101,6 +104,22 @@ def _download(url: str, whole: Path, progress: Callable[[int, int | None], None]
 def _forget(whole: Path) -> None:
     for part in whole.parent.glob(f"{whole.name}*"):
         part.unlink()
+
+
+def _version(url: str) -> str:
+    """The server's ETag or date of the file, and its size: other ones are of another file. Empty where it tells none.
+
+    Google Drive answers with a page; its files are known by their identifier and their check sum.
+    """
+    try:
+        headers = {"Accept-Encoding": "identity"}
+        answer = requests.head(url, headers=headers, allow_redirects=True, timeout=TIMEOUT_SECONDS)
+    except requests.RequestException:
+        return ""
+    if not answer.ok or answer.headers.get("Content-Type", "").startswith("text/html"):
+        return ""
+    parts = (answer.headers.get("ETag") or answer.headers.get("Last-Modified"), answer.headers.get("Content-Length"))
+    return " ".join(part for part in parts if part)
 
 
 def _knows_ranges(url: str) -> bool:

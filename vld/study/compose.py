@@ -1,8 +1,11 @@
 """From what Hydra composed to checked settings, its errors in one line, and the text of `--help`."""
 
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
@@ -81,6 +84,13 @@ def _help(app_name: str, *, _root_: DictConfig) -> str:
 OmegaConf.register_new_resolver("vld.gpus", _gpus, replace=True)
 OmegaConf.register_new_resolver("vld.timm", _timm_statistic, replace=True)
 OmegaConf.register_new_resolver("vld.if", lambda condition, yes, no: yes if condition else no, replace=True)
+# Of a command; its jobs, in whatever process and with whatever hydra.sweep.dir, compose with its cache and have the same.
+OmegaConf.register_new_resolver(
+    "vld.own",
+    lambda folder: f"{Path.cwd() / folder}/outcomes/{os.uname().nodename}-{os.getpid()}-{time.time_ns()}",
+    use_cache=True,
+    replace=True,
+)
 OmegaConf.register_new_resolver("vld.help", _help, replace=True)
 
 
@@ -122,12 +132,6 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
         except OmegaConfBaseException as error:
             raise UserError(f"{name}={value}: {first_line(error)}") from error
     return checked_config(changed, Config)
-
-
-def as_written(words: Sequence[str], option: str) -> str | None:
-    """An option's value as it stands in the command, of these overrides: Hydra reads a run's id 12e456789012 as a number."""
-    values = [word.partition("=")[2] for word in words if word.partition("=")[0] == option]
-    return values[-1].strip("'\"") if values else None
 
 
 def describe_error(error: BaseException, schema: type = Config) -> str:

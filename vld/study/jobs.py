@@ -117,8 +117,9 @@ class _Base:
 
 
 def outcomes_dir(hydra_config: Any) -> Path:
-    """Where the jobs of a sweep write what their runs came to, for the table of the whole sweep."""
-    return Path(hydra_config.sweep.dir) / "outcomes"
+    """Where the jobs of a command write what their runs came to, for the table of the whole sweep; another command with the
+    same hydra.sweep.dir has its own."""
+    return Path(str(hydra_config.callbacks.jobs.outcomes))
 
 
 def overrides_parser() -> OverridesParser:

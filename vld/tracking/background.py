@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -15,7 +14,9 @@ from pathlib import Path
 from typing import IO, ClassVar
 
 from vld.config.settings import WandbConfig
+from vld.machine.processes import own_python
 from vld.tracking import CONFIRM_SECONDS, FINISH_SECONDS, OPEN_SECONDS, PAUSE_SECONDS
+from vld.tracking.environment import MERGING, check_environment, environment_of_uploads, is_off
 
 # So many directories are asked for at a time: a pipe holds no more than some hundreds.
 AT_ONCE = 50
@@ -31,6 +32,7 @@ class Publisher:
     """Asks for runs to be copied; nothing here waits for W&B but `connect`, `close` and `finish`.
 
     say, warn: print a line. announces: say whether W&B is used online or offline, where the settings leave that open.
+    Raises `UserError` where a variable of W&B's is not what W&B takes.
     """
 
     down_at: ClassVar[float | None] = None
@@ -59,9 +61,8 @@ class Publisher:
         """What has been copied: where its W&B runs are."""
         self.undelivered: dict[str, str] = {}
         """What has not, and why."""
-        # Of WANDB_MODE this much is looked at here, so that no process is started for nothing.
-        off = wandb.mode == "auto" and os.environ.get("WANDB_MODE") == "disabled"
-        self.mode = "disabled" if off else wandb.mode
+        check_environment(wandb.mode)
+        self.mode = "disabled" if is_off(wandb.mode) else wandb.mode
         self.why = f"wandb.mode={wandb.mode}"
         self.connected = threading.Event()
         self.broken = ""
@@ -183,6 +184,8 @@ class Publisher:
 
     def _start(self) -> bool:
         """Whether there is a process now."""
+        if ignored := [name for name in MERGING if os.environ.get(name)]:
+            self._say_once(f"W&B: {', '.join(ignored)} ignored: each run here is a W&B run of its own, with its own id")
         since = None if Publisher.down_at is None else time.monotonic() - Publisher.down_at
         options = {
             "mode": self.wandb.mode,
@@ -194,13 +197,12 @@ class Publisher:
         }
         try:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "vld.tracking.upload", json.dumps(options)],
+                [*own_python(), "-m", "vld.tracking.upload", json.dumps(options)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C is for the one who trains
-                # An empty WANDB_MODE, which a shell leaves for an unset one, wandb refuses.
-                env={name: value for name, value in os.environ.items() if (name, value) != ("WANDB_MODE", "")},
+                env=environment_of_uploads(),
             )
         except OSError as error:  # no more processes, say
             self.broken = f"its process cannot be started: {error}"
@@ -211,6 +213,11 @@ class Publisher:
         self.reader = threading.Thread(target=self._read, args=(self.process.stdout,), daemon=True)
         self.reader.start()
         return True
+
+    def _say_once(self, line: str) -> None:
+        if line not in Publisher.announced:
+            Publisher.announced.add(line)
+            self.say(line)
 
     def _read(self, answers: IO[bytes]) -> None:
         for line in answers:
@@ -224,10 +231,7 @@ class Publisher:
                     self.wishes.clear()
                 elif self.announces and self.wandb.mode == "auto":
                     others = "wandb.mode=online or disabled" if mode == "offline" else "wandb.mode=offline or disabled"
-                    announcement = f"W&B: {mode} ({self.why}); {others} changes that"
-                    if announcement not in Publisher.announced:
-                        Publisher.announced.add(announcement)
-                        self.say(announcement)
+                    self._say_once(f"W&B: {mode} ({self.why}); {others} changes that")
             elif directory := answer.get("delivered"):
                 self.asked.pop(directory, None)
                 self.undelivered.pop(directory, None)

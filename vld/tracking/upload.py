@@ -268,6 +268,9 @@ class Delivery:
                 init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT") or OPEN_SECONDS),
             ),
         )
+        if run.id != content.id:  # W&B lets some variables go before what it is asked for
+            run.finish(exit_code=1)
+            raise NotDelivered(f"W&B opened {run.id} in place of {content.id}")
         return OpenRun(run)
 
     @contextmanager

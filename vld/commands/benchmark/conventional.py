@@ -1,6 +1,7 @@
 """The usual way, written to compare with: images decoded by PIL and augmented by torchvision in DataLoader workers, float32,
 eager, every method evaluated on its own."""
 
+import multiprocessing
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from vld.data.split import split_indices
 from vld.model.classifier import Classifier
 from vld.training.evaluation import IN, OUT
 
+TIMEOUT = 60
 PREFETCHED = 2  # DataLoader's default, for each worker
 
 
@@ -37,13 +39,23 @@ class DecodedFiles(Dataset[tuple[Tensor, int]]):
 
     def __init__(self, files: Sequence[Path], labels: Sequence[int], transform: transforms.Compose) -> None:
         self.files, self.labels, self.transform = files, labels, transform
+        self._decoded = multiprocessing.Value("q", 0)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         with Image.open(self.files[index]) as image:
-            return self.transform(image.convert("RGB")), self.labels[index]
+            example = self.transform(image.convert("RGB")), self.labels[index]
+        with self._decoded.get_lock():
+            self._decoded.value += 1
+        return example
+
+    def wait_for(self, images: int) -> None:
+        """Until all processes together have decoded so many: its loader is full then and its workers rest."""
+        given_up = time.monotonic() + TIMEOUT
+        while self._decoded.value < images and time.monotonic() < given_up:
+            time.sleep(0.005)
 
 
 def training_transform(image_size: int) -> transforms.Compose:
@@ -110,12 +122,22 @@ class ConventionalBatches:
         ]
         self.waiting = PREFETCHED * self.workers
         """Batches that lie ready when nobody has asked for a while."""
+        self._batch_size, self._taken = batch_size, 0
+
+    def wait_until_full(self) -> None:
+        for dataset in self.datasets:
+            dataset.wait_for((self._taken + self.waiting) * self._batch_size)
 
     def batch(self) -> tuple[Tensor, Tensor]:
+        self._taken += 1
         parts = [next(loader) for loader in self._loaders]
         there = [[tensor.to(self.device, non_blocking=True) for tensor in part] for part in parts]
         images, labels = (torch.cat(tensors) for tensors in zip(*there, strict=True))
         return images, labels
+
+    def close(self) -> None:
+        """Its processes end."""
+        self._loaders = []
 
     def read_files(self) -> None:
         """All of them, so that they are in the operating system's cache."""
@@ -142,7 +164,8 @@ class ConventionalEvaluation:
     ) -> None:
         parts = chosen_files(files, test_domain, split_seed, OUT)
         paths, labels = [p for part, _ in parts for p in part], [label for _, part in parts for label in part]
-        dataset = DecodedFiles(paths, labels, evaluation_transform(image_size))
+        self._dataset = dataset = DecodedFiles(paths, labels, evaluation_transform(image_size))
+        self._taken = 0
         self._model, self._device = model, model.head.weight.device
         workers = len(os.sched_getaffinity(0))
         self._batches = iter(
@@ -157,12 +180,16 @@ class ConventionalEvaluation:
         self.waiting = PREFETCHED * workers
         """Batches that lie ready when nobody has asked for a while."""
 
+    def wait_until_full(self) -> None:
+        self._dataset.wait_for((self._taken + self.waiting) * self.batch_size)
+
     @torch.no_grad()
     def evaluate(self, batches: int) -> int:
         """Correct images of so many batches, counted on the host as everybody does."""
         was_training = self._model.training
         self._model.eval()
         correct = 0
+        self._taken += batches
         for inputs, expected in islice(self._batches, batches):
             correct += int((self._model(inputs.to(self._device)).argmax(1).cpu() == expected).sum())
         self._model.train(was_training)

@@ -22,7 +22,7 @@ WANDB_STEPS = 10_000
 """Of the run whose copy is timed: the paper's."""
 
 
-def time_checkpoint(trajectory: Trajectory, output_dir: Path) -> tuple[float, int]:
+def time_checkpoint(trajectory: Trajectory, output_dir: Path) -> dict[str, float]:
     """Seconds that training stands still for a checkpoint, on the disk that they go to, and its bytes."""
     times = []
     with tempfile.TemporaryDirectory(dir=output_dir) as folder:
@@ -31,7 +31,7 @@ def time_checkpoint(trajectory: Trajectory, output_dir: Path) -> tuple[float, in
             began = time.perf_counter()
             write_checkpoint(path, {"trajectory": trajectory.state_dict()})
             times.append(time.perf_counter() - began)
-        return statistics.median(times), path.stat().st_size
+        return {"seconds": statistics.median(times), "bytes": path.stat().st_size}
 
 
 def time_wandb(config: Config) -> dict[str, float]:

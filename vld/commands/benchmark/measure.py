@@ -1,10 +1,13 @@
 """The benchmark: every part is measured in one run, in turn, and compared as medians, since machines are shared and noisy."""
 
+import os
 import resource
 import statistics
+import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,18 +15,19 @@ from typing import Any
 import torch
 
 from vld.commands.benchmark.conventional import (
-    PREFETCHED,
     ConventionalBatches,
     ConventionalEvaluation,
     pytorch_s_defaults,
 )
 from vld.commands.benchmark.costs import WANDB_STEPS, time_checkpoint, time_wandb
-from vld.commands.benchmark.forecast import EXPERIMENTS, Forecast, forecast
+from vld.commands.benchmark.figures import Figures
+from vld.commands.benchmark.forecast import EXPERIMENTS, forecast
+from vld.commands.benchmark.on_gpu import dearest_kernels, device_and_host_seconds
 from vld.commands.benchmark.sharing import images_per_second_beside
+from vld.commands.benchmark.show import show
 from vld.commands.benchmark.startup import seconds_to_first_step
 from vld.config.names import METHODS
 from vld.config.settings import AveragingConfig, Config, EnsembleConfig
-from vld.machine.atomic import write_json
 from vld.machine.device import MemoryBudget, describe, set_up
 from vld.machine.terminal import Terminal
 from vld.model.classifier import Classifier
@@ -45,132 +49,207 @@ EVALUATION_ROUNDS = 3
 
 
 def run_benchmark(config: Config, options: Sequence[str], terminal: Terminal) -> dict[str, Any]:
-    """Measure over `optim.steps` steps; show and write `<output_dir>/benchmark.json`. options: the command's own."""
-    inputs = check_inputs(config)
-    device, test_domain = inputs.device, inputs.test_domains[0]
-    set_up(device, config.deterministic)
+    """Measure over `optim.steps` steps; show and write `<output_dir>/benchmark.json`. options: the command's own.
+
+    Every part is written when it has been measured. One that cannot run has the reason in its place.
+    """
     output_dir = Path(config.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    dataset = decoded(config, inputs.files, {}, terminal)
-    # Before this process takes the GPU's memory.
-    terminal.say("starting train.py twice, for the time to the first step")
-    own = [option for option in options if not option.startswith(("output_dir=", "optim.steps=", "eval_every="))]
-    own += [f"test_domain={test_domain}", f"batch_size={config.batch_size}"]
-    first_step = seconds_to_first_step(own)
-    if device.type == "cpu":
-        terminal.say("training beside busy processes, for what is left of it")
-    beside = images_per_second_beside(own) if device.type == "cpu" else None
-    run = Run(config, inputs, dataset, weights_fingerprint(inputs.weights), test_domain)
-    memory = MemoryBudget(device, terminal.say)
-    images, batches = run_evaluation_set(run, memory, config.dataset.curve_images), training_batches(run, memory)
+    figures = Figures(output_dir / "benchmark.json", terminal.say)
+    with compiled_programs_of_one_s_own():
+        measured = Measured(config, figures, terminal)
+        try:
+            measured.steps()
+            measured.evaluation()
+            measured.forecast()
+            measured.start(options)
+            measured.bookkeeping(output_dir)
+            measured.beside(options)
+        finally:
+            measured.conventional.close()
+            measured.batches.close()
+    show(figures.content, terminal)
+    terminal.say(f"written to {figures.path}")
+    return figures.content
 
-    def trajectory(precision: str) -> Trajectory:
-        model = initial_classifier(config, inputs.weights, precision, len(dataset.classes)).to(device)
+
+@contextmanager
+def compiled_programs_of_one_s_own() -> Iterator[None]:
+    """Nothing is compiled yet in this process; what it compiles, the processes that it starts find."""
+    name, before = "TORCHINDUCTOR_CACHE_DIR", os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[name] = folder
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = before
+
+
+class Measured:
+    """A run, a conventional one beside it, and what has been measured of both."""
+
+    def __init__(self, config: Config, figures: Figures, terminal: Terminal) -> None:
+        self.config, self.figures, self.terminal = config, figures, terminal
+        self.inputs = check_inputs(config)
+        self.device, self.test_domain = self.inputs.device, self.inputs.test_domains[0]
+        set_up(self.device, config.deterministic)
+        self.dataset = decoded(config, self.inputs.files, {}, terminal)
+        run = Run(config, self.inputs, self.dataset, weights_fingerprint(self.inputs.weights), self.test_domain)
+        memory = MemoryBudget(self.device, terminal.say)
+        self.images = run_evaluation_set(run, memory, config.dataset.curve_images)
+        self.batches = training_batches(run, memory)
+        self.ours, self.usual = self.trajectory(self.inputs.precision), self.trajectory("fp32")
+        self.average = self.ours.methods[WEIGHT_AVERAGING]
+        self.compiling = self.compile() if compilation.is_wanted(config, self.device) else 0.0
+        files, image_size = self.inputs.files, config.image_size
+        self.conventional = ConventionalBatches(
+            files, self.test_domain, config.split_seed, config.batch_size, image_size, self.device
+        )
+        for domain in self.batches.domains:  # neither way is to wait for the disk
+            domain.pixels.amax()
+        self.conventional.read_files()
+
+    def trajectory(self, precision: str) -> Trajectory:
+        classes = len(self.dataset.classes)
+        model = initial_classifier(self.config, self.inputs.weights, precision, classes).to(self.device)
         averaging, ensemble = AveragingConfig(1, 1), EnsembleConfig(1, 1)
-        return Trajectory(model, config.optim, eval_every=1, averaging=averaging, ensemble=ensemble)
+        return Trajectory(model, self.config.optim, eval_every=1, averaging=averaging, ensemble=ensemble)
 
-    ours, usual = trajectory(inputs.precision), trajectory("fp32")
-    average = ours.methods[WEIGHT_AVERAGING]
-    if compilation.is_wanted(config, device):
-        compilation.compile_run(ours.model, batches, images, terminal.say)
-    conventional = ConventionalBatches(
-        inputs.files, test_domain, config.split_seed, config.batch_size, config.image_size, device
-    )
-    for domain in batches.domains:  # neither way is to wait for the disk
-        domain.pixels.amax()
-    conventional.read_files()
-    resident = batches.batch(0)
-    at_once = min(STEPS_AT_ONCE[device.type], config.optim.steps)
-    rounds = max(1, config.optim.steps // at_once)
+    def compile(self) -> float:
+        """Seconds that it takes where nothing has been compiled before."""
+        began = time.perf_counter()
+        graphs = self.config.compile == "graphs"
+        compilation.compile_run(self.ours.model, self.batches, self.images, self.terminal.say, graphs=graphs)
+        return time.perf_counter() - began
 
-    def full(step: int) -> None:
-        update(ours, *batches.batch(step), config.seed, step)
-        average.after_step(step + 1)
+    def full(self, step: int) -> None:
+        update(self.ours, *self.batches.batch(step), self.config.seed, step)
+        self.average.after_step(step + 1)
 
-    def usual_step(step: int) -> None:
+    def usual_step(self, step: int) -> None:
         with pytorch_s_defaults():
-            update(usual, *conventional.batch(), config.seed, step)
+            update(self.usual, *self.conventional.batch(), self.config.seed, step)
 
-    parts: dict[str, Callable[[int], object]] = {
-        "full step": full,
-        "bare step": lambda step: update(ours, *resident, config.seed, step),
-        "input": batches.batch,
-        "weight average": lambda step: average.after_step(step + 1),
-    }
-    times: dict[str, list[float]] = {name: [] for name in (*parts, "conventional step")}
-    with terminal.counting("timing") as progress:
-        for number in range(-1, rounds):  # the first is not counted
-            update(ours, *resident, config.seed, 0)  # nor is this: caches hold the conventional step's network
-            for name, part in parts.items():
-                first = max(0, number) * at_once
-                seconds = timed(lambda f=first, p=part: [p(step) for step in range(f, f + at_once)], device)  # type: ignore[misc]
+    def steps(self) -> None:
+        """A step and its parts, in turn with a conventional one."""
+        resident = self.batches.batch(0)
+        at_once = min(STEPS_AT_ONCE[self.device.type], self.config.optim.steps)
+        rounds = max(1, self.config.optim.steps // at_once)
+        parts: dict[str, Callable[[int], object]] = {
+            "full step": self.full,
+            "bare step": lambda step: update(self.ours, *resident, self.config.seed, step),
+            "input": self.batches.batch,
+            "weight average": lambda step: self.average.after_step(step + 1),
+        }
+        times: dict[str, list[float]] = {name: [] for name in (*parts, "conventional step")}
+        with self.terminal.counting("timing") as progress:
+            for number in range(-1, rounds):  # the first is not counted
+                parts["bare step"](0)  # nor is this: caches hold the conventional step's network
+                for name, part in parts.items():
+                    first = max(0, number) * at_once
+                    seconds = timed(lambda f=first, p=part: [p(step) for step in range(f, f + at_once)], self.device)  # type: ignore[misc]
+                    if number >= 0:
+                        times[name].append(seconds / at_once)
+                # What its workers had ready by then does not count; then they fill up again, out of the way.
+                for _ in range(self.conventional.waiting):
+                    self.usual_step(0)
+                seconds = timed(lambda: deque(map(self.usual_step, range(at_once)), maxlen=0), self.device)
                 if number >= 0:
-                    times[name].append(seconds / at_once)
-            # What its workers had ready by then does not count; then they are left to fill up again, out of the way.
-            for _ in range(conventional.waiting):
-                usual_step(0)
-            seconds = timed(lambda: deque(map(usual_step, range(at_once)), maxlen=0), device)
-            if number >= 0:
-                times["conventional step"].append(seconds / at_once)
-            time.sleep(0.02 * conventional.waiting * config.batch_size)
-            progress(number + 2, rounds + 1)
-    step_seconds = {name: statistics.median(values) for name, values in times.items()}
+                    times["conventional step"].append(seconds / at_once)
+                    self.add_steps(times, (number + 1) * at_once)
+                self.conventional.wait_until_full()
+                progress(number + 2, rounds + 1)
+        if self.device.type == "cuda":
+            parts["optimiser"] = lambda _: self.ours.optimizer.step()
+            self.figures.attempt("device_and_host_seconds", lambda: device_and_host_seconds(parts))
+            self.figures.attempt("dearest_kernels", lambda: dearest_kernels(self.full))
 
-    assert average.model is not None
-    both = [ours.model, average.model]
-    usual_evaluation = ConventionalEvaluation(
-        usual.model, inputs.files, test_domain, config.split_seed, config.image_size
-    )
-    rate, usual_rate = evaluation_rates(both, images, usual_evaluation, device)
-    del usual_evaluation  # with its workers
-    per_core = input_per_core(conventional, batches.batch, batches.images_per_step) if device.type == "cpu" else None
+    def add_steps(self, times: dict[str, list[float]], steps: int) -> None:
+        seconds = self.seconds = {name: statistics.median(values) for name, values in times.items()}
+        per_step, config = self.batches.images_per_step, self.config
+        self.figures.add(
+            device=describe(self.device),
+            precision=self.inputs.precision,
+            compiled=self.ours.model.compiled,
+            backbone=config.backbone.name,
+            image_size=config.image_size,
+            images_per_step=per_step,
+            steps=steps,
+            images_in_gpu_memory=self.batches.resident and self.device.type == "cuda",
+            median_seconds=seconds,
+            images_per_second={name: per_step / its for name, its in seconds.items() if name != "weight average"},
+            full_step_to_ceiling=seconds["bare step"] / seconds["full step"],
+            conventional_step_to_full_step=seconds["conventional step"] / seconds["full step"],
+            peak_memory_bytes=peak_memory(self.device),
+            share_of_the_training_time={
+                "weight average": seconds["weight average"] / config.averaging.interval / seconds["full step"]
+            },
+            software=software_versions(),
+        )
 
-    checkpoint_seconds, checkpoint_bytes = time_checkpoint(ours, output_dir)
-    copying = time_wandb(config)
-    experiment = next((e for e in EXPERIMENTS if config.dataset.name in e.datasets), EXPERIMENTS[0])
-    full_step, bare = step_seconds["full step"], step_seconds["bare step"]
-    our_run = experiment.steps * full_step + experiment.evaluations * 2 * len(images.images) / rate
-    usual_run = experiment.steps * step_seconds["conventional step"]
-    usual_run += experiment.evaluations * len(METHODS) * len(images.images) / usual_rate
-    in_training, per_step = WANDB_STEPS * full_step, batches.images_per_step
-    forecasts = forecast(per_step / full_step, rate, partial(bytes_kept, config.keep, ours.model))
-    report = {
-        "device": describe(device),
-        "precision": inputs.precision,
-        "compiled": ours.model.compiled,
-        "backbone": config.backbone.name,
-        "image_size": config.image_size,
-        "images_per_step": per_step,
-        "steps": rounds * at_once,
-        "images_in_gpu_memory": batches.resident and device.type == "cuda",
-        "median_seconds": step_seconds,
-        "images_per_second": {
-            name: per_step / seconds for name, seconds in step_seconds.items() if name != "weight average"
-        },
-        "full_step_to_ceiling": bare / full_step,
-        "conventional_step_to_full_step": step_seconds["conventional step"] / full_step,
-        "evaluation_images_per_second": {"both networks in one pass": rate, "conventional": usual_rate},
-        "paper_run_steps": experiment.steps,
-        "paper_run_hours": {"ours": our_run / 3600, "conventional": usual_run / 3600, "ratio": usual_run / our_run},
-        "input_images_per_second_and_core": per_core,
-        "seconds_to_first_step": dict(zip(("cold", "warm"), first_step, strict=True)),
-        "peak_memory_bytes": peak_memory(device),
-        "share_of_the_training_time": {
-            "weight average": step_seconds["weight average"] / config.averaging.interval / full_step,
-            "checkpoint": checkpoint_seconds / (checkpoint_seconds + config.checkpoint_every),
-        },
-        "checkpoint": {"seconds": checkpoint_seconds, "bytes": checkpoint_bytes},
-        "seconds_for_wandb": copying,
-        "share_of_wandb": {name: value / in_training for name, value in copying.items()},
-        "images_per_second_beside_busy_processes": beside,
-        "forecast": [vars(entry) for entry in forecasts],
-        "software": software_versions(),
-    }
-    show(report, forecasts, terminal)
-    path = output_dir / "benchmark.json"
-    write_json(path, report)
-    terminal.say(f"written to {path}")
-    return report
+    def evaluation(self) -> None:
+        assert self.average.model is not None
+        both, files, config = [self.ours.model, self.average.model], self.inputs.files, self.config
+        usual = ConventionalEvaluation(self.usual.model, files, self.test_domain, config.split_seed, config.image_size)
+        rate, usual_rate = evaluation_rates(both, self.images, usual, self.device)
+        self.rates = {"both networks in one pass": rate, "conventional": usual_rate}
+        self.figures.add(evaluation_images_per_second=self.rates, peak_memory_bytes=peak_memory(self.device))
+
+    def forecast(self) -> None:
+        """Of a run of the paper, and of all of them."""
+        experiment = next((e for e in EXPERIMENTS if self.config.dataset.name in e.datasets), EXPERIMENTS[0])
+        rate, usual_rate = self.rates.values()
+        images, full_step = len(self.images.images), self.seconds["full step"]
+        our_run = experiment.steps * full_step + experiment.evaluations * 2 * images / rate
+        usual_run = experiment.steps * self.seconds["conventional step"]
+        usual_run += experiment.evaluations * len(METHODS) * images / usual_rate
+        kept = partial(bytes_kept, self.config.keep, self.ours.model)
+        self.figures.add(
+            paper_run_steps=experiment.steps,
+            paper_run_hours={"ours": our_run / 3600, "conventional": usual_run / 3600, "ratio": usual_run / our_run},
+            forecast=[vars(entry) for entry in forecast(self.batches.images_per_step / full_step, rate, kept)],
+        )
+
+    def own(self, options: Sequence[str]) -> list[str]:
+        """The options of a `vld-train` that is measured from outside."""
+        own = [option for option in options if not option.startswith(("output_dir=", "optim.steps=", "eval_every="))]
+        return [*own, f"test_domain={self.test_domain}", f"batch_size={self.config.batch_size}"]
+
+    def start(self, options: Sequence[str]) -> None:
+        """Seconds from the command to the first step; cold: and those that compiling took this process."""
+        self.terminal.say("starting train.py, for the time to the first step")
+
+        def measured() -> dict[str, float]:
+            warm = seconds_to_first_step(self.own(options))
+            return {"cold": warm + self.compiling, "warm": warm}
+
+        self.figures.attempt("seconds_to_first_step", measured)
+
+    def bookkeeping(self, output_dir: Path) -> None:
+        """Checkpoints, and the copy in W&B, which is no part of every installation."""
+        if measured := self.figures.attempt("checkpoint", lambda: time_checkpoint(self.ours, output_dir)):
+            share = measured["seconds"] / (measured["seconds"] + self.config.checkpoint_every)
+            shares = self.figures.content["share_of_the_training_time"] | {"checkpoint": share}
+            self.figures.add(share_of_the_training_time=shares)
+        if copying := self.figures.attempt("seconds_for_wandb", lambda: time_wandb(self.config)):
+            in_training = WANDB_STEPS * self.seconds["full step"]
+            self.figures.add(share_of_wandb={name: value / in_training for name, value in copying.items()})
+
+    def beside(self, options: Sequence[str]) -> None:
+        """Of a CPU: the input pipelines on one core, and training beside busy processes."""
+        if self.device.type != "cpu":
+            self.figures.add(input_images_per_second_and_core=None, images_per_second_beside_busy_processes=None)
+            return
+        images = self.batches.images_per_step
+        per_core = partial(input_per_core, self.conventional, self.batches.batch, images)
+        self.figures.attempt("input_images_per_second_and_core", per_core)
+        self.conventional.close()
+        self.terminal.say("training beside busy processes, for what is left of it")
+        measured = partial(images_per_second_beside, self.own(options))
+        self.figures.attempt("images_per_second_beside_busy_processes", measured)
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:
@@ -190,12 +269,14 @@ def evaluation_rates(
     models: Sequence[Classifier], images: EvaluationSet, usual: ConventionalEvaluation, device: torch.device
 ) -> tuple[float, float]:
     """Images/s and network, ours and the conventional, each in its steady state on as many images, in turn."""
-    chunks = EVALUATED_CHUNKS[device.type]
-    evaluated = min(len(images.images), chunks * IMAGES_AT_ONCE[device.type])
+    at_once = IMAGES_AT_ONCE[device.type]
+    # Whole chunks, where there is one: what fills up the last takes its time, too.
+    chunks = max(1, min(EVALUATED_CHUNKS[device.type], len(images.images) // at_once))
+    evaluated = min(len(images.images), chunks * at_once)
     batches = max(1, evaluated // usual.batch_size)
     rates, usual_rates = [], []
     for number in range(-1, EVALUATION_ROUNDS):  # the first is not counted
-        time.sleep(0.02 * PREFETCHED * usual.batch_size)  # until its workers rest, as in `run_benchmark`
+        usual.wait_until_full()
         seconds = timed(lambda: predict(models, images, at_most=chunks), device)
         with pytorch_s_defaults():
             usual.evaluate(usual.waiting)  # what they had ready by then does not count
@@ -231,43 +312,3 @@ def peak_memory(device: torch.device) -> dict[str, int]:
     if device.type == "cuda":
         peak["gpu"] = torch.cuda.max_memory_reserved(device)
     return peak
-
-
-def show(report: dict[str, Any], forecasts: Sequence[Forecast], terminal: Terminal) -> None:
-    say, rates, seconds = terminal.say, report["images_per_second"], report["median_seconds"]
-    compiled = "compiled" if report["compiled"] else "not compiled"
-    say(
-        f"{report['backbone']} at {report['image_size']} px, {report['images_per_step']} images a step, {report['precision']},"
-        f" {compiled}, on {report['device']}; medians of {report['steps']} steps"
-    )
-    for name, rate in rates.items():
-        say(f"  {name:18s} {1e3 * seconds[name]:9.1f} ms {rate:10,.1f} images/s")
-    say(f"  the full step runs at {report['full_step_to_ceiling']:.1%} of the speed of the bare one")
-    evaluation = report["evaluation_images_per_second"]
-    say(f"evaluation, all methods in one pass: {evaluation['both networks in one pass']:,.1f} images/s;"
-        f" conventional {evaluation['conventional']:,.1f}")  # fmt: skip
-    hours = report["paper_run_hours"]
-    say(f"a run of the paper, evaluations included: {hours['ours']:.2f} h; conventional {hours['conventional']:.2f} h,"
-        f" {hours['ratio']:.1f} times as long")  # fmt: skip
-    if per_core := report["input_images_per_second_and_core"]:
-        say(
-            f"input pipeline on one core: {per_core['ours']:.0f} images/s, {per_core['ratio']:.1f} times the conventional"
-        )
-    first = {name: "not known" if s is None else f"{s:.1f} s" for name, s in report["seconds_to_first_step"].items()}
-    say(f"from the command to the first step: {first['cold']}, with everything compiled {first['warm']}")
-    say(
-        "peak memory: " + ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in report["peak_memory_bytes"].items())
-    )
-    for name, share in report["share_of_the_training_time"].items():
-        say(f"{name}: {share:.3%} of the training time")
-    for name, share in report["share_of_wandb"].items():
-        say(f"W&B, {name}: {1e3 * report['seconds_for_wandb'][name]:.1f} ms a run, {share:.4%} of the training time")
-    for waiting, rates in (report["images_per_second_beside_busy_processes"] or {}).items():
-        shown = ", ".join(
-            f"{beside}: {rate if isinstance(rate, str) else f'{rate:.0f}'}" for beside, rate in rates.items()
-        )
-        say(f"images/s beside so many busy processes, {waiting}: {shown}")
-    say("at these speeds the paper's experiments, with its network and image size if those were measured, take")
-    for entry in forecasts:
-        say(f"  {entry.name}: {entry.runs} runs, {entry.hours:,.0f} hours, {entry.gigabytes:,.0f} GB of disk")
-    say(f"  in all {sum(entry.hours for entry in forecasts) / 24:,.1f} days of this device")

@@ -3,12 +3,12 @@
 import os
 import re
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from vld.machine.processes import own_python
 from vld.machine.waiting import ALONE, OPENMP
 
 WAITS = {"as this command sets it": {}, "GNU OpenMP's default": {"GOMP_SPINCOUNT": "300000"},
@@ -30,7 +30,7 @@ def images_per_second_beside(options: Sequence[str]) -> dict[str, dict[str, floa
 @contextmanager
 def busy_processes(number: int) -> Iterator[None]:
     """So many processes that compute and never wait."""
-    command = [sys.executable, "-c", "while True: pass"]
+    command = [*own_python(), "-c", "while True: pass"]
     others = [subprocess.Popen(command) for _ in range(number)]
     try:
         yield
@@ -52,7 +52,7 @@ def _images_per_second(options: Sequence[str], variables: dict[str, str]) -> flo
             "keep=[]",
         ]
         own += ["wandb.mode=disabled", f"output_dir={folder}"]
-        command = [sys.executable, "-c", "from vld.commands.main import train; train()", *options, *own]
+        command = [*own_python(), "-c", "from vld.commands.main import train; train()", *options, *own]
         with subprocess.Popen(
             command,
             env=environment | {"PYTHONUNBUFFERED": "1"},

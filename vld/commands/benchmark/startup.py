@@ -2,43 +2,41 @@
 
 import os
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from pathlib import Path
+
+from vld.config.errors import UserError
+from vld.machine.processes import own_python
 
 TIMEOUT = 600
 
 
-def seconds_to_first_step(options: Sequence[str]) -> tuple[float | None, float | None]:
-    """Of `vld-train` with these options: with nothing compiled yet, then with what the first time left behind.
+def seconds_to_first_step(options: Sequence[str]) -> float:
+    """Of `vld-train` with these options, which finds the image store and what this process has compiled.
 
-    Until one step has been made and looked at on a few images. The image store is there both times. None where it failed.
+    Until one step has been made and looked at on a few images. Raises `UserError` with its last line where it failed.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        cold, warm = (_seconds(options, Path(folder), number) for number in range(2))
-    return cold, warm
-
-
-def _seconds(options: Sequence[str], folder: Path, number: int) -> float | None:
     own = ["optim.steps=1", "eval_every=1", "optim.milestones=[1]", "dataset.curve_images=1", "keep=[]"]
-    own += ["wandb.mode=disabled", f"output_dir={folder / str(number)}"]
-    command = [sys.executable, "-c", "from vld.commands.main import train; train()", *options, *own]
-    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled"), "PYTHONUNBUFFERED": "1"}
-    began = time.perf_counter()
-    with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-    ) as process:
-        assert process.stdout is not None
-        too_late = threading.Timer(TIMEOUT, process.kill)
-        too_late.start()
-        try:
-            for line in process.stdout:
-                if "step 1/1" in line:
-                    return time.perf_counter() - began
-            return None
-        finally:
-            too_late.cancel()
-            process.kill()  # its evaluation in full is not needed
+    began, line = time.perf_counter(), ""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [*own_python(), "-c", "from vld.commands.main import train; train()", *options, *own]
+        with subprocess.Popen(
+            [*command, "wandb.mode=disabled", f"output_dir={folder}"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        ) as process:
+            too_late = threading.Timer(TIMEOUT, process.kill)
+            too_late.start()
+            try:
+                for line in process.stdout or ():
+                    if "step 1/1" in line:
+                        return time.perf_counter() - began
+            finally:
+                too_late.cancel()
+                process.kill()  # its evaluation in full is not needed
+    raise UserError(line.strip() or f"not there in {TIMEOUT} s")

@@ -1,0 +1,71 @@
+"""A GPU that computes nothing, for the host's side of the CUDA path: what it launches, copies, allocates and waits for.
+
+It stands in for the CUDA runtime and cuBLAS under torch's CUDA build, in processes of its own (`LD_PRELOAD`), which need no GPU;
+`convolutions.py`, imported there, does for cuDNN. Values, races between streams and a GPU's times it does not have. Eager only.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).parent
+PACKAGES = Path(sysconfig.get_path("purelib"))
+HEADERS = ("cuda_runtime_api.h", "crt/host_defines.h")
+INCLUDES = [
+    folder
+    for pattern in ("triton/backends/nvidia/include", "nvidia/cu*/include")
+    for folder in PACKAGES.glob(pattern)
+    if all((folder / name).is_file() for name in HEADERS)
+]
+LIBRARIES = ("libc10_cuda.so", "libtorch_cuda.so", "libtorch_cuda_linalg.so", "libcaffe2_nvrtc.so")
+REAL = r"__cuda(Register|Unregister|Push|Pop|Init)|cudaGetError(String|Name)"
+"""What needs no device is left to NVIDIA's own library."""
+PRODUCT = r"cublas.*(gemm|gemv|Gemm|Matmul$|dot)"
+
+
+def missing() -> str | None:
+    """Why it cannot be built here."""
+    if torch.version.cuda is None:
+        return "torch is built without CUDA"
+    if not INCLUDES:
+        return "the headers of the CUDA runtime are not installed"
+    tools = [tool for tool in ("g++", "nm") if shutil.which(tool) is None]
+    return f"{' and '.join(tools)} missing" if tools else None
+
+
+def build(folder: Path) -> Path:
+    """The library, in a few seconds."""
+    source = (HERE / "device.cpp").read_text()
+    written = set(re.findall(r"^\w+ (\w+)\(", source, re.MULTILINE))
+    generated = ['extern "C" {', "void null_gpu_product();"]
+    for name in sorted(_called_by_torch() - written):
+        counted = "null_gpu_product(); " if re.search(PRODUCT, name) else ""
+        generated.append(f"int {name}() {{ {counted}return 0; }}")
+    (folder / "rest.cpp").write_text("\n".join([*generated, "}"]) + "\n")
+    library = folder / "libcuda.so.1"  # the driver's name, so that torch finds one
+    command = ["g++", "-std=c++17", "-shared", "-fPIC", "-O1", "-w", "-Wl,-soname,libcuda.so.1", f"-I{INCLUDES[0]}"]
+    subprocess.run([*command, HERE / "device.cpp", folder / "rest.cpp", "-o", library], check=True)
+    return library
+
+
+def _called_by_torch() -> set[str]:
+    names: set[str] = set()
+    for library in LIBRARIES:
+        path = Path(torch.__file__).parent / "lib" / library
+        listed = subprocess.run(["nm", "-D", "--undefined-only", path], capture_output=True, text=True, check=True)
+        names |= set(re.findall(r" U ((?:__cuda|cuda|cublas|cu[A-Z])\w+)", listed.stdout))
+    return {name for name in names if not re.match(REAL, name)}
+
+
+def python(library: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python where that GPU is the only one."""
+    paths = os.pathsep.join([str(HERE.parent), str(HERE.parent.parent), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"LD_PRELOAD": str(library), "PYTHONPATH": paths}
+    environment.pop("CUDA_VISIBLE_DEVICES", None)
+    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False)
