@@ -22,7 +22,9 @@ P = 0.8
 def network(seed: int = 0) -> nn.Sequential:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return nn.Sequential(nn.Conv2d(3, 40, 3), nn.BatchNorm2d(40), nn.Flatten(), nn.Linear(40 * 36, 5)).double().eval()
+        return (
+            nn.Sequential(nn.Conv2d(3, 40, 3), nn.BatchNorm2d(40), nn.Flatten(), nn.Linear(40 * 36, 5)).double().eval()
+        )
 
 
 def masked(weight: Tensor, kind: str, generator: torch.Generator) -> Tensor:

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from vld.config.errors import UserError
 
 
-def masked_weights(backbone: nn.Module, kind: str) -> list[nn.Parameter]:
+def masked_weights(backbone: nn.Module, kind: str) -> list[Tensor]:
     """The weights that Mixout masks: of convolutions (`filter`) or of linear layers, attention's included (`point`).
 
     Biases, normalisation and the last layer are never masked. Raises `UserError` where the network has no such layer.
     """
     layer = nn.modules.conv._ConvNd if kind == "filter" else nn.Linear
-    found = [module.weight for module in backbone.modules() if isinstance(module, layer)]
+    found: list[Tensor] = [module.weight for module in backbone.modules() if isinstance(module, layer)]
     if kind == "point":
         attentions = [module for module in backbone.modules() if isinstance(module, nn.MultiheadAttention)]
         found += [module.in_proj_weight for module in attentions if module.in_proj_weight is not None]
@@ -54,7 +54,7 @@ class Mixout:
             yield
         finally:
             with torch.no_grad():
-                torch._foreach_copy_([*self.weights], own)
+                torch._foreach_copy_(self.weights, own)
         for weight, factor in zip(self.weights, factors, strict=True):
             if weight.grad is not None:
                 weight.grad.mul_(factor)
