@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from commands import TINY_NETWORK, before_step, script, train
 
+from vld.model.published import PRESETS, of_torchvision
+
 RUN = ("dataset=glyphs", "test_domain=0", *TINY_NETWORK, "image_size=16", "batch_size=2", "optim.steps=2", "keep=[]")
 LOOK_ALIKES = ("2026_11_25", "1e5", "0x10", "on", "007", "null_1", "2026-11-25", "1.50", "True", "größe", "été 2026")
 
@@ -108,6 +110,10 @@ def test_two_sweeps_in_one_folder_keep_their_outcomes(small_glyphs: Path, tmp_pa
     assert others
     assert done.returncode == 0, done.stdout + done.stderr
     assert not list((tmp_path / "jobs").glob("outcomes/*"))
+
+
+def test_sizes_of_weights_are_torchvision_s() -> None:
+    assert {name: of_torchvision(name) for name in PRESETS} == PRESETS
 
 
 def test_a_dry_run_fetches_no_weights(small_glyphs: Path, tmp_path: Path) -> None:

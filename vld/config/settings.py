@@ -49,6 +49,10 @@ class DatasetConfig:
     checksum: str = choice(
         "strict|off", "published check sums of archives: strict refuses others, off takes them", identity=NEVER
     )
+    truncated: str = choice(
+        "refuse|allow", "truncated images: refuse them, or allow what is there, the rest grey", identity=NEVER
+    )  # the images themselves are part of the identity
+    max_megapixels: int = option(179, "larger images are refused, as broken", must.whole(1), identity=NEVER)
     mirror: str | None = option(
         None, "a URL to fetch archives from instead of the official sources", must.URL, identity=NEVER
     )
