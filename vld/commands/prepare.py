@@ -79,6 +79,8 @@ def _make(config: PrepareConfig, source: Source, root: Path, terminal: Terminal)
     unpacked = int(sum(one.size for one in source.archives) * DISK_TO_UNPACK)
     store = images * 3 * (dataset.store_size**2 + config.image_size**2)
     check_disk(root.parent, to_fetch + unpacked + store, "the archives, what they unpack to and the image store")
+    if to_fetch:
+        terminal.say(f"{to_fetch / 1e9:.1f} GB of archives to fetch")
     staging = root.with_name(f".preparing-{dataset.name}")
     with workplace(staging, announce=terminal.say, another="is at it") as place:
         if root.is_dir():  # by the process that this one waited for
