@@ -139,8 +139,8 @@ def test_killed_when_all_is_evaluated_it_ends_the_same(runs: dict[str, Path], gl
     assert killed.returncode == 9
     done = train(*options)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "ensemble (on a part)" in done.stdout
-    assert "erm (on a part)" not in done.stdout
+    assert "ensemble (subset)" in done.stdout
+    assert "erm (subset)" not in done.stdout
     [run_dir] = (tmp_path / "runs/glyphs/chalk").iterdir()
     assert result(run_dir)["results"] == result(runs["part"])["results"]
 

@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from vld.config.errors import UserError
-from vld.data.folder import list_csv, list_dataset
+from vld.config.settings import DatasetConfig
+from vld.data.folder import find_dataset, list_csv, list_dataset
 from vld.data.image_store import open_dataset, source_key
-from vld.data.images import read_image
+from vld.data.images import Dataset, read_image
 
 
 def make_folder(root: Path) -> Path:
@@ -34,7 +35,8 @@ def make_folder(root: Path) -> Path:
 )
 def test_more_than_8_bits_are_scaled(tmp_path: Path, ending: str, values: np.ndarray) -> None:
     Image.fromarray(values).save(tmp_path / f"image.{ending}")
-    read = np.asarray(read_image(tmp_path / f"image.{ending}"))
+    with pytest.warns(UserWarning, match="more than 8 bits"):
+        read = np.asarray(read_image(tmp_path / f"image.{ending}"))
     assert read[0, 0].tolist() == [0, 0, 0]
     assert read[0, 1, 0] in (127, 128)
     assert read[0, 2].tolist() == [255, 255, 255]
@@ -82,6 +84,127 @@ def test_a_file_in_two_domains_is_refused(tmp_path: Path) -> None:
     csv.write_text("\n".join(["path,domain,class", *lines, "mine/./a/x/0.png,b,x"]))
     with pytest.raises(UserError, match="lines 2 and 18 list"):
         list_csv("mine", csv)
-    (root / "b/x/link.png").symlink_to(root / "a/x/0.png")
-    with pytest.raises(UserError, match=r"a/x/0.png and .*b/x/link.png are one file in two domains"):
-        source_key(list_dataset("mine", root))
+    for link in (Path.symlink_to, Path.hardlink_to):
+        link(root / "b/x/link.png", root / "a/x/0.png")
+        with pytest.raises(UserError, match=r"a/x/0.png and .*b/x/link.png are one file in two domains"):
+            source_key(list_dataset("mine", root))
+        (root / "b/x/link.png").unlink()
+
+
+def opening(root: Path, stores: Path, **settings: object) -> tuple[Dataset, list[str]]:
+    """The dataset, and what was said while it was decoded."""
+    said: list[str] = []
+    config = DatasetConfig(**{"name": root.name, "folder": root.name} | settings)  # type: ignore[arg-type]
+    dataset = open_dataset(find_dataset(config, root.parent), [stores], 8, 64, lambda *_: None, said.append)
+    return dataset, said
+
+
+def truncate(path: Path) -> Image.Image:
+    """A photograph without its second half. Returns it as DomainBed decodes it."""
+    noise = np.random.default_rng(0).integers(256, size=(64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path, "JPEG")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return Image.open(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "domain", "label", "file"),
+    [
+        ("vlcs", "LabelMe", "car", "a4fc44181c584986888c78fea2c1d310.jpg"),
+        ("office_home", "Art", "Notebook", "00003.jpg"),
+    ],
+)
+def test_known_truncated_images_are_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, domain: str, label: str, file: str
+) -> None:
+    root = make_folder(tmp_path / name)
+    for folder in root.iterdir():
+        (folder / "y").rename(folder / label)
+    (root / "a").rename(root / domain)
+    expected = truncate(root / domain / label / file)
+    dataset, said = opening(root, tmp_path)
+    assert said == [f"dataset={name}: {expected.filename}: truncated: what is there is taken, the rest is grey"]  # type: ignore[attr-defined]
+    monkeypatch.setattr("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", True)
+    [stored] = [images.pixels for images in dataset.domains if images.name == domain]
+    assert any(np.array_equal(pixels, np.asarray(expected.convert("RGB"))) for pixels in stored.numpy())
+    with pytest.raises(UserError, match=rf"{file}: .*dataset.truncated=allow"):  # of another dataset, it is not known
+        opening(root.rename(tmp_path / "mine"), tmp_path)
+
+
+def test_truncated_images_of_one_s_own_are_taken_where_asked(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "mine")
+    truncate(root / "a/x/0.png")
+    (root / "a/x/1.png").write_text("no image at all")
+    with pytest.raises(UserError, match=r"a/x/1.png: cannot identify"):
+        opening(root, tmp_path, truncated="allow")
+    (root / "a/x/1.png").unlink()
+    assert "a/x/0.png: truncated" in opening(root, tmp_path, truncated="allow")[1][0]
+    with pytest.raises(UserError, match=r"a/x/0.png: .*truncated"):  # whatever store there is
+        opening(root, tmp_path)
+
+
+def test_warnings_name_their_images(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    root = make_folder(tmp_path / "mine")
+    transparent = Image.new("P", (8, 8))
+    for path in (root / "a/x/2.png", root / "b/y/1.png"):
+        transparent.save(path, transparency=b"\x80")
+    Image.fromarray(np.full((8, 8), 0x8000, np.uint16)).save(root / "a/y/0.png")
+    said = opening(root, tmp_path)[1]
+    assert [line.split(": ", 2)[1] for line in said] == [f"{root}/a/x/2.png and 1 more", f"{root}/a/y/0.png"]
+    assert "Palette images with Transparency" in said[0]
+    assert "more than 8 bits" in said[1]
+    assert not list(recwarn)
+
+
+@pytest.mark.parametrize("ending", ["gif", "jfif", "avif", "tga", "jp2", "ico", "JPG"])
+def test_what_pillow_reads_is_an_image(tmp_path: Path, ending: str) -> None:
+    root = make_folder(tmp_path / "mine")
+    Image.new("RGB", (16, 16)).save(root / f"a/x/9.{ending}")
+    dataset, said = opening(root, tmp_path)
+    assert dataset.sizes == {"a": 9, "b": 8}
+    assert said == []
+
+
+def test_what_is_passed_over_is_counted(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "mine")
+    for name in ("a/x/1.txt", "b/x/2.TXT", "b/y/notes", "b/y/film.mpg", "b/.DS_Store", "a/x/._0.png", "a/loose.png"):
+        (root / name).touch()
+    for _ in range(2):  # also where there is a store
+        assert opening(root, tmp_path)[1] == [
+            "dataset=mine: passed over 1 .mpg, 2 .txt, 2 hidden, 1 outside the class folders, 1 without an ending"
+        ]
+
+
+def test_an_image_of_too_many_pixels_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our limit is the one that counts, not Pillow's."""
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 1000)
+    root = make_folder(tmp_path / "mine")
+    Image.new("L", (2000, 600)).save(root / "a/x/large.png")
+    with pytest.raises(UserError, match=r"a/x/large.png: has 2 megapixels, .* dataset.max_megapixels=2 takes it"):
+        opening(root, tmp_path, max_megapixels=1)
+    assert opening(root, tmp_path)[0].sizes["a"] == 9
+
+
+@pytest.mark.parametrize("link", ["a/x/9.png", "a/z", "c"])
+@pytest.mark.parametrize("target", ["nowhere", "itself"])
+def test_links_that_lead_nowhere_are_named(tmp_path: Path, link: str, target: str) -> None:
+    root = make_folder(tmp_path / "mine")
+    (root / link).symlink_to(Path(link).name if target == "itself" else target)
+    with pytest.raises(UserError, match=rf"{link}: a link to [^\n]*$"):
+        opening(root, tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "latin-1"])
+def test_csv_files_of_other_encodings(tmp_path: Path, encoding: str) -> None:
+    """Names of files may be bytes; those of domains and classes stand in results."""
+    root = make_folder(tmp_path / "mine")
+    name = "é.png".encode("latin-1" if encoding == "latin-1" else "utf-8")
+    for folder in root.iterdir():
+        (folder / "x/0.png").rename(os.fsdecode(os.fsencode(folder) + b"/x/" + name))
+    lines = [f"mine/{d}/{c}/{n}.png,{d},{c}" for d in "ab" for c in "xy" for n in ("é" if c == "x" else 0, 1, 2, 3)]
+    csv = tmp_path / "mine.csv"
+    csv.write_text("\n".join(["path,domain,class", *lines]), encoding=encoding)
+    source_key(list_csv("mine", csv))
+    csv.write_text(csv.read_text(encoding=encoding).replace(",x", ",ü"), encoding="latin-1")
+    with pytest.raises(UserError, match=r"line 2, .*\\x.., is not UTF-8; save the file as UTF-8"):
+        list_csv("mine", csv)

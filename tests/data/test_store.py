@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -127,14 +128,29 @@ def test_a_change_without_a_trace_is_found(own_dataset_dir: Path, tmp_path: Path
     assert verified(own_dataset_dir, dataset) == []
     path = own_dataset_dir / "art/cat/003.bmp"  # of a size that does not depend on what is in it
     (own_dataset_dir / "art/cat/003.png").unlink()
-    image = Image.new("RGB", (20, 20), "red")
-    image.save(path)
+    Image.new("RGB", (20, 20), "red").save(path)
+    os.utime(path, (10**9, 10**9))
     dataset, _ = opened(own_dataset_dir, tmp_path / "stores")
     before = path.stat()
     Image.new("RGB", (20, 20), "blue").save(path)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert opened(own_dataset_dir, tmp_path / "stores")[1] == []
     assert verified(own_dataset_dir, dataset) == [path]
+
+
+def test_a_change_while_the_store_was_made_is_found(own_dataset_dir: Path, tmp_path: Path) -> None:
+    """Size and time are trusted only where the time is older than the store."""
+    path = own_dataset_dir / "art/cat/003.bmp"
+    (own_dataset_dir / "art/cat/003.png").unlink()
+    Image.new("RGB", (20, 20), "red").save(path)
+    later = time.time_ns() + 10**9
+    os.utime(path, ns=(later, later))
+    opened(own_dataset_dir, tmp_path / "stores")
+    assert opened(own_dataset_dir, tmp_path / "stores")[1] == []
+    Image.new("RGB", (20, 20), "blue").save(path)
+    os.utime(path, ns=(later, later))
+    with pytest.raises(UserError, match=f"{path} was replaced by an image of the same size and time .* remove"):
+        opened(own_dataset_dir, tmp_path / "stores")
 
 
 def test_a_store_that_was_half_removed_is_made_again(own_dataset_dir: Path, tmp_path: Path) -> None:

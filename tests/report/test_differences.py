@@ -136,7 +136,7 @@ def test_the_report_writes_the_study_s_claim(pacs: list[Series]) -> None:
     [
         ((0.01, 0.02, 0.03), "beats"),
         ((-0.01, -0.02, -0.03), "is beaten by"),
-        ((-0.02, 0.01, 0.02), "is not told apart from"),
+        ((-0.02, 0.01, 0.02), "is not distinguishable from"),
         ((0.02,), "is above"),
         ((0.0,), "is level with"),
         ((-0.0004,), "is level with"),

@@ -360,7 +360,20 @@ def test_a_single_point_is_no_cloud(tmp_path: Path) -> None:
     assert set(drawn["methods"].points.kind) == {"mean"}
     assert all(len(dots.get_offsets()) == 0 for dots in drawn["methods"].figure.axes[0].collections)
     assert not [one.name for one in drawn.values() if "cloud" in one.caption]
-    assert "shaded" not in drawn["dropout_curves"].caption
+    assert "Shaded" not in drawn["dropout_curves"].caption
+
+
+def test_domains_are_marks_of_their_methods_not_bars(everything: Path) -> None:
+    """The axis does not begin at 0, where a bar's length would mislead."""
+    store = read_store(everything)
+    drawn = next(one for one in drawn_figures(series_of(store.results), store.results, None) if one.name == "domains")
+    axes = drawn.figure.axes[0]
+    assert not axes.patches
+    for container in axes.containers:
+        [marks, *_] = container
+        method = drawn.points[drawn.points.series == container.get_label()].method.iloc[0]
+        assert marks.get_marker() == METHOD_MARKERS[method]  # type: ignore[attr-defined]
+    assert "Error bars" in drawn.caption
 
 
 def test_incomplete_series_are_marked_in_the_legend(tmp_path: Path) -> None:

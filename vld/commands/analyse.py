@@ -144,6 +144,8 @@ def _runs_dataset(
         folder=settings["dataset.folder"],
         csv=settings["dataset.csv"],
         store_size=settings["dataset.store_size"],
+        truncated=settings.get("dataset.truncated", "refuse"),  # which runs of before do not have
+        max_megapixels=settings.get("dataset.max_megapixels", 179),
     )
     files = find_dataset(of_run, Path(config.data_dir))
     like_run = Config(

@@ -3,18 +3,24 @@
 Images are in ImageFolder's order: by class, then by path.
 """
 
+import codecs
 import csv
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 from vld.config.errors import UserError
 from vld.config.settings import DatasetConfig
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""Those of torchvision's ImageFolder."""
+NO_IMAGES = ("EPS", "MPEG")
+"""What Pillow opens, but as no image of pixels."""
+PLUGINS = ("pillow_heif.HeifImagePlugin", "pillow_jxl")
+"""Which register more formats with Pillow when they are imported, where they are installed."""
 SYSTEM_NAMES = (
     "__MACOSX",
     "Thumbs.db",
@@ -46,6 +52,10 @@ class DatasetFiles:
     root: Path
     classes: tuple[str, ...]
     domains: tuple[DomainFiles, ...]
+    passed_over: dict[str, int] = field(default_factory=dict, compare=False)
+    """What lies beside the images, and how many: by ending, and `hidden`."""
+    truncated: str = "refuse"
+    max_megapixels: int = 179
 
     @property
     def domain_names(self) -> tuple[str, ...]:
@@ -60,8 +70,30 @@ class DatasetFiles:
 def find_dataset(dataset: DatasetConfig, data_dir: Path) -> DatasetFiles:
     """The dataset that the settings name. Raises `UserError` where it is not there, or is none."""
     if dataset.csv is not None:
-        return list_csv(dataset.name, data_dir / dataset.csv)
-    return list_dataset(dataset.name, data_dir / dataset.folder)
+        files = list_csv(dataset.name, data_dir / dataset.csv)
+    else:
+        files = list_dataset(dataset.name, data_dir / dataset.folder)
+    return replace(files, truncated=dataset.truncated, max_megapixels=dataset.max_megapixels)
+
+
+@cache
+def image_endings() -> frozenset[str]:
+    """Of the formats that Pillow reads, with the plug-ins that are there."""
+    from PIL import Image, ImageFile  # not for commands that only look
+
+    for plugin in PLUGINS:
+        with suppress(ImportError):
+            import_module(plugin)
+    return frozenset(
+        ending
+        for ending, name in Image.registered_extensions().items()
+        if name in Image.OPEN and name not in NO_IMAGES and not _is_stub(Image.OPEN[name][0], ImageFile.StubImageFile)
+    )
+
+
+def _is_stub(reader: object, stub: type) -> bool:
+    """Does it know the format, but read none of it?"""
+    return isinstance(reader, type) and issubclass(reader, stub)
 
 
 def list_csv(name: str, path: Path) -> DatasetFiles:
@@ -71,7 +103,10 @@ def list_csv(name: str, path: Path) -> DatasetFiles:
     """
     where = f"dataset.csv={path}"
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with path.open("rb") as start:  # what Excel calls Unicode text is UTF-16
+            encoding = "utf-16" if start.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+        # Names of files may be in any encoding, as on the disk.
+        with path.open(newline="", encoding=encoding, errors="surrogateescape") as file:
             rows = list(csv.DictReader(file))
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{where}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
@@ -79,6 +114,11 @@ def list_csv(name: str, path: Path) -> DatasetFiles:
     for number, row in enumerate(rows, 2):
         if lacking := [column for column in columns if not row.get(column)]:
             raise UserError(f"{where}: line {number} has no {lacking[0]}; its columns must be {', '.join(columns)}")
+        named = [row[column] for column in columns[1:]]
+        if not (path.parent / row["path"]).exists():
+            named.append(row["path"])
+        if strange := [value for value in named if value != readable(value)]:
+            raise UserError(f"{where}: line {number}, {readable(strange[0])}, is not UTF-8; save the file as UTF-8")
     listed: dict[str, dict[str, list[Path]]] = {}
     seen: dict[str, tuple[int, str]] = {}
     for number, row in enumerate(rows, 2):
@@ -132,8 +172,9 @@ def list_dataset(name: str, root: Path) -> DatasetFiles:
     classes = class_lists[names[0]]
     if len(classes) < 2:
         raise UserError(f"dataset={name}: {root} has one class only ({classes[0]}); at least 2 are needed")
-    domains = tuple(_list_domain(name, root / domain, classes) for domain in names)
-    return DatasetFiles(name, root, tuple(classes), domains)
+    passed_over: Counter[str] = Counter()
+    domains = tuple(_list_domain(name, root / domain, classes, passed_over) for domain in names)
+    return DatasetFiles(name, root, tuple(classes), domains, passed_over)
 
 
 def missing_dataset(name: str, root: Path) -> UserError:
@@ -145,8 +186,14 @@ def missing_dataset(name: str, root: Path) -> UserError:
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Names, sorted; hidden ones are not counted."""
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name))
+    """Names, sorted; hidden ones are not counted. Raises `UserError` for a link that leads nowhere: it may be one of them."""
+    entries = [entry for entry in folder.iterdir() if not is_hidden(entry.name)]
+    for entry in entries:
+        if entry.is_symlink() and not entry.exists():
+            raise UserError(
+                f"{readable(entry)}: a link to {readable(entry.readlink())}, which cannot be followed; mend or remove it"
+            )
+    return sorted(entry.name for entry in entries if entry.is_dir())
 
 
 def is_hidden(name: str) -> bool:
@@ -193,17 +240,23 @@ def _check_tree(name: str, folder: Path) -> None:
                     )
 
 
-def _list_domain(name: str, folder: Path, classes: list[str]) -> DomainFiles:
+def _list_domain(name: str, folder: Path, classes: list[str], passed_over: Counter[str]) -> DomainFiles:
+    """What is no image is counted in `passed_over`."""
     _check_tree(name, folder)
-    samples = [
-        (os.path.join(parent, name), target)  # noqa: PTH118  (of hundreds of thousands)
-        for target, label in enumerate(classes)
-        for parent, names in sorted(_walk(folder / label))
-        for name in sorted(names)
-        if _is_image(name)
-    ]
+    beside = (_kind(entry.name) for entry in folder.iterdir() if entry.name not in classes)
+    passed_over.update("outside the class folders" if kind == "image" else kind for kind in beside)
+    samples = []
+    for target, label in enumerate(classes):
+        for parent, names in sorted(_walk(folder / label, passed_over)):
+            for file in sorted(names):
+                if _kind(file) == "image":
+                    samples.append((os.path.join(parent, file), target))  # noqa: PTH118  (of hundreds of thousands)
+                else:
+                    passed_over[_kind(file)] += 1
     if not samples:
-        raise UserError(f"dataset={name}: domain {folder.name} has no images in {folder} ({', '.join(IMAGE_ENDINGS)})")
+        raise UserError(
+            f"dataset={name}: domain {folder.name} has no images in {folder} ({', '.join(sorted(image_endings()))})"
+        )
     there = {target for _, target in samples}
     empty = [label for i, label in enumerate(classes) if i not in there]
     if empty:
@@ -212,15 +265,20 @@ def _list_domain(name: str, folder: Path, classes: list[str]) -> DomainFiles:
     return DomainFiles(folder.name, tuple(Path(path) for path, _ in samples), tuple(target for _, target in samples))
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+def _walk(folder: Path, passed_over: Counter[str]) -> Iterator[tuple[str, list[str]]]:
     """Folders below, without the hidden ones, and the names of their files."""
     for parent, folders, names in os.walk(folder):
+        passed_over.update("hidden" for child in folders if is_hidden(child))
         folders[:] = [child for child in folders if not is_hidden(child)]
         yield parent, names
 
 
-def _is_image(name: str) -> bool:
-    return not is_hidden(name) and name.lower().endswith(IMAGE_ENDINGS)
+def _kind(name: str) -> str:
+    """`image`, `hidden`, or the ending."""
+    if is_hidden(name):
+        return "hidden"
+    ending = os.path.splitext(name)[1].lower()  # noqa: PTH122  (of hundreds of thousands)
+    return "image" if ending in image_endings() else readable(ending) or "without an ending"
 
 
 def _check_enough(name: str, domain: str, images: int) -> None:

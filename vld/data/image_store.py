@@ -2,7 +2,7 @@
 
 `<folder>/<name>-<source>-pixels-<store_size>/` has the images for training crops, `…-views-<image_size>/` those for evaluation. A
 store is there only when it is whole. `<source>` hashes names, sizes and times of the image files and the classes: where one
-changes, another store is made.
+changes, another store is made. Images whose time is not older than the store are decoded again and compared when it is opened.
 """
 
 import hashlib
@@ -11,19 +11,20 @@ import json
 import os
 import shutil
 import stat
+import time
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vld.config.errors import UserError
+from vld.data.decoding import Progress, every_image
 from vld.data.folder import DatasetFiles, readable
 from vld.data.images import (
     Dataset,
@@ -34,15 +35,13 @@ from vld.data.images import (
     size_of,
     stored_pixels,
 )
+from vld.machine.atomic import write_json
 from vld.machine.lock import Workplace, workplace
 
-T = TypeVar("T")
-Progress = Callable[[int, int], None]
-"""Called with (images done, images in all)."""
-
-VERSION = 2
+VERSION = 3
 """Raised whenever the content of stores changes."""
-DECODED_AT_ONCE = 256
+CLOCKS_DIFFER = 2_000_000_000
+"""Nanoseconds: some file systems keep times to two seconds."""
 ABOUT = "about.json"
 
 
@@ -56,10 +55,13 @@ def open_dataset(
 ) -> Dataset:
     """The dataset, decoded: from a store in one of the folders, or made in the first of them that can be written to.
 
-    announce: is told when another process is making the store. Raises `UserError` naming the files that are unreadable or
-    truncated, or where the disk has too little room.
+    announce: is told when another process is making the store, what was passed over, and what images warn about. Raises
+    `UserError` naming the files that are unreadable or truncated, or where the disk has too little room.
     """
-    source = source_key(files)
+    if files.passed_over:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(files.passed_over.items()))
+        announce(f"dataset={files.name}: passed over {kinds}")
+    source, times = _source(files)
     names = (f"{files.name}-{source}-pixels-{store_size}", f"{files.name}-{source}-views-{image_size}")
 
     def find() -> list[Path | None]:
@@ -76,16 +78,25 @@ def open_dataset(
             # Without what the process has made that this one waited for.
             missing = [name if path is None else None for name, path in zip(names, find(), strict=True)]
             if any(missing):
-                _build(files, folder, missing, place, image_size, store_size, progress)
+                _build(files, folder, missing, place, image_size, store_size, progress, announce)
+        times = []  # all is seen to
     pixels_dir, views_dir = find()
     if pixels_dir is None or views_dir is None:
         raise UserError(f"dataset={files.name}: its image store has gone while this command ran; run it again")
-    return _opened(files, pixels_dir, views_dir, image_size, store_size)
+    dataset = _opened(files, pixels_dir, views_dir, image_size, store_size)
+    _look_again(files, times, pixels_dir, views_dir)
+    return dataset
 
 
 def source_key(files: DatasetFiles) -> str:
     """Changes with the images' files, their order or their classes; not with where they are."""
-    digest = hashlib.sha256(repr((VERSION, files.classes)).encode())
+    return _source(files)[0]
+
+
+def _source(files: DatasetFiles) -> tuple[str, list[int]]:
+    """The key, and the time of every file in nanoseconds. Raises `UserError` for what is no file, or in two domains."""
+    digest = hashlib.sha256(repr((VERSION, files.classes, files.truncated)).encode())
+    times: list[int] = []
     seen: dict[tuple[int, int], tuple[str, Path]] = {}
     for domain in files.domains:
         digest.update(repr((domain.name, domain.labels)).encode())
@@ -95,17 +106,49 @@ def source_key(files: DatasetFiles) -> str:
                 if not stat.S_ISREG(status.st_mode):
                     raise UserError(f"unreadable image {readable(path)}: it is not a regular file; remove it")
                 other, first = seen.setdefault((status.st_dev, status.st_ino), (domain.name, path))
-                if other != domain.name and first.resolve() == path.resolve():
+                # Some network file systems give many files one number, but say of none that it has two names.
+                if other != domain.name and (status.st_nlink > 1 or first.resolve() == path.resolve()):
                     raise UserError(
                         f"dataset={files.name}: {readable(first)} and {readable(path)} are one file in two domains, {other} and"
                         f" {domain.name}; an image must be in one, or what is left out is trained on"
                     )
+                times.append(status.st_mtime_ns)
                 digest.update(os.fsencode(path.name) + f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
         except OSError as error:
+            name, reason = error.filename, error.strerror
+            if os.path.islink(name):  # noqa: PTH114  (what the error has is text)
+                reason = f"a link to {readable(os.readlink(name))} ({reason})"  # noqa: PTH115
+            raise UserError(f"unreadable image {readable(name)}: {reason}; replace the file or remove it") from error
+    return digest.hexdigest()[:12], times
+
+
+def _look_again(files: DatasetFiles, times: list[int], pixels_dir: Path, views_dir: Path) -> None:
+    """An image that is not older than the store can have been replaced by one of its size and time: decode it and compare.
+
+    Raises `UserError` where one was. What was looked at is trusted from now on.
+    """
+    now, abouts = time.time_ns(), {part: json.loads((part / ABOUT).read_text()) for part in (pixels_dir, views_dir)}
+    trusted = min(about["begun"] for about in abouts.values()) - CLOCKS_DIFFER
+    recent = [i for i, changed in enumerate(times) if changed >= trusted]
+    if not recent:
+        return
+    before, domains, start, digests = set(recent), [], 0, np.load(pixels_dir / "digests.npy")
+    for domain in files.domains:
+        chosen = [i for i in range(len(domain.files)) if start + i in before]
+        paths, labels = zip(*((domain.files[i], domain.labels[i]) for i in chosen), strict=True) if chosen else ((), ())
+        domains.append(replace(domain, files=paths, labels=labels))
+        start += len(domain.files)
+    looked_at = replace(files, domains=tuple(domains))
+    found = every_image(looked_at, lambda _, __, path: (path, pixel_digest(read_image(path))))
+    for number, (path, digest) in zip(recent, found, strict=True):
+        if digest != digests[number].tobytes():
             raise UserError(
-                f"unreadable image {readable(error.filename)}: {error.strerror}; replace the file or remove it"
-            ) from error
-    return digest.hexdigest()[:12]
+                f"dataset={files.name}: {readable(path)} was replaced by an image of the same size and time after the image"
+                f" store was made; remove {pixels_dir} and {views_dir}, they are made again"
+            )
+    with suppress(OSError):  # of a store that cannot be written to they are looked at again
+        for part, about in abouts.items():
+            write_json(part / ABOUT, about | {"begun": now})
 
 
 def verify_store(
@@ -121,7 +164,7 @@ def verify_store(
         same = same and np.array_equal(stored.evaluation[place].numpy(), evaluation_view(image, image_size))
         return same, pixel_digest(image)
 
-    compared = _every_image(files, compare, progress)
+    compared = every_image(files, compare, progress)
     paths = [path for domain in files.domains for path in domain.files]
     different = [path for path, (same, _) in zip(paths, compared, strict=True) if not same]
     if not different and _fingerprint(files, [digest for _, digest in compared]) != dataset.fingerprint:
@@ -148,8 +191,10 @@ def _build(
     image_size: int,
     store_size: int,
     progress: Progress,
+    announce: Callable[[str], None],
 ) -> None:
     """One pass over the images, for the stores of pixels and of views, or the one of them that is missing."""
+    begun = time.time_ns()
     pixels, views = (None if name is None else place.own / name for name in missing)
     total = sum(len(domain.files) for domain in files.domains)
     for part in (pixels, views):
@@ -161,7 +206,9 @@ def _build(
         progress(done, of)
 
     try:
-        found = _every_image(files, lambda _, __, path: size_of(path), lambda *_: place.held.check())
+        found = every_image(
+            files, lambda _, __, path: size_of(path, files.max_megapixels), lambda *_: place.held.check()
+        )
         sizes = np.array(found, np.int64)
         height, width = (min(store_size, int(largest)) for largest in sizes.max(0))
         wanted = (pixels is not None) * height * width + (views is not None) * image_size**2
@@ -180,14 +227,20 @@ def _build(
             stored[domain][number, : reduced.shape[0], : reduced.shape[1]] = reduced
             return pixel_digest(image)
 
-        digests = _every_image(files, decode, passed)
+        digests = every_image(files, decode, passed, announce)
         for array in (*stored, *evaluation):
             array.flush()
-        about: dict[str, Any] = {"version": VERSION, "name": files.name, "root": str(files.root.absolute())}
+        about: dict[str, Any] = {
+            "version": VERSION,
+            "name": files.name,
+            "root": readable(files.root.absolute()),
+            "begun": begun,
+        }
         about["domains"] = [domain.name for domain in files.domains]
         if pixels is not None:
             about |= {"height": height, "width": width, "fingerprint": _fingerprint(files, digests)}
             np.save(pixels / "original_sizes.npy", sizes)
+            np.save(pixels / "digests.npy", np.frombuffer(b"".join(digests), np.uint8).reshape(total, -1))
         for part in (pixels, views):
             if part is not None:
                 (part / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
@@ -255,38 +308,6 @@ def _mapped(path: Path, shape: tuple[int, ...]) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(mapped)
-
-
-def _every_image(files: DatasetFiles, function: Callable[[int, int, Path], T], progress: Progress) -> list[T]:
-    """`function` of every domain's number, image's number in it, and file, on all processors; progress after some of them.
-
-    Raises a `UserError` that names the first file that cannot be read, and counts the others.
-    """
-
-    def attempt(domain: int, number: int, path: Path) -> T | UserError:
-        try:
-            return function(domain, number, path)
-        except Exception as error:  # damaged files make PIL raise nearly anything
-            return UserError(
-                f"unreadable image {readable(path)}: {' '.join(str(error).split()) or type(error).__name__}"
-            )
-
-    total = sum(len(domain.files) for domain in files.domains)
-    results: list[T | UserError] = []
-    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
-    try:
-        for number, domain in enumerate(files.domains):
-            for start in range(0, len(domain.files), DECODED_AT_ONCE):
-                paths = domain.files[start : start + DECODED_AT_ONCE]
-                results += pool.map(partial(attempt, number), itertools.count(start), paths)
-                progress(len(results), total)
-    finally:
-        pool.shutdown(cancel_futures=True)
-    errors = [result for result in results if isinstance(result, UserError)]
-    if errors:
-        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        raise UserError(f"{errors[0]}{more}; replace the file or remove it")
-    return [result for result in results if not isinstance(result, UserError)]
 
 
 def _check_disk(name: str, folder: Path, needed: int) -> None:

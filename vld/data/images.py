@@ -1,6 +1,8 @@
 """Decoded images: uint8 arrays, one for training crops and one for evaluation."""
 
 import hashlib
+import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,9 +45,15 @@ class Dataset:
         return {domain.name: len(domain.labels) for domain in self.domains}
 
 
-def size_of(path: Path) -> tuple[int, int]:
-    """(height, width), from the file's header."""
+def size_of(path: Path, max_megapixels: int) -> tuple[int, int]:
+    """(height, width), from the file's header. Raises `ValueError` for more pixels than those."""
     with Image.open(path) as image:
+        if image.height * image.width > max_megapixels * 10**6:
+            pixels = math.ceil(image.height * image.width / 10**6)
+            raise ValueError(
+                f"has {pixels} megapixels, and dataset.max_megapixels={max_megapixels};"
+                f" if it is meant to, dataset.max_megapixels={pixels} takes it"
+            )
         return image.height, image.width
 
 
@@ -57,6 +65,7 @@ def read_image(path: Path) -> Image.Image:
 
 def _scaled(image: Image.Image) -> Image.Image:
     """An image of one channel with more than 8 bits, scaled by its type's range (floats: 0 to 1), which Pillow would clip."""
+    warnings.warn("more than 8 bits a pixel: scaled by the range of its type", stacklevel=2)
     values = np.asarray(image).astype(np.float64)
     tags = getattr(image, "tag_v2", {})  # of a TIFF: bits, and 2 where they are signed
     bits, signed = tags.get(258, (16,))[0], tags.get(339, (1,))[0] == 2

@@ -87,6 +87,15 @@ class Classifier(nn.Module):
         logits: Tensor = self.head(representation)
         return logits
 
+    def logits_of_frozen_backbone(self, images: Tensor) -> Tensor:
+        """Logits, float32 [B, classes], whose gradient reaches the last layer alone: backbone as in evaluation, no dropout."""
+        self.backbone.eval()
+        with torch.no_grad():
+            representation = self.representation(images)
+        self.train(self.training)
+        logits: Tensor = self.head(representation)
+        return logits
+
     def predict(self, images: Tensor) -> Prediction:
         """Logits and norms of the representation, without dropout."""
         representation = self.representation(images)

@@ -1,7 +1,7 @@
 """The results table of a dataset: a row per method and condition, averaged over test domains and the hyper-parameter grid."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -102,27 +102,25 @@ def readable_results(table: pd.DataFrame, selection: str) -> Table:
     averages = {"i.i.d. %": "iid", "o.o.d. %": "ood"}
     if choice := bool((table.pairs > 1).any()):
         averages |= {"chosen i.i.d. %": "chosen_iid", "chosen o.o.d. %": "chosen_ood"}
-    numbers = [(heading, name, f"{name}_se", "runs", "expected") for heading, name in averages.items()]
-    table = table.assign(of_domain=table.expected // len(domains))
-    numbers += [(domain, f"ood {domain}", f"ood_se {domain}", f"runs {domain}", "of_domain") for domain in domains]
-    rows, whole = [], []
-    for row in table.to_dict("records"):
-        there = f"{row['runs']}" if row["runs"] == row["expected"] else f"{row['runs']} of {row['expected']}"
-        whole.append([row[runs] == row[expected] for *_, runs, expected in numbers])
-        cells = [
-            _with_error(row[name], row[se], all_) for (_, name, se, *_), all_ in zip(numbers, whole[-1], strict=True)
-        ]
-        rows.append([str(row["name"]), *(text(name, row[name]) for name in others), there, *cells])
-    first = len(others) + 2
+    complete = table.runs == table.expected
+    numbers = [(heading, table[name], table[f"{name}_se"], complete) for heading, name in averages.items()]
+    for domain in domains:
+        its_runs = table[f"runs {domain}"] == table.expected // len(domains)
+        numbers.append((domain, table[f"ood {domain}"], table[f"ood_se {domain}"], its_runs))
+    counts = zip(table.runs, table.expected, strict=True)
+    columns: list[tuple[str, Iterable[str]]] = [("method", table["name"])]
+    columns += [(short_name(name), [text(name, value) for value in table[name]]) for name in others]
+    columns.append(("runs", [f"{runs}" if runs == expected else f"{runs} of {expected}" for runs, expected in counts]))
+    first = len(columns)
+    columns += [(heading, map(_with_error, *cells)) for heading, *cells in numbers]
     contents = table["dataset.fingerprint"] if "dataset.fingerprint" in table else pd.Series("", index=table.index)
     best = {
-        (row, first + place)
-        for place, (_, name, *_) in enumerate(numbers)
-        for row in _best(table[name].where(np.array(whole)[:, place]), contents)
+        (row, column)
+        for column, (_, values, _, whole) in enumerate(numbers, first)
+        for row in _best(values.where(whole), contents)
     }
-    headings = ["method", *map(short_name, others), "runs", *(heading for heading, *_ in numbers)]
-    note = _note(table, selection, choice, "".join(cell for row in rows for cell in row[first : first + 2]))
-    return Table(headings, rows, first - 1, note, frozenset(best), table.drop(columns="of_domain"), looks_of(table))
+    note = _note(table, selection, choice)
+    return Table.of(columns, first - 1, note=note, best=frozenset(best), numbers=table, looks=looks_of(table))
 
 
 def looks_of(table: pd.DataFrame) -> tuple[tuple[str, str], ...]:
@@ -131,8 +129,7 @@ def looks_of(table: pd.DataFrame) -> tuple[tuple[str, str], ...]:
     return tuple((series_color(m, rate), METHOD_MARKERS[m]) for m, rate in zip(table.method, rates, strict=True))
 
 
-def _note(table: pd.DataFrame, selection: str, choice: bool, averages: str) -> str:
-    """averages: the table's, as text."""
+def _note(table: pd.DataFrame, selection: str, choice: bool) -> str:
     seeds = ", ".join(dict.fromkeys(table.seeds[~table.method.isin(COMBINATIONS)]))
     note = (
         f"Selection {selection}: {SELECTION_NOTES[selection]}; combinations at their members' last steps unless their name says"
@@ -141,8 +138,10 @@ def _note(table: pd.DataFrame, selection: str, choice: bool, averages: str) -> s
     )
     if choice:
         note += " chosen: the pair of best i.i.d. accuracy, for each test domain and seed."
-    note += f" {INCOMPLETE} incomplete: averaged over the runs there are." if INCOMPLETE in averages else ""
-    return note + (f" {NONE} a test domain has no run." if NONE in averages else "")
+    incomplete, unknown = table.runs < table.expected, table.ood.isna()
+    if (incomplete & ~unknown).any():
+        note += f" {INCOMPLETE} incomplete: averaged over the finished runs."
+    return note + f" {NONE} no run of a test domain has finished." * bool(unknown.any())
 
 
 def _best(values: pd.Series, contents: pd.Series) -> Iterator[int]:

@@ -172,8 +172,8 @@ def _warnings(store: Store, runs: pd.DataFrame, missing: pd.DataFrame, series: S
             cells = zip(one.grid.test_domains, one.grid.ood_acc, strict=True)
             lacking = ", ".join(domain for domain, accuracies in cells if not np.isfinite(accuracies).all())
             lines.append(f"{one.dataset}: lacks combinations: {one.label}, {lacking} left out")
-    if any(one.on_a_part for one in series):
-        lines.append("rows marked “on a part” are of a part of the images (dataset.curve_images)")
+    if any(one.on_subset for one in series):
+        lines.append("rows marked “subset” were evaluated on a subset of the images (dataset.curve_images)")
     return list(dict.fromkeys(lines)) + [f"damaged: {line}" for line in store.damaged]
 
 

@@ -146,7 +146,7 @@ def sentence(dataset: str, a: Series, b: Series, row: Mapping[str, Any]) -> str:
     else:
         interval = f"{size} ± {(high - low) / 2:.1f} points o.o.d."
         how = f"95 %, {a.seeds}"
-        verb = "beats" if low > 0 else "is beaten by" if high < 0 else "is not told apart from"
+        verb = "beats" if low > 0 else "is beaten by" if high < 0 else "is not distinguishable from"
         size = f"by {interval} ({how})" if low > 0 or high < 0 else f"({'+' if ood >= 0 else '−'}{interval}, {how})"
     where = ", ".join([dataset_name(dataset), *described(a.others)])
     both = "there are" if a.combined or b.combined else "that both have"

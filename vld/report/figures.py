@@ -39,7 +39,6 @@ STYLE: dict[str, Any] = {
 Fill = Literal["full", "none", "left", "right", "top", "bottom"]
 FILLS: tuple[Fill, ...] = ("full", "none", "left", "right", "top", "bottom")
 """Of the mark: what tells series of one colour and marker apart."""
-HATCHES = {"left": "/", "right": "\\", "top": "-", "bottom": "|"}
 LINES = ("-", "--", ":", "-.")
 IID, OOD = "i.i.d. accuracy (%)", "o.o.d. accuracy (%)"
 
@@ -64,12 +63,8 @@ def clouds_figure(points: pd.DataFrame) -> Figure:
                 dot = {"facecolors": "none", "edgecolors": color, "linewidths": 0.4}
             size = 5 if len(dots) < 5_000 else 2
             axes.scatter(dots.iid, dots.ood, s=size, alpha=0.35, rasterized=True, zorder=2, **dot)
-            look: dict[str, Any] = {"mfc": color, "mec": "black", "mew": 0.7}
-            if fill != "full":
-                half = {"fillstyle": fill, "mfc": color, "mfcalt": "white"}
-                look = ({"mfc": "white"} if fill == "none" else half) | {"mec": color, "mew": 1.6}
-            look |= {"ms": 11 if marker == "*" else 6.5, "ls": "none", "zorder": 3}  # above every cloud
-            axes.plot(mean.iid, mean.ood, marker, label=_label(some), **look)
+            look = _mark(color, marker, fill, 6.5) | {"ls": "none", "zorder": 3}  # above every cloud
+            axes.plot(mean.iid, mean.ood, label=_label(some), **look)
         axes.set(title=dataset_name(dataset), xlabel=IID, ylabel=OOD)
     legend_below(figure, panels.values())
     return figure
@@ -91,7 +86,7 @@ def rates_figure(points: pd.DataFrame) -> Figure:
             look |= {"capsize": 2, "ls": LINES[seen[method] % 4]}
             seen[method] += 1
             for axes, name in ((iid, "iid"), (ood, "ood")):
-                axes.errorbar(at, some[name], some[f"{name}_se"], label=_label(some), **look)
+                axes.errorbar(at, some[name], _errors(some[f"{name}_se"]), label=_label(some), **look)
             ood.fill_between(at, some.lowest, some.highest, color=look["color"], alpha=0.12, lw=0)
         ood.set(xlabel="dropout rate", xticks=range(len(rates)), xticklabels=[f"{r:g}" for r in rates])
     legend_below(figure, figure.axes)
@@ -100,28 +95,28 @@ def rates_figure(points: pd.DataFrame) -> Figure:
 
 @rc_context(STYLE)  # type: ignore[arg-type]
 def domains_figure(points: pd.DataFrame) -> Figure:
-    """o.o.d. accuracy with each domain left out, a panel per dataset, a bar per series with its error (`domain_points`)."""
+    """o.o.d. accuracy with each domain left out, a panel per dataset, a mark per series with its error (`domain_points`).
+
+    No bars: their lengths would mislead, since the axis does not begin at 0.
+    """
     figure, panels = _panels(points.dataset.unique(), row_height=1.7, wide=True)
     for dataset, axes in panels.items():
         here = points[points.dataset == dataset]
-        domains = sorted(here.test_domain.unique())
-        all_series = list(here.groupby("series", sort=False))
-        width = 0.84 / len(all_series)
+        domains, count = sorted(here.test_domain.unique()), here.series.nunique()
         seen: Counter[tuple[str, str]] = Counter()
-        for number, (_, some) in enumerate(all_series):
-            color, _, fill = own_look(some, seen)
+        for number, (_, some) in enumerate(here.groupby("series", sort=False)):
+            color, marker, fill = own_look(some, seen)
             values = some.set_index("test_domain").reindex(domains)
-            at = np.arange(len(domains)) + (number - (len(all_series) - 1) / 2) * width
-            look: dict[str, Any] = {"color": "white" if fill == "none" else color, "edgecolor": color}
-            if fill not in ("none", "full"):
-                look = {"color": "white", "edgecolor": color, "hatch": 3 * HATCHES[fill]}
-            error: dict[str, Any] = {"yerr": values.ood_se, "error_kw": {"lw": 0.8}}
-            axes.bar(at, values.ood, width * 0.88, label=_label(some), **look, **error)
+            at = np.arange(len(domains)) + (number - (count - 1) / 2) * 0.7 / count
+            look = _mark(color, marker, fill, 5) | {"ls": "none", "ecolor": color, "elinewidth": 1, "capsize": 2}
+            axes.errorbar(at, values.ood, _errors(values.ood_se), label=_label(some), **look)
         axes.set(title=dataset_name(dataset), ylabel=OOD, xticks=range(len(domains)), xticklabels=domains)
+        axes.set_xticks(np.arange(len(domains) - 1) + 0.5, minor=True)  # a line between two domains
+        axes.tick_params(axis="x", which="both", length=0)
+        axes.set_xlim(-0.5, len(domains) - 0.5)
+        axes.margins(y=0.12)
         axes.grid(visible=False, axis="x")
-        low, high = float(np.nanmin(here.ood)), float(np.nanmax(here.ood + here.ood_se.fillna(0)))
-        bottom = max(0.0, 5 * math.floor((low - 3) / 5))
-        axes.set_ylim(bottom, high + 0.05 * (high - bottom))
+        axes.grid(visible=True, axis="x", which="minor")
     legend_below(figure, panels.values())
     return figure
 
@@ -191,6 +186,20 @@ def own_look(series: pd.DataFrame, seen: Counter[tuple[str, str]]) -> tuple[str,
     before = seen[look]
     seen[look] += 1
     return *look, FILLS[before % len(FILLS)]
+
+
+def _mark(color: str, marker: str, fill: Fill, size: float) -> dict[str, Any]:
+    """How a line's mark is drawn; stars are smaller than other marks of their size."""
+    look: dict[str, Any] = {"marker": marker, "ms": 1.7 * size if marker == "*" else size}
+    if fill == "full":
+        return look | {"mfc": color, "mec": "black", "mew": 0.7}
+    half = {"fillstyle": fill, "mfc": color, "mfcalt": "white"}
+    return look | ({"mfc": "white"} if fill == "none" else half) | {"mec": color, "mew": 1.6}
+
+
+def _errors(errors: pd.Series) -> pd.Series | None:
+    """None where there are none: the legend then shows no error bars either."""
+    return errors if errors.notna().any() else None
 
 
 def _label(series: pd.DataFrame) -> str:

@@ -103,10 +103,9 @@ CLOUDS = (
 )
 NO_CLOUDS = "i.i.d. against o.o.d. accuracy, averaged over test domains, (lr, weight decay) pairs and seeds."
 SOUPS = "Star: the soup of all runs, triangle: their ensemble."
-RATES = (
-    "Means over the grid with standard errors over seeds; shaded: from the lowest to the highest point of the cloud."
-)
-NO_RANGES = "Means over the grid with standard errors over seeds."
+RATES = "Means over test domains, (lr, weight decay) pairs and seeds."
+RANGES = "Shaded: from the lowest to the highest point of the cloud."
+ERRORS = "Error bars: standard errors over seeds."
 
 
 @dataclass(frozen=True)
@@ -176,7 +175,7 @@ MEMBERS = (
     "o.o.d. accuracy of ensembles of random subsets of the runs, averaged over subsets (shaded: their standard deviation) and"
     " test domains."
 )
-DOMAINS = "o.o.d. accuracy, means over the grid with standard errors over seeds. The axis need not begin at 0."
+DOMAINS = "o.o.d. accuracy with each domain left out, means over (lr, weight decay) pairs and seeds."
 OF_STUDY = {
     "figure1": (),
     "figure2": ("methods",),
@@ -235,9 +234,11 @@ def _caption(kind: FigureKind, series: Sequence[Series], points: pd.DataFrame) -
     if kind.draw == clouds_figure:
         parts = [CLOUDS if (points.kind == "cloud").any() else NO_CLOUDS]
     elif kind.draw == rates_figure:
-        parts = [RATES if (points.lowest < points.highest).any() else NO_RANGES]
+        parts = [RATES] + [RANGES] * bool((points.lowest < points.highest).any())
     else:
         parts = [DOMAINS]
+    if kind.draw != clouds_figure and points.ood_se.notna().any():
+        parts.append(ERRORS)
     selections = ", ".join(dict.fromkeys(one.selection for one in series if not one.combined))
     parts += [kind.caption] * bool(kind.caption) + [f"Selection {selections}."]
     if kind.draw == clouds_figure and any(one.combined for one in series):

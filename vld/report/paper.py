@@ -1,7 +1,7 @@
 """The published numbers, beside ours."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
@@ -155,30 +155,28 @@ def readable_against_the_paper(table: pd.DataFrame) -> Table:
     """`against_the_paper` for people."""
     names = [str(name) for name in table]
     settings = names[names.index("dropout") : names.index("paper")]
-    headings = ["dataset", *map(short_name, settings), "paper", "ours", "difference"]
-    headings += ["our cloud", "within", "unlike the paper"]
-    rows = []
-    for row in table.to_dict("records"):
-        cloud = [f"{row['lowest']:.1f} to {row['highest']:.1f}", "yes" if row["within"] else "no"]
-        if not row["lowest"] < row["highest"]:
-            cloud = [NONE, NONE]
-        means = [f"{row['paper']:.2f}", f"{row['ours']:.2f}", f"{row['difference']:+.2f}"]
-        values = [text(name, row[name]) for name in settings]
-        rows.append([dataset_name(row["dataset"]), *values, *means, *cloud, row["unlike"] or NONE])
+    cloud = table.lowest < table.highest
+    columns: list[tuple[str, Iterable[str]]] = [("dataset", table.dataset.map(dataset_name))]
+    columns += [(short_name(name), [text(name, value) for value in table[name]]) for name in settings]
+    columns += [(name, table[name].map("{:.2f}".format)) for name in ("paper", "ours")]
+    ranges = table.lowest.map("{:.1f}".format) + " to " + table.highest.map("{:.1f}".format)
+    columns += [
+        ("difference", table.difference.map("{:+.2f}".format)),
+        ("our cloud", ranges.where(cloud, NONE)),
+        ("within", table.within.map({True: "yes", False: "no"}).where(cloud, NONE)),
+        ("unlike the paper", table.unlike.replace("", NONE)),
+    ]
     note = (
         "o.o.d. accuracy in percent: the means of the paper's clouds (Figure 3, read off to ± 0.05) and of ours. Within: the"
         " paper's number lies between the lowest and the highest point of our cloud."
     )
-    looks = looks_of(table.assign(method="erm"))
-    return Table(headings, rows, len(settings) + 1, note, numbers=table, looks=looks)
+    return Table.of(columns, len(settings) + 1, note=note, numbers=table, looks=looks_of(table.assign(method="erm")))
 
 
 def readable_averages(table: pd.DataFrame) -> Table:
     """`published_averages` for people."""
-    headings = ["dataset", "published", "ours from", "published %", "ours %", "difference"]
-    rows = []
-    for row in table.to_dict("records"):
-        numbers = [f"{row['paper']:.1f}", f"{row['ours']:.1f}", f"{row['difference']:+.1f}"]
-        rows.append([dataset_name(row["dataset"]), row["published"], row["ours from"], *numbers])
+    columns = [("dataset", table.dataset.map(dataset_name)), ("published", table.published)]
+    columns += [("ours from", table["ours from"]), ("published %", table.paper.map("{:.1f}".format))]
+    columns += [("ours %", table.ours.map("{:.1f}".format)), ("difference", table.difference.map("{:+.1f}".format))]
     note = "o.o.d. accuracy in percent, for orientation: the published ones are of weights like ResNet50 #1 and other training."
-    return Table(headings, rows, 3, note, numbers=table)
+    return Table.of(columns, 3, note=note, numbers=table)

@@ -28,8 +28,8 @@ class Series:
     """All that is equal among its runs."""
     others: dict[str, Any]
     """Those that tell it from the series beside it, but for the dropout rate."""
-    on_a_part: bool
-    """Evaluated on a part of the images (`dataset.curve_images`)."""
+    on_subset: bool
+    """Evaluated on a subset of the images (`dataset.curve_images`)."""
     combined: str | None
     """Of a combination: what it is made from."""
     grid: Grid
@@ -41,11 +41,11 @@ class Series:
 
     @property
     def name(self) -> str:
-        """ERM; model soup of 18; ensemble (on a part)."""
+        """ERM; model soup of 18; ensemble (subset)."""
         if self.combined:
             method, _, how = self.combined.partition(" of ")
             return f"{METHOD_NAMES[method]} of {how}"
-        return METHOD_NAMES[self.method] + (" (on a part)" if self.on_a_part else "")
+        return METHOD_NAMES[self.method] + (" (subset)" if self.on_subset else "")
 
     @property
     def seeds(self) -> str:
@@ -112,7 +112,7 @@ def _series(
         selection=selection,
         settings=settings,
         others={name: settings.get(name) for name in others},
-        on_a_part=bool((rows.evaluated_on == "curve").any()),
+        on_subset=bool((rows.evaluated_on == "curve").any()),
         combined=combined,
         grid=grid_of(rows, expected),
     )

@@ -131,8 +131,8 @@ def counts_table(
 
 
 def method_of(row: Mapping[str, Any]) -> str:
-    """A result's method, marked where it is of a part of the images only (`dataset.curve_images`)."""
-    return f"{row['method']} (on a part)" if row.get("evaluated_on") == "curve" else str(row["method"])
+    """A result's method, marked where it was evaluated on a subset (`dataset.curve_images`)."""
+    return f"{row['method']} (subset)" if row.get("evaluated_on") == "curve" else str(row["method"])
 
 
 def members_used(result: Mapping[str, Any]) -> str:

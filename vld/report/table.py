@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -34,6 +34,12 @@ class Table:
     """What the cells were made from: the table as CSV."""
     looks: Sequence[tuple[str, str]] = ()
     """Colour and marker of each row's method, as figures have them."""
+
+    @classmethod
+    def of(cls, columns: Iterable[tuple[str, Iterable[str]]], left: int, **rest: Any) -> "Table":
+        """From columns, a heading and its cells each."""
+        headings, cells = zip(*columns, strict=True)
+        return cls(list(headings), [list(row) for row in zip(*cells, strict=True)], left, **rest)
 
     def to_rich(self, columns: int = WIDE) -> RichTable:
         """For a terminal so many columns wide. A line above each row that begins a group: the others' first cell is empty.

@@ -1,0 +1,134 @@
+"""Every image of a dataset through one function, on all processors; what fails and what warns is named."""
+
+import itertools
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from PIL import Image, ImageFile
+
+from vld.config.errors import UserError
+from vld.data.folder import DatasetFiles, image_endings, readable
+
+T = TypeVar("T")
+Progress = Callable[[int, int], None]
+"""Called with (images done, images in all)."""
+
+DECODED_AT_ONCE = 256
+MOST_LINES = 10
+KNOWN_TRUNCATED = {
+    "vlcs": (
+        "LabelMe/car/44b07a801b794b0ebadf75eabe761386",
+        "LabelMe/car/a4fc44181c584986888c78fea2c1d310",
+        "LabelMe/person/54acb3ec4dbc42d3bcff926091dbadd1",
+        "LabelMe/person/7e457522cdcb4790b70f8b7eefb8e4b0",
+    ),
+    "office_home": ("Art/Notebook/00003",),
+}
+"""Of the official archives, without their endings. DomainBed takes what is there of them, and so do published results."""
+
+
+def every_image(
+    files: DatasetFiles,
+    function: Callable[[int, int, Path], T],
+    progress: Progress = lambda *_: None,
+    announce: Callable[[str], None] = lambda _: None,
+) -> list[T]:
+    """`function` of every domain's number, image's number in it, and file; progress after some of them.
+
+    announce: is told what Pillow warns about, and how many files were truncated, with the first file's name. Raises a
+    `UserError` that names the first file that cannot be read, and counts the others.
+    """
+    image_endings()  # registers plug-ins
+    jobs = [(number, i, path) for number, domain in enumerate(files.domains) for i, path in enumerate(domain.files)]
+    at_work = threading.local()
+
+    def attempt(job: tuple[int, int, Path]) -> T | UserError:
+        at_work.path = job[2]
+        try:
+            return function(*job)
+        except Exception as error:  # damaged files make PIL raise nearly anything
+            return UserError(
+                f"unreadable image {readable(job[2])}: {' '.join(str(error).split()) or type(error).__name__}"
+            )
+        finally:
+            del at_work.path
+
+    results: list[T | UserError] = []
+    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+    with _warnings_of(at_work) as notes:
+        try:
+            with _pillow(load_truncated=False):
+                for start in range(0, len(jobs), DECODED_AT_ONCE):
+                    results += pool.map(attempt, jobs[start : start + DECODED_AT_ONCE])
+                    progress(len(results), len(jobs))
+        finally:
+            pool.shutdown(cancel_futures=True)
+        with _pillow(load_truncated=True):  # which holds for all threads, so these come after the others
+            for i, (result, job) in enumerate(zip(results, jobs, strict=True)):
+                if isinstance(result, UserError) and _may_be_truncated(files, *job):
+                    results[i] = again = attempt(job)
+                    if not isinstance(again, UserError):
+                        notes.setdefault("truncated: what is there is taken, the rest is grey", {})[job[2]] = None
+    done = [result for result in results if not isinstance(result, UserError)]
+    if len(done) < len(results):
+        raise _refusal([result for result in results if isinstance(result, UserError)])
+    _say(files.name, notes, announce)
+    return done
+
+
+def _may_be_truncated(files: DatasetFiles, number: int, i: int, path: Path) -> bool:
+    domain = files.domains[number]
+    name = f"{domain.name}/{files.classes[domain.labels[i]]}/{path.stem}"
+    return files.truncated == "allow" or name in KNOWN_TRUNCATED.get(files.name, ())
+
+
+def _refusal(errors: list[UserError]) -> UserError:
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    take = ", or take what is there of truncated files with dataset.truncated=allow"
+    return UserError(
+        f"{errors[0]}{more}; replace the file or remove it{take if 'truncated' in str(errors[0]).lower() else ''}"
+    )
+
+
+@contextmanager
+def _pillow(load_truncated: bool) -> Iterator[None]:
+    """Pillow's switches, which are global. Its limit on pixels is off: `size_of` has its own."""
+    before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+    Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, load_truncated
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+@contextmanager
+def _warnings_of(at_work: threading.local) -> Iterator[dict[str, dict[Path, None]]]:
+    """Warnings that come from a thread while it is at an image, and the images; others go their way."""
+    notes: dict[str, dict[Path, None]] = {}
+    with warnings.catch_warnings():
+        for category in (UserWarning, RuntimeWarning):
+            warnings.simplefilter("always", category)
+        show = warnings.showwarning
+
+        def note(message: Warning | str, *rest: Any, **named: Any) -> None:
+            if path := getattr(at_work, "path", None):
+                notes.setdefault(" ".join(str(message).split()), {})[path] = None
+            else:
+                show(message, *rest, **named)
+
+        warnings.showwarning = note
+        yield notes
+
+
+def _say(name: str, notes: dict[str, dict[Path, None]], announce: Callable[[str], None]) -> None:
+    for message, paths in itertools.islice(sorted(notes.items()), MOST_LINES):
+        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        announce(f"dataset={name}: {readable(min(paths))}{more}: {message}")
+    if len(notes) > MOST_LINES:
+        announce(f"dataset={name}: {len(notes) - MOST_LINES} other warnings about images")
