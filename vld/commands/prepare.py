@@ -82,7 +82,7 @@ def _make(config: PrepareConfig, source: Source, root: Path, terminal: Terminal)
     if to_fetch:
         terminal.say(f"{to_fetch / 1e9:.1f} GB of archives to fetch")
     staging = root.with_name(f".preparing-{dataset.name}")
-    with workplace(staging, announce=terminal.say, another="is at it") as place:
+    with workplace(staging, announce=terminal.say, another="holds the lock") as place:
         if root.is_dir():  # by the process that this one waited for
             return
         _arranged(dataset, source, archives, place, terminal)
@@ -122,6 +122,6 @@ def _arranged(dataset: DatasetConfig, source: Source, archives: Path, place: Wor
         if warning := source.arrange(place.own / "unpacked", place.own / "ready"):
             terminal.warn(warning)
         found = list_dataset(dataset.name, place.own / "ready")
-        check_content(replace(found, root=archives), dataset.verify, mend="delete them and run this again")
+        check_content(replace(found, root=archives), dataset.verify, fix="delete them and run this again")
     except UserError as error:
         raise UserError(f"{error} (of the archives in {archives})") from error
