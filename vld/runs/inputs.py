@@ -14,8 +14,9 @@ from vld.data.domains import GLYPHS, resolve_test_domains
 from vld.data.folder import DatasetFiles, find_dataset
 from vld.data.verify import check_content
 from vld.machine.device import resolve_device, resolve_precision
-from vld.model.classifier import Classifier, build_classifier, load_backbone_weights
+from vld.model.classifier import Classifier, build_classifier
 from vld.model.mixout import masked_weights
+from vld.model.weights import load_backbone_weights
 
 
 @dataclass(frozen=True)
