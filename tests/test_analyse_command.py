@@ -18,7 +18,7 @@ from tiny import CPU, make_dataset
 from torchvision.transforms.functional import to_tensor
 from wandb_server import read_offline
 
-from vld.commands.analyse import MASKS, _probe_images, analyse_all
+from vld.commands.analyse import analyse_all
 from vld.config.errors import UserError
 from vld.config.settings import AnalyseConfig, WandbConfig
 from vld.data.folder import list_dataset
@@ -27,6 +27,7 @@ from vld.data.split import split_indices
 from vld.machine.terminal import Terminal
 from vld.runs import load_model
 from vld.runs.quantities import MASKED, QUANTITIES
+from vld.study.probing import MASKS, _probe_images
 from vld.tracking.background import Publisher
 from vld.training.representation import (
     calibration_error,
@@ -177,7 +178,7 @@ def test_an_analysis_is_what_the_kept_weights_and_the_image_files_give(
 
 def test_the_probe_learns_from_an_equal_share_of_the_training_domains(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first of each in part, which the split has shuffled, and none of the domain left out."""
-    monkeypatch.setattr("vld.commands.analyse.PROBE_IMAGES", 9)
+    monkeypatch.setattr("vld.study.probing.PROBE_IMAGES", 9)
     dataset = make_dataset()
     views, labels = _probe_images(dataset, "c", 0, CPU)
     [images] = views.chunks(100)

@@ -15,7 +15,8 @@ from torch.nn import functional
 from vld.config.errors import UserError
 from vld.config.settings import BackboneConfig
 from vld.model.backbones import build_backbone
-from vld.model.classifier import Classifier, build_classifier, load_backbone_weights
+from vld.model.classifier import Classifier, build_classifier
+from vld.model.weights import load_backbone_weights
 
 # Each library, name and image size, and how many features the network's own last layer sees.
 NETWORKS = {

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from tiny import decode_dataset
 from torch import nn
 
+from vld.config.settings import BackboneConfig
 from vld.data.folder import list_dataset
 from vld.data.images import Dataset, DomainImages
 from vld.data.split import split_indices
 from vld.data.views import EvaluationViews
-from vld.model.classifier import Classifier
+from vld.model.classifier import Classifier, seeded_linear
 from vld.training.evaluation import (
     IN,
     OUT,
@@ -244,9 +245,8 @@ def classifier() -> Classifier:
         backbone = nn.Sequential(
             nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
         )
-    return Classifier(
-        backbone, 6, 4, dropout=0.9, feature_scale=0.5, head_seed=0, mean=[0.5] * 3, std=[0.2] * 3, pretrained=False
-    )  # fmt: skip
+    settings = BackboneConfig(mean=[0.5] * 3, std=[0.2] * 3, feature_scale=0.5)
+    return Classifier(backbone, seeded_linear(6, 4, 0), settings, dropout=0.9, pretrained=False)
 
 
 def images_to_predict(n: int = 150) -> EvaluationSet:

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from vld.model.classifier import Classifier
+from vld.config.settings import BackboneConfig
+from vld.model.classifier import Classifier, seeded_linear
 from vld.training.collapse import QUIET, TOO_NOISY, CollapseWatch, Health, dropout_noise, measure, noise_warning
 
 FEATURES = 40
@@ -21,8 +22,9 @@ def classifier(dropout: float, feature_scale: float = 1.0, **changes: Any) -> Cl
         backbone = nn.Sequential(
             nn.Conv2d(3, FEATURES, 3), nn.BatchNorm2d(FEATURES), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
         )
-    arguments: dict[str, Any] = {"head_seed": 0, "mean": [0.5] * 3, "std": [0.1] * 3, "pretrained": True, **changes}
-    return Classifier(backbone, FEATURES, 5, dropout=dropout, feature_scale=feature_scale, **arguments)
+    settings = BackboneConfig(mean=[0.5] * 3, std=[0.1] * 3, feature_scale=feature_scale)
+    head = seeded_linear(FEATURES, 5, 0)
+    return Classifier(backbone, head, settings, dropout=dropout, **{"pretrained": True, **changes})
 
 
 def images(n: int = 6) -> torch.Tensor:

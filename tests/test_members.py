@@ -14,7 +14,7 @@ from torch import Tensor
 from vld.config.errors import UserError
 from vld.config.settings import BackboneConfig, Config, DatasetConfig, MethodConfig, WandbConfig
 from vld.machine.terminal import Terminal
-from vld.model.classifier import load_backbone_weights
+from vld.model.weights import load_backbone_weights
 from vld.report.labels import distinguishing
 from vld.report.summary import sweep_table
 from vld.runs.directory import RunDirectory

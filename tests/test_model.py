@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from vld.config.errors import UserError
 from vld.config.settings import BackboneConfig
-from vld.model.classifier import Classifier, build_classifier, inverted_dropout, load_backbone_weights
+from vld.model.classifier import Classifier, build_classifier, inverted_dropout, seeded_linear
+from vld.model.weights import load_backbone_weights
 
 ALL_PRESETS = sorted((Path(__file__).parents[1] / "conf" / "backbone").glob("*.yaml"))
 PRESETS = [path.stem for path in ALL_PRESETS if path.stem != "timm"]  # which needs a name: test_architectures.py
@@ -55,14 +56,9 @@ def tiny(dropout: float = 0.0, feature_scale: float = 1.0, **changes: Any) -> Cl
         backbone = nn.Sequential(
             nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
         )
-    arguments: dict[str, Any] = {
-        "head_seed": 0,
-        "mean": [0.5, 0.4, 0.3],
-        "std": [0.2, 0.3, 0.4],
-        "pretrained": False,
-        **changes,
-    }
-    return Classifier(backbone, 8, 4, dropout=dropout, feature_scale=feature_scale, **arguments)
+    settings = BackboneConfig(mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.4], feature_scale=feature_scale)
+    head = seeded_linear(8, 4, changes.pop("head_seed", 0))
+    return Classifier(backbone, head, settings, dropout=dropout, **{"pretrained": False, **changes})
 
 
 def images(n: int = 2, size: int = 64) -> Tensor:

@@ -347,6 +347,9 @@ BAD_SETTINGS = {
 # What is looked at together: a command with many of them has a line for each.
 BAD_VALUES: list[dict[str, str]] = [
     {
+        "mixout=1": r"mixout=1.0: must be in \[0, 1\)",
+        "mixout_kind=row": "mixout_kind=row: must be one of filter, point",
+        "warm_start=-1": "warm_start=-1: must be a whole number of at least 0",
         "dropout=-0.1": r"dropout=-0.1: must be in \[0, 1\)",
         "optim.steps=0": "optim.steps=0: must be a whole number of at least 1",
         "optim.lr=0": "optim.lr=0.0: must be a number above 0",
@@ -385,6 +388,7 @@ BAD_VALUES: list[dict[str, str]] = [
         "device=1": "device=1: must be",
     },
     {"dropout=nan": "dropout=nan: must be in"},
+    {"warm_start=500": "warm_start=500: must be below optim.steps"},
     {
         "+dropuot=0.5": "dropuot: no such option, did you mean dropout",
         "+optim.speed=1": "optim.speed: no such option",

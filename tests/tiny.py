@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from vld.config.settings import OptimConfig
+from vld.config.settings import BackboneConfig, OptimConfig
 from vld.data.batches import TrainingBatches
 from vld.data.folder import DatasetFiles
 from vld.data.image_store import open_dataset
 from vld.data.images import Dataset, DomainImages
 from vld.data.split import split_indices
-from vld.model.classifier import Classifier
+from vld.model.classifier import Classifier, seeded_linear
 from vld.training.evaluation import EvaluationSet, evaluation_set
 
 CPU = torch.device("cpu")
@@ -62,13 +62,9 @@ def make_backbone() -> nn.Sequential:
 def make_model(*, pretrained: bool = True, dropout: float = RATE) -> Classifier:
     return Classifier(
         make_backbone(),
-        24,
-        3,
+        seeded_linear(24, 3, 0),
+        BackboneConfig(mean=MEAN, std=STD, feature_scale=SCALE),
         dropout=dropout,
-        feature_scale=SCALE,
-        head_seed=0,
-        mean=MEAN,
-        std=STD,
         pretrained=pretrained,
     )
 

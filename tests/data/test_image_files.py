@@ -84,9 +84,11 @@ def test_a_file_in_two_domains_is_refused(tmp_path: Path) -> None:
     csv.write_text("\n".join(["path,domain,class", *lines, "mine/./a/x/0.png,b,x"]))
     with pytest.raises(UserError, match="lines 2 and 18 list"):
         list_csv("mine", csv)
-    (root / "b/x/link.png").symlink_to(root / "a/x/0.png")
-    with pytest.raises(UserError, match=r"a/x/0.png and .*b/x/link.png are one file in two domains"):
-        source_key(list_dataset("mine", root))
+    for link in (Path.symlink_to, Path.hardlink_to):
+        link(root / "b/x/link.png", root / "a/x/0.png")
+        with pytest.raises(UserError, match=r"a/x/0.png and .*b/x/link.png are one file in two domains"):
+            source_key(list_dataset("mine", root))
+        (root / "b/x/link.png").unlink()
 
 
 def opening(root: Path, stores: Path, **settings: object) -> tuple[Dataset, list[str]]:

@@ -79,8 +79,10 @@ def _make(config: PrepareConfig, source: Source, root: Path, terminal: Terminal)
     unpacked = int(sum(one.size for one in source.archives) * DISK_TO_UNPACK)
     store = images * 3 * (dataset.store_size**2 + config.image_size**2)
     check_disk(root.parent, to_fetch + unpacked + store, "the archives, what they unpack to and the image store")
+    if to_fetch:
+        terminal.say(f"{to_fetch / 1e9:.1f} GB of archives to fetch")
     staging = root.with_name(f".preparing-{dataset.name}")
-    with workplace(staging, announce=terminal.say, another="is at it") as place:
+    with workplace(staging, announce=terminal.say, another="holds the lock") as place:
         if root.is_dir():  # by the process that this one waited for
             return
         _arranged(dataset, source, archives, place, terminal)
@@ -120,6 +122,6 @@ def _arranged(dataset: DatasetConfig, source: Source, archives: Path, place: Wor
         if warning := source.arrange(place.own / "unpacked", place.own / "ready"):
             terminal.warn(warning)
         found = list_dataset(dataset.name, place.own / "ready")
-        check_content(replace(found, root=archives), dataset.verify, mend="delete them and run this again")
+        check_content(replace(found, root=archives), dataset.verify, fix="delete them and run this again")
     except UserError as error:
         raise UserError(f"{error} (of the archives in {archives})") from error

@@ -201,6 +201,23 @@ class Config:
         "that rate over training: constant, rising (from 0) or falling (to 0)",
         identity=IF_CHANGED,
     )
+    mixout: float = option(
+        0.0,
+        "Mixout: probability that a weight of the backbone is replaced by its starting value in a step",
+        must.RATE,
+        identity=IF_CHANGED,
+    )
+    mixout_kind: str = choice(
+        "filter|point",
+        "what Mixout masks: filter (output channels of convolutions) or point (single weights of linear layers)",
+        identity=IF_CHANGED,
+    )
+    warm_start: int = option(
+        0,
+        "so many of the first steps train the last layer alone, without dropout and Mixout",
+        must.whole(0),
+        identity=IF_CHANGED,
+    )
     batch_size: int = option(32, "images from each training domain in one step", must.whole(1))
     eval_every: int = option(300, "steps between evaluations (also at step 0 and the last)", must.whole(1))
     averaging: AveragingConfig = group(AveragingConfig)
@@ -318,6 +335,10 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield f"backbone.tuning={backbone.tuning}: random initial values (backbone.weights=none) need tuning=full"
     if backbone.tuning == "linear" and (backbone.stage_dropout or backbone.stochastic_depth):
         yield "backbone.tuning=linear: keeps the network as it is; backbone.stage_dropout and stochastic_depth need full or head"
+    if config.mixout and backbone.tuning != "full":
+        yield f"mixout={config.mixout}: masks weights that are trained; needs backbone.tuning=full (it is {backbone.tuning})"
+    if config.warm_start >= config.optim.steps:
+        yield f"warm_start={config.warm_start}: must be below optim.steps={config.optim.steps}"
     if method.members and method.name in METHODS:
         yield f"method.members={method.members}: only {', '.join(COMBINATIONS)} have members"
     for name in config.study.members:

@@ -95,7 +95,7 @@ def source_key(files: DatasetFiles) -> str:
 
 def _source(files: DatasetFiles) -> tuple[str, list[int]]:
     """The key, and the time of every file in nanoseconds. Raises `UserError` for what is no file, or in two domains."""
-    digest = hashlib.sha256(repr((VERSION, files.classes, *["truncated"][: files.truncated == "allow"])).encode())
+    digest = hashlib.sha256(repr((VERSION, files.classes, files.truncated)).encode())
     times: list[int] = []
     seen: dict[tuple[int, int], tuple[str, Path]] = {}
     for domain in files.domains:
@@ -106,7 +106,8 @@ def _source(files: DatasetFiles) -> tuple[str, list[int]]:
                 if not stat.S_ISREG(status.st_mode):
                     raise UserError(f"unreadable image {readable(path)}: it is not a regular file; remove it")
                 other, first = seen.setdefault((status.st_dev, status.st_ino), (domain.name, path))
-                if other != domain.name and first.resolve() == path.resolve():
+                # Some network file systems give many files one number, but say of none that it has two names.
+                if other != domain.name and (status.st_nlink > 1 or first.resolve() == path.resolve()):
                     raise UserError(
                         f"dataset={files.name}: {readable(first)} and {readable(path)} are one file in two domains, {other} and"
                         f" {domain.name}; an image must be in one, or what is left out is trained on"

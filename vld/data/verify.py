@@ -13,17 +13,17 @@ DUPLICATES = {"clipart": 704, "infograph": 1596, "painting": 3493, "quickdraw": 
 
 
 def check_content(
-    files: DatasetFiles, verify: str, mend: str = "move it away and let prepare.py get it again"
+    files: DatasetFiles, verify: str, fix: str = "move it away and let prepare.py get it again"
 ) -> list[str]:
-    """What is to be warned of. Raises `UserError` where the content is wrong, unless verify is warn; mend: what to do then."""
+    """What is to be warned of. Raises `UserError` where the content is wrong, unless verify is warn; fix: what to do then."""
     wrong = discrepancies(files)
     if not wrong:
         return []
-    shown = "; ".join(wrong[:4]) + (f"; and {len(wrong) - 4} more" if len(wrong) > 4 else "")
+    shown = "; ".join(wrong[:WORST]) + (f"; and {len(wrong) - WORST} more" if len(wrong) > WORST else "")
     text = f"dataset={files.name}: {files.root} is not the {files.name} that is known: {shown}{_cause(files)}"
     if verify == "warn":
         return [text]
-    raise UserError(f"{text}; {mend}, or say dataset.verify=warn to use it as it is")
+    raise UserError(f"{text}; {fix}, or set dataset.verify=warn to use it as it is")
 
 
 def discrepancies(files: DatasetFiles) -> list[str]:

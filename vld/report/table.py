@@ -44,9 +44,14 @@ class Table:
     def to_rich(self, columns: int = WIDE) -> RichTable:
         """For a terminal so many columns wide. A line above each row that begins a group: the others' first cell is empty.
 
-        Where it does not fit, text is wrapped, down to a few letters; numbers stay whole, though the table is wider then.
+        Where it does not fit, headings of numbers are wrapped, then text, down to a few letters; numbers stay whole, though
+        the table is wider then.
         """
         widths = [max(map(cell_len, cells)) for cells in zip(self.headings, *self.rows, strict=True)]
+        if sum(widths) + 3 * len(widths) + 1 > columns:
+            words = [max(heading.split(), key=cell_len, default="") for heading in self.headings]
+            wrapped = [max(map(cell_len, cells)) for cells in zip(words, *self.rows, strict=True)]
+            widths[self.left :] = wrapped[self.left :]
         least = [min(width, NARROW) if place < self.left else width for place, width in enumerate(widths)]
         needed, natural = (sum(some) + 3 * len(widths) + 1 for some in (least, widths))
         table = RichTable(width=min(natural, max(needed, columns)))

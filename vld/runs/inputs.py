@@ -14,7 +14,9 @@ from vld.data.domains import GLYPHS, resolve_test_domains
 from vld.data.folder import DatasetFiles, find_dataset
 from vld.data.verify import check_content
 from vld.machine.device import resolve_device, resolve_precision
-from vld.model.classifier import Classifier, build_classifier, load_backbone_weights
+from vld.model.classifier import Classifier, build_classifier
+from vld.model.mixout import masked_weights
+from vld.model.weights import load_backbone_weights
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ def inputs_key(config: Config) -> str:
     parts = (
         *(config.dataset, config.data_dir, config.output_dir, config.backbone),
         *(config.device, config.precision, config.test_domain),
+        *(bool(config.mixout), config.mixout_kind),
         config.image_size,  # which weights may not fit
     )
     return repr(parts)
@@ -56,7 +59,11 @@ def check_inputs(config: Config, *, here: bool = True) -> Inputs:
     test_domains = resolve_test_domains(config.test_domain, files.domain_names if files else GLYPHS)
     warnings = check_content(files, config.dataset.verify) if files else []
     weights = load_backbone_weights(config.backbone)
-    initial_classifier(config, weights, precision, classes=2)  # do the weights fit? Any number of classes tells
+    network = initial_classifier(
+        config, weights, precision, classes=2
+    )  # do the weights fit? Any number of classes tells
+    if config.mixout:
+        masked_weights(network.backbone, config.mixout_kind)
     files = files or _listed(config, root, draw=True)
     return Inputs(device, precision, files, test_domains, weights, existing_folder, warnings)
 

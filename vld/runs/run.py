@@ -20,6 +20,7 @@ from vld.machine.device import MemoryBudget
 from vld.machine.lock import Claim, ClaimLost
 from vld.machine.signals import Interrupted
 from vld.machine.terminal import Terminal
+from vld.model.mixout import Mixout
 from vld.runs.directory import RunDirectory
 from vld.runs.environment import described, environment_now, now
 from vld.runs.identity import NOT_IDENTITY, run_id, run_identity
@@ -142,6 +143,9 @@ class Session:
             averaging=config.averaging,
             ensemble=config.ensemble,
             dropout_schedule=config.dropout_schedule,
+            # Its starting values are those of the network before a checkpoint is loaded.
+            mixout=Mixout(self.model.backbone, config.mixout, config.mixout_kind) if config.mixout else None,
+            warm_start=config.warm_start,
         )
         if saved is not None:
             self.resume(saved)

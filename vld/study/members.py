@@ -11,7 +11,7 @@ from typing import Any
 from vld.config.errors import UserError
 from vld.config.settings import Config
 from vld.machine.device import resolve_device, resolve_precision
-from vld.model.classifier import load_backbone_weights
+from vld.model.weights import load_backbone_weights
 from vld.runs.directory import RunDirectory
 from vld.runs.identity import (
     CONTENT,

@@ -71,7 +71,7 @@ def _fingerprint(weights: str) -> str | None:
     """Of a weights file; None where this machine does not have it."""
     if not Path(weights).is_file():
         return None
-    from vld.model.classifier import load_backbone_weights  # needs torch, which most who look at runs can do without
+    from vld.model.weights import load_backbone_weights  # needs torch, which most who look at runs can do without
 
     try:
         return weights_fingerprint(load_backbone_weights(BackboneConfig(weights=weights)))

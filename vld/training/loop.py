@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,10 @@ from torch.optim import SGD, Adam, Optimizer
 
 from vld.config.settings import AveragingConfig, EnsembleConfig, OptimConfig
 from vld.data.batches import TrainingBatches
-from vld.machine.seeds import BACKBONE, DROPOUT, derived_seed, torch_generator
+from vld.machine.seeds import BACKBONE, DROPOUT, MIXOUT, derived_seed, torch_generator
 from vld.model.classifier import Classifier
 from vld.model.dropout import dropout_rate
+from vld.model.mixout import Mixout
 from vld.training.collapse import Health, measure
 from vld.training.evaluation import EvaluationSet, Scores, predict, score
 from vld.training.methods import ENSEMBLE, ERM, METHODS_ALONG, WEIGHT_AVERAGING, Schedule
@@ -62,8 +63,11 @@ class Trajectory:
         averaging: AveragingConfig,
         ensemble: EnsembleConfig,
         dropout_schedule: str = "constant",
+        mixout: Mixout | None = None,
+        warm_start: int = 0,
     ) -> None:
         self.optim, self.eval_every, self.dropout_schedule = optim, eval_every, dropout_schedule
+        self.mixout, self.warm_start = mixout, warm_start
         self.step = 0
         self.model = model
         self.optimizer = make_optimizer(model, optim)
@@ -178,10 +182,17 @@ def update(trajectory: Trajectory, inputs: Tensor, labels: Tensor, seed: int, st
     model, optimizer = trajectory.model, trajectory.optimizer
     set_learning_rate(optimizer, trajectory.optim, step)
     torch.manual_seed(derived_seed(seed, BACKBONE, step))  # what a backbone draws (stage dropout, stochastic depth)
-    rate = dropout_rate(model.dropout, trajectory.dropout_schedule, step, trajectory.optim.steps)
-    loss = cross_entropy(model(inputs, torch_generator(seed, DROPOUT, step, inputs.device), rate), labels)
+    warm, mixout = step < trajectory.warm_start, trajectory.mixout
+    mixed = mixout.mixed(torch_generator(seed, MIXOUT, step, inputs.device)) if mixout and not warm else nullcontext()
     optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    with mixed:
+        if warm:
+            logits = model.logits_of_frozen_backbone(inputs)
+        else:
+            rate = dropout_rate(model.dropout, trajectory.dropout_schedule, step, trajectory.optim.steps)
+            logits = model(inputs, torch_generator(seed, DROPOUT, step, inputs.device), rate)
+        loss = cross_entropy(logits, labels)
+        loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     return loss.detach()
 

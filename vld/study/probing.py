@@ -1,0 +1,157 @@
+"""The quantities of a finished run's network: features of the images, a fresh probe, masks, dropout left on, calibration."""
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vld.data.images import Dataset
+from vld.data.split import split_indices
+from vld.data.views import EvaluationViews
+from vld.model.classifier import Classifier
+from vld.runs.quantities import MASKED, QUANTITIES
+from vld.training.evaluation import IMAGES_AT_ONCE, EvaluationLabels, evaluation_set, score
+from vld.training.representation import (
+    BINS,
+    PROBE_ITERATIONS,
+    PROBE_L2,
+    calibration_error,
+    effective_rank,
+    linear_probe,
+    masked_logits,
+    mc_dropout,
+    negative_log_likelihood,
+    probe_logits,
+)
+
+SEED = 0
+"""Of masks and of dropout."""
+MASKS = 10
+"""For each share of masked units."""
+PASSES = 20
+"""With dropout left on."""
+PROBE_IMAGES = 20_000
+"""The probe is trained on at most so many, an equal share of each training domain."""
+
+
+def analysis_of(
+    model: Classifier,
+    dataset: Dataset,
+    test_domain: str,
+    split_seed: int,
+    device: torch.device,
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> dict[str, Any]:
+    """The quantities of a network that was trained with `test_domain` left out, and the constants behind them.
+
+    model: in eval mode, on the device. Averages over images are, i.i.d., unweighted means over the training domains of those over
+    their *out* part, and o.o.d. over the whole left-out domain; the effective rank is of all those images together. Raises
+    `FloatingPointError` for a representation that has come to no numbers.
+    """
+    evaluation = evaluation_set(dataset, test_domain, split_seed, device)
+    views, labels = _probe_images(dataset, test_domain, split_seed, device)
+    total = len(evaluation.images) + len(views)
+    features = _features(model, evaluation.images, device, lambda done: progress(done, total))
+    to_learn = _features(model, views, device, lambda done: progress(len(features) + done, total))
+    if not (features.isfinite().all() and to_learn.isfinite().all()):
+        raise FloatingPointError("the representation is not a number")
+    ood = _domain_rows(evaluation)[test_domain]
+    outside = torch.ones(len(features), dtype=torch.bool, device=device)
+    outside[ood] = False
+    sides: dict[str, dict[str, float]] = {
+        "iid": {"effective_rank": effective_rank(features[outside])},
+        "ood": {"effective_rank": effective_rank(features[ood])},
+    }
+
+    def add(name: str, values: tuple[float, float]) -> None:
+        sides["iid"][name], sides["ood"][name] = values
+
+    with torch.no_grad():
+        logits = model.head(features)
+    add("acc", _accuracies(logits, evaluation))
+    probe = linear_probe(to_learn, labels, len(dataset.classes))
+    add("probe_acc", _accuracies(probe_logits(probe, features), evaluation))
+    masks = torch.Generator().manual_seed(SEED)
+    for rate, name in MASKED.items():
+        accuracies = [_accuracies(masked_logits(features, model.head, rate, masks), evaluation) for _ in range(MASKS)]
+        iid, ood_accuracies = zip(*accuracies, strict=True)
+        add(name, (statistics.fmean(iid), statistics.fmean(ood_accuracies)))
+    passes = mc_dropout(features, model.head, model.dropout, PASSES, torch.Generator(device).manual_seed(SEED))
+    add("mc_acc", _accuracies(passes, evaluation))
+    for prefix, log_probabilities in (("", logits.double().log_softmax(1)), ("mc_", passes)):
+        add(f"{prefix}ece", _over_domains(calibration_error, log_probabilities, evaluation))
+        add(f"{prefix}nll", _over_domains(negative_log_likelihood, log_probabilities, evaluation))
+    return {
+        **{side: {name: values[name] for name in QUANTITIES} for side, values in sides.items()},
+        "features": features.shape[1],
+        "images": {"iid": int(outside.sum()), "ood": int((~outside).sum()), "probe": len(views)},
+        "constants": {
+            "seed": SEED,
+            "masked_rates": list(MASKED),
+            "masks": MASKS,
+            "bins": BINS,
+            "passes": PASSES,
+            "probe_l2": PROBE_L2,
+            "probe_iterations": PROBE_ITERATIONS,
+            "probe_images_at_most": PROBE_IMAGES,
+        },
+    }
+
+
+def _probe_images(
+    dataset: Dataset, test_domain: str, split_seed: int, device: torch.device
+) -> tuple[EvaluationViews, Tensor]:
+    """Evaluation views of the *in* part of the training domains, and their classes, int64 [n].
+
+    At most an equal share of `PROBE_IMAGES` of each domain: a fixed random choice, since the split has shuffled them.
+    """
+    share = PROBE_IMAGES // (len(dataset.domains) - 1)
+    chosen = {
+        i: torch.from_numpy(split_indices(len(domain.labels), i, split_seed)[0][:share])
+        for i, domain in enumerate(dataset.domains)
+        if domain.name != test_domain
+    }
+    views = EvaluationViews([dataset.domains[i].evaluation for i in chosen], list(chosen.values()), device)
+    return views, torch.cat([dataset.domains[i].labels[rows] for i, rows in chosen.items()]).to(device)
+
+
+@torch.no_grad()
+def _features(
+    model: Classifier, views: EvaluationViews, device: torch.device, progress: Callable[[int], None]
+) -> Tensor:
+    """The penultimate representation of all images, float32 [n, d], before dropout."""
+    features: list[Tensor] = []
+    done = 0
+    for images in views.chunks(IMAGES_AT_ONCE[device.type]):
+        features.append(model.representation(images))
+        done += len(images)
+        progress(done)
+    return torch.cat(features)
+
+
+def _domain_rows(evaluation: EvaluationLabels) -> dict[str, slice]:
+    """Where each domain's images are."""
+    rows: dict[str, slice] = {}
+    for part in evaluation.parts:
+        rows[part.domain] = slice(rows[part.domain].start if part.domain in rows else part.start, part.stop)
+    return rows
+
+
+def _accuracies(logits: Tensor, evaluation: EvaluationLabels) -> tuple[float, float]:
+    """i.i.d. and o.o.d."""
+    scores = score(logits, evaluation)
+    return scores.iid_acc, scores.ood_acc
+
+
+def _over_domains(
+    quantity: Callable[[Tensor, Tensor], float], log_probabilities: Tensor, evaluation: EvaluationLabels
+) -> tuple[float, float]:
+    """An average over images: i.i.d. and o.o.d."""
+    values = {
+        domain: quantity(log_probabilities[rows], evaluation.labels[rows])
+        for domain, rows in _domain_rows(evaluation).items()
+    }
+    ood = values.pop(evaluation.test_domain)
+    return statistics.fmean(values.values()), ood
