@@ -48,7 +48,8 @@ class Taste:
 def greedy_soup(
     members: Sequence[tuple[str, float]], load: Callable[[str], Weights], evaluate: Callable[[Weights], Scores]
 ) -> list[Taste]:
-    """Take members in descending i.i.d. accuracy; keep one when the soup's i.i.d. accuracy does not fall with it (≥, as DiWA).
+    """Take members in descending i.i.d. accuracy; keep one when the soup's i.i.d. accuracy does not fall with it (≥, as DiWA,
+    whose accuracy is that of pooled images, while i.i.d. accuracy is the mean over domains).
 
     members: (run id, i.i.d. accuracy). The soup is that of the members kept; its scores are those of the last one kept.
     """
