@@ -86,14 +86,12 @@ def make_report(
     missing = missing_runs(results, store.unfinished, expected)
     progress("differences")
     differences = differences_table(series)
-    figures = []
-    for drawn in drawn_figures(series, results, study):
-        progress(f"figure {drawn.name}")
-        figures.append(drawn)
+    progress("figures")
+    figures = list(drawn_figures(series, results, study))
     figures += richness_figures(analysed) if not analysed.empty else []
     if study is None or run:
         figures += _learning_curves(_with_curves(runs, results, selection, run), run is None, damaged)
-    names = _names(runs)
+    names = sorted({*setting_names(runs), "optim.lr", "optim.weight_decay", *REPEAT})
     settings = runs[["test_domain", *names]]
     varied = [name for name in distinguishing(settings.to_dict("records")) if name not in CONTENT]
     return Report(
@@ -130,11 +128,6 @@ def _tables(series: Sequence[Series], selection: str) -> dict[str, Table]:
     return tables
 
 
-def _names(runs: pd.DataFrame) -> list[str]:
-    """Of all settings, under their own names."""
-    return sorted({*setting_names(runs), "optim.lr", "optim.weight_decay", *REPEAT})
-
-
 def _values(settings: pd.DataFrame, name: str) -> list[str]:
     values = settings[name].astype(object).where(settings[name].notna(), None)
     return [text(name, value) for value in sorted(values.unique(), key=in_order)]
@@ -157,10 +150,10 @@ def _warnings(store: Store, runs: pd.DataFrame, missing: pd.DataFrame, series: S
         for of, some in runs.groupby(columns):
             counts = some[name].value_counts(sort=False)
             if len(counts) > 1:
-                told = ", ".join(f"{text(name, value)}: {counted(count, 'run')}" for value, count in counts.items())
-                where = ", ".join(map(str, of))
+                each = ", ".join(f"{text(name, value)}: {counted(count, 'run')}" for value, count in counts.items())
                 lines.append(
-                    f"{where}: runs of different {what} ({told}) are in rows of their own, never averaged together"
+                    f"{', '.join(map(str, of))}: runs of different {what} ({each}) are in rows of their own, never averaged"
+                    " together"
                 )
     incomplete = [one for one in series if not one.grid.complete]
     if incomplete:
@@ -171,7 +164,7 @@ def _warnings(store: Store, runs: pd.DataFrame, missing: pd.DataFrame, series: S
         if one.combined:
             cells = zip(one.grid.test_domains, one.grid.ood_acc, strict=True)
             lacking = ", ".join(domain for domain, accuracies in cells if not np.isfinite(accuracies).all())
-            lines.append(f"{one.dataset}: lacks combinations: {one.label}, {lacking} left out")
+            lines.append(f"{one.dataset}: no combination yet: {one.label}, {lacking} left out")
     if any(one.on_subset for one in series):
         lines.append("rows marked “subset” were evaluated on a subset of the images (dataset.curve_images)")
     return list(dict.fromkeys(lines)) + [f"damaged: {line}" for line in store.damaged]

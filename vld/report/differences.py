@@ -37,7 +37,8 @@ def difference(a: Grid, b: Grid, *, draws: int = DRAWS, seed: int = SEED) -> dic
     repeats = [repeat for repeat in a.repeats if repeat in b.repeats]
     if not pairs or not repeats:
         return None
-    ood, iid = (_common(a, b, name, pairs, repeats) for name in ("ood_acc", "iid_acc"))
+    iid = _at(a, a.iid_acc, pairs, repeats) - _at(b, b.iid_acc, pairs, repeats)
+    ood = _at(a, a.ood_acc, pairs, repeats) - _at(b, b.ood_acc, pairs, repeats)
     counts = np.isfinite(ood).sum(2)
     if not (counts > 0).any(1).all():
         return None
@@ -47,11 +48,8 @@ def difference(a: Grid, b: Grid, *, draws: int = DRAWS, seed: int = SEED) -> dic
         sampled = _bootstrap(values, draws, seed) if row["repeats"] > 1 else np.array([math.nan])
         low, high = np.quantile(sampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         wider = widened(int(row["cells"]), int(row["repeats"]))
-        row |= {name: percent(mean)}
-        row |= {
-            f"{name}_low": percent(mean + wider * (low - mean)),
-            f"{name}_high": percent(mean + wider * (high - mean)),
-        }
+        ends = {"": mean, "_low": mean + wider * (low - mean), "_high": mean + wider * (high - mean)}
+        row |= {f"{name}{end}": percent(value) for end, value in ends.items()}
     return row
 
 
@@ -69,16 +67,11 @@ def widened(cells: int, repeats: int) -> float:
     return math.sqrt(repeats / (repeats - 1)) * t / NORMAL
 
 
-def _common(a: Grid, b: Grid, name: str, pairs: Sequence[Pair], repeats: Sequence[Repeat]) -> Array:
-    """Differences [test domains, common pairs, common repeats], NaN where either has none."""
-    at_a = np.ix_(range(len(a.test_domains)), *_places(a, pairs, repeats))
-    at_b = np.ix_(range(len(b.test_domains)), *_places(b, pairs, repeats))
-    values: Array = getattr(a, name)[at_a] - getattr(b, name)[at_b]
-    return values
-
-
-def _places(grid: Grid, pairs: Sequence[Pair], repeats: Sequence[Repeat]) -> tuple[list[int], list[int]]:
-    return [grid.pairs.index(pair) for pair in pairs], [grid.repeats.index(repeat) for repeat in repeats]
+def _at(grid: Grid, accuracy: Array, pairs: Sequence[Pair], repeats: Sequence[Repeat]) -> Array:
+    """Accuracies [test domains, these pairs, these repeats]."""
+    in_order = [grid.pairs.index(pair) for pair in pairs]
+    at: Array = accuracy[:, in_order][:, :, [grid.repeats.index(repeat) for repeat in repeats]]
+    return at
 
 
 def _bootstrap(values: Array, draws: int, seed: int) -> Array:

@@ -126,43 +126,23 @@ POINTS: dict[Callable[[pd.DataFrame], Figure], Callable[[Sequence[Series]], pd.D
     domains_figure: domain_points,
 }
 TUNING = ("backbone.tuning", "backbone.normalize")
+RICHNESS = "Richness of the pre-trained representation"
+TUNING_CURVES = "Linear and full fine-tuning against the dropout rate"
+FASTER = "Hollow: the faster last layer."
+LINEAR = "Hollow: linear fine-tuning (equation 1)."
+TRICKS = (
+    "ERM without dropout against all tricks: very large dropout, a faster last layer, weight averaging; hollow: the second"
+    " backbone of the legend."
+)
 KINDS = (
     FigureKind("methods", "Methods without dropout, and very large dropout", methods_and_dropout, clouds_figure),
     FigureKind("dropout_rates", "Dropout rates", dropout_rates, clouds_figure),
     FigureKind("dropout_curves", "Accuracy against the dropout rate", dropout_curves, rates_figure),
-    FigureKind(
-        "last_layer",
-        "The last layer's learning rate",
-        last_layer,
-        clouds_figure,
-        "Hollow: the faster last layer.",
-        (LAST_LAYER,),
-    ),
+    FigureKind("last_layer", "The last layer's learning rate", last_layer, clouds_figure, FASTER, (LAST_LAYER,)),
     FigureKind("averaging", "Very large dropout with averaging and ensembles", dropout_and_averaging, clouds_figure),
-    FigureKind(
-        "pretraining",
-        "Richness of the pre-trained representation",
-        pretraining,
-        clouds_figure,
-        "ERM without dropout against all tricks: very large dropout, a faster last layer, weight averaging; hollow: the"
-        " second backbone of the legend.",
-        (LAST_LAYER, "backbone."),
-    ),
-    FigureKind(
-        "tuning",
-        "Linear and full fine-tuning",
-        full_and_linear,
-        clouds_figure,
-        "Hollow: linear fine-tuning (equation 1).",
-        TUNING,
-    ),
-    FigureKind(
-        "tuning_curves",
-        "Linear and full fine-tuning against the dropout rate",
-        full_and_linear,
-        rates_figure,
-        varying=TUNING,
-    ),
+    FigureKind("pretraining", RICHNESS, pretraining, clouds_figure, TRICKS, (LAST_LAYER, "backbone.")),
+    FigureKind("tuning", "Linear and full fine-tuning", full_and_linear, clouds_figure, LINEAR, TUNING),
+    FigureKind("tuning_curves", TUNING_CURVES, full_and_linear, rates_figure, varying=TUNING),
     FigureKind("placement", "Where dropout goes, and when", placements, clouds_figure, varying=PLACEMENT),
     FigureKind("domains", "Each domain left out", plain_methods_and_erm, domains_figure),
 )
@@ -197,14 +177,12 @@ def drawn_figures(series: Sequence[Series], results: pd.DataFrame, study: str | 
     for kind in KINDS:
         if kind.name in kinds:
             yield from _figures(kind, series, study)
-    if study == "figure1" or study not in OF_STUDY:
-        points = connectivity_points(results)
-        if not points.empty:
-            name = str(study) if study == "figure1" else "connectivity"
-            yield ReportFigure(name, "Linear connectivity", CONNECTED, points, connectivity_figure(points))
+    if (study == "figure1" or study not in OF_STUDY) and not (points := connectivity_points(results)).empty:
+        name = str(study) if study == "figure1" else "connectivity"
+        yield ReportFigure(name, "Linear connectivity", CONNECTED, points, connectivity_figure(points))
     if study not in OF_STUDY:
-        points = member_points(results, distinguished([one for one in series if one.method == ENSEMBLE_OF_RUNS]))
-        if not points.empty:
+        ensembles = distinguished([one for one in series if one.method == ENSEMBLE_OF_RUNS])
+        if not (points := member_points(results, ensembles)).empty:
             title = "Accuracy against the number of members"
             yield ReportFigure("members", title, MEMBERS, points, members_figure(points))
 

@@ -1,7 +1,7 @@
 """How rich the representations are (`analyse.py`): a table of means, and o.o.d. accuracy against each quantity."""
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,8 @@ def richness_points(series: Sequence[Series], runs: pd.DataFrame, problems: list
             about = [one.dataset, one.condition, method, one.dropout, one.label, selection, test_domain, run_id]
             values = {f"{side}_{name}": analysis[side][name] for side in SIDES for name in QUANTITIES}
             rows.append(dict(zip(ABOUT, about, strict=True)) | values)
-    order = {key: place for place, key in enumerate(by_name)}
-    rows.sort(
-        key=lambda row: (order[row["condition"], row["method"]], row["weights"], row["test_domain"], row["run_id"])
-    )
+    order = list(by_name)
+    rows.sort(key=lambda row: (order.index((row["condition"], row["method"])), *(row[name] for name in ABOUT[-3:])))
     return pd.DataFrame(rows)
 
 
@@ -59,28 +57,29 @@ def richness_table(points: pd.DataFrame, series: Sequence[Series]) -> Table:
     """A row per series and weights, means over its runs (fractions)."""
     by_name: dict[tuple[Hashable, ...], Series] = {(one.condition, one.method): one for one in series}
     others = ["dropout", *dict.fromkeys(name for one in series for name in one.others)]
-    rows, cells, methods = [], [], []
+    rows, of = [], []
     for (condition, method, weights), some in points.groupby(["condition", "method", "weights"], sort=False):
         one = by_name[condition, method]
-        about = {name: one.settings.get(name) for name in others}
+        of.append(one)
         means = {f"{side}_{name}": some[f"{side}_{name}"].mean() for side in SIDES for name in QUANTITIES}
-        counts = {"weights": weights, "runs": len(some)}
-        rows.append({"dataset": one.dataset, "method": one.name} | about | counts | means)
-        methods.append(one.method)
-        start = [dataset_name(one.dataset), one.name, *(text(name, value) for name, value in about.items())]
-        both = [" / ".join(text(name, means[f"{side}_{name}"]) for side in SIDES) for name in AGAINST]
-        cells.append([*start, str(weights), f"{len(some)}", text("acc", means["ood_acc"]), *both])
-    headings = ["dataset", "method", *map(short_name, others), "weights", "runs", "o.o.d. %"]
-    headings += [SHORTER.get(name, QUANTITIES[name]) for name in AGAINST]
+        about = {"dataset": one.dataset, "method": one.name} | {name: one.settings.get(name) for name in others}
+        rows.append(about | {"weights": weights, "runs": len(some)} | means)
+    columns: list[tuple[str, Iterable[str]]] = [("dataset", [dataset_name(one.dataset) for one in of])]
+    columns += [("method", [one.name for one in of])]
+    columns += [(short_name(name), [text(name, row[name]) for row in rows]) for name in others]
+    columns += [(name, [f"{row[name]}" for row in rows]) for name in ("weights", "runs")]
+    columns += [("o.o.d. %", [text("acc", row["ood_acc"]) for row in rows])]
+    for name in AGAINST:
+        both = [" / ".join(text(name, row[f"{side}_{name}"]) for side in SIDES) for row in rows]
+        columns.append((SHORTER.get(name, QUANTITIES[name]), both))
     note = (
         "Richness: means over the analysed runs, of their i.i.d. / o.o.d. evaluation images. weights: those of the last step, or"
         " of the step of best i.i.d. accuracy (iid). An effective rank is also below the number of images, of which there are"
         " more o.o.d. than i.i.d.: compare it within a column, among runs that leave the same domains out."
     )
     numbers = pd.DataFrame(rows)
-    return Table(
-        headings, cells, len(others) + 3, note, numbers=numbers, looks=looks_of(numbers.assign(method=methods))
-    )
+    looks = looks_of(numbers.assign(method=[one.method for one in of]))
+    return Table.of(columns, len(others) + 3, note=note, numbers=numbers, looks=looks)
 
 
 def richness_figures(points: pd.DataFrame) -> list[ReportFigure]:

@@ -128,14 +128,17 @@ def _leaving_out(store: Store, written: Sequence[Any]) -> Store:
                 problems.append(error)
         if problems and len(problems) == len(domains):
             raise problems[0]
-    results, unfinished = (_only(frame, wanted) for frame in (store.results, store.unfinished))
-    left = [
-        tuple(d for d in names if d in wanted[of]) for of, names in zip(results.dataset, results.domains, strict=True)
+    results, unfinished = (_having_domains(frame, wanted) for frame in (store.results, store.unfinished))
+    domains_left = [
+        tuple(domain for domain in names if domain in wanted[of])
+        for of, names in zip(results.dataset, results.domains, strict=True)
     ]
-    results = results.assign(domains=pd.Series(left, index=results.index, dtype=object))
+    results = results.assign(domains=pd.Series(domains_left, index=results.index, dtype=object))
     return replace(store, results=results, unfinished=unfinished)
 
 
-def _only(frame: pd.DataFrame, wanted: Mapping[str, set[str]]) -> pd.DataFrame:
+def _having_domains(frame: pd.DataFrame, wanted: Mapping[str, set[str]]) -> pd.DataFrame:
     there = [domain in wanted[of] for of, domain in zip(frame.dataset, frame.test_domain, strict=True)]
-    return frame[pd.Series(there, index=frame.index, dtype=bool)]
+    return frame[
+        pd.Series(there, index=frame.index, dtype=bool)
+    ]  # a list would select columns, where there are no rows
