@@ -104,8 +104,8 @@ def test_a_setting_takes_one_place(tmp_path: Path, small_glyphs: Path) -> None:
         ),
         (
             "vld/training/loop.py",
-            ", rate), labels)",
-            ", rate), labels, label_smoothing=trajectory.optim.label_smoothing)",
+            "cross_entropy(logits, labels)",
+            "cross_entropy(logits, labels, label_smoothing=trajectory.optim.label_smoothing)",
         ),
     ):
         text = (sources / name).read_text()

@@ -328,7 +328,7 @@ BAD_SETTINGS = {
     "dataset=nothing": "dataset=nothing: must be one of .*pacs",
     "backbone=nothing": "backbone=nothing: must be one of .*resnet50",
     "method=nothing": "method=nothing: must be one of .*erm",
-    "optim=nothing": "optim=nothing: must be one of adam, sgd",
+    "optim=nothing": "optim=nothing: must be one of adam, adamw, sgd",
     "hydra/launcher=nothing": "launcher=nothing",
     "dropuot=0.5": "dropuot: no such option, did you mean dropout",
     "dropout=much": "dropout=much: .*Float",
@@ -389,6 +389,7 @@ BAD_VALUES: list[dict[str, str]] = [
     },
     {"dropout=nan": "dropout=nan: must be in"},
     {"warm_start=500": "warm_start=500: must be below optim.steps"},
+    {"optim.warm_up=4": "optim.warm_up=4: must be below optim.steps=4"},
     {
         "+dropuot=0.5": "dropuot: no such option, did you mean dropout",
         "+optim.speed=1": "optim.speed: no such option",

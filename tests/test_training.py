@@ -64,9 +64,8 @@ def plain_loop(
     if optim.name == "sgd":
         optimizer = torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
     else:
-        optimizer = torch.optim.Adam(
-            groups, lr=optim.lr, betas=(optim.momentum, 0.999), weight_decay=optim.weight_decay
-        )
+        algorithm = torch.optim.Adam if optim.name == "adam" else torch.optim.AdamW
+        optimizer = algorithm(groups, lr=optim.lr, betas=(optim.momentum, 0.999), weight_decay=optim.weight_decay)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, optim.milestones, optim.gamma)
     backbone.train(not pretrained)
     mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
@@ -103,6 +102,7 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
         {"milestones": [0, 3, 3, 12, 40], "gamma": 0.5},
         {"name": "adam", "lr": 0.003},
         {"name": "adam", "lr": 0.003, "last_layer_lr_factor": 10.0},
+        {"name": "adamw", "lr": 0.003, "weight_decay": 0.5},
     ],
     ids=str,
 )
@@ -144,7 +144,7 @@ def test_weight_decay_acts_on_all_parameters() -> None:
 
 def test_optimizer_holds_every_parameter_once() -> None:
     model = make_model()
-    for name in ("sgd", "adam"):
+    for name in ("sgd", "adam", "adamw"):
         optimizer = make_optimizer(model, settings(name=name, last_layer_lr_factor=10.0))
         held = [id(value) for group in optimizer.param_groups for value in group["params"]]
         assert sorted(held) == sorted(id(value) for value in model.parameters())
@@ -157,6 +157,20 @@ def test_learning_rate_schedule() -> None:
     assert [learning_rate(optim, step) for step in (5_000, 9_999, 10_000)] == pytest.approx([1e-4] * 3, rel=1e-12)
     optim = settings(lr=1.0, milestones=[15, 25], gamma=0.5)
     assert [learning_rate(optim, step) for step in (14, 15, 24, 25, 99)] == [1, 0.5, 0.5, 0.25, 0.25]
+    optim = settings(lr=1.0, milestones=[6], gamma=0.5, warm_up=4)
+    assert [learning_rate(optim, step) for step in range(7)] == [0.25, 0.5, 0.75, 1, 1, 1, 0.5]
+
+
+@pytest.mark.parametrize("warm_up", [0, 4])
+def test_cosine_is_pytorch_s(warm_up: int) -> None:
+    optim = settings(lr=0.1, steps=20, milestones=[5], schedule="cosine", warm_up=warm_up)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    reference = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20 - warm_up)
+    for step in range(warm_up, 21):
+        assert learning_rate(optim, step) == pytest.approx(reference.get_last_lr()[0], abs=1e-12)
+        optimizer.step()
+        reference.step()
+    assert [learning_rate(optim, step) for step in range(warm_up)] == pytest.approx([0.025, 0.05, 0.075, 0.1][:warm_up])
 
 
 def test_evaluations_tell_the_rate_in_force() -> None:

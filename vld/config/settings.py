@@ -116,14 +116,16 @@ class MethodConfig:
 
 @dataclass
 class OptimConfig:
-    name: str = choice("sgd|adam", "the algorithm: sgd or adam")
+    name: str = choice("sgd|adam|adamw", "the algorithm: sgd, adam or adamw (decoupled weight decay)")
     lr: float = option(1e-3, "learning rate", must.POSITIVE)
     weight_decay: float = option(1e-4, "weight decay, of all parameters", must.NOT_NEGATIVE)
-    momentum: float = option(0.9, "SGD's momentum; Adam's beta 1", must.RATE)
+    momentum: float = option(0.9, "SGD's momentum; beta 1 of Adam and AdamW", must.RATE)
     steps: int = option(10_000, "number of updates", must.whole(1))
     milestones: list[int] = option(
         [5_000], "the learning rate is multiplied by optim.gamma after so many steps", must.MILESTONES
     )
+    schedule: str = choice("milestones|cosine", "how the rate falls: milestones, cosine (to 0)", identity=IF_CHANGED)
+    warm_up: int = option(0, "steps in which the rate rises linearly to optim.lr", must.whole(0), identity=IF_CHANGED)
     gamma: float = option(0.1, "factor at a milestone", must.number("in (0, 1]", lambda value: 0 < value <= 1))
     last_layer_lr_factor: float = option(
         1.0, "the last layer learns at this multiple of optim.lr (Figure 6 of the paper: 10)", must.POSITIVE
@@ -337,8 +339,9 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield "backbone.tuning=linear: keeps the network as it is; backbone.stage_dropout and stochastic_depth need full or head"
     if config.mixout and backbone.tuning != "full":
         yield f"mixout={config.mixout}: masks weights that are trained; needs backbone.tuning=full (it is {backbone.tuning})"
-    if config.warm_start >= config.optim.steps:
-        yield f"warm_start={config.warm_start}: must be below optim.steps={config.optim.steps}"
+    for name, steps in (("warm_start", config.warm_start), ("optim.warm_up", config.optim.warm_up)):
+        if steps >= config.optim.steps:
+            yield f"{name}={steps}: must be below optim.steps={config.optim.steps}"
     if method.members and method.name in METHODS:
         yield f"method.members={method.members}: only {', '.join(COMBINATIONS)} have members"
     for name in config.study.members:

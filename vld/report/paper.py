@@ -58,6 +58,8 @@ PAPERS_SETTINGS = {
     "optim.momentum": 0.9,
     "optim.milestones": (5_000,),
     "optim.gamma": 0.1,
+    "optim.schedule": "milestones",
+    "optim.warm_up": 0,
     "optim.last_layer_lr_factor": 1.0,
     "dropout_schedule": "constant",
     "eval_every": 300,

@@ -38,7 +38,7 @@ def bytes_kept(keep: Iterable[str], model: nn.Module, evaluation_images: int, cl
 
 def bytes_meanwhile(config: Config, model: nn.Module) -> int:
     """Weights, their average, momentum (two in Adam), a new checkpoint beside the old; and the weights to evaluate in full."""
-    checkpoints = 2 * {"sgd": 3, "adam": 4}[config.optim.name] * _bytes(model)
+    checkpoints = 2 * {"sgd": 3, "adam": 4, "adamw": 4}[config.optim.name] * _bytes(model)
     return checkpoints + (0 if config.dataset.curve_images is None else bytes_kept(KEPT_WEIGHTS, model, 0, 0))
 
 

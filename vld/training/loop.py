@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from vld.config.settings import AveragingConfig, EnsembleConfig, OptimConfig
 from vld.data.batches import TrainingBatches
@@ -232,8 +232,13 @@ def is_evaluated(step: int, steps: int, eval_every: int) -> bool:
 
 
 def learning_rate(optim: OptimConfig, step: int) -> float:
-    """The rate of the update that follows step `step`: lr · gamma^(milestones reached)."""
-    return optim.lr * optim.gamma ** sum(step >= milestone for milestone in optim.milestones)
+    """The rate of the update that follows step `step`: lr · gamma^(milestones reached), or half a cosine from lr after the
+    warm-up to 0 at the last step; in the warm-up (step + 1) / warm_up of it."""
+    rate = optim.lr * min(1.0, (step + 1) / max(optim.warm_up, 1))
+    if optim.schedule == "cosine":
+        done = max(step - optim.warm_up, 0) / (optim.steps - optim.warm_up)
+        return rate * (1 + math.cos(math.pi * done)) / 2
+    return rate * optim.gamma ** sum(step >= milestone for milestone in optim.milestones)
 
 
 def make_optimizer(model: Classifier, optim: OptimConfig) -> Optimizer:
@@ -243,8 +248,11 @@ def make_optimizer(model: Classifier, optim: OptimConfig) -> Optimizer:
         {"params": list(model.head.parameters()), "factor": optim.last_layer_lr_factor},
     ]
     fused = _is_fused(model.head.weight.device)
-    if optim.name == "adam":
-        return Adam(groups, lr=optim.lr, weight_decay=optim.weight_decay, betas=(optim.momentum, 0.999), fused=fused)
+    if optim.name in ("adam", "adamw"):
+        algorithm = Adam if optim.name == "adam" else AdamW
+        return algorithm(
+            groups, lr=optim.lr, weight_decay=optim.weight_decay, betas=(optim.momentum, 0.999), fused=fused
+        )
     return SGD(groups, lr=optim.lr, weight_decay=optim.weight_decay, momentum=optim.momentum, fused=fused)
 
 
