@@ -113,7 +113,7 @@ def send(number: str, job: str) -> None:
 
 
 def status(study: list[str]) -> tuple[int, dict[str, Any]]:
-    done = script("status.py", *study, "format=json")
+    done = script("status.py", *study, "format=json", fresh=True)
     assert done.returncode in (0, 1), done.stderr
     return done.returncode, json.loads(done.stdout)
 
