@@ -305,9 +305,8 @@ def test_the_demo_ends_with_its_tables_and_a_picture(small_glyphs: Path, tmp_pat
     assert len(list((tmp_path / "outputs/runs/glyphs").rglob("result.json"))) == 8
     last_table = done.stdout[done.stdout.rindex("┏") :]
     headings = last_table[: last_table.index("┡")]  # of more than one line where they do not fit
-    assert re.findall(r"[a-z][\w.]*", headings) == [
-        *("dropout", "method", "i.i.d.", "o.o.d.", "chalk", "mosaic", "neon", "print"),
-    ]
+    expected = {"dropout", "method", "i.i.d.", "o.o.d.", "chalk", "mosaic", "neon", "print"}
+    assert set(re.findall(r"[a-z][\w.]*", headings)) == expected
     assert "What it does not" in last_table
     [page] = re.findall(r"^The page with tables and figures: (.*)", done.stdout, re.M)
     assert Path(page).name == "index.html"
