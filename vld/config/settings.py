@@ -340,7 +340,7 @@ def _contradictions(config: Config) -> Iterator[str]:
     if config.mixout and backbone.tuning != "full":
         yield f"mixout={config.mixout}: masks weights that are trained; needs backbone.tuning=full (it is {backbone.tuning})"
     for name, steps in (("warm_start", config.warm_start), ("optim.warm_up", config.optim.warm_up)):
-        if steps >= config.optim.steps:
+        if 0 < config.optim.steps <= steps:  # a number of steps below 1 has its own line
             yield f"{name}={steps}: must be below optim.steps={config.optim.steps}"
     if method.members and method.name in METHODS:
         yield f"method.members={method.members}: only {', '.join(COMBINATIONS)} have members"
