@@ -55,9 +55,9 @@ def tarred(members: Iterable[tuple[str, bytes]]) -> bytes:
     return archive.getvalue()
 
 
-def every_image(dataset: str) -> Iterable[tuple[str, str, int]]:
+def every_image(content: catalog.Content) -> Iterable[tuple[str, str, int]]:
     """(domain, class, number in it)"""
-    for domain, classes in catalog.content(dataset).by_class.items():
+    for domain, classes in content.by_class.items():
         for label, images in classes.items():
             for number in range(1, images + 1):
                 yield domain, label, number
@@ -74,7 +74,7 @@ def with_truncated(dataset: str, top: str, names: list[str]) -> list[tuple[str, 
 
 
 def pacs() -> Archives:
-    images = every_image("pacs")
+    images = every_image(catalog.CONTENTS["pacs"])
     return {
         "PACS.zip": zipped((f"kfold/{domain}/{label}/pic_{number:03d}.jpg", JPEG) for domain, label, number in images)
     }
@@ -82,20 +82,26 @@ def pacs() -> Archives:
 
 def office_home() -> Archives:
     top = "OfficeHomeDataset_10072016"
-    names = [f"{top}/{domain}/{label}/{number:05d}.jpg" for domain, label, number in every_image("office_home")]
+    names = [
+        f"{top}/{domain}/{label}/{number:05d}.jpg"
+        for domain, label, number in every_image(catalog.CONTENTS["office_home"])
+    ]
     texts = [(f"{top}/{name}", b"index,path") for name in ("ImageInfo.csv", "imagelist.txt")]
     return {"office_home.zip": zipped([*texts, *with_truncated("office_home", top, names)])}
 
 
 def vlcs() -> Archives:
-    names = [f"VLCS/{domain}/{label}/{uuid.UUID(int=number).hex}.jpg" for domain, label, number in every_image("vlcs")]
+    names = [
+        f"VLCS/{domain}/{label}/{uuid.UUID(int=number).hex}.jpg"
+        for domain, label, number in every_image(catalog.CONTENTS["vlcs"])
+    ]
     return {"VLCS.tar.gz": tarred(with_truncated("vlcs", "VLCS", names))}
 
 
 def vlcs_of_jigen() -> Archives:
     """`full` is `train` and `crossval`, a third of the images is in `test` alone."""
     names = []
-    for domain, label, number in every_image("vlcs"):
+    for domain, label, number in every_image(catalog.CONTENTS["vlcs"]):
         short = {"Caltech101": "CALTECH", "LabelMe": "LABELME", "VOC2007": "PASCAL", "SUN09": "SUN"}[domain]
         place = ("bird", "car", "chair", "dog", "person").index(label)
         part = ("train", "crossval", "test")[number % 3]
@@ -152,7 +158,7 @@ def domain_net() -> Archives:
     names: dict[str, list[str]] = {}
     duplicates = []
     cleaned = catalog.CONTENTS["domain_net"].by_class
-    for domain, label, number in every_image("domain_net with the listed duplicates (as archived)"):
+    for domain, label, number in every_image(catalog.content(Path(__file__).parent / "domain_net_as_archived.csv")):
         name = f"{domain}/{label}/{domain}_{number:06d}.jpg"
         names.setdefault(domain, []).append(name)
         if number > cleaned[domain][label]:

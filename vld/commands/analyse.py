@@ -144,8 +144,9 @@ def _runs_dataset(
         folder=settings["dataset.folder"],
         csv=settings["dataset.csv"],
         store_size=settings["dataset.store_size"],
-        truncated=settings.get("dataset.truncated", "refuse"),  # which runs of before do not have
-        max_megapixels=settings.get("dataset.max_megapixels", 179),
+        # Which runs from before they were settings do not have.
+        truncated=settings.get("dataset.truncated", DatasetConfig.truncated),
+        max_megapixels=settings.get("dataset.max_megapixels", DatasetConfig.max_megapixels),
     )
     files = find_dataset(of_run, Path(config.data_dir))
     like_run = Config(

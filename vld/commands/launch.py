@@ -235,7 +235,10 @@ def count_without_data(jobs: list[Job], name: str) -> None:
     from vld.study.planned import data_to_come, wanted_runs
     from vld.study.progress import FINISHED, progress_of
 
-    weights = [line for job in jobs if (line := weights_to_come(job.config.backbone))]
+    backbones = {
+        repr(job.config.backbone): job.config.backbone for job in jobs
+    }  # a study's hundreds of jobs share a few
+    weights = [line for backbone in backbones.values() if (line := weights_to_come(backbone))]
     if not (to_come := [*data_to_come(job.config for job in jobs), *dict.fromkeys(weights)]):
         return
     try:

@@ -146,12 +146,15 @@ SOURCES: Mapping[str, Source] = {
 }
 
 
-def content(dataset: str) -> Content:
-    """From counts/<dataset>.csv: a row per class, a column per domain."""
-    with (Path(__file__).parent / "counts" / f"{dataset}.csv").open(newline="", encoding="utf-8") as file:
+COUNTS = Path(__file__).parent / "counts"
+
+
+def content(counts: Path) -> Content:
+    """From a CSV file: a row per class, a column per domain."""
+    with counts.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     by_class = {domain: {row["class"]: int(row[domain]) for row in rows} for domain in rows[0] if domain != "class"}
     return Content({domain: sum(counts.values()) for domain, counts in by_class.items()}, len(rows), by_class)
 
 
-CONTENTS: Mapping[str, Content] = {dataset: content(dataset) for dataset in SOURCES}
+CONTENTS: Mapping[str, Content] = {dataset: content(COUNTS / f"{dataset}.csv") for dataset in SOURCES}

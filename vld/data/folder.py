@@ -54,8 +54,8 @@ class DatasetFiles:
     domains: tuple[DomainFiles, ...]
     passed_over: dict[str, int] = field(default_factory=dict, compare=False)
     """What lies beside the images, and how many: by ending, and `hidden`."""
-    truncated: str = "refuse"
-    max_megapixels: int = 179
+    truncated: str = DatasetConfig.truncated
+    max_megapixels: int = DatasetConfig.max_megapixels
 
     @property
     def domain_names(self) -> tuple[str, ...]:
