@@ -1,5 +1,6 @@
 """Running the real commands from tests."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -143,6 +144,8 @@ def _as_a_process(command: list[str], cwd: Path, env: Mapping[str, str], out: in
     before = dict(os.environ), Path.cwd(), sys.argv, sys.stdout, sys.stderr
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     deterministic = torch.are_deterministic_algorithms_enabled()
+    log = logging.getLogger()
+    log_before = log.level, [*log.handlers]  # Hydra's --info has it say everything, on this command's output
     kept = os.dup(1), os.dup(2)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -171,6 +174,8 @@ def _as_a_process(command: list[str], cwd: Path, env: Mapping[str, str], out: in
         for number, handler in handlers.items():
             signal.signal(number, handler)
         torch.use_deterministic_algorithms(deterministic)
+        log.setLevel(log_before[0])
+        log.handlers = log_before[1]
         GlobalHydra.instance().clear()
         if hydra is not None:
             GlobalHydra.instance().initialize(hydra)
