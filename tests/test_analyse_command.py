@@ -19,8 +19,9 @@ from torchvision.transforms.functional import to_tensor
 from wandb_server import read_offline
 
 from vld.commands.analyse import analyse_all
+from vld.config.command_settings import AnalyseConfig
 from vld.config.errors import UserError
-from vld.config.settings import AnalyseConfig, WandbConfig
+from vld.config.settings import WandbConfig
 from vld.data.folder import list_dataset
 from vld.data.images import evaluation_view, read_image
 from vld.data.split import split_indices

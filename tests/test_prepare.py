@@ -20,8 +20,9 @@ from conftest import WriteDataset
 from omegaconf import OmegaConf
 
 from vld.commands.prepare import prepare
+from vld.config.command_settings import PrepareConfig
 from vld.config.errors import UserError
-from vld.config.settings import DatasetConfig, PrepareConfig
+from vld.config.settings import DatasetConfig
 from vld.data import catalog
 from vld.data.download import fetch
 from vld.data.folder import DatasetFiles, DomainFiles, list_csv, list_dataset

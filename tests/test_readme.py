@@ -11,7 +11,7 @@ import pytest
 from commands import DOCUMENTATION, REPOSITORY, TINY_NETWORK, script, tiny_weights, train
 from hydra import compose, initialize_config_dir
 
-from vld.config.settings import AnalyseConfig, PrepareConfig, PublishConfig
+from vld.config.command_settings import AnalyseConfig, PrepareConfig, PublishConfig
 from vld.runs import load_results
 from vld.study.compose import typed_config
 from vld.study.jobs import axes_of, jobs_of

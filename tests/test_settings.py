@@ -15,8 +15,9 @@ from typing import Any, get_args, get_origin
 import pytest
 from commands import REPOSITORY, TINY_NETWORK, script
 
+from vld.config.command_settings import AnalyseConfig, PrepareConfig, PublishConfig, ReportConfig, StatusConfig
 from vld.config.options import Option, beyond, options_of, presets_of, written
-from vld.config.settings import AnalyseConfig, Config, PrepareConfig, PublishConfig, ReportConfig, StatusConfig
+from vld.config.settings import Config
 from vld.runs.identity import run_id
 
 README = REPOSITORY / "conf/README.md"
@@ -54,7 +55,7 @@ def readme() -> str:
     """What conf/README.md is to hold."""
     parts = [
         "# Settings",
-        "Every setting of every command, generated from `vld/config/settings.py`. Presets set several at once.",
+        "Every setting of every command, generated from the declarations in `vld/config`. Presets set several at once.",
         "## `train.py`, and the commands that take the same",
         table(options_of(Config).values(), of_runs=True),
     ]

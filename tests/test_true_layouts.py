@@ -17,7 +17,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from vld.commands.prepare import prepare
-from vld.config.settings import DatasetConfig, PrepareConfig
+from vld.config.command_settings import PrepareConfig
+from vld.config.settings import DatasetConfig
 from vld.data import catalog
 from vld.data.decoding import KNOWN_TRUNCATED
 from vld.machine.terminal import Terminal

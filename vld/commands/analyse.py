@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from vld.config.command_settings import AnalyseConfig
 from vld.config.errors import UserError
-from vld.config.settings import AnalyseConfig, Config, DatasetConfig
+from vld.config.settings import Config, DatasetConfig
 from vld.data.folder import find_dataset
 from vld.data.images import Dataset
 from vld.machine.device import describe, resolve_device, set_up

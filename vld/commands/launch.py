@@ -16,10 +16,11 @@ from omegaconf import DictConfig, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from vld.commands.side_by_side import saving_before_killed
+from vld.config.command_settings import ReportConfig, StatusConfig
 from vld.config.errors import FAILED, USER_ERROR, UserError, exit_with_user_error
 from vld.config.names import COMBINATIONS
 from vld.config.options import beyond, check_values
-from vld.config.settings import Config, ReportConfig, StatusConfig
+from vld.config.settings import Config
 from vld.study.compose import describe_error, typed_config
 from vld.study.jobs import (
     BASIC_LAUNCHER,

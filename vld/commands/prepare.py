@@ -5,8 +5,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from vld.config.command_settings import PrepareConfig
 from vld.config.errors import UserError
-from vld.config.settings import DatasetConfig, PrepareConfig
+from vld.config.settings import DatasetConfig
 from vld.data.catalog import CONTENTS, SOURCES, Source
 from vld.data.download import DISK_TO_UNPACK, fetch
 from vld.data.folder import DatasetFiles, find_dataset, list_dataset, missing_dataset

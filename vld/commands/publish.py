@@ -3,8 +3,8 @@
 from pathlib import Path
 from urllib.parse import unquote
 
+from vld.config.command_settings import PublishConfig
 from vld.config.errors import UserError
-from vld.config.settings import PublishConfig
 from vld.machine.terminal import Terminal
 from vld.tracking.background import Publisher
 from vld.tracking.content import wandb_runs

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from vld.config.command_settings import ReportConfig
 from vld.config.errors import UserError
 from vld.config.options import check_values
-from vld.config.settings import ReportConfig
 from vld.machine.terminal import Terminal
 from vld.report.build import make_report
 from vld.report.labels import heading

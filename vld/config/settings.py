@@ -1,5 +1,5 @@
 # ruff: noqa: RUF009 - `option` makes fields
-"""Every setting of every command, declared once: its type, default, meaning, allowed values and part in a run's id.
+"""Every setting of a run, declared once: its type, default, meaning, allowed values and part in a run's id.
 
 `vld.study.compose` fills the classes from the command line; `checked` refuses what is not allowed.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from vld.config import checks as must
-from vld.config.names import COMBINATIONS, KEEPABLE, KEPT_WEIGHTS, METHODS, SELECTIONS
+from vld.config.names import COMBINATIONS, KEEPABLE, METHODS
 from vld.config.options import (
     IF_CHANGED,
     MISSING,
@@ -21,7 +21,6 @@ from vld.config.options import (
     group,
     option,
     options_of,
-    same,
 )
 
 T = TypeVar("T")
@@ -256,57 +255,6 @@ class Config:
         False, "train.py: check all jobs, show what is finished and what is left to do, and stop", identity=NEVER
     )
     wandb: WandbConfig = group(WandbConfig, identity=NEVER)
-
-
-@dataclass
-class StatusConfig(Config):
-    """The settings of `status.py`: those of the runs, and how to show them."""
-
-    watch: bool = option(False, "look again every few seconds, until all runs are finished")
-    format: str = choice("table|json", "table, or json for programs")
-
-
-@dataclass
-class ReportConfig(Config):
-    """The settings of `report.py`: those of the runs, which narrow it, and how to show them."""
-
-    selection: str | None = option(
-        None,
-        "each run's step: iid (best i.i.d. accuracy), last or oracle_step; null: iid, for figure10 last",
-        must.one_of(*SELECTIONS),
-    )
-    run: str | None = option(None, "a run's id, whose learning curves are drawn; null: the best run of each dataset")
-
-
-@dataclass
-class PrepareConfig:
-    """The settings of `prepare.py`."""
-
-    dataset: DatasetConfig = group(DatasetConfig, "the images; an existing folder is used as it is, and verified")
-    data_dir: str = same(Config, "data_dir", "where its folder goes; archives go to <data_dir>/archives/<dataset>/")
-    image_size: int = same(Config, "image_size", "size of the images that runs are evaluated on")
-    verify: bool = option(False, "decode every image again, although there is a store, and compare")
-
-
-@dataclass
-class AnalyseConfig:
-    """The settings of `analyse.py`."""
-
-    run: str = option("all", "a run's id or directory; all: every finished run that kept the weights")
-    weights: str = option("erm-last", "which of its kept weights: erm-last, erm-iid, …", must.one_of(*KEPT_WEIGHTS))
-    data_dir: str = same(Config, "data_dir", "where the datasets are, with the images that the run was trained on")
-    output_dir: str = same(Config, "output_dir", "where the runs are")
-    device: str = same(Config, "device")
-    wandb: WandbConfig = group(WandbConfig, identity=NEVER)
-
-
-@dataclass
-class PublishConfig:
-    """The settings of `publish.py`."""
-
-    output_dir: str = same(Config, "output_dir", "where runs and combinations are")
-    wandb: WandbConfig = group(WandbConfig, identity=NEVER)
-    workspace: bool = option(False, 'save a view of the dashboard as well (pip install "vld[workspaces]")')
 
 
 def option_names(schema: type = Config) -> tuple[str, ...]:

@@ -15,17 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 from vld.config.errors import UserError, first_line
 from vld.config.names import METHODS
 from vld.config.options import beyond, help_lines, options_of, presets_of
-from vld.config.settings import (
-    AnalyseConfig,
-    Config,
-    PrepareConfig,
-    PublishConfig,
-    ReportConfig,
-    StatusConfig,
-    checked,
-    option_names,
-    unknown_option,
-)
+from vld.config.command_settings import AnalyseConfig, PrepareConfig, PublishConfig, ReportConfig, StatusConfig
+from vld.config.settings import Config, checked, option_names, unknown_option
 
 T = TypeVar("T")
 
