@@ -25,9 +25,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vld.commands.launch import JobsCallback, summarise_sweep
 from vld.commands.side_by_side import known_to_run, stop_jobs
+from vld.config.command_settings import AnalyseConfig, PrepareConfig, PublishConfig, ReportConfig, StatusConfig
 from vld.config.errors import FAILED, UserError, exit_with_user_error
 from vld.config.names import COMBINATIONS
-from vld.config.command_settings import AnalyseConfig, PrepareConfig, PublishConfig, ReportConfig, StatusConfig
 from vld.config.settings import Config, option_names
 from vld.machine.processes import import_nothing_from_here
 from vld.machine.signals import SIGNALS
