@@ -16,7 +16,7 @@ from vld.data.image_store import open_dataset, source_key, verify_store
 from vld.data.unpack import unpack
 from vld.data.verify import check_content
 from vld.machine.disk import check_disk
-from vld.machine.lock import Workplace, workplace
+from vld.machine.lock import StagingFolder, staging_folder
 from vld.machine.terminal import Terminal
 
 
@@ -83,20 +83,20 @@ def _make(config: PrepareConfig, source: Source, root: Path, terminal: Terminal)
     if to_fetch:
         terminal.say(f"{to_fetch / 1e9:.1f} GB of archives to fetch")
     staging = root.with_name(f".preparing-{dataset.name}")
-    with workplace(staging, announce=terminal.say, another="holds the lock") as place:
+    with staging_folder(staging, announce=terminal.say, another="holds the lock") as place:
         if root.is_dir():  # by the process that this one waited for
             return
         _arranged(dataset, source, archives, place, terminal)
-        place.move_out(place.own / "ready", root)
+        place.move_out(place.path / "ready", root)
     terminal.say(f"{root} is ready; {archives} can be deleted")
 
 
-def _arranged(dataset: DatasetConfig, source: Source, archives: Path, place: Workplace, terminal: Terminal) -> None:
+def _arranged(dataset: DatasetConfig, source: Source, archives: Path, place: StagingFolder, terminal: Terminal) -> None:
     """Make the folder `ready`. Each archive is unpacked before the next is fetched, so that each looks at the disk as it is."""
     for archive in source.archives:
         url = f"{dataset.mirror.rstrip('/')}/{archive.file}" if dataset.mirror else archive.url
         is_list = archive.file.endswith(".txt")
-        path, target = archives / archive.file, place.own / "unpacked" / archive.file
+        path, target = archives / archive.file, place.path / "unpacked" / archive.file
         if not path.exists():
             terminal.say(f"fetching {url}")
         checksum = archive.checksum if dataset.checksum == "strict" else None
@@ -110,7 +110,7 @@ def _arranged(dataset: DatasetConfig, source: Source, archives: Path, place: Wor
                     raise
                 terminal.say(f"fetching {archive.url}, which the mirror lacks")
                 fetch(archive.url, path, checksum, progress)
-        place.held.check()
+        place.lock.check()
         if is_list:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
@@ -118,11 +118,11 @@ def _arranged(dataset: DatasetConfig, source: Source, archives: Path, place: Wor
         check_disk(path.parent, int(path.stat().st_size * DISK_TO_UNPACK), f"what {path} unpacks to")
         with terminal.counting(f"unpacking {archive.file}", in_bytes=True) as progress:
             unpack(path, target, progress)
-        place.held.check()
+        place.lock.check()
     try:
-        if warning := source.arrange(place.own / "unpacked", place.own / "ready"):
+        if warning := source.arrange(place.path / "unpacked", place.path / "ready"):
             terminal.warn(warning)
-        found = list_dataset(dataset.name, place.own / "ready")
+        found = list_dataset(dataset.name, place.path / "ready")
         check_content(replace(found, root=archives), dataset.verify, fix="delete them and run this again")
     except UserError as error:
         raise UserError(f"{error} (of the archives in {archives})") from error
