@@ -123,13 +123,12 @@ def metrics(run_dir: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if "seconds" not in name} for row in rows]
 
 
-def start(study: list[str], log: Path) -> "subprocess.Popen[bytes]":
+def start(study: list[str], log: Path, cwd: Path | None = None, **env: str) -> "subprocess.Popen[bytes]":
     """`python scripts/train.py` of the study on SLURM."""
     with log.open("w") as file:
         return subprocess.Popen(
-            [sys.executable, str(REPOSITORY / "scripts/train.py"), *study, *LAUNCHER],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
-            start_new_session=True,
+            [sys.executable, str(REPOSITORY / "scripts/train.py"), *study, *LAUNCHER], cwd=cwd, stdin=subprocess.DEVNULL,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"} | env, stdout=file, stderr=file, start_new_session=True,
         )  # fmt: skip
 
 
@@ -232,9 +231,13 @@ def test_a_study_survives_everything(study: list[str], tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("slurm")
 def test_a_preempted_job_goes_on_exactly(study: list[str], tmp_path: Path) -> None:
-    """By a job of a partition that goes before, which wants the whole node."""
+    """By a job of a partition that goes before, which wants the whole node; on a cluster that gives jobs next to no environment,
+    in a folder whose modules have the names of others."""
     options = [*study, "seed=0", "test_domain=0"]
-    launcher = start(options, tmp_path / "launcher.log")
+    (tmp_path / "here").mkdir()
+    for name in ("queue", "wandb"):
+        (tmp_path / f"here/{name}.py").write_text("raise ImportError('not this one')")
+    launcher = start(options, tmp_path / "launcher.log", tmp_path / "here", SBATCH_EXPORT="OMP_NUM_THREADS")
     try:
         runs = tmp_path / "outputs/runs/glyphs"
         [rows] = until(lambda: list(runs.glob("*/*/metrics.jsonl")), "a run that trains")
