@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from vld.config.names import COMBINATIONS, METHOD_MARKERS, SETTING_COLUMNS, series_color
-from vld.report.grid import Array
-from vld.report.labels import INCOMPLETE, NONE, percent, short_name, text
+from vld.report.grid import mean_and_error
+from vld.report.labels import INCOMPLETE, NONE, short_name, text
 from vld.report.series import Series
 from vld.report.table import Table
 from vld.runs.results import COLUMNS
@@ -36,34 +36,17 @@ def _row(one: Series) -> dict[str, object]:
     grid = one.grid
     row: dict[str, object] = {"dataset": one.dataset, "method": one.method, "name": one.name}
     row |= {"selection": one.selection, "dropout": one.dropout, **one.others}
-    row |= {"runs": grid.runs, "expected": grid.ood_acc.size}
-    row |= {"pairs": len(grid.pairs), "seeds": one.seeds}
-    for name, accuracy in (("iid", grid.iid_acc), ("ood", grid.ood_acc)):
+    row |= {"runs": grid.runs, "expected": grid.ood_acc.size, "pairs": len(grid.pairs), "seeds": one.seeds}
+    both = {"iid": grid.iid_acc, "ood": grid.ood_acc}
+    for name, accuracy in both.items():
         row[name], row[f"{name}_se"] = mean_and_error(accuracy)
-        choice = grid.at_chosen(accuracy) if not one.combined else np.full_like(accuracy[:, :1], np.nan)
-        row[f"chosen_{name}"], row[f"chosen_{name}_se"] = mean_and_error(choice)
+        choice = (math.nan, math.nan) if one.combined else mean_and_error(grid.at_chosen(accuracy))
+        row[f"chosen_{name}"], row[f"chosen_{name}_se"] = choice
     for number, domain in enumerate(grid.test_domains):
-        for name, accuracy in (("iid", grid.iid_acc), ("ood", grid.ood_acc)):
+        for name, accuracy in both.items():
             row[f"{name} {domain}"], row[f"{name}_se {domain}"] = mean_and_error(accuracy[number : number + 1])
         row[f"runs {domain}"] = int(np.isfinite(grid.ood_acc[number]).sum())
     return row
-
-
-def mean_and_error(accuracy: Array) -> tuple[float, float]:
-    """Of accuracies [test domains, pairs, repeats], in percent: the mean over domains of means over pairs of means over repeats,
-    NaN where a domain has no run; and its standard error over repeats, NaN with fewer than two and where any run is missing."""
-    mean = float(mean_there(mean_there(accuracy)).mean())
-    by_repeat = accuracy.mean((0, 1))
-    error = by_repeat.std(ddof=1) / math.sqrt(len(by_repeat)) if len(by_repeat) > 1 else math.nan
-    return percent(mean), percent(float(error))
-
-
-def mean_there(accuracy: Array) -> Array:
-    """The mean over the last axis of what is there, NaN where nothing is: of a grid, over repeats [test domains, pairs]."""
-    there = np.isfinite(accuracy)
-    total = np.where(there, accuracy, 0.0).sum(-1)
-    mean: Array = np.divide(total, there.sum(-1), out=np.full(total.shape, np.nan), where=there.any(-1))
-    return mean
 
 
 def runs_table(results: pd.DataFrame, varied: Sequence[str]) -> pd.DataFrame:
@@ -109,7 +92,7 @@ def readable_results(table: pd.DataFrame, selection: str) -> Table:
         numbers.append((domain, table[f"ood {domain}"], table[f"ood_se {domain}"], its_runs))
     counts = zip(table.runs, table.expected, strict=True)
     columns: list[tuple[str, Iterable[str]]] = [("method", table["name"])]
-    columns += [(short_name(name), [text(name, value) for value in table[name]]) for name in others]
+    columns += settings_columns(table, others)
     columns.append(("runs", [f"{runs}" if runs == expected else f"{runs} of {expected}" for runs, expected in counts]))
     first = len(columns)
     columns += [(heading, map(_with_error, *cells)) for heading, *cells in numbers]
@@ -121,6 +104,11 @@ def readable_results(table: pd.DataFrame, selection: str) -> Table:
     }
     note = _note(table, selection, choice)
     return Table.of(columns, first - 1, note=note, best=frozenset(best), numbers=table, looks=looks_of(table))
+
+
+def settings_columns(table: pd.DataFrame, names: Iterable[str]) -> list[tuple[str, Iterable[str]]]:
+    """The columns of these settings, for people."""
+    return [(short_name(name), [text(name, value) for value in table[name]]) for name in names]
 
 
 def looks_of(table: pd.DataFrame) -> tuple[tuple[str, str], ...]:

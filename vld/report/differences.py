@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 
 from vld.config.names import dataset_name
-from vld.report.averages import mean_and_error, mean_there
-from vld.report.grid import Array, Grid, Pair, Repeat
+from vld.report.grid import Array, Grid, Pair, Repeat, mean_and_error, mean_there
 from vld.report.labels import described, percent, text
 from vld.report.series import Series, large_rate
 

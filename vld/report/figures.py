@@ -2,7 +2,8 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,19 +44,39 @@ LINES = ("-", "--", ":", "-.")
 IID, OOD = "i.i.d. accuracy (%)", "o.o.d. accuracy (%)"
 
 
-@rc_context(STYLE)  # type: ignore[arg-type]
+def styled(draw: Callable[[pd.DataFrame], Figure]) -> Callable[[pd.DataFrame], Figure]:
+    """In the style of all figures, with one legend for all panels below them."""
+
+    @wraps(draw)
+    def drawn(points: pd.DataFrame) -> Figure:
+        with rc_context(STYLE):  # type: ignore[arg-type]
+            figure = draw(points)
+            handles: dict[str, Any] = {}
+            for axes in figure.axes:
+                for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+                    handles.setdefault(label, handle)
+            inches = 0.45 + 0.052 * max(map(len, handles), default=0)  # of the longest entry, about
+            columns = max(1, min(len(handles), int(figure.get_figwidth() / inches)))
+            figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, frameon=False)
+        return figure
+
+    return drawn
+
+
+@styled
 def clouds_figure(points: pd.DataFrame) -> Figure:
     """o.o.d. against i.i.d. accuracy, a panel per dataset: each series' cloud, its mean as a large mark (`cloud_points`).
 
-    Of two series with one colour and marker the second is hollow; further ones are half filled. Raises `ValueError` where there
-    is nothing to draw.
+    If two series share colour and marker, the second is hollow; further ones are half filled. Raises `ValueError` if there is
+    nothing to draw.
     """
     if points.empty:
         raise ValueError("no points to draw: a cloud takes a finished run with each test domain left out")
-    figure, panels = _panels(points.dataset.unique(), row_height=2.5)
-    for dataset, axes in panels.items():
+    figure, panels = _panels(points, "dataset", row_height=2.5)
+    for axes, here in panels.items():
+        axes.set(xlabel=IID, ylabel=OOD)
         seen: Counter[tuple[str, str]] = Counter()
-        for _, some in points[points.dataset == dataset].groupby("series", sort=False):
+        for _, some in here.groupby("series", sort=False):
             color, marker, fill = own_look(some, seen)
             dots, mean = some[some.kind == "cloud"], some[some.kind == "mean"].iloc[0]
             dot: dict[str, Any] = {"c": color, "linewidths": 0}
@@ -65,43 +86,38 @@ def clouds_figure(points: pd.DataFrame) -> Figure:
             axes.scatter(dots.iid, dots.ood, s=size, alpha=0.35, rasterized=True, zorder=2, **dot)
             look = _mark(color, marker, fill, 6.5) | {"ls": "none", "zorder": 3}  # above every cloud
             axes.plot(mean.iid, mean.ood, label=_label(some), **look)
-        axes.set(title=dataset_name(dataset), xlabel=IID, ylabel=OOD)
-    legend_below(figure, panels.values())
     return figure
 
 
-@rc_context(STYLE)  # type: ignore[arg-type]
+@styled
 def rates_figure(points: pd.DataFrame) -> Figure:
-    """i.i.d. (above) and o.o.d. accuracy (below) against the dropout rate, a column per dataset (`rate_points`): means with their
-    standard errors, and for o.o.d. accuracy the range of the cloud. Of two curves of one method the second is dashed."""
+    """i.i.d. (above) and o.o.d. accuracy (below) against the dropout rate, a column per dataset (`rate_points`): means with
+    standard errors, and for o.o.d. accuracy the range of the cloud. If a method has two curves, the second is dashed."""
     rates = sorted(points.dropout.unique())
-    figure, columns = _two_rows(points.dataset.unique())
-    for dataset, (iid, ood) in columns.items():
+    figure, columns = _two_rows(points, "dataset")
+    for iid, ood, here in columns:
         seen: Counter[str] = Counter()
-        for _, some in points[points.dataset == dataset].groupby("series", sort=False):
+        for _, some in here.groupby("series", sort=False):
             some = some.sort_values("dropout")
             method = str(some.method.iloc[0])
             at = [rates.index(rate) for rate in some.dropout]
-            look: dict[str, Any] = {"color": METHOD_COLORS[method], "marker": METHOD_MARKERS[method], "ms": 4}
-            look |= {"capsize": 2, "ls": LINES[seen[method] % 4]}
+            look = _look(method, ms=4, capsize=2, ls=LINES[seen[method] % 4])
             seen[method] += 1
             for axes, name in ((iid, "iid"), (ood, "ood")):
                 axes.errorbar(at, some[name], _errors(some[f"{name}_se"]), label=_label(some), **look)
             ood.fill_between(at, some.lowest, some.highest, color=look["color"], alpha=0.12, lw=0)
         ood.set(xlabel="dropout rate", xticks=range(len(rates)), xticklabels=[f"{r:g}" for r in rates])
-    legend_below(figure, figure.axes)
     return figure
 
 
-@rc_context(STYLE)  # type: ignore[arg-type]
+@styled
 def domains_figure(points: pd.DataFrame) -> Figure:
     """o.o.d. accuracy with each domain left out, a panel per dataset, a mark per series with its error (`domain_points`).
 
-    No bars: their lengths would mislead, since the axis does not begin at 0.
+    No bars: the axis does not begin at 0, so their lengths would mislead.
     """
-    figure, panels = _panels(points.dataset.unique(), row_height=1.7, wide=True)
-    for dataset, axes in panels.items():
-        here = points[points.dataset == dataset]
+    figure, panels = _panels(points, "dataset", row_height=1.7, wide=True)
+    for axes, here in panels.items():
         domains, count = sorted(here.test_domain.unique()), here.series.nunique()
         seen: Counter[tuple[str, str]] = Counter()
         for number, (_, some) in enumerate(here.groupby("series", sort=False)):
@@ -110,77 +126,71 @@ def domains_figure(points: pd.DataFrame) -> Figure:
             at = np.arange(len(domains)) + (number - (count - 1) / 2) * 0.7 / count
             look = _mark(color, marker, fill, 5) | {"ls": "none", "ecolor": color, "elinewidth": 1, "capsize": 2}
             axes.errorbar(at, values.ood, _errors(values.ood_se), label=_label(some), **look)
-        axes.set(title=dataset_name(dataset), ylabel=OOD, xticks=range(len(domains)), xticklabels=domains)
+        axes.set(ylabel=OOD, xticks=range(len(domains)), xticklabels=domains, xlim=(-0.5, len(domains) - 0.5))
         axes.set_xticks(np.arange(len(domains) - 1) + 0.5, minor=True)  # a line between two domains
         axes.tick_params(axis="x", which="both", length=0)
-        axes.set_xlim(-0.5, len(domains) - 0.5)
         axes.margins(y=0.12)
         axes.grid(visible=False, axis="x")
         axes.grid(visible=True, axis="x", which="minor")
-    legend_below(figure, panels.values())
     return figure
 
 
-@rc_context(STYLE)  # type: ignore[arg-type]
+@styled
 def members_figure(points: pd.DataFrame) -> Figure:
     """o.o.d. accuracy of ensembles of runs against the number of members, a panel per dataset (`member_points`)."""
-    figure, panels = _panels(points.dataset.unique(), row_height=2.1)
-    for dataset, axes in panels.items():
-        for number, (_, some) in enumerate(points[points.dataset == dataset].groupby("series", sort=False)):
-            color = METHOD_COLORS["ensemble_of_runs"]
-            look: dict[str, Any] = {"color": color, "marker": METHOD_MARKERS["ensemble_of_runs"]}
-            look |= {"ls": LINES[number % 4], "ms": 3.5, "mfc": "white" if number % 2 else color}
-            axes.plot(some.members, some.ood, label=_label(some), **look)
-            axes.fill_between(
-                some.members, some.ood - some.ood_sd, some.ood + some.ood_sd, alpha=0.15, lw=0, color=color
-            )
-        axes.set(title=dataset_name(dataset), xlabel="members", ylabel=OOD)
+    figure, panels = _panels(points, "dataset", row_height=2.1)
+    for axes, here in panels.items():
+        for number, (_, some) in enumerate(here.groupby("series", sort=False)):
+            look = _look("ensemble_of_runs", ls=LINES[number % 4], ms=3.5)
+            color = look["color"]
+            axes.plot(some.members, some.ood, label=_label(some), mfc="white" if number % 2 else color, **look)
+            low, high = some.ood - some.ood_sd, some.ood + some.ood_sd
+            axes.fill_between(some.members, low, high, alpha=0.15, lw=0, color=color)
+        axes.set(xlabel="members", ylabel=OOD)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    legend_below(figure, panels.values())
     return figure
 
 
-@rc_context(STYLE)  # type: ignore[arg-type]
+@styled
 def connectivity_figure(points: pd.DataFrame) -> Figure:
-    """Accuracy along the line between two networks, their weights interpolated and their representations, a column per line,
-    i.i.d. accuracy above (`connectivity_points`)."""
-    looks: dict[str, dict[str, Any]] = {
-        "weights": {"color": METHOD_COLORS["connectivity"], "marker": METHOD_MARKERS["connectivity"], "ms": 4},
+    """i.i.d. (above) and o.o.d. accuracy along the line between two networks, whose weights or representations are interpolated; a
+    column per line (`connectivity_points`)."""
+    looks = {
+        "weights": _look("connectivity", ms=4),
         "representations": {"color": "#7f7f7f", "marker": "+", "ms": 4, "ls": "--"},  # no method's
     }
-    figure, columns = _two_rows(points.panel.unique())
-    for panel, (iid, ood) in columns.items():
-        for along, line in points[points.panel == panel].groupby("along", sort=False):
-            iid.plot(line.alpha, line.iid, label=f"{along} interpolated", **looks[str(along)])
-            ood.plot(line.alpha, line.ood, label=f"{along} interpolated", **looks[str(along)])
+    figure, columns = _two_rows(points, "panel")
+    for iid, ood, here in columns:
+        for along, line in here.groupby("along", sort=False):
+            look = {"label": f"{along} interpolated", **looks[str(along)]}
+            iid.plot(line.alpha, line.iid, **look)
+            ood.plot(line.alpha, line.ood, **look)
         ood.set(xlabel="α")
-    legend_below(figure, figure.axes)
     return figure
 
 
-@rc_context(STYLE)  # type: ignore[arg-type]
+@styled
 def learning_curves_figure(curves: pd.DataFrame) -> Figure:
     """Accuracy against the step, a panel per run, a colour per method: o.o.d. solid, i.i.d. dashed (`learning_curves`, and each
     run's dropout)."""
-    figure, panels = _panels(curves.run.unique(), row_height=2.2)
-    for run, axes in panels.items():
-        for method, some in curves[curves.run == run].groupby("method", sort=False):
-            color = series_color(str(method), float(some.dropout.iloc[0]))
-            axes.plot(some.step, some.ood, color=color, label=f"{METHOD_NAMES[str(method)]}, o.o.d.")
-            axes.plot(some.step, some.iid, color=color, ls="--", lw=1, label=f"{METHOD_NAMES[str(method)]}, i.i.d.")
-        axes.set(title=run, xlabel="step", ylabel="accuracy (%)")
-    legend_below(figure, panels.values())
+    figure, panels = _panels(curves, "run", row_height=2.2)
+    for axes, here in panels.items():
+        for method, some in here.groupby("method", sort=False):
+            name, color = METHOD_NAMES[str(method)], series_color(str(method), float(some.dropout.iloc[0]))
+            axes.plot(some.step, some.ood, color=color, label=f"{name}, o.o.d.")
+            axes.plot(some.step, some.iid, color=color, ls="--", lw=1, label=f"{name}, i.i.d.")
+        axes.set(xlabel="step", ylabel="accuracy (%)")
     return figure
 
 
 def save_figure(figure: Figure, file: Path, kind: str) -> None:
-    """As png or pdf, text as text."""
+    """As png or pdf."""
     with rc_context(STYLE):  # type: ignore[arg-type]
         figure.savefig(file, format=kind, metadata={"CreationDate": None} if kind == "pdf" else {})
 
 
 def own_look(series: pd.DataFrame, seen: Counter[tuple[str, str]]) -> tuple[str, str, Fill]:
-    """Colour and marker, the method's in every figure, and how the mark is filled: none that another series of the panel has."""
+    """The method's colour and marker, the same in every figure; and a fill that no other series of the panel with them has."""
     method = str(series.method.iloc[0])
     look = series_color(method, series.dropout.iloc[0]), METHOD_MARKERS[method]
     before = seen[look]
@@ -188,8 +198,12 @@ def own_look(series: pd.DataFrame, seen: Counter[tuple[str, str]]) -> tuple[str,
     return *look, FILLS[before % len(FILLS)]
 
 
+def _look(method: str, **more: Any) -> dict[str, Any]:
+    return {"color": METHOD_COLORS[method], "marker": METHOD_MARKERS[method], **more}
+
+
 def _mark(color: str, marker: str, fill: Fill, size: float) -> dict[str, Any]:
-    """How a line's mark is drawn; stars are smaller than other marks of their size."""
+    """How a line's mark is drawn; stars look larger than other marks of their size."""
     look: dict[str, Any] = {"marker": marker, "ms": 1.7 * size if marker == "*" else size}
     if fill == "full":
         return look | {"mfc": color, "mec": "black", "mew": 0.7}
@@ -198,7 +212,7 @@ def _mark(color: str, marker: str, fill: Fill, size: float) -> dict[str, Any]:
 
 
 def _errors(errors: pd.Series) -> pd.Series | None:
-    """None where there are none: the legend then shows no error bars either."""
+    """None if there are no errors: then the legend shows no error bars either."""
     return errors if errors.notna().any() else None
 
 
@@ -207,36 +221,29 @@ def _label(series: pd.DataFrame) -> str:
     return name if series.complete.all() else f"{name} {INCOMPLETE}"
 
 
-def _panels(names: Iterable[str], row_height: float, *, wide: bool = False) -> tuple[Figure, dict[str, Axes]]:
-    """Panels of the width of a column, two beside each other; or of two columns (wide)."""
-    names = list(names)
-    columns = 1 if wide else min(2, len(names))
-    rows = math.ceil(len(names) / columns)
+def _panels(
+    points: pd.DataFrame, by: str, row_height: float, *, wide: bool = False
+) -> tuple[Figure, dict[Axes, pd.DataFrame]]:
+    """A panel, and its points, for each value: as wide as a column of the paper, two side by side; or as two columns (wide)."""
+    parts = dict(iter(points.groupby(by, sort=False)))
+    columns = 1 if wide else min(2, len(parts))
+    rows = math.ceil(len(parts) / columns)
     figure = Figure(figsize=((2 if wide else columns) * WIDTH, rows * row_height + 0.7), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
-    for left_over in axes.flat[len(names) :]:
+    for left_over in axes.flat[len(parts) :]:
         left_over.remove()
-    return figure, dict(zip(names, axes.flat, strict=False))
+    for panel, name in zip(figure.axes, parts, strict=True):
+        panel.set_title(dataset_name(str(name)))
+    return figure, dict(zip(figure.axes, parts.values(), strict=True))
 
 
-def _two_rows(names: Iterable[str]) -> tuple[Figure, dict[str, tuple[Axes, Axes]]]:
-    """For each name a column: i.i.d. accuracy above, o.o.d. accuracy below."""
-    names = list(names)
-    figure = Figure(figsize=(max(WIDTH, 1.75 * len(names)), 3.6), layout="constrained")
-    grid = figure.subplots(2, len(names), sharex=True, squeeze=False)
-    grid[0, 0].set(ylabel=IID)
-    grid[1, 0].set(ylabel=OOD)
-    for axes, name in zip(grid[0], names, strict=True):
-        axes.set_title(dataset_name(name).replace(", ", "\n"))  # columns are narrow
-    return figure, {name: (grid[0, column], grid[1, column]) for column, name in enumerate(names)}
-
-
-def legend_below(figure: Figure, panels: Iterable[Axes]) -> None:
-    """One for all panels, below them."""
-    handles: dict[str, Any] = {}
-    for axes in panels:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    inches = 0.45 + 0.052 * max(map(len, handles), default=0)  # of the longest entry, about
-    columns = max(1, min(len(handles), int(figure.get_figwidth() / inches)))
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, frameon=False)
+def _two_rows(points: pd.DataFrame, by: str) -> tuple[Figure, list[tuple[Axes, Axes, pd.DataFrame]]]:
+    """A column, and its points, for each value: i.i.d. accuracy above, o.o.d. accuracy below."""
+    parts = dict(iter(points.groupby(by, sort=False)))
+    figure = Figure(figsize=(max(WIDTH, 1.75 * len(parts)), 3.6), layout="constrained")
+    above, below = figure.subplots(2, len(parts), sharex=True, squeeze=False)
+    above[0].set(ylabel=IID)
+    below[0].set(ylabel=OOD)
+    for axes, name in zip(above, parts, strict=True):
+        axes.set_title(dataset_name(str(name)).replace(", ", "\n"))  # columns are narrow
+    return figure, list(zip(above, below, parts.values(), strict=True))

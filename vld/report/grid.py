@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from vld.report.labels import described, distinguishing
+from vld.report.labels import described, distinguishing, percent
 from vld.runs.identity import ADDED_LATER, CONTENT, run_identity
 from vld.runs.results import ABOUT, COLUMNS, named_settings, settings_frame
 from vld.study.planned import PlannedRun
@@ -60,6 +60,20 @@ class Grid:
         """Accuracies [test domains, 1, repeats] of the chosen pairs."""
         taken = np.take_along_axis(accuracy, np.maximum(self.chosen, 0)[:, None, :], 1)
         return np.where(self.chosen[:, None, :] < 0, np.nan, taken)
+
+
+def mean_there(accuracy: Array) -> Array:
+    """The mean over the last axis of what is not NaN; NaN if all of it is."""
+    return np.asarray(np.ma.masked_invalid(accuracy).mean(-1).filled(np.nan))
+
+
+def mean_and_error(accuracy: Array) -> tuple[float, float]:
+    """Of accuracies [test domains, pairs, repeats], in percent: the mean over domains of means over pairs of means over repeats,
+    NaN if a domain has no run; and its standard error over repeats, NaN if there are fewer than two or any run is missing."""
+    mean = mean_there(mean_there(accuracy)).mean()
+    by_repeat = accuracy.mean((0, 1))
+    error = by_repeat.std(ddof=1) / np.sqrt(len(by_repeat)) if len(by_repeat) > 1 else np.nan
+    return percent(float(mean)), percent(float(error))
 
 
 def grid_of(rows: pd.DataFrame, expected: pd.DataFrame) -> Grid:

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.markers import MarkerStyle
 
 from vld.config.errors import UserError
 from vld.config.names import dataset_name
 from vld.report.averages import looks_of
-from vld.report.figures import OOD, STYLE, legend_below, own_look
+from vld.report.figures import OOD, own_look, styled
 from vld.report.kinds import ReportFigure
 from vld.report.labels import percent, short_name, text
 from vld.report.series import Series
@@ -97,7 +96,7 @@ def richness_figures(points: pd.DataFrame) -> list[ReportFigure]:
     return figures
 
 
-@rc_context(STYLE)  # type: ignore[arg-type]
+@styled
 def _figure(points: pd.DataFrame) -> Figure:
     """A column per quantity; i.i.d. above, o.o.d. below (`richness_points` of one dataset)."""
     figure = Figure(figsize=(1.75 * len(AGAINST), 4.2), layout="constrained")
@@ -118,5 +117,4 @@ def _figure(points: pd.DataFrame) -> Figure:
         row[0].set(ylabel=OOD)
         for name, axes in zip(AGAINST, row, strict=True):
             axes.set(xlabel=f"{SHORTER.get(name, QUANTITIES[name])}, {side}")
-    legend_below(figure, grid.flat)
     return figure

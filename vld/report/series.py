@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from vld.config.names import COMBINATIONS, METHOD_NAMES, METHODS
-from vld.report.grid import Grid, expected_runs, grid_of, setting_names
+from vld.report.grid import Grid, expected_runs, grid_of, mean_and_error, setting_names
 from vld.report.labels import described, distinguishing, in_order, text
 from vld.study.member_axes import CONNECTIVITY
 
@@ -38,6 +38,10 @@ class Series:
     def dropout(self) -> float | None:
         rate = self.settings["dropout"]
         return None if rate is None else float(rate)
+
+    def average(self, side: str) -> tuple[float, float]:
+        """The mean of its iid or ood accuracies and the standard error, in percent (`mean_and_error`)."""
+        return mean_and_error(getattr(self.grid, f"{side}_acc"))
 
     @property
     def name(self) -> str:
