@@ -24,7 +24,7 @@ from vld.report import (
 )
 from vld.report.build import make_report
 from vld.report.figures import connectivity_figure
-from vld.report.kinds import KINDS, OF_STUDY, ReportFigure, drawn_figures
+from vld.report.kinds import KINDS, ReportFigure, drawn_figures
 from vld.report.points import connectivity_points
 from vld.report.series import Series
 from vld.report.summary import sweep_table
@@ -236,7 +236,6 @@ def test_without_a_study_everything_is_drawn_that_the_results_allow(everything: 
     assert {name.split("-")[0] for name in names} == {kind.name for kind in KINDS if kind.name != "placement"} | {
         "members"
     }
-    assert {kind for kinds in OF_STUDY.values() for kind in kinds} <= {kind.name for kind in KINDS}
     # What no one figure can show is apart: other steps, from scratch, another backbone, another last layer's rate.
     titles = [one.title for one in drawn if one.name.startswith("dropout_rates")]
     assert len(titles) == 5

@@ -318,7 +318,7 @@ def test_the_learning_curves_of_one_run(store: Path) -> None:
         (["dropout=0.123"], "has no finished runs with dropout=0.123"),
         (["run=abc"], "run=abc: no finished run has that id"),
         (["run=12e456789012"], "run=12e456789012: no finished run has that id"),
-        (["device=cpu"], "device: does not tell runs apart"),
+        (["device=cpu"], "device: does not distinguish runs"),
         (["dropuot=0"], "dropuot: no such option, did you mean dropout?"),
         (["study=figure5"], "has no finished runs of figure5"),
     ],

@@ -67,10 +67,9 @@ def make_report(
     run: str | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Report:
-    """From what is finished, and what should be.
+    """Of the finished runs, and those that are missing.
 
-    study: draw its figure only. run: whose learning curves are drawn. Raises `UserError` where nothing is finished, and for a run
-    that is not there.
+    study: draw its figure only. run: whose learning curves are drawn. Raises `UserError` if no run has finished, or not this one.
     """
     results = store.results
     runs = results[results.combined.isna()].drop_duplicates("directory")
@@ -135,12 +134,10 @@ def _values(settings: pd.DataFrame, name: str) -> list[str]:
 
 def _facts(results: pd.DataFrame, runs: pd.DataFrame, missing: pd.DataFrame) -> list[str]:
     combinations = results[results.combined.notna()].directory.nunique()
-    hours = runs.seconds.fillna(0).sum() / 3600
-    states = Counter(missing.state)
     facts = [f"{counted(len(runs), 'finished run')} of {', '.join(sorted(runs.dataset.unique()))}"]
     facts += [counted(combinations, "combination")] if combinations else []
-    facts += [f"{count} {state}" for state, count in sorted(states.items())]
-    return [*facts, f"{hours:.1f} hours of computing"]
+    facts += [f"{count} {state}" for state, count in missing.state.value_counts().sort_index().items()]
+    return [*facts, f"{runs.seconds.fillna(0).sum() / 3600:.1f} hours of computing"]
 
 
 def _warnings(store: Store, runs: pd.DataFrame, missing: pd.DataFrame, series: Sequence[Series]) -> list[str]:
@@ -151,15 +148,12 @@ def _warnings(store: Store, runs: pd.DataFrame, missing: pd.DataFrame, series: S
             counts = some[name].value_counts(sort=False)
             if len(counts) > 1:
                 each = ", ".join(f"{text(name, value)}: {counted(count, 'run')}" for value, count in counts.items())
-                lines.append(
-                    f"{', '.join(map(str, of))}: runs of different {what} ({each}) are in rows of their own, never averaged"
-                    " together"
-                )
+                apart = f"runs of different {what} ({each}) are in rows of their own, never averaged together"
+                lines.append(f"{', '.join(map(str, of))}: {apart}")
     incomplete = [one for one in series if not one.grid.complete]
     if incomplete:
-        lines.append(
-            f"{len(incomplete)} of {len(series)} rows are incomplete; {counted(len(missing), 'run')} to do: tables/missing.csv"
-        )
+        to_do = f"{counted(len(missing), 'run')} to do: tables/missing.csv"
+        lines.append(f"{len(incomplete)} of {len(series)} rows are incomplete; {to_do}")
     for one in incomplete:
         if one.combined:
             cells = zip(one.grid.test_domains, one.grid.ood_acc, strict=True)
@@ -171,10 +165,12 @@ def _warnings(store: Store, runs: pd.DataFrame, missing: pd.DataFrame, series: S
 
 
 def _software(runs: pd.DataFrame) -> dict[str, int]:
-    counts: Counter[str] = Counter()
-    for versions, device in zip(runs.software, runs.device.where(runs.device.notna(), "unknown device"), strict=True):
-        counts[f"{device}: " + ", ".join(f"{name} {version}" for name, version in (versions or {}).items())] += 1
-    return dict(counts.most_common())
+    """How many runs have each device and versions, the most frequent first."""
+    described = (
+        f"{device}: " + ", ".join(f"{name} {version}" for name, version in (versions or {}).items())
+        for versions, device in zip(runs.software, runs.device.fillna("unknown device"), strict=True)
+    )
+    return dict(Counter(described).most_common())
 
 
 def _with_curves(runs: pd.DataFrame, results: pd.DataFrame, selection: str, run: str | None) -> pd.DataFrame:
@@ -197,7 +193,7 @@ def _learning_curves(runs: pd.DataFrame, best: bool, damaged: list[str]) -> list
             frames.append(learning_curves({label: Path(row["directory"])}).assign(dropout=row["dropout"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             damaged.append(f"damaged: {row['directory']}/metrics.jsonl: {error!r}")
-    curves = pd.concat(frames) if frames else pd.DataFrame()
+    curves = pd.concat([pd.DataFrame(), *frames])
     if curves.empty:
         return []
     which = " Of each dataset the run of best i.i.d. accuracy, without dropout and with very large dropout." * best

@@ -153,7 +153,7 @@ def members_figure(points: pd.DataFrame) -> Figure:
 
 @styled
 def connectivity_figure(points: pd.DataFrame) -> Figure:
-    """i.i.d. (above) and o.o.d. accuracy along the line between two networks, whose weights or representations are interpolated; a
+    """i.i.d. (above) and o.o.d. accuracy along the line between two networks, their weights or representations interpolated, a
     column per line (`connectivity_points`)."""
     looks = {
         "weights": _look("connectivity", ms=4),

@@ -105,6 +105,7 @@ NO_CLOUDS = "i.i.d. against o.o.d. accuracy, averaged over test domains, (lr, we
 SOUPS = "Star: the soup of all runs, triangle: their ensemble."
 RATES = "Means over test domains, (lr, weight decay) pairs and seeds."
 RANGES = "Shaded: from the lowest to the highest point of the cloud."
+DOMAINS = "o.o.d. accuracy with each domain left out, means over (lr, weight decay) pairs and seeds."
 ERRORS = "Error bars: standard errors over seeds."
 
 
@@ -113,38 +114,21 @@ class FigureKind:
     name: str
     title: str
     chosen: Callable[[list[Series]], list[Series]]
+    points: Callable[[Sequence[Series]], pd.DataFrame]
     draw: Callable[[pd.DataFrame], Figure]
+    studies: tuple[str, ...] = ()
+    """The paper's figures that this is."""
     caption: str = ""
-    """After that of all figures drawn so."""
+    """Comes after that of all figures drawn alike."""
     varying: tuple[str, ...] = ()
     """Beginnings of the settings, beside the dropout rate, that differ within one such figure."""
 
 
-POINTS: dict[Callable[[pd.DataFrame], Figure], Callable[[Sequence[Series]], pd.DataFrame]] = {
-    clouds_figure: cloud_points,
-    rates_figure: rate_points,
-    domains_figure: domain_points,
-}
-TUNING = ("backbone.tuning", "backbone.normalize")
-RICHNESS = "Richness of the pre-trained representation"
-TUNING_CURVES = "Linear and full fine-tuning against the dropout rate"
 FASTER = "Hollow: the faster last layer."
 LINEAR = "Hollow: linear fine-tuning (equation 1)."
 TRICKS = (
     "ERM without dropout against all tricks: very large dropout, a faster last layer, weight averaging; hollow: the second"
     " backbone of the legend."
-)
-KINDS = (
-    FigureKind("methods", "Methods without dropout, and very large dropout", methods_and_dropout, clouds_figure),
-    FigureKind("dropout_rates", "Dropout rates", dropout_rates, clouds_figure),
-    FigureKind("dropout_curves", "Accuracy against the dropout rate", dropout_curves, rates_figure),
-    FigureKind("last_layer", "The last layer's learning rate", last_layer, clouds_figure, FASTER, (LAST_LAYER,)),
-    FigureKind("averaging", "Very large dropout with averaging and ensembles", dropout_and_averaging, clouds_figure),
-    FigureKind("pretraining", RICHNESS, pretraining, clouds_figure, TRICKS, (LAST_LAYER, "backbone.")),
-    FigureKind("tuning", "Linear and full fine-tuning", full_and_linear, clouds_figure, LINEAR, TUNING),
-    FigureKind("tuning_curves", TUNING_CURVES, full_and_linear, rates_figure, varying=TUNING),
-    FigureKind("placement", "Where dropout goes, and when", placements, clouds_figure, varying=PLACEMENT),
-    FigureKind("domains", "Each domain left out", plain_methods_and_erm, domains_figure),
 )
 CONNECTED = (
     "Accuracy between two networks, averaged over test domains, (lr, weight decay) pairs and seeds: of α θ₁ + (1−α) θ₂, and of"
@@ -155,39 +139,47 @@ MEMBERS = (
     "o.o.d. accuracy of ensembles of random subsets of the runs, averaged over subsets (shaded: their standard deviation) and"
     " test domains."
 )
-DOMAINS = "o.o.d. accuracy with each domain left out, means over (lr, weight decay) pairs and seeds."
-OF_STUDY = {
-    "figure1": (),
-    "figure2": ("methods",),
-    "figure3": ("dropout_rates", "dropout_curves"),
-    "figure4": ("dropout_rates", "dropout_curves"),
-    "figure5": ("dropout_rates", "dropout_curves"),
-    "figure6": ("last_layer",),
-    "figure7": ("averaging",),
-    "figure8": ("pretraining",),
-    "figure9": ("tuning", "tuning_curves"),
-    "figure10": ("tuning", "tuning_curves"),
-}
-"""The kinds of figure that a study of the paper is for; of other studies, all."""
+TUNING = ("backbone.tuning", "backbone.normalize")
+OF_RATES, OF_TUNING = ("figure3", "figure4", "figure5"), ("figure9", "figure10")
+RICHNESS = "Richness of the pre-trained representation"
+TUNING_CURVES = "Linear and full fine-tuning against the dropout rate"
+IN_CLOUDS, AGAINST_RATES = (cloud_points, clouds_figure), (rate_points, rates_figure)
+KINDS = (
+    FigureKind(
+        "methods", "Methods without dropout, and very large dropout", methods_and_dropout, *IN_CLOUDS, ("figure2",)
+    ),
+    FigureKind("dropout_rates", "Dropout rates", dropout_rates, *IN_CLOUDS, OF_RATES),
+    FigureKind("dropout_curves", "Accuracy against the dropout rate", dropout_curves, *AGAINST_RATES, OF_RATES),
+    FigureKind(
+        "last_layer", "The last layer's learning rate", last_layer, *IN_CLOUDS, ("figure6",), FASTER, (LAST_LAYER,)
+    ),
+    FigureKind(
+        "averaging", "Very large dropout with averaging and ensembles", dropout_and_averaging, *IN_CLOUDS, ("figure7",)
+    ),
+    FigureKind("pretraining", RICHNESS, pretraining, *IN_CLOUDS, ("figure8",), TRICKS, (LAST_LAYER, "backbone.")),
+    FigureKind("tuning", "Linear and full fine-tuning", full_and_linear, *IN_CLOUDS, OF_TUNING, LINEAR, TUNING),
+    FigureKind("tuning_curves", TUNING_CURVES, full_and_linear, *AGAINST_RATES, OF_TUNING, varying=TUNING),
+    FigureKind("placement", "Where dropout goes, and when", placements, *IN_CLOUDS, varying=PLACEMENT),
+    FigureKind("domains", "Each domain left out", plain_methods_and_erm, domain_points, domains_figure),
+)
+OF_PAPER = {"figure1", *(study for kind in KINDS for study in kind.studies)}
 
 
 def drawn_figures(series: Sequence[Series], results: pd.DataFrame, study: str | None) -> Iterator[ReportFigure]:
-    """The study's figure; or, of no study of the paper, every figure that the results allow."""
-    kinds = OF_STUDY.get(study or "", tuple(kind.name for kind in KINDS))
+    """The figure of a study of the paper; otherwise every figure that the results allow."""
+    of_paper = study if study in OF_PAPER else None
     for kind in KINDS:
-        if kind.name in kinds:
-            yield from _figures(kind, series, study)
-    if (study == "figure1" or study not in OF_STUDY) and not (points := connectivity_points(results)).empty:
-        name = str(study) if study == "figure1" else "connectivity"
+        if of_paper is None or of_paper in kind.studies:
+            yield from _figures(kind, series, of_paper)
+    if of_paper in (None, "figure1") and not (points := connectivity_points(results)).empty:
+        name = of_paper or "connectivity"
         yield ReportFigure(name, "Linear connectivity", CONNECTED, points, connectivity_figure(points))
-    if study not in OF_STUDY:
-        ensembles = distinguished([one for one in series if one.method == ENSEMBLE_OF_RUNS])
-        if not (points := member_points(results, ensembles)).empty:
-            title = "Accuracy against the number of members"
-            yield ReportFigure("members", title, MEMBERS, points, members_figure(points))
+    ensembles = distinguished([one for one in series if one.method == ENSEMBLE_OF_RUNS])
+    if of_paper is None and not (points := member_points(results, ensembles)).empty:
+        yield ReportFigure("members", "Accuracy against the number of members", MEMBERS, points, members_figure(points))
 
 
-def _figures(kind: FigureKind, series: Sequence[Series], study: str | None) -> Iterator[ReportFigure]:
+def _figures(kind: FigureKind, series: Sequence[Series], of_paper: str | None) -> Iterator[ReportFigure]:
     """One for every group of series that one figure can show, the largest group first."""
     by_settings = {key: kind.chosen(some) for key, some in _groups(series, kind.varying).items()}
     groups = [(dict(key), distinguished(some)) for key, some in by_settings.items() if some]
@@ -195,10 +187,10 @@ def _figures(kind: FigureKind, series: Sequence[Series], study: str | None) -> I
     apart = distinguishing([settings for settings, _ in groups], fewest=True)
     datasets = [", ".join(dict.fromkeys(dataset_name(one.dataset) for one in chosen)) for _, chosen in groups]
     name = kind.name
-    if study in OF_STUDY:
-        name = f"{study}_curves" if kind.name.endswith("_curves") else str(study)
+    if of_paper:
+        name = f"{of_paper}_curves" if kind.name.endswith("_curves") else of_paper
     for number, ((settings, chosen), of) in enumerate(zip(groups, datasets, strict=True), 1):
-        points = POINTS[kind.draw](chosen)
+        points = kind.points(chosen)
         if points.empty:
             continue
         which = [of] * (len(set(datasets)) > 1) + described({name: settings.get(name) for name in apart})
@@ -208,30 +200,24 @@ def _figures(kind: FigureKind, series: Sequence[Series], study: str | None) -> I
 
 
 def _caption(kind: FigureKind, series: Sequence[Series], points: pd.DataFrame) -> str:
-    """Of a single point there is no cloud, and none is spoken of."""
-    if kind.draw == clouds_figure:
+    """A single point is no cloud, and is not called one."""
+    if clouds := kind.draw == clouds_figure:
         parts = [CLOUDS if (points.kind == "cloud").any() else NO_CLOUDS]
-    elif kind.draw == rates_figure:
-        parts = [RATES] + [RANGES] * bool((points.lowest < points.highest).any())
     else:
-        parts = [DOMAINS]
-    if kind.draw != clouds_figure and points.ood_se.notna().any():
-        parts.append(ERRORS)
+        parts = [RATES if kind.draw == rates_figure else DOMAINS]
+        parts += [RANGES] * ("lowest" in points and bool((points.lowest < points.highest).any()))
+        parts += [ERRORS] * bool(points.ood_se.notna().any())
     selections = ", ".join(dict.fromkeys(one.selection for one in series if not one.combined))
     parts += [kind.caption] * bool(kind.caption) + [f"Selection {selections}."]
-    if kind.draw == clouds_figure and any(one.combined for one in series):
-        parts.append(SOUPS)
-    if not all(one.grid.complete for one in series):
-        parts.append("† incomplete: drawn from the runs there are.")
+    parts += [SOUPS] * (clouds and any(one.combined for one in series))
+    parts += ["† incomplete: drawn from the runs there are."] * (not all(one.grid.complete for one in series))
     return " ".join(parts)
 
 
 def distinguished(series: Sequence[Series]) -> list[Series]:
     """Named by those settings alone in which some of them differ."""
-    of_datasets = {
-        dataset: [s.others for s in series if s.dataset == dataset] for dataset in {s.dataset for s in series}
-    }
-    names = {name for others in of_datasets.values() for name in distinguishing(others)}
+    datasets = {one.dataset for one in series}
+    names = {n for dataset in datasets for n in distinguishing([s.others for s in series if s.dataset == dataset])}
     return [replace(one, others={name: value for name, value in one.others.items() if name in names}) for one in series]
 
 
@@ -239,8 +225,6 @@ def _groups(series: Sequence[Series], varying: tuple[str, ...]) -> dict[tuple[tu
     """Series that one figure can show: equal in all settings but the dataset's, the dropout rate and those that vary."""
     groups: dict[tuple[tuple[str, Any], ...], list[Series]] = {}
     for one in series:
-        settings = {
-            n: v for n, v in one.settings.items() if n != "dropout" and not n.startswith(("dataset.", *varying))
-        }
-        groups.setdefault(tuple(settings.items()), []).append(one)
+        same = [n for n in one.settings if n != "dropout" and not n.startswith(("dataset.", *varying))]
+        groups.setdefault(tuple((name, one.settings[name]) for name in same), []).append(one)
     return groups

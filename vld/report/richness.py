@@ -31,23 +31,20 @@ def richness_points(series: Sequence[Series], runs: pd.DataFrame, problems: list
     runs: of the report, a row each. problems: takes a line for every file that cannot be read.
     """
     by_name = {(one.condition, one.method): one for one in series if not one.combined}
+    order = list(by_name)
     rows = []
-    for directory, condition, test_domain, run_id in runs[
-        ["directory", "condition", "test_domain", "run_id"]
-    ].to_numpy():
+    for run in runs.to_dict("records"):
         try:
-            analyses = read_analyses(Path(directory))
+            analyses = read_analyses(Path(run["directory"]))
         except UserError as error:
             problems.append(str(error))
             continue
-        for weights, analysis in analyses.items():
-            method, selection = weights.split("-")
-            if (one := by_name.get((condition, method))) is None:
-                continue
-            about = [one.dataset, one.condition, method, one.dropout, one.label, selection, test_domain, run_id]
-            values = {f"{side}_{name}": analysis[side][name] for side in SIDES for name in QUANTITIES}
-            rows.append(dict(zip(ABOUT, about, strict=True)) | values)
-    order = list(by_name)
+        for name, analysis in analyses.items():
+            method, weights = name.split("-")
+            if one := by_name.get((run["condition"], method)):
+                about = [one.dataset, one.condition, method, one.dropout, one.label, weights]
+                row = dict(zip(ABOUT, [*about, run["test_domain"], run["run_id"]], strict=True))
+                rows.append(row | {f"{side}_{name}": analysis[side][name] for side in SIDES for name in QUANTITIES})
     rows.sort(key=lambda row: (order.index((row["condition"], row["method"])), *(row[name] for name in ABOUT[-3:])))
     return pd.DataFrame(rows)
 
@@ -56,18 +53,22 @@ def richness_table(points: pd.DataFrame, series: Sequence[Series]) -> Table:
     """A row per series and weights, means over its runs (fractions)."""
     by_name: dict[tuple[Hashable, ...], Series] = {(one.condition, one.method): one for one in series}
     others = ["dropout", *dict.fromkeys(name for one in series for name in one.others)]
-    rows, of = [], []
+    rows, methods = [], []
     for (condition, method, weights), some in points.groupby(["condition", "method", "weights"], sort=False):
         one = by_name[condition, method]
-        of.append(one)
-        means = {f"{side}_{name}": some[f"{side}_{name}"].mean() for side in SIDES for name in QUANTITIES}
+        methods.append(str(method))
+        means = some[[f"{side}_{name}" for side in SIDES for name in QUANTITIES]].mean().to_dict()
         about = {"dataset": one.dataset, "method": one.name} | {name: one.settings.get(name) for name in others}
         rows.append(about | {"weights": weights, "runs": len(some)} | means)
-    columns: list[tuple[str, Iterable[str]]] = [("dataset", [dataset_name(one.dataset) for one in of])]
-    columns += [("method", [one.name for one in of])]
-    columns += [(short_name(name), [text(name, row[name]) for row in rows]) for name in others]
-    columns += [(name, [f"{row[name]}" for row in rows]) for name in ("weights", "runs")]
-    columns += [("o.o.d. %", [text("acc", row["ood_acc"]) for row in rows])]
+    table = pd.DataFrame(rows)
+    columns: list[tuple[str, Iterable[str]]] = [
+        ("dataset", table.dataset.map(dataset_name)),
+        ("method", table.method),
+        *((short_name(name), [text(name, row[name]) for row in rows]) for name in others),
+        ("weights", table.weights),
+        ("runs", table.runs.map(str)),
+        ("o.o.d. %", [text("acc", row["ood_acc"]) for row in rows]),
+    ]
     for name in AGAINST:
         both = [" / ".join(text(name, row[f"{side}_{name}"]) for side in SIDES) for row in rows]
         columns.append((SHORTER.get(name, QUANTITIES[name]), both))
@@ -76,9 +77,8 @@ def richness_table(points: pd.DataFrame, series: Sequence[Series]) -> Table:
         " of the step of best i.i.d. accuracy (iid). An effective rank is also below the number of images, of which there are"
         " more o.o.d. than i.i.d.: compare it within a column, among runs that leave the same domains out."
     )
-    numbers = pd.DataFrame(rows)
-    looks = looks_of(numbers.assign(method=[one.method for one in of]))
-    return Table.of(columns, len(others) + 3, note=note, numbers=numbers, looks=looks)
+    looks = looks_of(table.assign(method=methods))
+    return Table.of(columns, len(others) + 3, note=note, numbers=table, looks=looks)
 
 
 def richness_figures(points: pd.DataFrame) -> list[ReportFigure]:

@@ -1,6 +1,6 @@
 """What a report is made from: all that is below an `output_dir`, or what a command asks for of it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from vld.config.errors import UserError
 from vld.config.names import COMBINATIONS
 from vld.config.options import flat_settings
 from vld.data.domains import resolve_test_domains
-from vld.report.grid import PLACE, among, expected_of, numbered
+from vld.report.grid import PLACE, STATE, among, expected_of, numbered
 from vld.runs.identity import NOT_IDENTITY, hashable
 from vld.runs.results import COLUMNS, named_settings, read_all, results_frame, settings_frame
 from vld.study.jobs import Job
@@ -30,31 +30,30 @@ class Store:
     damaged: list[str]
     """A line for every file that cannot be read."""
     empty: bool
-    """Whether nothing has finished, whatever the store is narrowed to."""
+    """Whether nothing at all has finished, even before narrowing."""
     expected: pd.DataFrame | None = None
-    """A row per run of a study: its settings. None: whole grids of what there is."""
+    """A row per run of a study: its settings. None: complete grids of what is there."""
     notes: tuple[str, ...] = ()
-    """What else is to be said of what is there."""
+    """Shown as warnings."""
 
 
 def read_results(output_dir: str | Path) -> pd.DataFrame:
-    """`load_results`' table with every setting, and two columns that are equal where rows belong together: `condition` for the
-    rows of one average, `plain` also for those of other data, weights or precision (`numbered`)."""
+    """`load_results`' table with every setting, and two columns that are equal in rows that belong together (`numbered`):
+    `condition` in the rows of one average, `plain` also in those of other data, weights or precision."""
     return read_store(output_dir).results
 
 
-def read_store(output_dir: str | Path, wanted: Iterable[PlannedRun] | None = None) -> Store:
-    """wanted: the runs of a study, to which the store is narrowed."""
-    rows, damaged = unfinished_runs(Path(output_dir))  # first: what finishes meanwhile is among the results
+def read_store(output_dir: str | Path, planned: Iterable[PlannedRun] | None = None) -> Store:
+    """planned: the runs of a study, to which the store is narrowed."""
+    rows, damaged = unfinished_runs(Path(output_dir))  # first: a run that finishes meanwhile is among the results
     results, damaged_results = read_all(output_dir)
     finished = {str(result.directory) for result in results}
-    rows = [row for row in rows if row["directory"] not in finished]
+    rows = [row | named_settings(row["settings"]) for row in rows if row["directory"] not in finished]
     settings = [row["settings"] for row in rows]
-    named = [row | named_settings(of) for row, of in zip(rows, settings, strict=True)]
-    unfinished = settings_frame(named, [*COLUMNS, "state", "reason", "directory"], settings)
-    frames = numbered(results_frame(results, every_setting=True), unfinished, expected_of(wanted or ()))
+    unfinished = settings_frame(rows, [*COLUMNS, *STATE], settings)
+    frames = numbered(results_frame(results, every_setting=True), unfinished, expected_of(planned or ()))
     store = Store(frames[0], frames[1], damaged + damaged_results, empty=not results)
-    return store if wanted is None else of_study(store, frames[2])
+    return store if planned is None else of_study(store, frames[2])
 
 
 def of_study(store: Store, expected: pd.DataFrame) -> Store:
@@ -65,23 +64,21 @@ def of_study(store: Store, expected: pd.DataFrame) -> Store:
 
 
 def narrowed(store: Store, jobs: Sequence[Job], options: Iterable[str]) -> Store:
-    """What has the jobs' values of these options: runs, and the combinations of such runs alone. Raises `UserError` for an
-    option that tells no runs apart."""
-    results, unfinished = store.results, store.unfinished
-    options = list(dict.fromkeys(options))
+    """The runs that have the jobs' values of these options, and the combinations of such runs alone. Raises `UserError` for an
+    option that does not distinguish runs."""
+    results, unfinished, options = store.results, store.unfinished, dict.fromkeys(options)
     for option in options:
         name = f"{option}.name" if option in PRESETS else option
         if option in ("method", "test_domain"):
             continue
         if name in NOT_IDENTITY and name != "precision":
             raise UserError(
-                f"{option}: does not tell runs apart; a report can be narrowed by dataset, dropout, optim.lr, …"
+                f"{option}: does not distinguish runs; a report can be narrowed by dataset, dropout, optim.lr, …"
             )
         values = {hashable(flat_settings(job.config)[name]) for job in jobs}
-        if "auto" in values:  # which is another value on every machine
-            continue
-        unfinished = unfinished[_having(unfinished, name, values)]
-        results = results[results.combined.notna() | _having(results, name, values)]
+        if "auto" not in values:  # which is another value on every machine
+            unfinished = unfinished[_having(unfinished, name, values)]
+            results = results[results.combined.notna() | _having(results, name, values)]
     store = replace(store, results=with_combinations_of(results), unfinished=unfinished)
     if "test_domain" in options:  # of the datasets that are left
         store = _leaving_out(store, [job.config.test_domain for job in jobs])
@@ -89,7 +86,7 @@ def narrowed(store: Store, jobs: Sequence[Job], options: Iterable[str]) -> Store
 
 
 def _having(frame: pd.DataFrame, name: str, values: set[Any]) -> pd.Series:
-    if name not in frame:  # none of these runs has such a setting; or there are none
+    if name not in frame:  # no run has such a setting, or there are no runs
         return pd.Series(False, index=frame.index)
     return frame[name].map(lambda value: value in values).astype(bool)
 
@@ -102,23 +99,21 @@ def with_combinations_of(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def _of_methods(store: Store, methods: set[str]) -> Store:
-    """These alone; but beside combinations their members' method, since a report is of runs."""
-    asked = store.results[store.results.method.isin(methods)]
-    if not methods <= set(COMBINATIONS) or asked.empty:
-        return replace(store, results=asked)
+    """These alone; but with combinations also their members' method, since a report is about runs."""
+    results = store.results[store.results.method.isin(methods)]
+    if not methods <= set(COMBINATIONS) or results.empty:
+        return replace(store, results=results)
     note = f"method={','.join(sorted(methods))}: shown beside ERM, which the combinations are made from"
-    asked = store.results[store.results.method.isin({*methods, "erm"})]
-    return replace(store, results=asked, notes=(*store.notes, note))
+    results = store.results[store.results.method.isin({*methods, "erm"})]
+    return replace(store, results=results, notes=(*store.notes, note))
 
 
 def _leaving_out(store: Store, written: Sequence[Any]) -> Store:
-    """Those test domains alone that `test_domain` stands for, each dataset's own: the others are not missing. Raises `UserError`
-    for what stands for none of any dataset."""
+    """Only the test domains that `test_domain` stands for in each dataset: the others do not count as missing. Raises `UserError`
+    if it stands for a domain of no dataset."""
     runs = pd.concat([store.results, store.unfinished])
-    domains = {str(of): set(some.test_domain) for of, some in runs.groupby("dataset")}
-    for of, names in zip(store.results.dataset, store.results.domains, strict=True):
-        domains[of].update(names)
-    wanted: dict[str, set[str]] = {dataset: set() for dataset in domains}
+    domains = {of: {*some.test_domain, *some.domains.explode().dropna()} for of, some in runs.groupby("dataset")}
+    wanted: dict[Any, set[str]] = {dataset: set() for dataset in domains}
     for entry in dict.fromkeys(entry for one in written for entry in (one if isinstance(one, list) else [one])):
         problems = []
         for dataset, names in domains.items():
@@ -128,17 +123,12 @@ def _leaving_out(store: Store, written: Sequence[Any]) -> Store:
                 problems.append(error)
         if problems and len(problems) == len(domains):
             raise problems[0]
-    results, unfinished = (_having_domains(frame, wanted) for frame in (store.results, store.unfinished))
-    domains_left = [
-        tuple(domain for domain in names if domain in wanted[of])
-        for of, names in zip(results.dataset, results.domains, strict=True)
-    ]
-    results = results.assign(domains=pd.Series(domains_left, index=results.index, dtype=object))
-    return replace(store, results=results, unfinished=unfinished)
 
+    def left(frame: pd.DataFrame) -> pd.DataFrame:
+        return frame.loc[[domain in wanted[of] for of, domain in zip(frame.dataset, frame.test_domain, strict=True)]]
 
-def _having_domains(frame: pd.DataFrame, wanted: Mapping[str, set[str]]) -> pd.DataFrame:
-    there = [domain in wanted[of] for of, domain in zip(frame.dataset, frame.test_domain, strict=True)]
-    return frame[
-        pd.Series(there, index=frame.index, dtype=bool)
-    ]  # a list would select columns, where there are no rows
+    results = left(store.results)
+    pairs = zip(results.dataset, results.domains, strict=True)
+    names_left = [tuple(domain for domain in names if domain in wanted[of]) for of, names in pairs]
+    results = results.assign(domains=pd.Series(names_left, index=results.index, dtype=object))
+    return replace(store, results=results, unfinished=left(store.unfinished))
