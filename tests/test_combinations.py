@@ -142,18 +142,18 @@ def test_members_are_the_product_of_the_axes() -> None:
 
 
 REFUSED = {
-    "split_seed=0,1": "split_seed cannot vary among members: what one member trained on, another would be evaluated on",
+    "split_seed=0,1": "split_seed cannot vary among members: one member would be evaluated on images that another was trained on",
     "head_seed=0,1": "head_seed cannot vary among members: .* start from the same weights",
-    "backbone.name=a,b": "backbone.name cannot vary among members: members are of one network",
+    "backbone.name=a,b": "backbone.name cannot vary among members: members share one network architecture",
     "backbone.feature_scale=1,2": "backbone.feature_scale cannot vary",
-    "backbone=resnet18,resnet50": "backbone cannot vary among members: members are of one network",
+    "backbone=resnet18,resnet50": "backbone cannot vary among members: members share one network architecture",
     "optim=sgd,adam": "a preset cannot vary among members; its settings can",
     "dataset.name=pacs,vlcs": "dataset.name cannot vary among members: .* the same images",
     "test_domain=0,1": "test_domain cannot vary",
     "image_size=96,128": "image_size cannot vary among members: a soup is evaluated at one size",
     "precision=fp32,bf16": "precision cannot vary",
-    "keep=[],[erm-last]": "keep does not make another run",
-    "device=cpu,cuda": "device does not make another run",
+    "keep=[],[erm-last]": "keep does not change a run",
+    "device=cpu,cuda": "device does not change a run",
     "sed=0,1": "sed: no such option, did you mean seed",
     "seed": "not understood",
     "seed=0,0": "seed=0 is given twice",
@@ -174,7 +174,7 @@ def test_an_axis_there_twice_none_at_all_and_members_from_random_values_are_refu
         member_axes(config("seed=0", "seed=1"))
     with pytest.raises(UserError, match="needs members"):
         member_axes(config())
-    with pytest.raises(UserError, match="drawn anew in each run"):
+    with pytest.raises(UserError, match="each run draws its own"):
         member_axes(config("seed=0,1", weights="none"))
     assert member_axes(config("seed=0,1", weights="none", method="ensemble_of_runs")) == {"seed": [0, 1]}
 

@@ -231,7 +231,7 @@ def test_results_have_rows_of_combinations(combine: Combine, trained: Path) -> N
 def test_combined_once(combine: Combine, trained: Path) -> None:
     first = result(combine("method=ensemble_of_runs", "method.average=softmax", "test_domain=1"), "mosaic")
     again = combine("method=ensemble_of_runs", "method.average=softmax", "test_domain=1")
-    assert "mosaic: combined before" in again
+    assert "mosaic: already combined, skipped" in again
     assert result(again, "mosaic") == first
     directory = trained / "combined/glyphs/mosaic" / first["run_id"]
     (directory / "result.json").unlink()

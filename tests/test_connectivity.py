@@ -161,7 +161,7 @@ def test_it_is_no_line_of_the_results_table(combined: Path) -> None:
 @pytest.mark.parametrize(
     ("members", "said"),
     [
-        ('method.members=["seed=0,1,2"]', "connectivity is between two members"),
+        ('method.members=["seed=0,1,2"]', "connectivity takes two members"),
         ('method.members=["backbone.tuning=full,linear"]', "backbone.tuning=linear is another network"),
         ('method.members=["backbone.feature_scale=1,2"]', "backbone.feature_scale cannot vary"),
     ],

@@ -256,7 +256,7 @@ def test_logits_of_other_images_are_never_added(config: Config, published: str) 
     )
     [outcome] = combine_all(config, Terminal(), NOT_PUBLISHED)
     assert outcome.failure is not None
-    assert "its logits are of other images than" in outcome.failure
+    assert "its logits are not of the same images as" in outcome.failure
 
 
 def test_combinations_are_told_apart_in_one_table(

@@ -20,7 +20,9 @@ PROTOCOL = {
 
 
 def test_the_published_numbers_are_the_protocol_s() -> None:
-    assert {dataset: list(numbers) for dataset, numbers in PROTOCOL.items()} == {d: list(n) for d, n in CLOUD_MEANS.items()}
+    assert {dataset: list(numbers) for dataset, numbers in PROTOCOL.items()} == {
+        d: list(n) for d, n in CLOUD_MEANS.items()
+    }
     assert RATES == (0.0, 0.5, 0.9, 0.95)
 
 

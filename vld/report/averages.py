@@ -24,10 +24,10 @@ SELECTION_NOTES = {
 def results_table(series: Sequence[Series]) -> pd.DataFrame:
     """The table of one dataset; accuracies and standard errors in percent, a row per series.
 
-    iid, ood: means over test domains, pairs and repeats. chosen_…: with DomainBed's choice of the pair, for each test domain and
-    repeat that of the best i.i.d. accuracy. …_se: standard error over repeats (ddof=1) of the average over domains and pairs;
-    null below two. `ood <domain>`: with that domain left out. runs, expected: that stand behind the row, and that would make it
-    complete. Null averages: a test domain has no run at all.
+    iid, ood: means over test domains, pairs and repeats. chosen_…: with the pair of best i.i.d. accuracy for each test domain
+    and repeat, as DomainBed chooses. …_se: standard error over repeats (ddof=1) of the average over domains and pairs;
+    null with fewer than two. `ood <domain>`: with that domain left out. runs, expected: how many there are, and how many make
+    the row complete. Averages are null if a test domain has no run at all.
     """
     return pd.DataFrame([_row(one) for one in series])
 
@@ -50,7 +50,7 @@ def _row(one: Series) -> dict[str, object]:
 
 
 def runs_table(results: pd.DataFrame, varied: Sequence[str]) -> pd.DataFrame:
-    """`load_results`' rows, accuracies as fractions, with every setting that differs and how long each run took (seconds)."""
+    """`load_results`' rows, accuracies as fractions, with every setting that differs and each run's seconds."""
     others = [name for name in varied if name not in (*COLUMNS, *SETTING_COLUMNS.values())]
     table = results[[*COLUMNS, "seconds", "evaluated_on", *others]]
     table = table.assign(members=[" ".join(members or []) for members in results.members])
@@ -133,7 +133,7 @@ def _note(table: pd.DataFrame, selection: str, choice: bool) -> str:
 
 
 def _best(values: pd.Series, contents: pd.Series) -> Iterator[int]:
-    """Where the largest is of those that can be compared: complete, and of the same content of the dataset; one alone is not."""
+    """The rows with the largest value among rows of one dataset content; a row alone is not marked."""
     for _, some in values.reset_index(drop=True).groupby(contents.to_numpy()):
         if some.count() > 1:
             yield from some.index[some == some.max()]

@@ -1,4 +1,4 @@
-"""What a report says: tables, figures with their points, sentences and warnings."""
+"""The content of a report: tables, figures with their points, sentences and warnings."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -34,28 +34,28 @@ from vld.runs.identity import CONTENT
 
 @dataclass(frozen=True)
 class Report:
-    """What a report says, ready to be shown."""
+    """The content of a report, ready to be shown."""
 
     title: str
     facts: list[str]
     """How many runs, of what."""
     warnings: list[str]
     sentences: list[str]
-    """What the differences say; of those the headlines: very large dropout against what goes without."""
+    """What the differences say. Headlines: those between very large dropout and no dropout."""
     headlines: list[str]
     tables: dict[str, Table]
     not_compared: str
-    """Which results are not compared with the paper's."""
+    """A line on results that are not compared with the paper's."""
     figures: list[ReportFigure]
     common: dict[str, str]
     """Settings that all runs share."""
     varied: dict[str, list[str]]
     """The others, with their values."""
     software: dict[str, int]
-    """How many runs were trained with which versions, on which device."""
+    """Number of runs by device and versions."""
     missing: pd.DataFrame
     data: dict[str, pd.DataFrame]
-    """What is written as CSV alone."""
+    """Written only as CSV."""
 
 
 def make_report(
@@ -174,7 +174,7 @@ def _software(runs: pd.DataFrame) -> dict[str, int]:
 
 
 def _with_curves(runs: pd.DataFrame, results: pd.DataFrame, selection: str, run: str | None) -> pd.DataFrame:
-    """That run; or, of every dataset, the one of best i.i.d. accuracy without dropout and with very large dropout."""
+    """That run; or each dataset's run of best i.i.d. accuracy without dropout, and with very large dropout."""
     if run is not None:
         return runs[runs.run_id == run]
     erm = results[(results.method == "erm") & (results.selection == selection) & results.combined.isna()]

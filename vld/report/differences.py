@@ -1,4 +1,4 @@
-"""Differences between methods, with paired bootstrap intervals: seeds are resampled, hyper-parameters are not a sample."""
+"""Differences between methods with paired bootstrap intervals, which resample seeds but not hyper-parameters."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,9 +24,8 @@ def difference(a: Grid, b: Grid, *, draws: int = DRAWS, seed: int = SEED) -> dic
 
     Repeats are paired: within each cell those of both are resampled together, with replacement, and the cells' means are
     averaged over pairs and then over test domains. iid and ood, each with `_low` and `_high`, the ends of the 95 % percentile
-    interval, `widened` since repeats are few (null with fewer than two); cells; repeats, the fewest in a cell. None where a
-    test domain of either is in no common cell. Against a combination, which is one for each domain, there are no repeats to
-    pair: the difference of means.
+    interval, `widened` since repeats are few (null with fewer than two); cells; repeats, the fewest in a cell. None if a test
+    domain has no common cell. A combination has no repeats to pair: the difference of means.
     """
     if a.test_domains != b.test_domains:
         return None
@@ -53,8 +52,8 @@ def difference(a: Grid, b: Grid, *, draws: int = DRAWS, seed: int = SEED) -> dic
 
 
 def widened(cells: int, repeats: int) -> float:
-    """By how much a bootstrap over so few repeats in so many cells is too narrow: √(n / (n − 1)), since it resamples deviations
-    from the mean of the same n; and Student's t over the normal quantile, since their variance is not known either."""
+    """The factor by which a bootstrap over few repeats is too narrow: √(n / (n − 1)), as it resamples deviations from the mean of
+    the same n, times Student's t over the normal quantile, as the variance is estimated too."""
     if repeats < 2:
         return math.nan
     freedom = cells * (repeats - 1)
@@ -96,8 +95,8 @@ def _of_means(a: Grid, b: Grid) -> dict[str, float | int] | None:
 
 
 def compared(series: Sequence[Series]) -> Iterator[tuple[Series, Series]]:
-    """What the study asks about, among series of one dataset whose other settings are equal: ERM at each dropout rate against
-    every method without dropout; and every other method against ERM at the same rate."""
+    """The pairs to compare among series of one dataset with equal other settings: ERM at each dropout rate with every method
+    without dropout, and every other method with ERM at the same rate."""
     for a in series:
         for b in series:
             if a.others != b.others or a.dropout is None or b.dropout is None:
@@ -110,7 +109,7 @@ def compared(series: Sequence[Series]) -> Iterator[tuple[Series, Series]]:
 
 def differences_table(series: Sequence[Series]) -> pd.DataFrame:
     """A row per comparison (`compared`): dataset, a, b, what `difference` returns, complete, headline (very large dropout against
-    what goes without), and the sentence that says it."""
+    none), and the sentence."""
     rows = []
     for dataset in dict.fromkeys(one.dataset for one in series):
         for a, b in compared([one for one in series if one.dataset == dataset]):

@@ -21,15 +21,15 @@ Repeat = tuple[int | None, int | None]
 PAIR = ["lr", "weight_decay"]
 REPEAT = ["seed", "split_seed"]
 CELL = ["test_domain", *PAIR, *REPEAT]
-"""What tells the runs of one condition apart: one accuracy for each test domain, hyper-parameter pair and repeat."""
+"""Distinguishes the runs of one condition: test domain, hyper-parameter pair and repeat."""
 PLACE = ["plain", *CELL]
-"""What tells runs apart, whatever their data, weights and precision."""
+"""Distinguishes runs regardless of their data, weights and precision."""
 STATE = ["state", "reason", "directory"]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Accuracies [test domains, pairs, repeats] as fractions, NaN where there is no run.
+    """Accuracies [test domains, pairs, repeats] as fractions, NaN if there is no run.
 
     A pair is a learning rate and a weight decay, a repeat a seed and a split seed; None in those of a combination, whose
     members vary in it.
@@ -52,7 +52,7 @@ class Grid:
     @cached_property
     def chosen(self) -> npt.NDArray[np.int64]:
         """DomainBed's choice of hyper-parameters [test domains, repeats]: the pair of best i.i.d. accuracy, the first of equal
-        ones; -1 where there is no run."""
+        ones; -1 if there is no run."""
         score = np.where(np.isfinite(self.iid_acc), self.iid_acc, -np.inf)
         return np.where(np.isfinite(score).any(1), score.argmax(1), -1)
 
@@ -77,9 +77,9 @@ def mean_and_error(accuracy: Array) -> tuple[float, float]:
 
 
 def grid_of(rows: pd.DataFrame, expected: pd.DataFrame) -> Grid:
-    """Of the rows of one condition, method and selection. expected: the runs that should be there, which get their place.
+    """The grid of the rows of one condition, method and selection. expected: the runs that it should have, which get a cell each.
 
-    Raises `ValueError` where two rows have one place.
+    Raises `ValueError` if two rows share a cell.
     """
     cells = pd.concat([rows[CELL], expected[CELL]])
     domains = cells[["test_domain"]].drop_duplicates().sort_values("test_domain")
@@ -104,8 +104,8 @@ def setting_names(frame: pd.DataFrame) -> list[str]:
 
 
 def numbered(*frames: pd.DataFrame) -> list[pd.DataFrame]:
-    """With two columns that are equal where rows belong together, across the frames: `condition`, for the rows of one average;
-    `plain`, also for those that differ in what the settings alone do not tell, the content of data and weights and precision."""
+    """Adds two columns that are equal in rows that belong together, across the frames: `condition` in the rows of one average;
+    `plain` in all rows of the same settings, whatever the content of data and weights and the precision."""
     together = pd.concat(frames, ignore_index=True)
     names = setting_names(together)
     together[names] = together[names].astype(object).where(together[names].notna(), None)
@@ -122,14 +122,14 @@ def numbered(*frames: pd.DataFrame) -> list[pd.DataFrame]:
 
 
 def among(frame: pd.DataFrame, others: pd.DataFrame, columns: Sequence[str]) -> pd.Series:
-    """Of each row, whether another frame has one that is equal in these columns."""
+    """For each row, whether the other frame has a row that is equal in these columns."""
     found = frame[columns].merge(others[columns].drop_duplicates(), how="left", indicator=True)
     return (found["_merge"] == "both").set_axis(frame.index)
 
 
 def expected_runs(results: pd.DataFrame, unfinished: pd.DataFrame) -> pd.DataFrame:
-    """The runs that make whole grids of what there is: of each dataset and settings every test domain, pair and repeat that any
-    of its runs has. A row per run: its settings."""
+    """The runs that complete the grids: for each dataset and settings every test domain, pair and repeat that one of its runs
+    has, a row each with its settings."""
     runs = pd.concat([results[results.combined.isna()], unfinished])
     domains = {of: set(some.dropna()) for of, some in runs.explode("domains").groupby("dataset").domains}
     frames = []
@@ -142,26 +142,26 @@ def expected_runs(results: pd.DataFrame, unfinished: pd.DataFrame) -> pd.DataFra
     return pd.concat(frames, ignore_index=True)
 
 
-def expected_of(wanted: Iterable[PlannedRun]) -> pd.DataFrame:
+def expected_of(planned: Iterable[PlannedRun]) -> pd.DataFrame:
     """The runs of a study, a row each: their settings."""
     content = {"dataset_fingerprint": "", "weights_fingerprint": "", "precision": ""}
-    settings = [run_identity(run.config, run.test_domain, **content) for run in wanted]
+    settings = [run_identity(run.config, run.test_domain, **content) for run in planned]
     settings = [ADDED_LATER | one for one in settings]
     return settings_frame([named_settings(one) for one in settings], COLUMNS, settings)
 
 
 def missing_runs(results: pd.DataFrame, unfinished: pd.DataFrame, expected: pd.DataFrame) -> pd.DataFrame:
-    """The expected runs that are not finished; of what is finished with several contents (data, weights, precision), those that
-    each lacks. A row per run: dataset, *CELL, settings (in words: those in which the expected runs differ), state, reason, and
-    condition (null: nothing like it is finished)."""
+    """The expected runs that are not finished; of settings that were run with several contents (data, weights, precision), those
+    that each lacks. A row per run: dataset, *CELL, settings (in words: those in which the expected runs differ), state, reason,
+    and condition (null: no run of these settings is finished)."""
     finished = results.loc[results.combined.isna(), ["condition", *PLACE]].drop_duplicates()
-    wanted = expected.drop_duplicates(PLACE)
-    names = [name for name in setting_names(wanted) if name not in CONTENT]
-    kinds = wanted.drop_duplicates("plain").set_index("plain")[names].to_dict("index")
-    telling = [name for name in distinguishing(list(kinds.values())) if name != "dataset.name"] or ["dropout"]
-    said = {plain: ", ".join(described({name: of.get(name) for name in telling})) for plain, of in kinds.items()}
-    missing = wanted[["dataset", *PLACE]].merge(finished[["plain", "condition"]].drop_duplicates(), how="left")
-    missing = missing.assign(settings=missing.plain.map(said), kind=missing.groupby("plain", sort=False).ngroup())
+    planned = expected.drop_duplicates(PLACE)
+    names = [name for name in setting_names(planned) if name not in CONTENT]
+    kinds = planned.drop_duplicates("plain").set_index("plain")[names].to_dict("index")
+    apart = [name for name in distinguishing(list(kinds.values())) if name != "dataset.name"] or ["dropout"]
+    words = {plain: ", ".join(described({name: of.get(name) for name in apart})) for plain, of in kinds.items()}
+    missing = planned[["dataset", *PLACE]].merge(finished[["plain", "condition"]].drop_duplicates(), how="left")
+    missing = missing.assign(settings=missing.plain.map(words), kind=missing.groupby("plain", sort=False).ngroup())
     missing = missing[~among(missing, finished, ["condition", *PLACE])]
     missing = missing.merge(unfinished[[*PLACE, "state", "reason"]].drop_duplicates(PLACE), how="left", on=PLACE)
     missing = missing.fillna({"state": "missing", "reason": ""}).sort_values(["kind", "condition"], kind="stable")

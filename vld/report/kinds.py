@@ -36,7 +36,7 @@ def erm(series: Sequence[Series], *rates: float | None) -> list[Series]:
 
 
 def varied(series: list[Series], *names: str) -> list[Series]:
-    """All, where some differ in these settings; else none: a figure of one alone compares nothing."""
+    """All of them if some differ in these settings, else none: a figure of one alone compares nothing."""
     return series if len({tuple(one.settings.get(name) for name in names) for one in series}) > 1 else []
 
 
@@ -45,13 +45,13 @@ def very_large(series: Iterable[Series]) -> float | None:
 
 
 def methods_and_dropout(series: list[Series]) -> list[Series]:
-    """Figure 2: without dropout every method, and its soup and ensemble of runs; with very large dropout ERM."""
+    """Figure 2: every method without dropout, soups and ensembles included, and ERM with very large dropout."""
     plain = [one for one in series if one.dropout == 0]
     return plain + erm(series, very_large(series)) if plain else []
 
 
 def plain_methods_and_erm(series: list[Series]) -> list[Series]:
-    """Without dropout every method, with it ERM."""
+    """Every method without dropout, and ERM with dropout."""
     return [one for one in series if one.method == "erm" or one.dropout == 0]
 
 
@@ -61,7 +61,7 @@ def dropout_rates(series: list[Series]) -> list[Series]:
 
 
 def dropout_curves(series: list[Series]) -> list[Series]:
-    """The same and the other methods along a run, for curves."""
+    """The same with the other methods along a run, for curves."""
     return [one for one in series if one.method in METHODS] if dropout_rates(series) else []
 
 
@@ -93,7 +93,7 @@ def full_and_linear(series: list[Series]) -> list[Series]:
 
 
 def placements(series: list[Series]) -> list[Series]:
-    """ERM with dropout in other places, or at other rates over training, than the study's."""
+    """ERM with dropout in other places than the study's, or with a dropout schedule."""
     return varied(erm(series), *PLACEMENT)
 
 
@@ -210,19 +210,19 @@ def _caption(kind: FigureKind, series: Sequence[Series], points: pd.DataFrame) -
     selections = ", ".join(dict.fromkeys(one.selection for one in series if not one.combined))
     parts += [kind.caption] * bool(kind.caption) + [f"Selection {selections}."]
     parts += [SOUPS] * (clouds and any(one.combined for one in series))
-    parts += ["† incomplete: drawn from the runs there are."] * (not all(one.grid.complete for one in series))
+    parts += ["† incomplete: drawn from the finished runs."] * (not all(one.grid.complete for one in series))
     return " ".join(parts)
 
 
 def distinguished(series: Sequence[Series]) -> list[Series]:
-    """Named by those settings alone in which some of them differ."""
+    """Named only by the settings in which they differ."""
     datasets = {one.dataset for one in series}
     names = {n for dataset in datasets for n in distinguishing([s.others for s in series if s.dataset == dataset])}
     return [replace(one, others={name: value for name, value in one.others.items() if name in names}) for one in series]
 
 
 def _groups(series: Sequence[Series], varying: tuple[str, ...]) -> dict[tuple[tuple[str, Any], ...], list[Series]]:
-    """Series that one figure can show: equal in all settings but the dataset's, the dropout rate and those that vary."""
+    """Series that one figure can show: equal in all settings except the dataset's, the dropout rate and those that vary."""
     groups: dict[tuple[tuple[str, Any], ...], list[Series]] = {}
     for one in series:
         same = [n for n in one.settings if n != "dropout" and not n.startswith(("dataset.", *varying))]

@@ -1,4 +1,4 @@
-"""Which settings tell things apart, and how settings, methods and numbers are written: in tables, figures and sentences."""
+"""Which settings distinguish runs, and how settings, methods and numbers are written in tables, figures and sentences."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,14 +15,14 @@ SHORT_NAMES = {
     "optim.steps": "steps",
     "image_size": "px",
 }
-"""Of settings; those that a person would tell runs apart by."""
+"""Of the settings that a person would distinguish runs by."""
 INCOMPLETE = "†"
 NONE = "–"
 
 
 def distinguishing(settings: Sequence[Mapping[Any, Any]], *, fewest: bool = False) -> list[str]:
-    """The names of the settings that tell these apart, the test domain aside; what a dataset or a backbone brings along goes by
-    its name. fewest: only so many that each is needed."""
+    """The names of the settings that distinguish these, except the test domain. Settings that follow from the dataset or backbone
+    are left out in favour of its name. fewest: only as many as are needed."""
 
     def kinds(*names: str) -> int:
         return len({tuple(hashable(one.get(name)) for name in names) for one in settings})
@@ -42,7 +42,7 @@ def distinguishing(settings: Sequence[Mapping[Any, Any]], *, fewest: bool = Fals
 
 
 def text(name: str, value: Any) -> str:
-    """The value of this setting or quantity: fractions in percent, a content by its first characters."""
+    """The value of this setting or quantity: fractions in percent, a fingerprint by its first characters."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return NONE
     if name in CONTENT:
@@ -75,7 +75,7 @@ def heading(name: str) -> str:
 
 
 def in_order(value: object) -> tuple[int, float, str]:
-    """A key that sorts the values of any setting: numbers, then what is text or a list, then what is not there."""
+    """A key that sorts the values of any setting: numbers, then text and lists, then None."""
     if value is None:
         return 2, 0.0, ""
     return (0, value, "") if isinstance(value, int | float) else (1, 0.0, f"{value}")

@@ -1,4 +1,4 @@
-"""Clouds (protocol: every way of picking one hyper-parameter pair for each test domain), and the points of every other figure."""
+"""The points of every figure. A cloud: every way of picking one hyper-parameter pair for each test domain."""
 
 import json
 import math
@@ -90,7 +90,7 @@ def domain_points(series: Sequence[Series]) -> pd.DataFrame:
 
 def member_points(results: pd.DataFrame, series: Sequence[Series]) -> pd.DataFrame:
     """Accuracy of ensembles of runs against the number of members, averaged over random subsets, test domains and pairs: dataset,
-    series, dropout, complete, members, iid, ood in percent, and ood_sd over subsets (averaged alike)."""
+    series, dropout, complete, members, iid, ood in percent, and ood_sd over subsets (averaged in the same way)."""
     frames = []
     columns = {"iid_acc_mean": "iid", "ood_acc_mean": "ood", "ood_acc_sd": "ood_sd"}
     ensembles = results[(results.method == ENSEMBLE_OF_RUNS) & results.by_number_of_members.notna()]
@@ -125,7 +125,7 @@ def connectivity_points(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def learning_curves(runs: Mapping[str, Path]) -> pd.DataFrame:
-    """What runs' `metrics.jsonl` say: run (its label), method, step, iid and ood in percent."""
+    """From runs' `metrics.jsonl`: run (its label), method, step, iid and ood in percent."""
     rows = []
     for label, directory in runs.items():
         for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines():

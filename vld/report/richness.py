@@ -21,7 +21,7 @@ from vld.runs.quantities import MASKED, QUANTITIES, SIDES, read_analyses
 
 AGAINST = ("effective_rank", "probe_acc", MASKED[0.9], "ece", "nll")
 SHORTER = {MASKED[0.9]: "90 % masked %", "ece": "ECE %", "nll": "NLL"}
-"""Than `QUANTITIES`: columns of a table."""
+"""Column headings, where those of `QUANTITIES` are too long."""
 ABOUT = ["dataset", "condition", "method", "dropout", "series", "weights", "test_domain", "run_id"]
 
 
@@ -50,7 +50,7 @@ def richness_points(series: Sequence[Series], runs: pd.DataFrame, problems: list
 
 
 def richness_table(points: pd.DataFrame, series: Sequence[Series]) -> Table:
-    """A row per series and weights, means over its runs (fractions)."""
+    """A row per series and weights: means over its runs."""
     by_name: dict[tuple[Hashable, ...], Series] = {(one.condition, one.method): one for one in series}
     others = ["dropout", *dict.fromkeys(name for one in series for name in one.others)]
     rows, methods = [], []
@@ -82,7 +82,7 @@ def richness_table(points: pd.DataFrame, series: Sequence[Series]) -> Table:
 
 
 def richness_figures(points: pd.DataFrame) -> list[ReportFigure]:
-    """One of each dataset."""
+    """One per dataset."""
     caption = (
         "o.o.d. accuracy against what the representation is like, measured on the i.i.d. evaluation images (above) and on the"
         " o.o.d. ones (below): a mark per run."

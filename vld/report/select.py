@@ -1,4 +1,4 @@
-"""What a report is made from: all that is below an `output_dir`, or what a command asks for of it."""
+"""What a report is made from: everything in an `output_dir`, or the part that a command selects."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace

@@ -23,15 +23,15 @@ class Series:
     condition: int
     method: str
     selection: str
-    """Of a combination: its members'."""
+    """Of a combination: that of its members."""
     settings: dict[str, Any]
-    """All that is equal among its runs."""
+    """Those that all its runs share."""
     others: dict[str, Any]
-    """Those that tell it from the series beside it, but for the dropout rate."""
+    """Those that distinguish it from the dataset's other series, except the dropout rate."""
     on_subset: bool
     """Evaluated on a subset of the images (`dataset.curve_images`)."""
     combined: str | None
-    """Of a combination: what it is made from."""
+    """Of a combination: its method and number of members."""
     grid: Grid
 
     @property
@@ -53,7 +53,7 @@ class Series:
 
     @property
     def seeds(self) -> str:
-        """How many repeats it is averaged over, in words."""
+        """The number of repeats it is averaged over, in words."""
         seeds, splits = ({repeat[i] for repeat in self.grid.repeats} for i in (0, 1))
         words = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
         return words if len(splits) == 1 else f"{words} on {len(splits)} splits"
@@ -64,11 +64,11 @@ class Series:
 
 
 def series_of(results: pd.DataFrame, expected: pd.DataFrame | None = None, selection: str = "iid") -> list[Series]:
-    """Every method under every condition of `read_results`' rows, at that selection of each run's steps; but connectivity, which
-    has a figure of its own.
+    """Every method under every condition of `read_results`' rows, at that selection of each run's step, except connectivity,
+    which has its own figure.
 
-    expected: the runs that make the grids whole (`expected_runs`, the default, or `expected_of` a study's). Combinations come at
-    the selection of their members. Settings that differ among the conditions of a dataset go to `others`. With `oracle_step`,
+    expected: the runs that complete the grids (`expected_runs`, the default, or `expected_of` a study). Combinations come at
+    their members' selection. Settings that differ among the conditions of a dataset go to `others`. With `oracle_step`,
     o.o.d. accuracy is that of the left-out domain's *in* part, which did not choose the step.
     """
     if results.empty:
@@ -123,7 +123,7 @@ def _series(
 
 
 def _with_members(series: Sequence[Series], results: pd.DataFrame) -> list[Series]:
-    """Combinations of as many, but other members say which."""
+    """Combinations that differ only in their members get these in their names."""
     labels = Counter((one.dataset, one.label) for one in series)
     members = results.drop_duplicates("condition").set_index("condition").member_axes
     return [
@@ -135,5 +135,5 @@ def _with_members(series: Sequence[Series], results: pd.DataFrame) -> list[Serie
 
 
 def large_rate(rates: Iterable[float | None]) -> float | None:
-    """The dropout rate nearest the paper's 0.9; None where there is no dropout."""
+    """The dropout rate nearest to the paper's 0.9; None if no rate is above 0."""
     return min({rate for rate in rates if rate}, key=lambda rate: (abs(rate - LARGE_DROPOUT), rate), default=None)

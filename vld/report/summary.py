@@ -26,7 +26,7 @@ def results_table(results: Mapping[str, RunResult], chosen: str) -> Table:
 def combination_tables(method: str, results: Mapping[str, RunResult]) -> list[Table | str]:
     """A combination beside the mean of its members, for each test domain and on average (`results`' keys).
 
-    With what was measured on the way, where there is such: accuracy against the number of members, and along a line.
+    If they were measured: accuracy against the number of members, and along a line.
     """
     contents = {domain: result.content for domain, result in results.items()}
     rows = [
@@ -48,8 +48,8 @@ def combination_tables(method: str, results: Mapping[str, RunResult]) -> list[Ta
 
 
 def _by_method(rows: Sequence[Sequence[Any]], headings: Sequence[str], chosen: str) -> Table:
-    """rows: method, test domain, accuracies (of which come two columns), and one more. Those of a method come together, with
-    their average where there are several."""
+    """rows: method, test domain, accuracies (two columns), and one more cell. Rows of a method come together, with their average
+    if there are several."""
     cells: list[list[str]] = []
     in_bold: list[int] = []
     for method in dict.fromkeys(method for method, *_ in rows):
@@ -85,7 +85,7 @@ def _connectivity_table(lines: list[list[dict[str, Any]]]) -> Table:
 def sweep_table(results: Sequence[RunResult], chosen: str) -> list[Table | str]:
     """A line per setting that differs among results and method, the chosen one first and in bold.
 
-    It has the averages over the test domains, then the o.o.d. accuracy with each domain left out.
+    Averages over the test domains come first, then the o.o.d. accuracy with each domain left out.
     """
     varied = distinguishing([result.settings for result in results])
     domains = sorted({result.settings["test_domain"] for result in results})
@@ -96,7 +96,7 @@ def sweep_table(results: Sequence[RunResult], chosen: str) -> list[Table | str]:
         for row in result.scores:
             if (label := result.combined) is None:
                 label = method_of(row)
-            elif domain in by_method.get(label, {}):  # of other members, which vary in the same settings
+            elif domain in by_method.get(label, {}):  # other members, which vary in the same settings
                 label = f"{label} ({result.member_axes})"
             if result.combined or row["selection"] == "iid":
                 by_method.setdefault(label, {})[domain] = row
@@ -120,7 +120,7 @@ def sweep_table(results: Sequence[RunResult], chosen: str) -> list[Table | str]:
 def counts_table(
     headings: Sequence[str], states: Sequence[str], counts: Mapping[tuple[str, ...], Mapping[str, int]]
 ) -> Table:
-    """How many runs of each kind are in each state; sums below."""
+    """The number of runs of each kind in each state, with sums below."""
     rows = [[*kind, *(of.get(state, 0) for state in states), sum(of.values())] for kind, of in counts.items()]
     if len(rows) > 1:
         sums = [sum(column) for column in zip(*(row[len(headings) :] for row in rows), strict=True)]
@@ -136,13 +136,15 @@ def method_of(row: Mapping[str, Any]) -> str:
 
 
 def members_used(result: Mapping[str, Any]) -> str:
-    """How many members a combination is made from; of a greedy soup, how many of how many."""
+    """The number of members of a combination; for a greedy soup, `3 of 18`."""
     members = len(result["members"])
-    return f"{sum(taste['kept'] for taste in result['trace'])} of {members}" if "trace" in result else f"{members}"
+    return (
+        f"{sum(candidate['kept'] for candidate in result['trace'])} of {members}" if "trace" in result else f"{members}"
+    )
 
 
 def means(rows: Sequence[Mapping[str, Any]], *names: str) -> list[str]:
-    """Of i.i.d. and o.o.d. accuracies, in percent."""
+    """Mean i.i.d. and o.o.d. accuracies, in percent."""
     return [text("acc", sum(row[name] for row in rows) / len(rows)) for name in names or ("iid_acc", "ood_acc")]
 
 

@@ -14,9 +14,9 @@ if TYPE_CHECKING:  # status.py shows a table, and does without pandas
     import pandas as pd
 
 LATEX = str.maketrans({"±": r"$\pm$", "×": r"$\times$", "†": r"\dag{}", "–": "--"})
-"""What not every font has; pandas escapes the rest."""
+"""Characters that not every font has; pandas escapes the rest."""
 WIDE, NARROW = 10_000, 8
-"""Letters: no limit, and the width to which a column of text gives way on a narrow terminal."""
+"""Characters: no limit, and the least width of a column of text on a narrow terminal."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Table:
     best: frozenset[tuple[int, int]] = frozenset()
     """Cells in bold, the best of their column: (row, column)."""
     numbers: "pd.DataFrame | None" = None
-    """What the cells were made from: the table as CSV."""
+    """The unformatted table, for CSV."""
     looks: Sequence[tuple[str, str]] = ()
-    """Colour and marker of each row's method, as figures have them."""
+    """Colour and marker of each row's method, as in figures."""
 
     @classmethod
     def of(cls, columns: Iterable[tuple[str, Iterable[str]]], left: int, **rest: Any) -> "Table":
@@ -42,10 +42,10 @@ class Table:
         return cls(list(headings), [list(row) for row in zip(*cells, strict=True)], left, **rest)
 
     def to_rich(self, columns: int = WIDE) -> RichTable:
-        """For a terminal so many columns wide. A line above each row that begins a group: the others' first cell is empty.
+        """For a terminal of this width. A line separates groups of rows; only the first row of a group has a first cell.
 
-        Where it does not fit, headings of numbers are wrapped, then text, down to a few letters; numbers stay whole, though
-        the table is wider then.
+        If the table does not fit, first the headings of numbers are wrapped, then text, down to a few characters. Numbers are
+        never cut, even if the table then is too wide.
         """
         widths = [max(map(cell_len, cells)) for cells in zip(self.headings, *self.rows, strict=True)]
         if sum(widths) + 3 * len(widths) + 1 > columns:

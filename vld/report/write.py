@@ -17,9 +17,9 @@ from vld.report.labels import heading, text
 
 MISSING_SHOWN = 60
 PIXELS_PER_INCH = 130
-"""Of figures on the page: a column's width, 3.4 inches, is about half a printed page."""
+"""Of figures on the page: a column, 3.4 inches wide, is about half a printed page."""
 MARKS = {"o": "●", "s": "■", "D": "◆", "*": "★", "P": "✚", "^": "▲", "v": "▼", "x": "✕"}
-"""How the page writes Matplotlib's markers."""
+"""Matplotlib's markers as characters."""
 
 
 def write_report(report: Report, folder: Path, command: str, progress: Callable[[str], None] = lambda _: None) -> Path:
@@ -43,7 +43,7 @@ def write_report(report: Report, folder: Path, command: str, progress: Callable[
 
 
 def page(report: Report, figures: Path, command: str) -> str:
-    """Self-contained HTML. figures: the folder of their PNG files, which become part of it."""
+    """Self-contained HTML. figures: the folder of their PNG files, which are embedded."""
     environment = Environment(
         loader=PackageLoader("vld.report", "."), autoescape=select_autoescape(default=True), undefined=StrictUndefined
     )
@@ -67,7 +67,7 @@ def page(report: Report, figures: Path, command: str) -> str:
 
 @contextmanager
 def _replaced(folder: Path) -> Iterator[Path]:
-    """A folder written anew beside the old one, which it replaces when all is written."""
+    """A new folder, which replaces the old one once everything is written."""
     new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
     for left in (new, old):
         shutil.rmtree(left, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""`checkpoint.pt`: everything that an unfinished run needs to go on exactly, whole or absent."""
+"""`checkpoint.pt`: everything an unfinished run needs to resume exactly; never a partial file."""
 
 import io
 import zipfile
@@ -12,8 +12,8 @@ from vld.machine.atomic import write_atomically
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Raises OSError where the disk is full; what was there before then stays."""
-    serialised = io.BytesIO()  # writing to the file itself, torch makes an obscure RuntimeError of a full disk
+    """Raises OSError if the disk is full; the previous checkpoint then stays."""
+    serialised = io.BytesIO()  # to memory first: writing to a full disk, torch raises an obscure RuntimeError
     torch.save(state, serialised)
     write_atomically(path, lambda temporary: temporary.write_bytes(serialised.getbuffer()))
 
@@ -21,7 +21,7 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
 def read_checkpoint(path: Path, run_id: str) -> dict[str, Any]:
     """Tensors on the CPU and plain values; nothing in the file can execute code.
 
-    Raises `UserError` for a damaged file, and for another run's.
+    Raises `UserError` if the file is damaged or another run's.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -32,7 +32,7 @@ def read_checkpoint(path: Path, run_id: str) -> dict[str, Any]:
             raise ValueError(f"it belongs to run {state['run_id']}")
     except Exception as error:  # whatever torch and pickle make of arbitrary bytes
         raise UserError(
-            f"{path}: damaged ({first_line(error)}); without that file the run starts again from step 0"
+            f"{path}: damaged ({first_line(error)}); remove it to start the run again from step 0"
         ) from error
     assert isinstance(state, dict)
     return state

@@ -1,4 +1,4 @@
-"""A run's directory `<output_dir>/runs/<dataset>/<test_domain>/<run_id>/`: the truth about the run."""
+"""A run's directory `<output_dir>/runs/<dataset>/<test_domain>/<run_id>/`: all that is known about the run."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from vld.runs.quantities import ANALYSIS
 from vld.runs.reading import stored_identity
 from vld.runs.results import read
 
-# What `write_atomically` leaves of a file when it is killed.
+# Files that `write_atomically` leaves when it is killed.
 TEMPORARY = re.compile(r"\.(config\.yaml|metrics\.jsonl|\w+\.json|checkpoint\.pt|[\w-]+\.safetensors)\.\w+")
 
 
@@ -39,9 +39,9 @@ class RunDirectory:
         return self.path / "checkpoint.pt"
 
     def result(self) -> dict[str, Any] | None:
-        """What `result.json` says, None where the run is not finished.
+        """The content of `result.json`, None if the run is not finished.
 
-        Raises `UserError` where it or `config.yaml` is damaged, or another run's.
+        Raises `UserError` if it or `config.yaml` is damaged, or another run's.
         """
         if not self.result_file.exists():
             return None
@@ -50,10 +50,10 @@ class RunDirectory:
         return result.content
 
     def start(self, identity: dict[str, Any], other_settings: dict[str, Any]) -> dict[str, Any] | None:
-        """Make the directory ready, with the settings that make the run's identity and, separately, those that do not.
+        """Prepare the directory, with the settings that make the run's identity and, separately, those that do not.
 
-        Returns the checkpoint of an attempt that was not finished, if there is one. Raises `UserError` where what is there
-        is damaged, or another run's, and then touches nothing of it.
+        Returns the checkpoint of an unfinished attempt, if there is one. Raises `UserError`, and changes nothing, if the files
+        are damaged or another run's.
         """
         config_file = self.path / "config.yaml"
         if config_file.exists():
@@ -83,12 +83,12 @@ class RunDirectory:
         write_atomically(self.path / f"{name}.safetensors", lambda temporary: temporary.write_bytes(serialised))
 
     def finish(self, result: dict[str, Any]) -> None:
-        """The last thing written: its presence means that the run is finished."""
+        """Written last: `result.json` means that the run is finished."""
         write_json(self.result_file, result)
         self.tidy()
 
     def tidy(self) -> None:
-        """Remove what a finished run has no use for; a process killed while it finished may have left it."""
+        """Remove what a finished run no longer needs; a process that was killed at the end may have left it."""
         for left in (self.checkpoint_file, self.failure_file, self.path / LOCK):
             left.unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""What the last digits of a run's numbers depend on beside its settings: the device, how it computes, the libraries."""
+"""What the last digits of a run's numbers depend on, besides its settings: device, mode of computing, libraries."""
 
 import datetime
 import platform
@@ -12,7 +12,7 @@ from vld.machine.device import describe
 
 
 def environment_now(device: torch.device, deterministic: bool, compiled: bool) -> dict[str, Any]:
-    """What the last digits of a run's numbers depend on, beside its identity."""
+    """As `result.json` records it."""
     how = {"device": describe(device), "deterministic": deterministic, "compiled": compiled}
     return how | {"software": software_versions()}
 

@@ -16,17 +16,17 @@ RANDOM_WEIGHTS = "random"
 
 _OPTIONS = options_of(Config).values()
 NOT_IDENTITY = frozenset(one.name for one in _OPTIONS if one.identity == NEVER)
-"""Settings that leave a run's numbers as they are. Those of a weights file and a dataset folder are replaced by the content."""
+"""Settings that do not change a run's numbers. Paths of weights and data are among them: their content counts instead."""
 ADDED_LATER = {one.name: one.default for one in _OPTIONS if one.identity == IF_CHANGED}
-"""Settings that came after the first runs, with the values that those had."""
+"""Settings that were added after the first runs, with the values that those runs had."""
 
 WEIGHTS, PRECISION = "backbone.weights_fingerprint", "precision"
-# What the settings alone do not tell.
+# What the settings alone do not determine.
 CONTENT = ("dataset.fingerprint", WEIGHTS, PRECISION)
 
 
 def identity_key(identity: Mapping[str, Any]) -> str:
-    """Equal for runs of the same settings, whatever their data, weights and precision."""
+    """Equal for runs of the same settings, regardless of data, weights and precision."""
     return json.dumps({name: value for name, value in identity.items() if name not in CONTENT}, sort_keys=True)
 
 
@@ -54,14 +54,14 @@ def settings_key(config: Config, test_domain: str) -> str:
 
 
 class FixedList(tuple[Any, ...]):
-    """A list that is a setting's value, as what can be compared, grouped by and counted; written as the list."""
+    """A setting's list in hashable form, written like a list."""
 
     def __repr__(self) -> str:
         return repr(list(self))
 
 
 def hashable(value: Any) -> Any:
-    """A setting's value, a list as a `FixedList`."""
+    """A setting's value; a list becomes a `FixedList`."""
     return FixedList(value) if isinstance(value, list) else value
 
 
@@ -77,10 +77,10 @@ def run_id(identity: Mapping[str, Any]) -> str:
 
 
 def weights_fingerprint(weights: "Mapping[str, Tensor] | None") -> str:
-    """A hash of the tensors, whatever file they were in."""
+    """A hash of the tensors, independent of their file."""
     if weights is None:
         return RANDOM_WEIGHTS
-    import torch  # which whoever has tensors has imported; not all who need identities have any
+    import torch  # already imported by whoever has tensors; other callers do not need it
 
     digest = hashlib.sha256()
     for name in sorted(weights):

@@ -1,4 +1,4 @@
-"""Everything a command needs from outside, checked before anything slow starts."""
+"""Device, data, weights and output folder of a command, checked before anything slow starts."""
 
 import os
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from vld.model.weights import load_backbone_weights
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a command needs and what it can be refused for, before anything slow starts."""
+    """What `check_inputs` has found."""
 
     device: torch.device
     precision: str
@@ -29,12 +29,12 @@ class Inputs:
     test_domains: tuple[str, ...]
     weights: dict[str, Tensor] | None
     existing_folder: Path
-    """The nearest folder to output_dir that exists."""
+    """output_dir, or its nearest parent that exists."""
     warnings: list[str]
 
 
 def inputs_key(config: Config) -> str:
-    """Equal for settings that need the same from outside, which then is checked once."""
+    """Equal for settings that need the same inputs, which then are checked once."""
     parts = (
         *(config.dataset, config.data_dir, config.output_dir, config.backbone),
         *(config.device, config.precision, config.test_domain),
@@ -47,21 +47,21 @@ def inputs_key(config: Config) -> str:
 def check_inputs(config: Config, *, here: bool = True) -> Inputs:
     """Raises `UserError` for a missing device, an unusable output folder, bad data or weights.
 
-    here: it is this machine's device; else another's, which may have a GPU where this one has none.
+    here: the runs use this machine's device; otherwise that of another machine, which may have a GPU.
     """
     device = resolve_device(config.device if here else "cpu")
     precision = resolve_precision(config.precision, device)
     existing_folder = check_output_dir(Path(config.output_dir))
     root = Path(config.data_dir) / config.dataset.folder
     to_draw = config.dataset.name == "glyphs" and config.dataset.csv is None and not root.exists()
-    # What takes longest comes last: weights may have to be downloaded.
+    # The slowest check comes last: weights may have to be downloaded.
     files = None if to_draw else _listed(config, root)
     test_domains = resolve_test_domains(config.test_domain, files.domain_names if files else GLYPHS)
     warnings = check_content(files, config.dataset.verify) if files else []
     weights = load_backbone_weights(config.backbone)
     network = initial_classifier(
         config, weights, precision, classes=2
-    )  # do the weights fit? Any number of classes tells
+    )  # whether the weights fit, which any number of classes shows
     if config.mixout:
         masked_weights(network.backbone, config.mixout_kind)
     files = files or _listed(config, root, draw=True)
@@ -80,7 +80,7 @@ def _listed(config: Config, root: Path, *, draw: bool = False) -> DatasetFiles:
 
 
 def initial_classifier(config: Config, weights: dict[str, Tensor] | None, precision: str, classes: int) -> Classifier:
-    """The network of a run at step 0. Raises `UserError` where the weights do not fit it."""
+    """The network of a run at step 0. Raises `UserError` if the weights do not fit it."""
     return build_classifier(
         config.backbone,
         weights,
@@ -94,7 +94,7 @@ def initial_classifier(config: Config, weights: dict[str, Tensor] | None, precis
 
 
 def check_output_dir(path: Path) -> Path:
-    """The nearest folder that exists. Raises `UserError` unless `path` is or can become a folder one can write to."""
+    """The nearest folder that exists. Raises `UserError` unless `path` is, or can become, a writable folder."""
     existing = path
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent

@@ -1,4 +1,4 @@
-"""What a finished run keeps of its weights and evaluation logits, and how much disk that takes.
+"""The weights and evaluation logits that a finished run keeps.
 
 An entry of `keep` is `<method>-<selection>` (weights, float32) or `<method>-<selection>-logits` (float16), and so is the
 file's name, with the ending .safetensors.
@@ -20,7 +20,6 @@ from vld.training.evaluation import EvaluationLabels, EvaluationPart, select
 from vld.training.loop import Evaluation
 
 LOGITS = "-logits"
-# config.yaml, metrics.jsonl, result.json: generously.
 
 
 def save_kept(
@@ -31,7 +30,7 @@ def save_kept(
     last_step: int,
     labels: EvaluationLabels,
 ) -> None:
-    """Write what `keep` asks for where this evaluation is, so far, the one selected; a better one later replaces it."""
+    """Write those entries of `keep` for which this evaluation is the selected one so far; a better one replaces it later."""
     for name in keep:
         method, selection = name.removesuffix(LOGITS).split("-")
         if method not in evaluation.scores or (selection == "last" and evaluation.step != last_step):
@@ -55,8 +54,8 @@ def write_logits(directory: RunDirectory, name: str, logits: Tensor, step: int, 
 
 
 def drop_stale(directory: RunDirectory, record: Record, keep: Iterable[str] = KEEPABLE) -> None:
-    """Remove kept files of another step than the record selects, left by an attempt that came further than its last
-    checkpoint, and those that are not in `keep`."""
+    """Remove kept files that are not in `keep`, or not of the step that the record selects: an attempt that got further than its
+    last checkpoint may have left them."""
     wanted = set(keep)
     for name in KEEPABLE:
         path = directory.path / f"{name}.safetensors"
@@ -69,7 +68,7 @@ def drop_stale(directory: RunDirectory, record: Record, keep: Iterable[str] = KE
 
 
 def kept_step(path: Path) -> int | None:
-    """The step of a kept file; None where there is none, or none that can be read."""
+    """The step of a kept file; None if it is missing or unreadable."""
     try:
         with safe_open(path, framework="pt") as file:
             return int(_about(file)["step"])
@@ -78,17 +77,14 @@ def kept_step(path: Path) -> int | None:
 
 
 def _about(file: Any) -> dict[str, Any]:
-    """What a kept file says of itself: one string of JSON, since safetensors writes several in any order."""
+    """The metadata of a kept file, one string of JSON: safetensors writes several entries in any order."""
     about = json.loads(file.metadata()["about"])
     assert isinstance(about, dict)
     return about
 
 
 def read_logits(path: Path) -> tuple[Tensor, EvaluationLabels]:
-    """Kept logits, float16 [n, classes], and what they are to be compared with; no dataset is needed.
-
-    Raises `UserError` where the file is damaged.
-    """
+    """Kept logits, float16 [n, classes], and their labels; needs no dataset. Raises `UserError` if the file is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             about = _about(file)
@@ -100,7 +96,7 @@ def read_logits(path: Path) -> tuple[Tensor, EvaluationLabels]:
 
 
 def missing_files(directory: Path, keep: Iterable[str]) -> list[str]:
-    """What `keep` asks for and a finished run, which was asked for something else, does not have."""
+    """The entries of `keep` that a finished run does not have."""
     return [name for name in keep if not (directory / f"{name}.safetensors").exists()]
 
 

@@ -19,7 +19,7 @@ from vld.runs.reading import stored_identity
 def load_model(run_dir: str | Path, weights: str = "erm-last") -> Classifier:
     """A finished run's network in eval mode and float32, on the CPU: images float [B, 3, h, w] in [0, 1] to logits [B, classes].
 
-    weights: which of the run's `<weights>.safetensors`. Raises `UserError` where the directory lacks them.
+    weights: which of the run's `<weights>.safetensors`. Raises `UserError` if the directory lacks them.
     """
     run_dir = Path(run_dir)
     if not (run_dir / "config.yaml").is_file():
@@ -28,7 +28,7 @@ def load_model(run_dir: str | Path, weights: str = "erm-last") -> Classifier:
 
 
 def load_weights(run_dir: Path, weights: str) -> dict[str, Tensor]:
-    """The tensors of a run's `<weights>.safetensors`. Raises `UserError` where it lacks them or they are damaged."""
+    """The tensors of a run's `<weights>.safetensors`. Raises `UserError` if they are missing or damaged."""
     path = run_dir / f"{weights}.safetensors"
     if not path.is_file():
         kept = sorted(path.stem for path in run_dir.glob("*.safetensors") if not path.stem.endswith(LOGITS))

@@ -1,4 +1,4 @@
-"""A run is trained once: hold its directory, take the result that is there or make it, and put a failure on record."""
+"""Train a run once: lock its directory, take the existing result or make it, and record a failure."""
 
 import errno
 import traceback
@@ -34,9 +34,9 @@ class Outcome:
 
 
 def train_once(run: Run, terminal: Terminal, publisher: Publisher) -> Outcome:
-    """Train a run to its end; or take the result that is there already. Whatever fails is the run's own failure.
+    """Train a run to its end, or take the existing result. An error fails only this run.
 
-    A signal is answered when the run is saved: by the handler that was there before, which may end the process.
+    A signal is handled once the run is saved, by the handler that was installed before, which may end the process.
     """
     while True:
         guard = SignalGuard()
@@ -54,18 +54,18 @@ def train_once(run: Run, terminal: Terminal, publisher: Publisher) -> Outcome:
                         result = train_run(run, mine, guard.check, terminal, publisher.follow)
                     outcome = Outcome(run.test_domain, run.directory.path, result)
                 except Exception as error:
-                    if not mine.holds():  # whatever failed, the files may be another process's now
+                    if not mine.holds():  # whatever the error, the files may now be another process's
                         raise LockLost("not renewed") from error
                     outcome = _failed(run, error, terminal)
         except Interrupted:
             _say(run, f"{guard.names}: saved in {run.directory.path}", terminal)
             guard.forward()
-            continue  # those handlers want the run to go on
+            continue  # that handler returned: the run continues
         except LockLost as lost:
             publisher.leave(run.directory.path)
-            _say(run, f"lost its lock ({lost}); looking who trains it now", terminal)
+            _say(run, f"lost its lock ({lost}); checking whether another process trains it", terminal)
             guard.forward()
-            continue  # through the front door: finished, training elsewhere, or on from the last checkpoint
+            continue  # it is finished, trained elsewhere, or resumed from the last checkpoint
         except RunningElsewhere as elsewhere:
             _say(run, f"skipped: {elsewhere} ({run.directory.path})", terminal)
             return Outcome(run.test_domain, run.directory.path, None, skipped=str(elsewhere))
@@ -76,7 +76,7 @@ def train_once(run: Run, terminal: Terminal, publisher: Publisher) -> Outcome:
 
 
 def _finished(run: Run, terminal: Terminal) -> Outcome | None:
-    """A run that is finished is not trained again."""
+    """The outcome of a finished run, which is not trained again; otherwise None."""
     result = run.directory.result()
     if result is None:
         return None
@@ -84,13 +84,13 @@ def _finished(run: Run, terminal: Terminal) -> Outcome | None:
     _say(run, f"already finished, skipped ({run.directory.path})", terminal)
     if missing := missing_files(run.directory.path, run.config.keep):
         terminal.warn(
-            f"{run.test_domain}: that run did not keep {', '.join(missing)}; use another output_dir to train it again"
+            f"{run.test_domain}: the finished run did not keep {', '.join(missing)}; use another output_dir to train it again"
         )
     return Outcome(run.test_domain, run.directory.path, result)
 
 
 def _failed(run: Run, error: Exception, terminal: Terminal) -> Outcome:
-    """Put a failure on record: what, where, when, and how to go on."""
+    """Record a failure: what, where, when, and how to continue."""
     what, how = explained(error)
     if not isinstance(error, TrainingFailed | UserError):  # their messages say what to do
         goes_on = "resumes from its last checkpoint" if run.directory.checkpoint_file.exists() else "starts it again"

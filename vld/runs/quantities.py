@@ -1,4 +1,4 @@
-"""What `analyse.py` has found out about a run: its directory's `analysis.json`."""
+"""The results of `analyse.py` for a run: `analysis.json` in its directory."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from vld.runs.reading import read_json
 ANALYSIS = "analysis.json"
 
 MASKED = {rate: f"masked_{100 * rate:.0f}_acc" for rate in (0.5, 0.75, 0.9, 0.95)}
-"""By the share of units that are masked."""
+"""By the fraction of masked units."""
 QUANTITIES = {
     "acc": "accuracy %",
     "effective_rank": "effective rank",
@@ -22,12 +22,12 @@ QUANTITIES = {
     "mc_ece": "MC dropout, calibration error %",
     "mc_nll": "MC dropout, NLL (nats)",
 }
-"""What an analysis has of either side's images, and what tables call it."""
+"""The quantities of an analysis, for i.i.d. and o.o.d. images each, and their names in tables."""
 SIDES = {"iid": "i.i.d.", "ood": "o.o.d."}
 
 
 def read_analyses(run_dir: Path) -> dict[str, dict[str, Any]]:
-    """By the weights that were analysed (`erm-last`, …); empty where there is no file. Raises `UserError` where it is damaged."""
+    """By the weights that were analysed (`erm-last`, …); empty if there is no file. Raises `UserError` if it is damaged."""
     path = run_dir / ANALYSIS
     if not path.exists():
         return {}
@@ -43,6 +43,6 @@ def read_analyses(run_dir: Path) -> dict[str, dict[str, Any]]:
 
 
 def add_analysis(run_dir: Path, weights: str, analysis: dict[str, Any]) -> None:
-    """Beside those of other weights."""
+    """Keeps those of other weights."""
     analyses = read_analyses(run_dir) | {weights: analysis}
     write_json(run_dir / ANALYSIS, {"run_id": run_dir.name, "analyses": analyses})

@@ -1,4 +1,4 @@
-"""What is in a run's directory, read back and checked: JSON and YAML alone, so that whoever only looks needs no torch."""
+"""Reads and checks the JSON and YAML of a run directory, without importing torch."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_if_whole(path: Path) -> dict[str, Any]:
-    """`read_json` for lookers-on: a file that is not there, or damaged, says nothing."""
+    """`read_json`, but empty if the file is missing or damaged."""
     try:
         return read_json(path)
     except UserError:
@@ -29,7 +29,7 @@ def read_if_whole(path: Path) -> dict[str, Any]:
 
 
 def stored_identity(run_dir: Path) -> dict[str, Any]:
-    """The settings in `config.yaml` that make the run. Raises `UserError` where they do not: the file is not this run's."""
+    """The settings in `config.yaml` that make the run. Raises `UserError` if the file is damaged or another run's."""
     path = run_dir / "config.yaml"
     try:
         identity = yaml.safe_load(path.read_text(encoding="utf-8"))["identity"]
@@ -41,7 +41,7 @@ def stored_identity(run_dir: Path) -> dict[str, Any]:
 
 
 def stored_settings(run_dir: Path) -> dict[str, Any]:
-    """All settings in `config.yaml`: `stored_identity`'s, and those that do not make the run, as its last command had them."""
+    """All settings in `config.yaml`: `stored_identity`'s, and the others as the run's last command had them."""
     identity, path = stored_identity(run_dir), run_dir / "config.yaml"
     try:
         other = dict(yaml.safe_load(path.read_text(encoding="utf-8"))["other"])
@@ -51,7 +51,7 @@ def stored_settings(run_dir: Path) -> dict[str, Any]:
 
 
 def check_identity(identity: Any, path: Path) -> None:
-    """Raises `UserError` unless the identity that `path` tells has the id that its directory is named after."""
+    """Raises `UserError` unless the directory of `path` is named after the id of this identity."""
     try:
         right = isinstance(identity, dict) and run_id(identity) == path.parent.name
     except (ValueError, TypeError):  # values that no setting has

@@ -1,4 +1,4 @@
-"""What a run has shown so far: the rows of `metrics.jsonl`, and the scores from which evaluation steps are selected."""
+"""The evaluations of a run so far: the rows of `metrics.jsonl`, and the scores from which steps are selected."""
 
 import math
 from typing import Any
@@ -65,7 +65,7 @@ def metrics_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 
 def finite_or_none(value: float) -> float | None:
-    """JSON has no infinities: a network from scratch, evaluated before its first step, may well overflow."""
+    """None for infinities, which JSON lacks: a network from scratch may overflow when evaluated before its first step."""
     return value if math.isfinite(value) else None
 
 

@@ -1,7 +1,7 @@
-"""The steps that stand for a run, evaluated in full, where its learning curve was evaluated on a subset of the images.
+"""Evaluates the selected steps on all images if the learning curve was evaluated on a subset of them (protocol: DomainNet).
 
-Of a curve on a fixed subset (protocol: DomainNet), the weights of the selected steps and the last are kept while the run trains
-(`vld.runs.keep`) and evaluated on all images when it has. An ensemble of checkpoints has no weights: it stays with the subset.
+The weights of the selected steps and of the last one are kept while the run trains (`vld.runs.keep`) and evaluated at its end.
+An ensemble of checkpoints has no weights: its numbers are those of the subset.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ ALL, SUBSET = "all", "curve"
 
 
 def kept_while_training(keep: Sequence[str]) -> list[str]:
-    """What a run keeps while it trains: the weights to evaluate, and of `keep` all but the logits that this then gives."""
+    """What a run keeps while it trains: the weights to evaluate, and the entries of `keep` except their logits."""
     given = [f"{name}{LOGITS}" for name in KEPT_WEIGHTS]
     return list(dict.fromkeys([*KEPT_WEIGHTS, *(name for name in keep if name not in given)]))
 
@@ -36,8 +36,8 @@ def evaluate_in_full(
 ) -> list[dict[str, Any]]:
     """`rows` (a method, a selection and its step each) with the accuracies on all `images`; `evaluated_on` says which have them.
 
-    Those rows get `domain_acc`, too. Writes the logits that `keep` asks for. A row whose weights are not there, since an attempt
-    that was interrupted had chosen another step, keeps the subset's. Loads other weights into `model`.
+    Those rows also get `domain_acc`. Writes the logits that `keep` lists. A row whose weights are missing, since an interrupted
+    attempt had selected another step, keeps the subset's accuracies. Loads other weights into `model`.
     """
     steps = sorted({(row["method"], row["step"]) for row in rows if row["method"] in WITH_WEIGHTS})
     found: dict[tuple[str, int], dict[str, Any]] = {}

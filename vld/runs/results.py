@@ -1,4 +1,4 @@
-"""What finished runs have left: the one reader of `result.json`, and the table of all results."""
+"""The results of finished runs: the one reader of `result.json`, and the table of all results."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,7 +12,7 @@ from vld.config.names import ACCURACIES, SETTING_COLUMNS
 from vld.runs.identity import ADDED_LATER, hashable
 from vld.runs.reading import check_identity, read_json
 
-if TYPE_CHECKING:  # pandas takes a second to import, and whoever reads one result needs none
+if TYPE_CHECKING:  # pandas takes a second to import, and reading one result does not need it
     import pandas as pd
 
 log = logging.getLogger(__name__)
@@ -23,11 +23,11 @@ COLUMNS = [
     *("method", "selection", "step", *ACCURACIES, "members"),
 ]
 WHOLE_NUMBERS = ("seed", "split_seed", "steps", "step")
-"""May be null, which pandas' plain integers cannot be."""
+"""May be null, which plain integers in pandas cannot be."""
 NUMBERS = ("dropout", "lr", "weight_decay", "last_layer_lr_factor", *ACCURACIES)
 ABOUT = ["evaluated_on", "combined", "member_axes", "domains", "by_number_of_members", "connectivity"]
 ABOUT += ["software", "device", "seconds", "directory"]
-"""What the table with every setting has besides: of a row, and of the run or combination that it belongs to."""
+"""Further columns of the table with every setting, about the row and its run or combination."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class RunResult:
 
     directory: Path
     content: dict[str, Any]
-    """All that it says."""
+    """All of the file."""
 
     @property
     def run_id(self) -> str:
@@ -44,7 +44,7 @@ class RunResult:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """Those that make the run's identity, also those that came after it; of a combination None where its members differ."""
+        """Those of the run's identity, including ones added later; None for those in which a combination's members differ."""
         return {**ADDED_LATER, **self.content["settings"]}
 
     @property
@@ -54,7 +54,7 @@ class RunResult:
 
     @property
     def members(self) -> list[str] | None:
-        """The run ids that a combination is made from, None of a run."""
+        """The run ids of a combination's members, None for a run."""
         return self.content.get("members")
 
     @property
@@ -67,12 +67,12 @@ class RunResult:
 
     @property
     def collapse(self) -> Any:
-        """Whether and how the run's representation collapsed."""
+        """How the run's representation collapsed, or None."""
         return self.content.get("health", {}).get("collapse")
 
     @property
     def combined(self) -> str | None:
-        """Of a combination, what tells it from others in one table: method, number of members, and what is not the default."""
+        """Distinguishes a combination in a table: method, number of members, and settings other than the default."""
         if self.members is None:
             return None
         how = self.content["identity"]
@@ -82,8 +82,8 @@ class RunResult:
 
     @property
     def member_axes(self) -> str | None:
-        """What varies among a combination's members, with its values; sorted, in whatever order the members were named, but for
-        connectivity, where the first is at α = 1."""
+        """What varies among a combination's members, with its values: sorted, except for connectivity, whose first member
+        is at α = 1."""
         if self.members is None:
             return None
         members = list(self.content["member_values"].values())
@@ -92,7 +92,7 @@ class RunResult:
         return " ".join(f"{name}={','.join(values)}" for name, values in axes.items())
 
     def rows(self) -> list[dict[str, Any]]:
-        """Of the table of results: `COLUMNS`, and `ABOUT`."""
+        """Those of the table of results: `COLUMNS` and `ABOUT`."""
         about: dict[str, Any] = {name: self.content.get(name) for name in ABOUT}
         about |= {"combined": self.combined, "member_axes": self.member_axes, "domains": self.domains}
         about |= {"evaluated_on": "all", "directory": str(self.directory)}
@@ -101,7 +101,7 @@ class RunResult:
 
 
 def read(directory: Path) -> RunResult:
-    """The result in the directory of a finished run or combination. Raises `UserError` where it is damaged, or another run's."""
+    """The result in the directory of a finished run or combination. Raises `UserError` if it is damaged or another run's."""
     path = directory / "result.json"
     content = read_json(path)
     check_identity(content.get("identity" if "members" in content else "settings"), path)
@@ -133,8 +133,8 @@ def read_all(output_dir: str | Path) -> tuple[list[RunResult], list[str]]:
 def load_results(output_dir: str | Path, every_setting: bool = False) -> "pd.DataFrame":
     """One row per finished run or combination × method × selection (columns: `COLUMNS`). Damaged ones are named and left out.
 
-    `members` are the run ids of a combination's; what varies among them is null in its row. every_setting: with every setting
-    that makes a run's identity under its own name, and what else is known of the run (`ABOUT`).
+    `members` are the run ids of a combination's members; what varies among them is null. every_setting: adds a column for every
+    setting of a run's identity, and what else is known about the run (`ABOUT`).
     """
     results, damaged = read_all(output_dir)
     for line in damaged:
@@ -153,7 +153,7 @@ def results_frame(results: Sequence[RunResult], every_setting: bool = False) -> 
 def settings_frame(
     rows: Sequence[Mapping[str, Any]], columns: Sequence[str], settings: Sequence[Mapping[str, Any]]
 ) -> "pd.DataFrame":
-    """These columns of the rows; and their settings, each under its own name, with values as they are (1 is no 1.0)."""
+    """These columns of the rows, and a column for each setting, whose values keep their types (1 does not become 1.0)."""
     import pandas as pd
 
     types = dict.fromkeys(WHOLE_NUMBERS, "Int64") | dict.fromkeys(NUMBERS, "float64")  # also where there are no rows

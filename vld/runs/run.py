@@ -1,4 +1,4 @@
-"""One run: what it is made from, and one attempt at it, from its directory to its result."""
+"""One run: its inputs, and one attempt at it, from its directory to its result."""
 
 import time
 from collections.abc import Callable
@@ -79,7 +79,7 @@ def training_batches(run: Run, memory: MemoryBudget) -> TrainingBatches:
 
 
 def run_evaluation_set(run: Run, memory: MemoryBudget, limit: int | None = None) -> EvaluationSet:
-    """What the run is evaluated on; with a limit, a fixed part of it."""
+    """The images that the run is evaluated on; with a limit, a fixed subset of them."""
     size = evaluation_images(run.dataset.sizes, run.test_domain, limit) * run.config.image_size**2 * 3
     resident = memory.on_device("evaluation images", size)
     arguments = (run.dataset, run.test_domain, run.config.split_seed, run.inputs.device)
@@ -89,10 +89,10 @@ def run_evaluation_set(run: Run, memory: MemoryBudget, limit: int | None = None)
 def train_run(
     run: Run, lock: RunLock, check: Callable[[], None], terminal: Terminal, started: Callable[[Path], None]
 ) -> dict[str, Any]:
-    """Train a run whose directory is held, from its checkpoint or its beginning to its result.
+    """Train a run whose directory is locked, from its checkpoint or the beginning to its result.
 
-    started(directory) is called when its files are there. What check() raises in its steps and evaluations (`Interrupted`) is
-    raised when all is saved.
+    started(directory) is called once its files exist. check() is called during steps and evaluations; what it raises
+    (`Interrupted`) is raised again once the run is saved.
     """
     session = Session(run, lock, check, terminal)
     with closing(session.batches):
@@ -120,7 +120,7 @@ class Session:
         self.terminal.warn(f"{self.run.test_domain}: {line}")
 
     def open(self, started: Callable[[Path], None]) -> None:
-        """The network and all that changes while it trains, as they are at the beginning or at the last checkpoint."""
+        """Set up the network and all other state, as at the beginning or at the last checkpoint."""
         run, config = self.run, self.config
         other_settings = {name: value for name, value in flat_settings(config).items() if name in NOT_IDENTITY}
         saved = self.directory.start(run.identity, other_settings)
@@ -162,7 +162,7 @@ class Session:
         if here not in saved["environments"]:
             self.warn(
                 f"begun on {described(saved['environments'][0])}, now on {described(here)}:"
-                " its numbers may differ in the last digits from those of a run without interruption"
+                " its numbers may differ in the last digits from those of an uninterrupted run"
             )
         self.environments += [other for other in saved["environments"] if other != here]
 
@@ -181,14 +181,14 @@ class Session:
         self.saved_at = time.monotonic()
 
     def on_step(self, step: int) -> None:
-        """Save where it is time, and before the last evaluations of all images, which take a while."""
+        """Save if it is time to, and before the final evaluation on all images, which takes a while."""
         self.lock.check()
         due = time.monotonic() - self.saved_at >= self.config.checkpoint_every
         if step > self.first_step and (due or (self.on_subset and step == self.config.optim.steps)):
             self.save()
 
     def train(self) -> Evaluation:
-        """To the last step; its evaluation."""
+        """Train to the last step; returns its evaluation."""
         config, steps = self.config, self.config.optim.steps
         kept = kept_while_training(config.keep) if self.on_subset else config.keep
         shown = (self.run.test_domain, config.method.name, steps, self.batches.images_per_step, self.first_step)
@@ -229,7 +229,7 @@ class Session:
         return rows
 
     def finish(self, last: Evaluation) -> dict[str, Any]:
-        """Write `result.json`; its content. Raises `LockLost` where the files are another process's by now."""
+        """Write and return the result. Raises `LockLost` if another process has taken over the directory."""
         rows = self.selected()
         if not self.lock.holds():
             raise LockLost("not renewed")
@@ -255,7 +255,7 @@ class Session:
             "finished": now(),
         }
         self.directory.finish(result)
-        # Only now: what was kept to be evaluated in full is needed until there is a result.
+        # Only now: weights to be evaluated in full are needed until there is a result.
         drop_stale(self.directory, self.record, self.config.keep)
         if missing := missing_files(self.directory.path, self.config.keep):
             self.warn(f"lacks {', '.join(missing)}, chosen before the interruption and not kept then")

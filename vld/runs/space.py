@@ -1,4 +1,4 @@
-"""Disk that runs take: what they keep, and their checkpoints while they train."""
+"""The disk space of runs: what they keep, and their checkpoints while they train."""
 
 import shutil
 from collections.abc import Iterable
@@ -14,12 +14,11 @@ from vld.runs.inputs import initial_classifier
 from vld.runs.keep import LOGITS
 
 TEXT_BYTES = 200_000
-"""Of a run's files that people read, about."""
+"""Of a run's config.yaml, metrics.jsonl and result.json, generously."""
 
 
 def disk_of_runs(runs: Iterable[tuple[Config, int, int]]) -> tuple[int, int]:
-    """Bytes that runs (their settings, evaluation images, classes) keep in all; and the most that one takes beside that while it
-    trains."""
+    """Bytes that all runs (settings, evaluation images, classes) keep; and the most that one needs besides while it trains."""
     networks: dict[str, nn.Module] = {}
     kept = meanwhile = 0
     for config, images, classes in runs:
@@ -37,7 +36,7 @@ def bytes_kept(keep: Iterable[str], model: nn.Module, evaluation_images: int, cl
 
 
 def bytes_meanwhile(config: Config, model: nn.Module) -> int:
-    """Weights, their average, momentum (two in Adam), a new checkpoint beside the old; and the weights to evaluate in full."""
+    """Weights, their average, momentum (two in Adam), a new checkpoint beside the old one; and weights to evaluate in full."""
     checkpoints = 2 * {"sgd": 3, "adam": 4, "adamw": 4}[config.optim.name] * _bytes(model)
     return checkpoints + (0 if config.dataset.curve_images is None else bytes_kept(KEPT_WEIGHTS, model, 0, 0))
 
@@ -47,10 +46,10 @@ def _bytes(model: nn.Module) -> int:
 
 
 def check_disk(kept: int, meanwhile: int, there_already: int, output_dir: Path) -> None:
-    """Raises `UserError` where `output_dir` has less free disk than these bytes and what interrupted runs hold of them."""
+    """Raises `UserError` if `output_dir` has too little free disk, not counting what interrupted runs already hold."""
     free = shutil.disk_usage(output_dir).free + there_already
     if kept + meanwhile > free:
         raise UserError(
-            f"output_dir={output_dir}: {megabytes(free)} of disk are free; {megabytes(kept)} are needed for what runs keep"
+            f"output_dir={output_dir}: {megabytes(free)} of disk are free; runs need {megabytes(kept)} for what they keep"
             f" (none with keep=[]) and {megabytes(meanwhile)} for checkpoints while they train"
         )

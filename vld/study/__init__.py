@@ -1,4 +1,4 @@
-"""Many runs: the jobs of a sweep, the runs that a study plans and how far they are, the members of combinations, combinations.
+"""Many runs: the jobs of a sweep, the planned runs of a study and their progress, the members of combinations, combinations.
 
 Imports from `runs` and below; only `jobs` knows Hydra and omegaconf.
 """

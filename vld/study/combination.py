@@ -40,13 +40,13 @@ from vld.training.connectivity import ALPHAS, REPRESENTATIONS, WEIGHTS, along_re
 from vld.training.evaluation import Scores, evaluation_set, predict, score
 from vld.training.soups import by_number_of_members, ensemble_of_runs, greedy_soup, outputs, uniform_soup
 
-# For accuracy against the number of members: random subsets of each size, about.
+# For accuracy against the number of members: about as many random subsets of each size.
 SUBSETS = 20
 
 
 @dataclass(frozen=True)
 class Combination:
-    """What a combination is made from: members in the order of the axes, and the settings that say how."""
+    """The members of a combination, in the order of the axes, and the settings."""
 
     config: Config
     test_domain: str
@@ -69,7 +69,7 @@ class Combination:
         return RunDirectory(Path(self.config.output_dir).joinpath(*parts))
 
     def result(self) -> dict[str, Any] | None:
-        """Its `result.json`, None where it has not been made. Raises `UserError` where that is damaged."""
+        """Its `result.json`, None if there is none yet. Raises `UserError` if it is damaged."""
         if not self.directory.result_file.exists():
             return None
         self.directory.tidy()
@@ -77,23 +77,23 @@ class Combination:
 
 
 def train_and_combine(config: Config, terminal: Terminal, publisher: Publisher) -> list[Outcome]:
-    """Train those members that are not finished, and combine them for each test domain where all are."""
-    wanted = member_configs(config)
-    for _, member in wanted:
+    """Train the members that are not finished, and combine them for each test domain that has them all."""
+    planned = member_configs(config)
+    for _, member in planned:
         member.keep = list(dict.fromkeys([*member.keep, kept_file(config)]))
     datasets: Datasets = {}
-    trained = run_all([member for _, member in wanted], terminal, publisher, datasets, needed=kept_file(config))
+    trained = run_all([member for _, member in planned], terminal, publisher, datasets, needed=kept_file(config))
     members: dict[str, list[Member]] = {outcome.test_domain: [] for outcome in trained}
     unfinished: list[Outcome] = []
     test_domains = len(members)
-    for values, outcome in zip([v for v, _ in wanted for _ in range(test_domains)], trained, strict=True):
+    for values, outcome in zip([v for v, _ in planned for _ in range(test_domains)], trained, strict=True):
         if outcome.result is None:
             unfinished.append(outcome)
         else:
             members[outcome.test_domain].append(Member(values, outcome.directory, outcome.result))
     for test_domain, finished in list(members.items()):
-        if missing := len(wanted) - len(finished):
-            terminal.say(f"{test_domain}: not combined, since {missing} of {len(wanted)} members are not finished")
+        if missing := len(planned) - len(finished):
+            terminal.say(f"{test_domain}: not combined, since {missing} of {len(planned)} members are not finished")
             del members[test_domain]
     return unfinished + (_combine(config, members, datasets, terminal, publisher) if members else [])
 
@@ -107,8 +107,8 @@ def combine_all(
 ) -> list[Outcome]:
     """Combine the finished runs that the settings identify, for each test domain.
 
-    options: the command's own, for the command that trains missing members. Raises `UserError` with a line for every test
-    domain whose members cannot be combined, before anything is computed.
+    options: those of this command, to show the one that trains missing members. Raises `UserError` before anything is
+    computed, with a line for every test domain whose members cannot be combined.
     """
     check_output_dir(Path(config.output_dir))
     members: dict[str, list[Member]] = {}
@@ -126,7 +126,7 @@ def combine_all(
 def _combine(
     config: Config, members: Mapping[str, list[Member]], datasets: Datasets, terminal: Terminal, publisher: Publisher
 ) -> list[Outcome]:
-    """One combination after the other; one that fails does not stop the others."""
+    """One combination after another; a failure does not stop the others."""
     device = resolve_device(config.device)
     set_up(device, config.deterministic)
     combinations = [Combination(config, test_domain, chosen) for test_domain, chosen in members.items()]
@@ -144,7 +144,7 @@ def _combine(
 
 
 def _members_dataset(combinations: list[Combination], datasets: Datasets, terminal: Terminal) -> Dataset:
-    """The dataset that the members were trained on, images decoded. Raises `UserError` where it is another one."""
+    """The dataset that the members were trained on, images decoded. Raises `UserError` if it is another one."""
     config = combinations[0].config
     files = find_dataset(config.dataset, Path(config.data_dir))
     dataset = decoded(config, files, datasets, terminal)
@@ -163,11 +163,11 @@ def _members_dataset(combinations: list[Combination], datasets: Datasets, termin
 def _combine_once(
     combination: Combination, dataset: Dataset | None, device: torch.device, terminal: Terminal
 ) -> Outcome:
-    """Make a combination, or take the result that is there already. Whatever fails is the combination's own failure."""
+    """Make a combination, or take the existing result. An error fails only this combination."""
     config, test_domain, directory = combination.config, combination.test_domain, combination.directory
     try:
         if result := combination.result():
-            terminal.say(f"{test_domain}: combined before ({directory.path})")
+            terminal.say(f"{test_domain}: already combined, skipped ({directory.path})")
             return Outcome(test_domain, directory.path, result)
         with hold(
             directory.path,
@@ -184,7 +184,7 @@ def _combine_once(
         return Outcome(test_domain, directory.path, None, skipped=str(elsewhere))
     except Exception as error:
         failure = "; ".join(filter(None, explained(error)))
-        with suppress(OSError):  # there may be something in it
+        with suppress(OSError):  # it may not be empty
             directory.path.rmdir()
         terminal.fail(f"{test_domain}: {failure} ({directory.path})")
         return Outcome(test_domain, directory.path, None, failure=failure)
@@ -193,14 +193,14 @@ def _combine_once(
 def _made(
     combination: Combination, dataset: Dataset | None, device: torch.device, terminal: Terminal
 ) -> dict[str, Any]:
-    """The content of its `result.json`."""
+    """The content of a combination's `result.json`."""
     began = time.perf_counter()
     members = combination.members
     if combination.config.method.name == ENSEMBLE_OF_RUNS:
         combined = _ensemble(combination)
     else:
         make = _connectivity if combination.config.method.name == CONNECTIVITY else _soup
-        if dataset is None:  # another process's result was there when this one looked, and has been moved away since
+        if dataset is None:  # another process's result existed at the check, and was moved away since
             raise UserError("its result was removed while this command was running; run it again")
         combined = make(combination, dataset, device, terminal)
     return {
@@ -221,7 +221,7 @@ def _made(
 
 
 def _common_settings(members: list[Member]) -> dict[str, Any]:
-    """The members' settings; None where they differ."""
+    """The members' settings, None for those in which they differ."""
     settings = [{**ADDED_LATER, **member.settings} for member in members]
     common = {name: value if all(s[name] == value for s in settings) else None for name, value in settings[0].items()}
     return {name: value for name, value in common.items() if not (name in ADDED_LATER and value == ADDED_LATER[name])}
@@ -244,14 +244,14 @@ def _row(config: Config, members: list[Member], scores: Scores) -> dict[str, Any
 
 
 def _ensemble(combination: Combination) -> dict[str, Any]:
-    """From stored logits alone."""
+    """From stored logits."""
     config, members = combination.config, combination.members
     given, labels = [], None
     for member in members:
         logits, its_labels = read_logits(member.path / f"{kept_file(config)}.safetensors")
         labels = labels or its_labels
         if its_labels.parts != labels.parts or not torch.equal(its_labels.labels, labels.labels):
-            raise UserError(f"{member.path}: its logits are of other images than {members[0].path}'s")
+            raise UserError(f"{member.path}: its logits are not of the same images as those of {members[0].path}")
         given.append(outputs(logits, config.method.average))
     assert labels is not None
     of_these = labels

@@ -1,4 +1,4 @@
-"""Which settings vary among the members of a combination, with which values, and which settings must not."""
+"""The settings that vary among the members of a combination, their values, and the settings that must not vary."""
 
 import itertools
 import math
@@ -23,9 +23,9 @@ TUNING = "backbone.tuning"
 FIXED = {
     "dataset": "members are evaluated on the same images",
     "test_domain": "members are evaluated on the same images",
-    "split_seed": "what one member trained on, another would be evaluated on",
+    "split_seed": "one member would be evaluated on images that another was trained on",
     "precision": "members are evaluated in the same way",
-    "backbone": "members are of one network",
+    "backbone": "members share one network architecture",
 }
 # … and among those of a soup.
 FIXED_IN_SOUPS = FIXED | {
@@ -41,10 +41,10 @@ def member_axes(config: Config) -> dict[str, list[Any]]:
         try:
             override = OverridesParser.create().parse_override(text)
             if override.type is not OverrideType.CHANGE:
-                raise UserError(f"method.members={text}: not understood; written as seed=0,1,2")
+                raise UserError(f"method.members={text}: not understood; write it like seed=0,1,2")
             values = values_of(override)
         except HydraException as error:
-            raise UserError(f"method.members={text}: not understood; written as seed=0,1,2") from error
+            raise UserError(f"method.members={text}: not understood; write it like seed=0,1,2") from error
         name = override.key_or_group
         if reason := fixed(name, config.method.name):
             raise UserError(f"method.members={text}: {name} cannot vary among members: {reason}")
@@ -53,22 +53,24 @@ def member_axes(config: Config) -> dict[str, list[Any]]:
         if name not in option_names():
             raise UserError(f"method.members={text}: {unknown_option(name)}")
         if name in NOT_IDENTITY:
-            raise UserError(f"method.members={text}: {name} does not make another run")
+            raise UserError(f"method.members={text}: {name} does not change a run, so members cannot differ in it")
         if name in axes:
             raise UserError(f"method.members={text}: {name} is given twice")
         axes[name] = values
     if "linear" in axes.get(TUNING, ()):
         raise UserError(
-            f"method.members={config.method.members}: {TUNING}=linear is another network: full and head can vary"
+            f"method.members={config.method.members}: {TUNING}=linear is another network; only full and head can vary"
         )
     if config.method.name == CONNECTIVITY and axes and math.prod(map(len, axes.values())) != 2:
-        raise UserError(f"method.members={config.method.members}: connectivity is between two members, as seed=0,1")
+        raise UserError(f"method.members={config.method.members}: connectivity takes two members, such as seed=0,1")
     if not axes:
-        raise UserError(f"method.members=[]: {config.method.name} needs members, say 'method.members=[\"seed=0,1,2\"]'")
+        raise UserError(
+            f"method.members=[]: {config.method.name} needs members, such as 'method.members=[\"seed=0,1,2\"]'"
+        )
     if config.method.name != ENSEMBLE_OF_RUNS and config.backbone.weights == "none":
         raise UserError(
-            f"method={config.method.name}: members of a soup start from the same weights; those of"
-            " backbone.weights=none are drawn anew in each run"
+            f"method={config.method.name}: members of a soup must start from the same weights; with"
+            " backbone.weights=none each run draws its own"
         )
     return axes
 
@@ -76,7 +78,7 @@ def member_axes(config: Config) -> dict[str, list[Any]]:
 def member_configs(config: Config) -> list[tuple[dict[str, Any], Config]]:
     """For every combination of the axes' values: the values, and the settings of that run.
 
-    Raises `UserError` for values that are not allowed, and where two of them are the same run.
+    Raises `UserError` for values that are not allowed, or that name the same run twice.
     """
     axes = member_axes(config)
     members: dict[str, tuple[dict[str, Any], Config]] = {}
@@ -92,7 +94,7 @@ def member_configs(config: Config) -> list[tuple[dict[str, Any], Config]]:
 
 
 def kept_file(config: Config) -> str:
-    """What a member has to have kept: the name of an entry of `keep`."""
+    """The entry of `keep` that members need."""
     logits = "-logits" if config.method.name == ENSEMBLE_OF_RUNS else ""
     return f"erm-{config.method.member_step}{logits}"
 

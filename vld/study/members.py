@@ -1,4 +1,4 @@
-"""The members of a combination: which finished runs they are, and whether these may be combined."""
+"""The members of a combination: finds the finished runs, and checks that they can be combined."""
 
 import json
 import shlex
@@ -29,7 +29,7 @@ from vld.study.member_axes import fixed, kept_file, member_configs, shown_values
 
 @dataclass(frozen=True)
 class Member:
-    """A finished run, and the values that tell it from the other members."""
+    """A finished run, and the values that distinguish it from the other members."""
 
     values: dict[str, Any]
     path: Path
@@ -50,7 +50,7 @@ class Member:
         return json.dumps({name: self.settings[name] for name in CONTENT})
 
     def row(self, selection: str) -> dict[str, Any]:
-        """Its own accuracies at that selection of its steps."""
+        """Its accuracies at the step of that selection."""
         [row] = [r for r in self.result["results"] if (r["method"], r["selection"]) == ("erm", selection)]
         assert isinstance(row, dict)
         return row
@@ -59,16 +59,15 @@ class Member:
 def find_members(config: Config, test_domain: str, options: Sequence[str]) -> list[Member]:
     """The finished runs that the settings identify, in the order of the axes.
 
-    options: the command's own, to show the command that trains those that are missing. Raises `UserError` where members are
-    missing, with the settings in which the nearest run differs; where they differ in content; and where they have not kept
-    what is needed.
+    options: those of this command, to show the one that trains missing members. Raises `UserError` if members are missing,
+    with the settings in which the nearest run differs; if they differ in content; and if they did not keep what is needed.
     """
     folder = Path(config.output_dir) / "runs" / config.dataset.name / test_domain
     finished = _finished(folder)
-    wanted = member_configs(config)
+    planned = member_configs(config)
     known = _known_content(config)
     found = []
-    for values, member in wanted:
+    for values, member in planned:
         key = settings_key(member, test_domain)
         same = [run for run in finished if identity_key(run.settings) == key and _is_of(run, known)]
         found.append([Member(values, run.path, run.result) for run in same])
@@ -76,7 +75,7 @@ def find_members(config: Config, test_domain: str, options: Sequence[str]) -> li
     for runs in found:
         for run in runs:
             sets.setdefault(run.content, []).append(run)
-    complete = [members for members in sets.values() if len(members) == len(wanted)]
+    complete = [members for members in sets.values() if len(members) == len(planned)]
     here = resolve_precision(config.precision, resolve_device(config.device))
     if len(complete) > 1:  # trained on a GPU and on a CPU: those that this machine would train
         complete = [members for members in complete if members[0].settings[PRECISION] == here] or complete
@@ -90,11 +89,11 @@ def find_members(config: Config, test_domain: str, options: Sequence[str]) -> li
         there = [run.values for run in fullest]
         used = {run.path for runs in found for run in runs}
         others = [run for run in finished if run.path not in used]
-        missing = [(values, member) for values, member in wanted if values not in there]
+        missing = [(values, member) for values, member in planned if values not in there]
         shown = "; ".join(shown_values(values) for values, _ in missing[:6]) + ("; …" if len(missing) > 6 else "")
         precision = fullest[0].settings[PRECISION] if fullest else here
         raise UserError(
-            f"{start} {len(missing)} of {len(wanted)} members are not finished in {folder}: {shown}"
+            f"{start} {len(missing)} of {len(planned)} members are not finished in {folder}: {shown}"
             f"{_nearest(missing[0][1], test_domain, others)};"
             f" this trains them: {_command(config, test_domain, options, None if precision == here else precision)}"
         )
@@ -113,7 +112,7 @@ def _finished(folder: Path) -> list[Member]:
 
 
 def _known_content(config: Config) -> dict[str, str]:
-    """What the settings say of the content."""
+    """The parts of `CONTENT` that the settings determine."""
     known = {} if config.precision == "auto" else {PRECISION: config.precision}
     try:
         known[WEIGHTS] = weights_fingerprint(load_backbone_weights(config.backbone))
@@ -130,7 +129,7 @@ def _is_of(run: Member, known: Mapping[str, str]) -> bool:
 
 
 def _nearest(missing: Config, test_domain: str, others: list[Member]) -> str:
-    """In which settings the run differs that comes nearest to a missing one, of those that are no members."""
+    """The settings in which the nearest other run differs from a missing member."""
     wanted = json.loads(settings_key(missing, test_domain))
     their_settings = [json.loads(identity_key(run.settings)) for run in others]
     differences = [differing([wanted, settings]) for settings in their_settings]

@@ -1,4 +1,4 @@
-"""The quantities of a finished run's network: features of the images, a fresh probe, masks, dropout left on, calibration."""
+"""The quantities of a finished run's network: rank of the features, a fresh probe, masks, dropout left on, calibration."""
 
 import statistics
 from collections.abc import Callable
@@ -33,7 +33,7 @@ MASKS = 10
 PASSES = 20
 """With dropout left on."""
 PROBE_IMAGES = 20_000
-"""The probe is trained on at most so many, an equal share of each training domain."""
+"""At most, for training the probe: an equal share of each training domain."""
 
 
 def analysis_of(
@@ -46,9 +46,9 @@ def analysis_of(
 ) -> dict[str, Any]:
     """The quantities of a network that was trained with `test_domain` left out, and the constants behind them.
 
-    model: in eval mode, on the device. Averages over images are, i.i.d., unweighted means over the training domains of those over
-    their *out* part, and o.o.d. over the whole left-out domain; the effective rank is of all those images together. Raises
-    `FloatingPointError` for a representation that has come to no numbers.
+    model: in eval mode, on the device. i.i.d. values are unweighted means over the training domains' *out* parts, o.o.d. values
+    are over the whole left-out domain; the effective rank is of all those images together. Raises `FloatingPointError` for a
+    representation that is not finite.
     """
     evaluation = evaluation_set(dataset, test_domain, split_seed, device)
     views, labels = _probe_images(dataset, test_domain, split_seed, device)

@@ -1,4 +1,4 @@
-"""How far each run of a study is, told from run directories alone."""
+"""The progress of each run of a study, from run directories alone."""
 
 import json
 import statistics
@@ -25,7 +25,7 @@ FINISHED, RUNNING, INTERRUPTED, FAILED, MISSING = STATES = ("finished", "running
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is. path: None where nothing is there; step, seconds_left: of one that has begun; reason: of a failed one."""
+    """path: None if the run has no directory; step, seconds_left: of a run that has begun; reason: why a failed run failed."""
 
     wanted: PlannedRun
     state: str
@@ -34,13 +34,13 @@ class Progress:
     seconds_left: float | None = None
     reason: str | None = None
     seconds: float | None = None
-    """That a finished one took."""
+    """That a finished run took."""
 
 
 def progress_of(runs: Iterable[PlannedRun], fingerprints: Mapping[str, str] | None = None) -> list[Progress]:
-    """How far each run is. Where several directories have its settings (other data, weights or precision), the furthest.
+    """The progress of each run. If several directories have its settings (other data, weights or precision), the furthest.
 
-    fingerprints: of the weights, by `repr` of the backbone's settings, where they are known.
+    fingerprints: of the weights, by `repr` of the backbone's settings, as far as they are known.
     """
     runs = list(runs)
     found: list[list[Progress]] = [[Progress(run, MISSING)] for run in runs]
@@ -57,7 +57,7 @@ def progress_of(runs: Iterable[PlannedRun], fingerprints: Mapping[str, str] | No
 
 
 def _may_be(config: Config, settings: Mapping[str, Any], fingerprints: Mapping[str, str]) -> bool:
-    """Whether a run with the same settings is of the weights and the precision that were asked for, as far as is known here."""
+    """Whether a run with the same settings has the requested weights and precision, as far as this machine knows."""
     weights, there = config.backbone.weights, settings.get(WEIGHTS)
     if fingerprints.get(repr(config.backbone), there) != there:
         return False
@@ -68,10 +68,10 @@ def _may_be(config: Config, settings: Mapping[str, Any], fingerprints: Mapping[s
 
 @cache
 def _fingerprint(weights: str) -> str | None:
-    """Of a weights file; None where this machine does not have it."""
+    """Of a weights file; None if this machine does not have it."""
     if not Path(weights).is_file():
         return None
-    from vld.model.weights import load_backbone_weights  # needs torch, which most who look at runs can do without
+    from vld.model.weights import load_backbone_weights  # imports torch, which is rarely needed here
 
     try:
         return weights_fingerprint(load_backbone_weights(BackboneConfig(weights=weights)))
@@ -80,8 +80,8 @@ def _fingerprint(weights: str) -> str | None:
 
 
 def seconds_to_go(progress: Iterable[Progress]) -> float | None:
-    """What the runs that are not finished will take, one after the other: as long a step as the median of finished runs of the
-    same network and image size. None where some have no such example."""
+    """The time that unfinished runs will take one after another, by the median seconds per step of finished runs with the same
+    network, image size and batch size. None if some have no such run."""
     per_step: dict[tuple[str, int, int], list[float]] = {}
     progress = list(progress)
     for one in progress:
@@ -107,7 +107,7 @@ def _folder(run: PlannedRun) -> Path:
 
 
 def _settings(path: Path) -> tuple[dict[str, Any] | None, RunResult | None]:
-    """What makes the run in this directory, and its result. None for what is not there or damaged."""
+    """The identity of the run in this directory, and its result; None for what is missing or damaged."""
     with suppress(UserError):
         result = read(path)
         return result.content["settings"], result
@@ -164,8 +164,8 @@ def _last_evaluation(path: Path, steps: int) -> tuple[int, float | None]:
 
 
 def is_running(path: Path) -> bool:
-    """Whether a process holds the run, as far as can be told from anywhere: its lock is renewed. Of one that was killed that is
-    known after `LEASE_SECONDS`."""
+    """Whether a process holds the run: it renews the lock, which any machine can see. A killed process is noticed after
+    `LEASE_SECONDS`."""
     try:
         return time.time() - (path / LOCK).stat().st_mtime <= LEASE_SECONDS
     except OSError:

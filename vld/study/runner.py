@@ -23,7 +23,7 @@ from vld.training.evaluation import evaluation_images
 from vld.training.methods import first_member
 
 Datasets = dict[tuple[Path, int, int], Dataset]
-"""Decoded ones, by folder, image_size and dataset.store_size."""
+"""Decoded datasets, by folder, image_size and dataset.store_size."""
 
 
 def run_all(
@@ -35,8 +35,8 @@ def run_all(
 ) -> list[Outcome]:
     """Fine-tune with these settings, each test domain left out in turn; a run that fails does not stop the others.
 
-    Settings of one device and one output_dir. datasets: those decoded already; takes up the others. needed: an entry of
-    `keep` that finished runs must have kept. Raises `UserError` where one has not, before anything is trained.
+    All settings share device and output_dir. datasets: those already decoded; newly decoded ones are added. needed: an entry
+    of `keep` that finished runs must have kept. Raises `UserError` before anything is trained if one did not.
     """
     datasets = {} if datasets is None else datasets
     inputs: dict[str, Inputs] = {}
@@ -56,7 +56,7 @@ def run_all(
     all_runs = [run for its_runs in runs for run in its_runs]
     if needed:
         check_kept([run.directory.path for run in all_runs if run.directory.result_file.exists()], needed)
-    _forecast_disk(all_runs, terminal)
+    _check_disk(all_runs, terminal)
     for dataset in datasets.values():
         path = Path(configs[0].output_dir) / "datasets" / f"{dataset.name}-{dataset.fingerprint[:8]}.png"
         if not path.exists():
@@ -75,7 +75,7 @@ def run_all(
 
 
 def decoded(config: Config, files: DatasetFiles, datasets: Datasets, terminal: Terminal) -> Dataset:
-    """The dataset with its images decoded, once for all settings that share it."""
+    """The decoded dataset, shared by all settings that use it."""
     key = (files.root, config.image_size, config.dataset.store_size)
     if key not in datasets:
         places = [Path(config.data_dir) / "stores", Path(config.output_dir) / "stores"]
@@ -97,11 +97,11 @@ def _say_what_runs(run: Run, terminal: Terminal) -> None:
     for method, start in (("weight_averaging", config.averaging.start), ("ensemble", config.ensemble.start)):
         if start > config.optim.steps:
             begins = first_member(start, config.optim.steps, config.eval_every)
-            terminal.say(f"{method} begins at step {begins}, since its start ({start}) lies beyond the last step")
+            terminal.say(f"{method} begins at step {begins}, since its start ({start}) is after the last step")
 
 
-def _forecast_disk(runs: list[Run], terminal: Terminal) -> None:
-    """Say what the runs that are not finished will take. Raises `UserError` where the disk has less."""
+def _check_disk(runs: list[Run], terminal: Terminal) -> None:
+    """Say how much disk the unfinished runs need. Raises `UserError` if there is less."""
     unfinished = [run for run in runs if not run.directory.result_file.exists()]
     if not unfinished:
         return

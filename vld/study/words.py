@@ -1,4 +1,4 @@
-"""What is written on the command line and in presets reaches text options exactly as written, numbers' look-alikes included."""
+"""Text options get exactly what the command line or a preset says, even if it looks like a number."""
 
 import re
 import shlex
@@ -30,13 +30,13 @@ TEXTS = {name.rpartition(".")[2] for s in SCHEMAS.values() for name, one in opti
 """The last parts of the names of all text options."""
 OF_HYDRA = ("run.dir", "sweep.dir", "sweep.subdir", "job.name", "launcher.partition", "launcher.account")
 BARE = re.compile(r""""(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|\$\{[^}]*\}|(?P<bare>[^][(),{}"']+)""")
-"""The elements of a value: quoted ones and references stay as they are, bare ones are looked at."""
+"""The elements of a value: quoted ones and references stay as they are, bare ones are checked."""
 
 
 def as_hydra_takes_them(words: Sequence[str], schema: type) -> list[str]:
-    """The same overrides, quoted where Hydra would read text as a number, or not at all: `output_dir="2026_11_25"`.
+    """The same overrides, quoted where Hydra would read text as a number or fail: `output_dir="2026_11_25"`.
 
-    Raises `UserError` with a line for every one that its user has to quote.
+    Raises `UserError` with a line for every override that the user has to quote.
     """
     options = options_of(schema)
     texts = {name for name, one in options.items() if is_text(one)} | {f"hydra.{name}" for name in OF_HYDRA}
@@ -59,7 +59,7 @@ def as_hydra_takes_them(words: Sequence[str], schema: type) -> list[str]:
 
 
 def check_one_study(words: Sequence[str]) -> None:
-    """Raises `UserError` for several: each has axes, combinations and a figure of its own."""
+    """Raises `UserError` for several studies: each has its own axes, combinations and figure."""
     for word in words:
         if (
             word.lstrip("+").startswith("study=")
@@ -70,7 +70,7 @@ def check_one_study(words: Sequence[str]) -> None:
 
 
 def _quoted(match: re.Match[str], *, text: bool) -> str:
-    """A bare element in quotes, unless Hydra takes it as it is."""
+    """A bare element in quotes, unless Hydra reads it as written."""
     element = (match["bare"] or "").strip()
     if not element:
         return match[0]
@@ -84,7 +84,7 @@ def _quoted(match: re.Match[str], *, text: bool) -> str:
 
 
 def _all_quoted(name: str, value: str, *, as_list: bool) -> str | None:
-    """The word with its whole value in quotes (each element of a list), as a shell takes it; None where that is no help."""
+    """The word with its whole value in quotes (each element of a list), as a shell takes it; None if that does not help."""
 
     def quoted(text: str) -> str:
         text = re.sub(r'(\\*)"', r'\1\1\\"', text.strip().strip("\"'"))
@@ -111,7 +111,7 @@ def _parser() -> OverridesParser:
 
 
 def keep_text_of_presets() -> None:
-    """From now on, text options have the text that a YAML file gives them, not what YAML reads it as (20261125, True, 83)."""
+    """From now on text options keep the text of a YAML file, not what YAML reads it as (20261125, True, 83)."""
     Plugins.instance()  # it registers Hydra's own, which is replaced
     SourcesRegistry.instance().types["file"] = TextSource
 
