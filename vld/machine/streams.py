@@ -22,7 +22,7 @@ codecs.register_error("vld.lookalike", _lookalike)
 
 
 def make_streams_usable() -> None:
-    """A closed stream (`>&-`) becomes the null device; characters that an output cannot take become ones that look like them, or `?`."""
+    """A closed stream (`>&-`) becomes the null device; characters that an output cannot take, ones like them or `?`."""
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:
             stream = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115
