@@ -81,7 +81,7 @@ def slurm() -> Iterator[None]:
 
 @pytest.fixture
 def study(tmp_path: Path, small_glyphs: Path) -> list[str]:
-    """The options of a study of one's own: a file of a folder."""
+    """The options of a custom study: a file of a folder."""
     (tmp_path / "conf/study").mkdir(parents=True)
     (tmp_path / "conf/study/mine.yaml").write_text(STUDY.lstrip())
     return [
@@ -202,7 +202,7 @@ def test_a_study_survives_everything(study: list[str], tmp_path: Path) -> None:
     assert re.search(r"mine: 4 runs, \d finished, [1-4] to do", shown)
     assert shown.count("│ erm") == 2  # a line for each seed in the table at the end
     logs = "".join(path.read_text() for path in (tmp_path / "outputs").rglob("*_log.out"))
-    assert "is working on it; waiting for that" in logs
+    assert "holds the lock; waiting for it" in logs
     assert logs.count("step 1200/1200") == 4
     until(lambda: begin(first) or not squeue(), "an empty queue")
     code, complete = status(study)
@@ -252,7 +252,7 @@ def test_a_preempted_job_goes_on_exactly(study: list[str], tmp_path: Path) -> No
         kill(launcher)
     assert launcher.returncode == 0, (tmp_path / "launcher.log").read_text()
     [log] = (tmp_path / "outputs").rglob(f"{job}_0_log.out")
-    assert re.search(r"goes on from step [1-9]\d* of 1200", log.read_text())
+    assert re.search(r"resuming at step [1-9]\d* of 1200", log.read_text())
     check_as_without_an_interruption(rows.parent, options, tmp_path / "alone")
 
 

@@ -38,7 +38,7 @@ from vld.tracking.environment import check_environment
 if TYPE_CHECKING:
     from vld.machine.all_runs import Whole
     from vld.runs.inputs import Inputs
-    from vld.study.planned import Wanted
+    from vld.study.planned import PlannedRun
 
 TRAINING_COMMANDS = ("train", "benchmark")
 # Of the commands that look at runs of train.py: their own options.
@@ -49,7 +49,7 @@ LOOKING = {
 
 
 @contextmanager
-def in_one_line() -> Iterator[None]:
+def exit_on_user_error() -> Iterator[None]:
     """What a user must mend ends the command with code 2; anything else does not go unnoticed either."""
     try:
         yield
@@ -78,7 +78,7 @@ class JobsCallback(Callback):
     def __init__(self, outcomes: str) -> None:
         """outcomes: what `outcomes_dir` reads."""
 
-    @in_one_line()
+    @exit_on_user_error()
     def on_run_start(self, config: DictConfig, config_name: str | None = None, **_: Any) -> None:
         if config.hydra.sweeper.params:
             raise UserError(f"study={config.hydra.runtime.choices.study}: its file must say hydra.mode: MULTIRUN")
@@ -95,7 +95,7 @@ class JobsCallback(Callback):
         if config_name == "train":
             JobsCallback.whole = whole_of(jobs)
 
-    @in_one_line()
+    @exit_on_user_error()
     def on_multirun_start(self, config: DictConfig, config_name: str | None = None, **_: Any) -> None:
         problems: dict[str, None] = {}
         study = config.hydra.runtime.choices.get("study")
@@ -167,9 +167,9 @@ def dry_run_problems(jobs: list[Job], config_name: str | None) -> dict[str, None
 def whole_of(jobs: list[Job], folder: Path | None = None) -> "Whole | None":
     """All runs of these jobs, if they are several. folder: where jobs in other processes note what they do."""
     from vld.machine.all_runs import Whole
-    from vld.study.planned import wanted_runs
+    from vld.study.planned import planned_runs
 
-    runs = wanted_runs(jobs)
+    runs = planned_runs(jobs)
     return Whole(len(runs), sum(run.config.optim.steps for run in runs), folder) if len(runs) > 1 else None
 
 
@@ -233,7 +233,7 @@ def count_without_data(jobs: list[Job], name: str) -> None:
     from vld.commands.status import described, summary
     from vld.machine.terminal import Terminal
     from vld.model.published import weights_to_come
-    from vld.study.planned import data_to_come, wanted_runs
+    from vld.study.planned import data_to_come, planned_runs
     from vld.study.progress import FINISHED, progress_of
 
     backbones = {
@@ -243,7 +243,7 @@ def count_without_data(jobs: list[Job], name: str) -> None:
     if not (to_come := [*data_to_come(job.config for job in jobs), *dict.fromkeys(weights)]):
         return
     try:
-        progress = progress_of(wanted_runs(jobs))
+        progress = progress_of(planned_runs(jobs))
     except UserError:  # its domains are not known before it is there: that it is not will be said
         return
     terminal = Terminal()
@@ -265,14 +265,14 @@ def say_what_is_to_do(jobs: list[Job], inputs: "dict[str, Inputs]", name: str, j
     from vld.runs.identity import weights_fingerprint
     from vld.runs.inputs import inputs_key
     from vld.runs.space import check_disk, disk_of_runs
-    from vld.study.planned import wanted_runs
+    from vld.study.planned import planned_runs
     from vld.study.progress import FINISHED, progress_of
     from vld.training.evaluation import evaluation_images
 
     terminal, config = Terminal(), jobs[0].config
     weights = {repr(job.config.backbone): inputs[inputs_key(job.config)].weights for job in jobs}
     fingerprints = {backbone: weights_fingerprint(its) for backbone, its in weights.items()}
-    progress = progress_of(wanted_runs(jobs), fingerprints)
+    progress = progress_of(planned_runs(jobs), fingerprints)
     to_do = [one for one in progress if one.state != FINISHED]
     if config.dry_run:
         for one in to_do:
@@ -294,36 +294,36 @@ def finish_status(jobs: list[Job], name: str, config: DictConfig) -> NoReturn:
     """What `status.py` does, in place of its jobs."""
     from vld.commands.status import show_status
     from vld.machine.terminal import Terminal
-    from vld.study.planned import wanted_runs
+    from vld.study.planned import planned_runs
 
     check_values(StatusConfig, {"format": config.format})
     arguments = {"name": name, "watch": config.watch, "as_json": config.format == "json"}
-    complete = show_status(wanted_runs(jobs), shared_runs(jobs, config, "status"), terminal=Terminal(), **arguments)
+    complete = show_status(planned_runs(jobs), shared_runs(jobs, config, "status"), terminal=Terminal(), **arguments)
     sys.exit(0 if complete else FAILED)
 
 
 def finish_report(jobs: list[Job], config: DictConfig) -> NoReturn:
     """What `report.py` does, in place of its jobs."""
     from vld.commands.report import report
-    from vld.study.planned import wanted_runs
+    from vld.study.planned import planned_runs
 
     words = [word for word in config.hydra.overrides.task if word.split("=")[0] != "output_dir"]
     study, runs = config.study.name, None
     if study:
-        runs = [*wanted_runs(jobs), *(run for its in shared_runs(jobs, config, "report").values() for run in its)]
+        runs = [*planned_runs(jobs), *(run for its in shared_runs(jobs, config, "report").values() for run in its)]
     report(jobs, runs, words, selection=config.selection, run=config.run, output_dir=Path(jobs[0].config.output_dir))
     sys.exit(0)
 
 
-def shared_runs(jobs: list[Job], config: DictConfig, config_name: str) -> "dict[str, list[Wanted]]":
+def shared_runs(jobs: list[Job], config: DictConfig, config_name: str) -> "dict[str, list[PlannedRun]]":
     """The runs of other studies on the same datasets that a study's figure shows as well, narrowed by the same words."""
-    from vld.study.planned import wanted_runs
+    from vld.study.planned import planned_runs
 
     problems: dict[str, None] = {}
     words = [word for word in config.hydra.overrides.task if word.split("=")[0] not in (*LOOKING[config_name], "study")]
     datasets = {job.config.dataset.name for job in jobs}
     shared = {
-        study: [run for run in wanted_runs(jobs_of(axes, problems)) if run.config.dataset.name in datasets]
+        study: [run for run in planned_runs(jobs_of(axes, problems)) if run.config.dataset.name in datasets]
         for study in jobs[0].config.study.shares
         if (axes := study_axes(study, words)) is not None
     }
@@ -379,9 +379,9 @@ def summarise_sweep(outcomes: Path, jobs: int, chosen: str) -> int:
     for run in runs:
         if run["skipped"]:
             terminal.say(f"skipped: {run['directory']}: {run['skipped']}")
-    if undelivered := sum(record["undelivered"] for record in records):
-        command = next(record["publish"] for record in records if record["undelivered"])
-        terminal.warn(f"W&B: {undelivered} run directories were not delivered; {command} delivers them")
+    if not_uploaded := sum(record["not_uploaded"] for record in records):
+        command = next(record["publish"] for record in records if record["not_uploaded"])
+        terminal.warn(f"W&B: {not_uploaded} run directories were not delivered; {command} delivers them")
     failed = False
     for record in records:
         failures = [f"{run['directory']}: {run['failure']}" for run in record["runs"] if run["failure"]]

@@ -258,7 +258,7 @@ def _job(composed: DictConfig, work: "Callable[[Config, Terminal, Publisher], li
             "runs": [{"directory": str(o.directory), "failure": o.failure, "skipped": o.skipped} for o in outcomes],
             "error": str(error) if error else None,
             "refused": isinstance(error, UserError),
-            "undelivered": len(publisher.undelivered) if publisher else 0,
+            "not_uploaded": len(publisher.not_uploaded) if publisher else 0,
             "publish": publisher.command if publisher else "",
             "overrides": list(hydra_config.overrides.task),
         }

@@ -18,7 +18,7 @@ from vld.data.image_store import open_dataset, source_key, verify_store
 from vld.data.unpack import unpack
 from vld.data.verify import check_content
 from vld.machine.disk import check_disk
-from vld.machine.lock import Workplace, workplace
+from vld.machine.lock import StagingFolder, staging_folder
 from vld.machine.terminal import Terminal
 
 
@@ -85,31 +85,31 @@ def _make(config: PrepareConfig, source: Source, root: Path, terminal: Terminal)
     if to_fetch:
         terminal.say(f"{to_fetch / 1e9:.1f} GB of archives to fetch")
     staging = root.with_name(f".preparing-{dataset.name}")
-    with workplace(staging, announce=terminal.say, another="holds the lock") as place:
+    with staging_folder(staging, announce=terminal.say, another="holds the lock") as place:
         if root.is_dir():  # by the process that this one waited for
             return
         _arranged(dataset, source, archives, place, terminal)
-        place.move_out(place.own / "ready", root)
+        place.move_out(place.path / "ready", root)
     terminal.say(f"{root} is ready; {archives} can be deleted")
 
 
-def _arranged(dataset: DatasetConfig, source: Source, archives: Path, place: Workplace, terminal: Terminal) -> None:
+def _arranged(dataset: DatasetConfig, source: Source, archives: Path, place: StagingFolder, terminal: Terminal) -> None:
     """Make the folder `ready`. An archive is unpacked as soon as it is there, while others arrive."""
     with terminal.counting_several(in_bytes=True) as bars:
         for path in as_they_arrive(_fetches(dataset, source, archives, terminal, bars)):
-            place.held.check()
-            target = place.own / "unpacked" / path.name
+            place.lock.check()
+            target = place.path / "unpacked" / path.name
             if path.suffix == ".txt":
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)
                 continue
             check_disk(path.parent, int(path.stat().st_size * DISK_TO_UNPACK), f"what {path} unpacks to")
             unpack(path, target, bars(f"unpacking {path.name}"))
-            place.held.check()
+            place.lock.check()
     try:
-        if warning := source.arrange(place.own / "unpacked", place.own / "ready"):
+        if warning := source.arrange(place.path / "unpacked", place.path / "ready"):
             terminal.warn(warning)
-        found = list_dataset(dataset.name, place.own / "ready")
+        found = list_dataset(dataset.name, place.path / "ready")
         check_content(replace(found, root=archives), dataset.verify, fix="delete them and run this again")
     except UserError as error:
         raise UserError(f"{error} (of the archives in {archives})") from error

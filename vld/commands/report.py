@@ -15,7 +15,7 @@ from vld.report.labels import heading
 from vld.report.select import narrowed, read_store
 from vld.report.write import write_report
 from vld.study.jobs import Job
-from vld.study.planned import Wanted
+from vld.study.planned import PlannedRun
 
 LONGEST_NAME = 100
 MOST_SENTENCES = 10
@@ -26,7 +26,7 @@ HOW, PLACES = ("selection", "run"), ("study", "data_dir")
 
 def report(
     jobs: Sequence[Job],
-    wanted: Sequence[Wanted] | None,
+    wanted: Sequence[PlannedRun] | None,
     words: Sequence[str],
     *,
     selection: str | None,

@@ -8,7 +8,7 @@ from typing import Any
 
 from vld.machine.terminal import Terminal, counted, duration
 from vld.report.summary import counts_table
-from vld.study.planned import Wanted
+from vld.study.planned import PlannedRun
 from vld.study.progress import FAILED, FINISHED, INTERRUPTED, RUNNING, STATES, Progress, progress_of, seconds_to_go
 
 SECONDS_BETWEEN_LOOKS = 5.0
@@ -17,8 +17,8 @@ LISTED = 20
 
 
 def show_status(
-    runs: Sequence[Wanted],
-    shared: Mapping[str, Sequence[Wanted]],
+    runs: Sequence[PlannedRun],
+    shared: Mapping[str, Sequence[PlannedRun]],
     *,
     name: str,
     watch: bool,
@@ -67,7 +67,7 @@ def summary(progress: Sequence[Progress], name: str) -> str:
         return line
     seconds = seconds_to_go(progress)
     if seconds is None:
-        return f"{line}; how long they take is not known before runs like them have finished (benchmark.py measures)"
+        return f"{line}; no estimate yet: no comparable run has finished (benchmark.py measures)"
     return f"{line}, about {duration(seconds)} of computing"
 
 

@@ -148,7 +148,7 @@ class Log(io.TextIOBase):
 
 
 class Terminal:
-    """Everything goes to standard output but what a user must mend, which goes to standard error."""
+    """Everything goes to standard output but what a user has to fix, which goes to standard error."""
 
     def __init__(self, job: int | None = None, notes: Notes | None = None, whole: Whole | None = None) -> None:
         """job: the number of one that shares the terminal with others; it writes lines that say so, and no bars.
