@@ -156,7 +156,7 @@ def _as_a_process(command: list[str], cwd: Path, env: Mapping[str, str], out: in
     hydra = GlobalHydra.instance().hydra  # a test may be composing something itself
     GlobalHydra.instance().clear()
     JobsCallback.started, JobsCallback.again = None, []
-    Publisher.down_at = None
+    Publisher.down_until = 0.0
     Publisher.announced.clear()
     try:
         _set_environment(env)

@@ -200,7 +200,7 @@ def test_a_failed_run_says_why_and_a_sweep_s_jobs_are_closed(base: tuple[str, ..
 def published(directory: Path, output_dir: Path) -> Publisher:
     publisher = Publisher(WandbConfig(mode="offline"), str(output_dir), say=print, warn=print)
     publisher.ended(directory)
-    publisher.close()
+    publisher.finish()
     assert publisher.not_uploaded == {}
     return publisher
 
@@ -300,7 +300,8 @@ def test_w_and_b_down_changes_nothing_and_is_made_good_later(
     done = train(*base, f"output_dir={tmp_path}", env=down)
     assert done.returncode == 0, done.stderr
     said = re.search(
-        r"W&B: 1 of 1 run directories were not delivered \(.*\); (python scripts/publish.py .*) del", done.stdout
+        r"W&B: 1 of 1 run directories were not uploaded \(.*\); to upload them: (python scripts/publish.py .*)",
+        done.stdout,
     )
     assert said, done.stdout
     assert numbers(run_dir(tmp_path)) == numbers(run_dir(trained))
@@ -334,7 +335,7 @@ def test_a_server_that_never_answers_holds_nothing_up(base: tuple[str, ...], tra
         hanging = {"WANDB_BASE_URL": url, "WANDB_API_KEY": KEY, "WANDB_MODE": "online", "WANDB_INIT_TIMEOUT": "3"}
         done = train(*base, f"output_dir={tmp_path}", env=hanging)
     assert done.returncode == 0, done.stderr
-    assert "W&B: 1 of 1 run directories were not delivered" in done.stdout
+    assert "W&B: 1 of 1 run directories were not uploaded" in done.stdout
     assert numbers(run_dir(tmp_path)) == numbers(run_dir(trained))
 
 
