@@ -311,7 +311,8 @@ def finish_report(jobs: list[Job], config: DictConfig) -> NoReturn:
     study, runs = config.study.name, None
     if study:
         runs = [*planned_runs(jobs), *(run for its in shared_runs(jobs, config, "report").values() for run in its)]
-    report(jobs, runs, words, selection=config.selection, run=config.run, output_dir=Path(jobs[0].config.output_dir))
+    how = {"selection": config.selection, "choose": config.choose, "run": config.run}
+    report(jobs, runs, words, **how, output_dir=Path(jobs[0].config.output_dir))
     sys.exit(0)
 
 

@@ -5,6 +5,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from vld.config.command_settings import ReportConfig
 from vld.config.errors import UserError
@@ -21,7 +22,7 @@ LONGEST_NAME = 100
 MOST_SENTENCES = 10
 SELECTION_OF_STUDY = {"figure10": "last"}
 """Figure 10 is Figure 9 without selection of the step."""
-HOW, PLACES = ("selection", "run"), ("study", "data_dir")
+HOW, PLACES = ("selection", "choose", "run"), ("study", "data_dir")
 
 
 def report(
@@ -30,13 +31,14 @@ def report(
     words: Sequence[str],
     *,
     selection: str | None,
+    choose: str,
     run: str | None,
     output_dir: Path,
 ) -> None:
     """wanted: the runs of a study and of those it shares runs with. words: the command's options but output_dir."""
     study = jobs[0].config.study.name
     selection = selection or SELECTION_OF_STUDY.get(study or "", "iid")
-    check_values(ReportConfig, {"selection": selection})
+    check_values(ReportConfig, {"selection": selection, "choose": choose})
     terminal = Terminal()
     store = read_store(output_dir, wanted)
     if store.empty:
@@ -59,7 +61,8 @@ def report(
     folder = output_dir / "report" / folder_name(words)
     command = shlex.join(["python", *sys.argv[:1], *(w for w in sys.argv[1:] if w not in ("-m", "--multirun"))])
     with terminal.doing("report") as progress:
-        made = make_report(store, title=title, selection=selection, study=study, run=run, progress=progress)
+        how: dict[str, Any] = {"selection": selection, "choose": choose, "study": study, "run": run}
+        made = make_report(store, title=title, **how, progress=progress)
         index = write_report(made, folder, command, progress)
     for line in (" · ".join(made.facts), *(f"warning: {line}" for line in made.warnings)):
         terminal.say(line)
