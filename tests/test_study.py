@@ -18,15 +18,15 @@ from commands import REPOSITORY, TINY, script, tiny_weights, train
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 
-from vld.commands.launch import at_a_time, finish_status, study_axes
-from vld.commands.status import show_status
+from vld.commands.preflight import at_a_time
+from vld.commands.status import show_jobs, show_status
 from vld.config.errors import UserError
 from vld.config.settings import Config
 from vld.machine.lock import LOCK
 from vld.machine.terminal import Terminal
 from vld.runs.identity import run_id, run_identity
 from vld.study.compose import typed_config
-from vld.study.jobs import Job, axes_of, jobs_of
+from vld.study.jobs import Job, axes_of, jobs_of, study_axes
 from vld.study.planned import Wanted, left_out_domains, wanted_runs
 from vld.study.progress import Progress, is_running, progress_of, seconds_to_go
 
@@ -478,7 +478,7 @@ def test_status_of_a_plain_sweep_and_of_one_command(tmp_path: Path) -> None:
         assert done.returncode == 1, done.stderr
         assert f"this sweep: {runs}, 0 finished" in done.stdout
     with pytest.raises(UserError, match=r"^format=xml: must be one of table, json$"):
-        finish_status([], "this sweep", OmegaConf.create({"format": "xml", "watch": False}))
+        show_jobs([], "this sweep", OmegaConf.create({"format": "xml", "watch": False}))
     misspelt = script("status.py", *options, "wtch=true")
     assert misspelt.returncode == 2
     assert "did you mean watch?" in misspelt.stderr
