@@ -2,11 +2,11 @@
 # A SLURM of one node with accounting, for tests of the cluster launcher: sudo bash scripts/slurm.sh FOLDER (its state and logs)
 # Needs the Debian packages slurm-wlm munge slurmdbd mariadb-server, no systemd. Stop it: bash scripts/slurm.sh FOLDER stop
 set -euo pipefail
-folder=$(realpath -m "${1:?say a folder}")
+folder=$(realpath -m "${1:?name a folder}")
 host=$(hostname -s)
 
-wait_for() { # until the command succeeds, for ten seconds
-    for _ in $(seq 100); do "$@" >/dev/null 2>&1 && return; sleep 0.1; done
+wait_for() { # until the command succeeds, for a minute
+    for _ in $(seq 600); do "$@" >/dev/null 2>&1 && return; sleep 0.1; done
     echo "slurm.sh: gave up waiting for: $*; logs are in $folder/log" >&2
     exit 1
 }

@@ -13,7 +13,7 @@ from hypothesis import settings
 from PIL import Image
 
 if TYPE_CHECKING:
-    from vld.study.planned import Wanted
+    from vld.study.planned import PlannedRun
 
 # What was started in the background of a script ignores Ctrl-C, and so would the commands that tests send it to.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -115,7 +115,7 @@ def small_glyphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def figure2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list["Wanted"]]:
+def figure2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list["PlannedRun"]]:
     """Figure 2's 288 runs on two datasets, with soups and ensembles, as run directories. Shared by all tests: read only."""
     from report_store import write_combinations, write_study
 

@@ -19,7 +19,7 @@ from hydra import initialize_config_dir
 from vld.config.names import METHODS, SELECTIONS
 from vld.runs.identity import run_id, run_identity
 from vld.study.jobs import Job, jobs_of, study_axes
-from vld.study.planned import Wanted, domain_names, wanted_runs
+from vld.study.planned import PlannedRun, domain_names, planned_runs
 from vld.training.connectivity import ALPHAS, REPRESENTATIONS
 from vld.training.connectivity import WEIGHTS as WEIGHTS_ALONG
 
@@ -69,24 +69,24 @@ def jobs(*words: str) -> list[Job]:
         return found
 
 
-def study_runs(study: str, *words: str) -> list[Wanted]:
+def study_runs(study: str, *words: str) -> list[PlannedRun]:
     """The runs of a study of the paper, narrowed. To be changed as copies only: composed once for all tests."""
     return list(_study_runs(study, *words))
 
 
 @cache
-def _study_runs(study: str, *words: str) -> list[Wanted]:
+def _study_runs(study: str, *words: str) -> list[PlannedRun]:
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
         axes = study_axes(study, list(words))
         assert axes is not None
         problems: dict[str, None] = {}
-        runs = wanted_runs(jobs_of(axes, problems))
+        runs = planned_runs(jobs_of(axes, problems))
         assert not problems
         return runs
 
 
 def identity_of(
-    run: Wanted, *, fingerprint: str | None = None, weights: str | None = None, precision: str = "bf16"
+    run: PlannedRun, *, fingerprint: str | None = None, weights: str | None = None, precision: str = "bf16"
 ) -> dict[str, Any]:
     weights = weights or (
         "random"
@@ -104,7 +104,7 @@ def identity_of(
 
 def write_run(
     output_dir: Path,
-    run: Wanted,
+    run: PlannedRun,
     *,
     accuracies: Accuracies = plausible,
     fingerprint: str | None = None,
@@ -159,7 +159,7 @@ def write_run(
 def write_combination(
     output_dir: Path,
     method: str,
-    runs: list[Wanted],
+    runs: list[PlannedRun],
     axes: Iterable[str],
     iid_acc: float,
     ood_acc: float,
@@ -209,18 +209,18 @@ def write_combination(
     return folder
 
 
-def write_study(output_dir: Path, study: str, *words: str, accuracies: Accuracies = plausible) -> list[Wanted]:
+def write_study(output_dir: Path, study: str, *words: str, accuracies: Accuracies = plausible) -> list[PlannedRun]:
     runs = study_runs(study, *words)
     for run in runs:
         write_run(output_dir, run, accuracies=accuracies)
     return runs
 
 
-def write_combinations(output_dir: Path, runs: list[Wanted], accuracies: Accuracies = plausible) -> None:
+def write_combinations(output_dir: Path, runs: list[PlannedRun], accuracies: Accuracies = plausible) -> None:
     """For each dataset, dropout rate and test domain the soup and the ensemble of all runs, above the mean of their members."""
     axes = ("optim.lr", "optim.weight_decay", "seed")
 
-    def kind(run: Wanted) -> tuple[str, float, str]:
+    def kind(run: PlannedRun) -> tuple[str, float, str]:
         return run.config.dataset.name, run.config.dropout, run.test_domain
 
     for _, some in itertools.groupby(sorted(runs, key=kind), kind):

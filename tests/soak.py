@@ -48,13 +48,13 @@ class Kill:
 
 
 def watched() -> None:
-    """The command `vld-train`, telling its phases to the named pipe VLD_SOAK_PIPE."""
+    """The command `vld-train`, reporting its phases to the named pipe VLD_SOAK_PIPE."""
     pipe = os.open(os.environ["VLD_SOAK_PIPE"], os.O_WRONLY)
     from vld.commands import main as cli
     from vld.runs import directory
     from vld.training import loop as training
 
-    def telling(phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def reporting(phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
             os.write(pipe, f"{phase}\n".encode())
             try:
@@ -64,11 +64,11 @@ def watched() -> None:
 
         return call
 
-    training.predict = telling("evaluation", training.predict)
-    directory.write_checkpoint = telling("checkpointing", directory.write_checkpoint)
+    training.predict = reporting("evaluation", training.predict)
+    directory.write_checkpoint = reporting("checkpointing", directory.write_checkpoint)
     run_directory: Any = directory.RunDirectory
-    run_directory.write_tensors = telling("keeping", run_directory.write_tensors)
-    run_directory.finish = telling("finishing", run_directory.finish)
+    run_directory.write_tensors = reporting("keeping", run_directory.write_tensors)
+    run_directory.finish = reporting("finishing", run_directory.finish)
     cli.train()
 
 
@@ -163,7 +163,7 @@ def soak(
             expected_code = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 128 + signal.SIGTERM}[number]
             assert code == 0 or (kill.landed and code == expected_code), (kill, code, output)
             assert "Traceback" not in output, output
-            went_on = re.search(r"goes on from step (\d+)", output)
+            went_on = re.search(r"resuming at step (\d+)", output)
             assert (int(went_on[1]) if went_on else 0) == saved, f"begun from another step than {saved}: {output}"
             say(f"{kill.phase:13s} {kill.signal.name}  exit code {code:4d}  from step {saved}")
             saved = check_wholeness(run_dir)
@@ -171,7 +171,7 @@ def soak(
                 done.append(replace(kill, saved=saved))
         last = train(*OPTIONS, data, f"output_dir={output_dir}")
         assert last.returncode == 0, last.stderr
-        assert "finished before" in last.stdout
+        assert "already finished" in last.stdout
         actual = content(run_dir)
         assert actual.keys() == expected.keys()
         different = [name for name, value in expected.items() if actual[name] != value]

@@ -318,7 +318,7 @@ def publish(run_dir: Path, output_dir: Path) -> None:
     publisher = Publisher(WandbConfig(mode="offline"), str(output_dir), say=print, warn=print)
     publisher.publish(run_dir)
     publisher.close()
-    assert publisher.undelivered == {}
+    assert publisher.not_uploaded == {}
 
 
 def test_it_reaches_w_and_b_and_later_ones_are_published_again(copied: Path, small_glyphs: Path) -> None:

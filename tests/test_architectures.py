@@ -162,7 +162,7 @@ def test_weights_of_another_resolution_are_refused_by_name(library: str, name: s
     build(settings(name, library, weights="file.pth"), weights, image_size=64)
     with pytest.raises(UserError) as raised:
         build(settings(name, library, weights="file.pth"), weights, image_size=32)
-    assert str(raised.value) == "backbone.weights=file.pth: made for images of 64 pixels; say image_size=64 (it is 32)"
+    assert str(raised.value) == "backbone.weights=file.pth: expects images of 64 pixels; set image_size=64 (it is 32)"
 
 
 def test_a_size_that_a_network_cannot_have_is_refused_in_one_line() -> None:
@@ -227,7 +227,7 @@ def test_any_network_of_timm_by_its_name(small_glyphs: Path, tmp_path: Path) -> 
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
     done = script("train.py", *options, *few, "backbone.name=resnet10t", env=offline, fresh=True)
     assert done.returncode == 2
-    assert done.stderr.startswith("backbone.name=resnet10t: downloading its weights through timm failed (")
+    assert done.stderr.startswith("backbone.name=resnet10t: timm cannot download its weights (")
     assert done.stderr.count("\n") == 1
 
 

@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 
 from vld.machine import lock as module
-from vld.machine.lock import LOCK, ClaimLost, RunningElsewhere, claim
+from vld.machine.lock import LOCK, LockLost, RunningElsewhere, hold
 
 # A process that holds a directory until it is told to tell whether it still does.
 HOLD = """
 import sys
 from pathlib import Path
-from vld.machine import lock as claim
+from vld.machine import lock
 if len(sys.argv) > 2:
-    claim.LEASE_SECONDS = float(sys.argv[2])
-with claim.claim(Path(sys.argv[1]), wait=False, announce=print) as mine:
+    lock.LEASE_SECONDS = float(sys.argv[2])
+with lock.hold(Path(sys.argv[1]), wait=False, announce=print) as mine:
     print("held", flush=True)
     sys.stdin.readline()
     print("holds" if mine.holds() else "lost", flush=True)
@@ -44,12 +44,12 @@ def holder(run_dir: Path, *lease: str) -> "subprocess.Popen[str]":
 def test_a_run_is_held_by_one_process_and_free_again_after_it(tmp_path: Path) -> None:
     process = holder(tmp_path / "run")
     with (
-        pytest.raises(RunningElsewhere, match=rf"process {process.pid} on .* is working on it"),
-        claim(tmp_path / "run", wait=False, announce=nothing),
+        pytest.raises(RunningElsewhere, match=rf"process {process.pid} on .* holds the lock"),
+        hold(tmp_path / "run", wait=False, announce=nothing),
     ):
         pass
     process.communicate("\n")
-    with claim(tmp_path / "run", wait=False, announce=nothing):
+    with hold(tmp_path / "run", wait=False, announce=nothing):
         assert (tmp_path / "run" / LOCK).exists()
     assert not (tmp_path / "run" / LOCK).exists()
 
@@ -62,7 +62,7 @@ def test_who_waits_gets_it_when_the_holder_is_done(tmp_path: Path) -> None:
         said.append(line)
         print(file=process.stdin, flush=True)  # it has been holding until now, and is done
 
-    with claim(tmp_path, wait=True, announce=announce):
+    with hold(tmp_path, wait=True, announce=announce):
         assert select.select([process.stdout], [], [], 0)[0]  # what it says last, before it lets go
     assert len(said) == 1
     assert f"process {process.pid}" in said[0]
@@ -75,7 +75,7 @@ def test_a_killed_holder_is_replaced_at_once(tmp_path: Path) -> None:
     process.kill()
     process.wait()
     assert (tmp_path / LOCK).exists()
-    with claim(tmp_path, wait=False, announce=nothing):
+    with hold(tmp_path, wait=False, announce=nothing):
         pass
 
 
@@ -83,7 +83,7 @@ def test_a_holder_that_stands_still_is_replaced_and_finds_out(tmp_path: Path, mo
     monkeypatch.setattr(module, "LEASE_SECONDS", 0.3)
     process = holder(tmp_path, "0.3")
     os.kill(process.pid, signal.SIGSTOP)
-    with claim(tmp_path, wait=True, announce=nothing) as mine:
+    with hold(tmp_path, wait=True, announce=nothing) as mine:
         os.kill(process.pid, signal.SIGCONT)
         assert process.communicate("\n")[0] == "lost\n"
         mine.check()
@@ -93,11 +93,11 @@ def test_a_holder_that_stands_still_is_replaced_and_finds_out(tmp_path: Path, mo
 
 def test_a_lost_claim_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LEASE_SECONDS", 0.3)
-    with claim(tmp_path, wait=False, announce=nothing) as mine:
+    with hold(tmp_path, wait=False, announce=nothing) as mine:
         assert mine.holds()
         (tmp_path / LOCK).unlink()
         assert not mine.holds()
-        with pytest.raises(ClaimLost, match="marker-missing"):
+        with pytest.raises(LockLost, match="marker-missing"):
             while True:
                 mine.check()
                 time.sleep(0.05)
@@ -105,7 +105,7 @@ def test_a_lost_claim_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def abandoned(run_dir: Path, seconds_ago: float) -> None:
     """The lock of a holder on another machine, which nobody renews."""
-    with claim(run_dir, wait=False, announce=nothing):
+    with hold(run_dir, wait=False, announce=nothing):
         content = (run_dir / LOCK).read_text()
     host = socket.gethostname()
     assert host in content
@@ -124,7 +124,7 @@ def test_a_lock_left_by_another_machine_is_taken_over(
     abandoned(tmp_path, 4 * 24 * 3600)
     said: list[str] = []
     began = time.monotonic()
-    with claim(tmp_path, wait=wait, announce=said.append):
+    with hold(tmp_path, wait=wait, announce=said.append):
         assert time.monotonic() - began > 0.9  # at least; a busy machine takes longer
     assert "on node17" in said[0]
 
@@ -133,5 +133,5 @@ def test_a_lock_renewed_lately_is_left_alone(tmp_path: Path, monkeypatch: pytest
     assert module.LEASE_SECONDS == 120  # as the README says
     monkeypatch.setattr(module, "LEASE_SECONDS", 3600.0)
     abandoned(tmp_path, 5)
-    with pytest.raises(RunningElsewhere, match="node17"), claim(tmp_path, wait=False, announce=nothing):
+    with pytest.raises(RunningElsewhere, match="node17"), hold(tmp_path, wait=False, announce=nothing):
         pass

@@ -101,9 +101,9 @@ def test_ensemble_is_the_mean_of_logits_or_of_probabilities() -> None:
 
 
 @given(st.integers(1, 7), st.integers(1, 8))
-def test_accuracy_against_the_number_of_members(members: int, circles: int) -> None:
+def test_accuracy_against_the_number_of_members(members: int, permutations: int) -> None:
     given = [torch.full((2, 3), float(2**i), dtype=torch.float16) for i in range(members)]
-    results = by_number_of_members(given, lambda total: int(total[0, 0]), circles, seed=0)
+    results = by_number_of_members(given, lambda total: int(total[0, 0]), permutations, seed=0)
     for k, totals in enumerate(results, 1):
         assert {total.bit_count() for total in totals} == {k}  # subsets of k different members
         assert len(set(totals)) == len(totals)
@@ -112,12 +112,12 @@ def test_accuracy_against_the_number_of_members(members: int, circles: int) -> N
     for totals in results[:-1]:
         taken = [sum(total >> i & 1 for total in totals) for i in range(members)]
         assert min(taken) >= 1
-        assert circles > 1 or max(taken) == min(taken)
+        assert permutations > 1 or max(taken) == min(taken)
 
 
 def test_many_circles_reach_every_subset() -> None:
     given = [torch.full((1, 1), float(2**i)) for i in range(5)]
-    results = by_number_of_members(given, lambda total: int(total), circles=100, seed=0)
+    results = by_number_of_members(given, lambda total: int(total), permutations=100, seed=0)
     assert [len(totals) for totals in results] == [math.comb(5, k) for k in range(1, 6)]
 
 
@@ -156,7 +156,7 @@ REFUSED = {
     "device=cpu,cuda": "device does not make another run",
     "sed=0,1": "sed: no such option, did you mean seed",
     "seed": "not understood",
-    "seed=0,0": "seed=0 is there twice",
+    "seed=0,0": "seed=0 is given twice",
     "seed=-1,0": "seed=-1: must be a whole number from 0",
     "seed=a": "seed=a: ",
     "optim.lr=0": "optim.lr=0.0: must be a number above 0",
@@ -170,7 +170,7 @@ def test_axes_that_cannot_be_are_refused(axis: str) -> None:
 
 
 def test_an_axis_there_twice_none_at_all_and_members_from_random_values_are_refused() -> None:
-    with pytest.raises(UserError, match="seed is there twice"):
+    with pytest.raises(UserError, match="seed is given twice"):
         member_axes(config("seed=0", "seed=1"))
     with pytest.raises(UserError, match="needs members"):
         member_axes(config())

@@ -22,7 +22,7 @@ from vld.config.errors import UserError
 from vld.config.settings import BackboneConfig, Config, DatasetConfig, MethodConfig, WandbConfig
 from vld.data.folder import list_dataset
 from vld.data.split import split_indices
-from vld.machine.lock import LOCK, claim
+from vld.machine.lock import LOCK, hold
 from vld.machine.terminal import Terminal
 from vld.model.classifier import Classifier
 from vld.runs import load_model, load_results
@@ -235,9 +235,9 @@ def test_combined_once(combine: Combine, trained: Path) -> None:
     assert result(again, "mosaic") == first
     directory = trained / "combined/glyphs/mosaic" / first["run_id"]
     (directory / "result.json").unlink()
-    with claim(directory, wait=False, announce=print):
+    with hold(directory, wait=False, announce=print):
         skipped = combine("method=ensemble_of_runs", "method.average=softmax", "test_domain=1", "if_running=skip")
-        assert re.search(r"mosaic: skipped: process \d+ on \S+ is working on it", skipped)
+        assert re.search(r"mosaic: skipped: process \d+ on \S+ holds the lock", skipped)
     assert not (directory / "result.json").exists()
 
 
@@ -247,12 +247,12 @@ import os, signal
 from vld.commands import main as cli
 from vld.study import combination as combine
 calls, predict = [], combine.predict
-def tasted(*arguments):
+def evaluated(*arguments):
     calls.append(arguments)
     if len(calls) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     return predict(*arguments)
-combine.predict = tasted
+combine.predict = evaluated
 cli.combine()
 """
 KILLED_WHILE_WRITING = """
@@ -313,7 +313,7 @@ def test_missing_members_are_listed_with_the_command_that_trains_them(
     [command] = re.findall(r"this trains them: python scripts/train.py (.*)", refused.stderr)
     done = train(*shlex.split(command))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("finished before") == 4
+    assert done.stdout.count("already finished") == 4
     combined = script("combine.py", *here, members)
     assert combined.returncode == 0, combined.stderr
     assert len(result(combined.stdout, "chalk")["members"]) == 6
@@ -352,7 +352,7 @@ def test_what_cannot_be_combined_now_does_not_stop_the_others(
     here = (*BASE, MEMBERS, "test_domain=[0,1]", f"data_dir={small_glyphs}", f"output_dir={tmp_path}")
     [member, *_] = sorted((tmp_path / "runs/glyphs/chalk").iterdir())
     (member / "result.json").unlink()
-    with claim(member, wait=False, announce=print):
+    with hold(member, wait=False, announce=print):
         waiting = train(*here, "method=ensemble_of_runs", "if_running=skip")
     assert waiting.returncode == 0, waiting.stderr
     assert "chalk: not combined, since 1 of 4 members are not finished" in waiting.stdout

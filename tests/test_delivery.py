@@ -90,11 +90,11 @@ def test_what_the_server_refuses_is_not_delivered(server: WandbServer, runs: lis
     """wandb itself says nothing of it."""
     server.refuses_stream = 403
     refused = published(tmp_path, runs[0])
-    assert "W&B did not take what was sent" in refused.undelivered[str(runs[0])]
+    assert "W&B did not take what was sent" in refused.not_uploaded[str(runs[0])]
     assert not (runs[0] / "wandb.json").exists()
     server.refuses_stream = None
     Publisher.down_at = None
-    assert published(tmp_path, runs[0]).undelivered == {}
+    assert published(tmp_path, runs[0]).not_uploaded == {}
     assert server.runs["aaaaaaaaaaaa-erm"].summary["state"] == "finished"
 
 
@@ -119,7 +119,7 @@ def test_runs_that_were_offline_are_published_online(server: WandbServer, runs: 
 def test_one_refused_run_does_not_stop_the_others(server: WandbServer, runs: list[Path], tmp_path: Path) -> None:
     server.refused = ("aaaaaaaaaaaa", 400)
     publisher = published(tmp_path, *runs)
-    assert list(publisher.undelivered) == [str(runs[0])]
+    assert list(publisher.not_uploaded) == [str(runs[0])]
     assert sorted(publisher.delivered) == [str(runs[1]), str(runs[2])]
     assert len(server.runs) == 6
 
@@ -133,10 +133,10 @@ def test_a_server_that_is_down_is_asked_once_in_a_sweep(
     for name, value in (gone | {"WANDB_INIT_TIMEOUT": "2"}).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(Publisher, "down_at", None)
-    assert len(published(tmp_path, *runs).undelivered) == 3
+    assert len(published(tmp_path, *runs).not_uploaded) == 3
     assert Publisher.down_at is not None
     again = published(tmp_path, *runs)
-    assert set(again.undelivered.values()) == {"W&B was down a moment ago"}
+    assert set(again.not_uploaded.values()) == {"W&B was down a moment ago"}
 
 
 @pytest.mark.slow
@@ -147,7 +147,7 @@ def test_a_failed_run_is_published_as_such(server: WandbServer, runs: list[Path]
     (runs[0] / "result.json").unlink()
     assert finished_directories(tmp_path) == [runs[1], runs[2], runs[0]]
     publisher = published(tmp_path, runs[0])
-    assert publisher.undelivered == {}
+    assert publisher.not_uploaded == {}
     served = server.runs["aaaaaaaaaaaa-erm"]
     assert (served.summary["failure"], served.summary["state"], served.exit_code) == ("diverged", "failed", 1)
 
@@ -162,10 +162,10 @@ def test_a_followed_run_that_another_process_delivered_ends_well(
         assert first.process is not None
         assert first.process.poll() is None
         time.sleep(0.05)
-    assert published(tmp_path, runs[0]).undelivered == {}
+    assert published(tmp_path, runs[0]).not_uploaded == {}
     first.publish(runs[0])
     first.close()
-    assert first.undelivered == {}
+    assert first.not_uploaded == {}
     assert {run.exit_code for run in server.runs.values()} == {0}
 
 
@@ -178,7 +178,7 @@ def test_a_run_that_is_left_may_go_on(server: WandbServer, runs: list[Path], tmp
     publisher.close()
     assert server.runs["aaaaaaaaaaaa-erm"].exit_code == 1
     assert server.runs["bbbbbbbbbbbb-erm"].exit_code == 0
-    assert published(tmp_path, runs[0]).undelivered == {}
+    assert published(tmp_path, runs[0]).not_uploaded == {}
     assert server.runs["aaaaaaaaaaaa-erm"].exit_code == 0
     steps = [row["_step"] for row in server.runs["aaaaaaaaaaaa-erm"].rows()]
     assert steps == [0, 2, 4]
@@ -201,8 +201,8 @@ def test_a_killed_process_leaves_one_copy_of_each(runs: list[Path], tmp_path: Pa
     assert publisher.process is not None
     publisher.process.kill()
     publisher.close()
-    assert publisher.undelivered[str(runs[2])] == "its process ended without a word"
-    assert published(tmp_path, *runs, mode="offline").undelivered == {}
+    assert publisher.not_uploaded[str(runs[2])] == "its process ended without a word"
+    assert published(tmp_path, *runs, mode="offline").not_uploaded == {}
     assert len(copies(tmp_path)) == 9
 
 
@@ -221,7 +221,7 @@ def test_what_was_delivered_is_made_again_once_it_is_gone(runs: list[Path], tmp_
     published(tmp_path, runs[0], mode="offline")
     (runs[0] / "wandb.json").write_text("{")
     publisher = published(tmp_path, runs[0], runs[1], mode="offline")
-    assert publisher.undelivered == {}
+    assert publisher.not_uploaded == {}
     assert len(copies(tmp_path)) == 6
     shutil.rmtree(tmp_path / "wandb")
     published(tmp_path, runs[0], mode="offline")
@@ -240,8 +240,8 @@ def test_a_stuck_process_holds_nobody_up(runs: list[Path], tmp_path: Path, monke
     assert process is not None
     publisher.close()
     assert process.poll() is not None
-    assert sorted(publisher.undelivered) == sorted(map(str, runs))
-    assert set(publisher.undelivered.values()) == {"nothing heard of it for 2 s"}
+    assert sorted(publisher.not_uploaded) == sorted(map(str, runs))
+    assert set(publisher.not_uploaded.values()) == {"nothing heard of it for 2 s"}
 
 
 def test_more_directories_than_are_asked_for_at_once(tmp_path: Path) -> None:
@@ -254,8 +254,8 @@ def test_more_directories_than_are_asked_for_at_once(tmp_path: Path) -> None:
         publisher.publish(directory)
     seen: list[tuple[int, int]] = []
     publisher.close(lambda done, total: seen.append((done, total)))
-    assert len(publisher.undelivered) == 3 * AT_ONCE
-    assert all("damaged" in why for why in publisher.undelivered.values())
+    assert len(publisher.not_uploaded) == 3 * AT_ONCE
+    assert all("damaged" in why for why in publisher.not_uploaded.values())
     assert seen[-1] == (150, 150)
     assert seen == sorted(seen)
 
@@ -266,7 +266,7 @@ def test_no_process_can_be_started(runs: list[Path], tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(publisher_module.subprocess, "Popen", refuse)
     publisher = published(tmp_path, runs[0], mode="offline")
-    assert "cannot be started" in publisher.undelivered[str(runs[0])]
+    assert "cannot be started" in publisher.not_uploaded[str(runs[0])]
 
 
 @pytest.mark.slow
@@ -304,7 +304,7 @@ def test_two_processes_deliver_a_directory_once(runs: list[Path], tmp_path: Path
             publisher.publish(directory)
     for publisher in both:
         publisher.close()
-        assert publisher.undelivered == {}
+        assert publisher.not_uploaded == {}
     assert len(copies(tmp_path)) == 9
 
 
@@ -317,7 +317,7 @@ def test_signals_to_all_processes_of_a_job_do_not_end_it(runs: list[Path], tmp_p
         publisher.process.send_signal(number)
     publisher.publish(runs[0])
     publisher.close()
-    assert publisher.undelivered == {}
+    assert publisher.not_uploaded == {}
     assert copies(tmp_path) == ALL_OF_A
 
 
@@ -358,7 +358,7 @@ def test_disabled_starts_no_process(
     assert publisher.connect()[0] == "disabled"
     publisher.close()
     assert publisher.process is None
-    assert publisher.undelivered == {}
+    assert publisher.not_uploaded == {}
 
 
 def test_an_address_that_is_none_is_said_at_once(runs: list[Path], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from commands import REPOSITORY, TINY_NETWORK, train
 from safetensors.torch import load_file
 
 from vld.data.glyphs import draw_glyphs
-from vld.runs.reevaluate import evaluate_in_full, kept_meanwhile
+from vld.runs.reevaluate import evaluate_in_full, kept_while_training
 
 OPTIONS = [
     "dataset=glyphs",
@@ -47,7 +47,7 @@ def glyphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(glyphs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Run directories of the same run, evaluated in full and on a part."""
+    """Run directories of the same run, evaluated in full and on a subset."""
     directories = {}
     for name, more in (("full", []), ("part", [f"dataset.curve_images={LIMIT}"])):
         output_dir = tmp_path_factory.mktemp(name)
@@ -125,7 +125,7 @@ def test_interrupted_while_it_is_evaluated_in_full_it_ends_the_same(
     assert not (run_dir / "result.json").exists()
     done = train(*options)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "goes on from step" in done.stdout
+    assert "resuming at step" in done.stdout
     assert result(run_dir)["results"] == result(runs["part"])["results"]
 
 
@@ -146,7 +146,7 @@ def test_killed_when_all_is_evaluated_it_ends_the_same(runs: dict[str, Path], gl
 
 
 def test_kept_meanwhile() -> None:
-    meanwhile = kept_meanwhile(["erm-last", "erm-last-logits", "ensemble-iid-logits"])
+    meanwhile = kept_while_training(["erm-last", "erm-last-logits", "ensemble-iid-logits"])
     assert {f"{m}-{s}" for m in ("erm", "weight_averaging") for s in ("iid", "last", "oracle_step")} < set(meanwhile)
     assert "ensemble-iid-logits" in meanwhile
     assert "erm-last-logits" not in meanwhile  # of all images: written when they have been evaluated

@@ -8,7 +8,7 @@ from types import FrameType
 
 import pytest
 
-from vld.machine.signals import SIGNALS, Interrupted, Interruption
+from vld.machine.signals import SIGNALS, Interrupted, SignalGuard
 
 
 @pytest.fixture(autouse=True)
@@ -23,16 +23,16 @@ def handlers_stay() -> Iterator[None]:
 def test_a_signal_waits_until_it_is_asked_for(number: int) -> None:
     heard: list[int] = []
     signal.signal(number, lambda number, _: heard.append(number))
-    interruption = Interruption()
-    with interruption:
-        interruption.check()
+    guard = SignalGuard()
+    with guard:
+        guard.check()
         os.kill(os.getpid(), number)
         with pytest.raises(Interrupted):
-            interruption.check()
+            guard.check()
         assert heard == []
-    interruption.hand_over()
+    guard.forward()
     assert heard == [number]
-    interruption.check()  # handed over once
+    guard.check()  # handed over once
     os.kill(os.getpid(), number)
     assert heard == [number, number]
 
@@ -40,36 +40,36 @@ def test_a_signal_waits_until_it_is_asked_for(number: int) -> None:
 def test_the_previous_handler_gets_the_frame() -> None:
     frames: list[FrameType | None] = []
     signal.signal(signal.SIGUSR2, lambda _, frame: frames.append(frame))
-    interruption = Interruption()
-    with interruption:
+    guard = SignalGuard()
+    with guard:
         os.kill(os.getpid(), signal.SIGUSR2)
-    interruption.hand_over()
+    guard.forward()
     assert isinstance(frames[0], FrameType)
 
 
 def test_without_a_handler_the_process_ends_with_the_signal_s_exit_code() -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_DFL)
-    interruption = Interruption()
-    with interruption:
+    guard = SignalGuard()
+    with guard:
         os.kill(os.getpid(), signal.SIGUSR1)
     with pytest.raises(SystemExit) as ended:
-        interruption.hand_over()
+        guard.forward()
     assert ended.value.code == 128 + signal.SIGUSR1
 
 
 def test_an_ignored_signal_stays_ignored() -> None:
     """nohup ignores the hang-up."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    interruption = Interruption()
-    with interruption:
+    guard = SignalGuard()
+    with guard:
         os.kill(os.getpid(), signal.SIGHUP)
-        interruption.check()
-    interruption.hand_over()
+        guard.check()
+    guard.forward()
 
 
 def test_a_second_ctrl_c_stops_at_once() -> None:
-    interruption = Interruption()
-    with interruption:
+    guard = SignalGuard()
+    with guard:
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
@@ -81,20 +81,20 @@ def test_every_signal_reaches_its_handler() -> None:
     for number in (signal.SIGUSR2, signal.SIGTERM):
         signal.signal(number, lambda number, _: heard.append(number))
     signal.signal(signal.SIGUSR1, signal.SIG_DFL)
-    interruption = Interruption()
-    with interruption:
+    guard = SignalGuard()
+    with guard:
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR2, signal.SIGTERM):
             os.kill(os.getpid(), number)
-        assert interruption.names == "SIGUSR1 and SIGTERM and SIGUSR2"
+        assert guard.names == "SIGUSR1 and SIGTERM and SIGUSR2"
     with pytest.raises(SystemExit):
-        interruption.hand_over()
+        guard.forward()
     assert heard == [signal.SIGTERM, signal.SIGUSR2]
 
 
 def test_the_first_ctrl_c_after_another_signal_waits_too() -> None:
     signal.signal(signal.SIGTERM, lambda *_: None)
-    interruption = Interruption()
-    with interruption:
+    guard = SignalGuard()
+    with guard:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
@@ -106,8 +106,8 @@ def test_in_a_thread_nothing_is_taken_over() -> None:
 
     def enter() -> None:
         try:
-            with Interruption() as interruption:
-                interruption.check()
+            with SignalGuard() as guard:
+                guard.check()
         except BaseException as error:
             failures.append(error)
 

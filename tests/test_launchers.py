@@ -78,7 +78,7 @@ def test_jobs_side_by_side_come_to_the_same(small_glyphs: Path, tmp_path: Path) 
     assert together.stdout.count("┏") == 1
     assert "failed: " in together.stdout
     assert chalk in together.stdout.split("┏")[1]
-    # What is wrong is mended, and the command that was shown for that job pasted.
+    # What is wrong is fixed, and the command that was shown for that job pasted.
     shutil.rmtree(broken)
     [again] = re.findall(r"again, just that: (python .*)", together.stdout)
     python, name, *options = shlex.split(again)
@@ -171,7 +171,7 @@ def test_a_stopped_command_stops_its_jobs_and_goes_on(
         *("hydra/launcher=parallel", "hydra.launcher.n_jobs=2"),
         *(f"data_dir={small_glyphs}", f"output_dir={tmp_path / 'outputs'}"),
     )
-    for both_say in ("step 0/", "goes on from step"):
+    for both_say in ("step 0/", "resuming at step"):
         process = start("train.py", *options, start_new_session=True)
         try:
             for _ in range(2):

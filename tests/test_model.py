@@ -616,7 +616,5 @@ def test_torchvision_s_published_weights_are_downloaded_and_their_hash_checked(m
         raise OSError("no network")
 
     monkeypatch.setattr(type(published), "get_state_dict", refuse)
-    with pytest.raises(
-        UserError, match=f"downloading {re.escape(published.url)} failed .no network.; get the file elsewhere"
-    ):
+    with pytest.raises(UserError, match=f"cannot download {re.escape(published.url)} .no network.; fetch it by hand"):
         load_backbone_weights(settings)

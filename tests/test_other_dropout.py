@@ -134,7 +134,7 @@ def test_one_rate_is_of_every_stage() -> None:
 
 def test_what_cannot_be_is_refused_in_one_line() -> None:
     refused = {
-        "resnet18 has 4 stages; say a rate for each": settings(stage_dropout=[0.1, 0.2]),
+        "resnet18 has 4 stages; give one rate for each": settings(stage_dropout=[0.1, 0.2]),
         "not known for regnet_y_400mf": settings("regnet_y_400mf", stage_dropout=[0.1]),
         "swin_t has the channels of its maps last": settings(
             "swin_t", stage_dropout=[0.1], stage_dropout_kind="channel"
@@ -347,7 +347,7 @@ def test_a_run_with_all_of_them_and_its_model(small_glyphs: Path, tmp_path: Path
     assert torch.equal(model(images()), model(images()))
     assert load_model(result.parent, "weight_averaging-last")(images()).shape == (4, 2)
     again = train(*options)
-    assert "finished before" in again.stdout
+    assert "already finished" in again.stdout
     plain = train(*(option for option in options if "stage_dropout" not in option))
     assert plain.returncode == 0, plain.stderr
     assert len(list((tmp_path / "runs").rglob("result.json"))) == 2

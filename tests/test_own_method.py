@@ -1,4 +1,4 @@
-"""A method of one's own, added to a copy of the sources as the README says: every line that it takes is here."""
+"""A custom method, added to a copy of the sources as the README says: every line that it takes is here."""
 
 import json
 import os

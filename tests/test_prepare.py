@@ -9,8 +9,10 @@ import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from random import Random
+from threading import Barrier, Event
 
 import pytest
 import requests
@@ -19,12 +21,13 @@ from commands import REPOSITORY, script, train
 from conftest import WriteDataset
 from omegaconf import OmegaConf
 
-from vld.commands.prepare import prepare
+from vld.commands.prepare import _fetches, prepare
 from vld.config.command_settings import PrepareConfig
 from vld.config.errors import UserError
 from vld.config.settings import DatasetConfig
 from vld.data import catalog
-from vld.data.download import fetch
+from vld.data.catalog import Archive, Source
+from vld.data.download import as_they_arrive, fetch
 from vld.data.folder import DatasetFiles, DomainFiles, list_csv, list_dataset
 from vld.data.verify import check_content
 from vld.machine.terminal import Terminal
@@ -689,3 +692,44 @@ def test_bad_csv_files_are_named(what: str, tmp_path: Path) -> None:
         (tmp_path / "mine.csv").write_text(text)
     with pytest.raises(UserError, match=re.escape(said) if what != "classes" else said):
         prepare(PrepareConfig(DatasetConfig(name="mine", folder="none", csv="mine.csv"), str(tmp_path)), Terminal())
+
+
+def test_two_archives_arrive_at_a_time(tmp_path: Path) -> None:
+    both, taken = Barrier(2, timeout=60), Event()
+
+    def first_or_second(name: str) -> Path:
+        both.wait()
+        return tmp_path / name
+
+    def third() -> Path:
+        taken.wait(60)
+        raise UserError("third: is not there")
+
+    arriving = as_they_arrive([partial(first_or_second, "first"), partial(first_or_second, "second"), third])
+    assert {next(arriving).name, next(arriving).name} == {"first", "second"}
+    taken.set()
+    with pytest.raises(UserError, match="third"):
+        next(arriving)
+
+
+def test_archives_that_arrive_together_have_a_bar_each_and_one_for_all(
+    server: ArchiveServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archives = tuple(Archive(name, f"{server.url}/{name}", size=9) for name in ("a.zip", "b.zip", "c.zip"))
+    (tmp_path / "c.zip").write_bytes(b"")  # already there
+    told: dict[str, list[tuple[int, int]]] = {}
+
+    def bars(label: str) -> Callable[[int, int], None]:
+        return lambda done, total: told.setdefault(label, []).append((done, total))
+
+    def fetched(_: str, path: Path, __: str | None, progress: Callable[[int, int], None]) -> None:
+        if path.name != "c.zip":
+            progress(4, 10)
+            progress(10, 10)
+
+    monkeypatch.setattr("vld.commands.prepare.fetch", fetched)
+    source = Source(archives, lambda *_: None)
+    for one in _fetches(DatasetConfig(name="mine", folder="mine"), source, tmp_path, Terminal(), bars):
+        one()
+    assert told["a.zip"] == told["b.zip"] == [(4, 10), (10, 10)]
+    assert told["2 archives"] == [(4, 19), (10, 19), (14, 20), (20, 20)]

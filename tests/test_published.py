@@ -11,7 +11,7 @@ from commands import DOCUMENTATION, PAGES, REPOSITORY
 from hydra import initialize_config_dir
 
 from vld.study.jobs import jobs_of, study_axes
-from vld.study.planned import wanted_runs
+from vld.study.planned import planned_runs
 
 FOLDER = REPOSITORY / "outputs/published"
 PAGE = (FOLDER / "README.md").read_text()
@@ -103,7 +103,7 @@ def test_the_runs_are_those_of_the_commands() -> None:
             assert not problems
             wanted = {
                 (run.test_domain, run.config.dropout, run.config.optim.lr, run.config.seed, run.config.optim.steps)
-                for run in wanted_runs(jobs)
+                for run in planned_runs(jobs)
             }
         there = RUNS[report][RUNS[report].members.isna()][["test_domain", "dropout", "lr", "seed", "steps"]]
         assert set(there.itertuples(index=False, name=None)) == wanted

@@ -40,7 +40,7 @@ from tiny import SEED, make_batches, make_evaluation_set, make_model, settings
 
 from vld.config.errors import UserError
 from vld.config.settings import AveragingConfig, Config, EnsembleConfig
-from vld.machine import lock as claim
+from vld.machine import lock
 from vld.machine.atomic import write_atomically
 from vld.machine.signals import SIGNALS
 from vld.machine.terminal import Terminal
@@ -338,7 +338,7 @@ RUN = (
 # A process of the command that does something of its own before a step.
 ACTING = """
 import os, signal
-from vld.machine import lock as claim
+from vld.machine import lock
 from vld.commands import main as cli
 from vld.training import loop as training
 update = training.update
@@ -403,7 +403,7 @@ def test_a_signal_saves_the_run_and_the_same_command_goes_on(
     assert sorted(path.name for path in run_dir.iterdir()) == ["checkpoint.pt", "config.yaml", "metrics.jsonl"]
     again = train(*command)
     assert again.returncode == 0, again.stderr
-    assert re.search(r"goes on from step 16 of 40, saved 20", again.stdout)
+    assert re.search(r"resuming at step 16 of 40 \(saved 20", again.stdout)
     assert len(re.findall(r"^chalk  step (?:20|30)/40 .*  \d+:\d\d left$", again.stdout, re.M)) == 2
     assert same_run(run_dir, whole)
 
@@ -422,7 +422,7 @@ def test_a_killed_command_goes_on(command: tuple[str, ...], tmp_path: Path, whol
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     again = train(*command)
     assert again.returncode == 0, again.stderr
-    assert "goes on from step 15 of 40" in again.stdout
+    assert "resuming at step 15 of 40" in again.stdout
     assert same_run(the_run(tmp_path / "outputs"), whole)
 
 
@@ -458,7 +458,7 @@ def test_a_scheduler_s_handler_is_called_when_the_run_is_saved(
     with before_step(15, lambda: os.kill(os.getpid(), signal.SIGTERM)):
         stopped = stopped_at(25, *command, by=signal.SIGUSR2)
     assert stopped.returncode == 17, stopped.stderr
-    assert re.search(r"bypassed\n.*goes on from step 16 .*step 20/40.*requeued with True\n", stopped.stdout, re.S)
+    assert re.search(r"bypassed\n.*resuming at step 16 .*step 20/40.*requeued with True\n", stopped.stdout, re.S)
     assert train(*command).returncode == 0
     assert same_run(the_run(tmp_path / "outputs"), whole)
 
@@ -489,20 +489,20 @@ def wait_until_it_stands_still(process: "subprocess.Popen[str]") -> None:
 def test_two_starts_at_once_train_once(
     background: Background, command: tuple[str, ...], tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(claim, "LEASE_SECONDS", 1e6)  # the first is not given up, however long the others take
-    path = acting(tmp_path, STAND_STILL, before="claim.LEASE_SECONDS = 1e6")
+    monkeypatch.setattr(lock, "LEASE_SECONDS", 1e6)  # the first is not given up, however long the others take
+    path = acting(tmp_path, STAND_STILL, before="lock.LEASE_SECONDS = 1e6")
     first = background(path)
     wait_until_it_stands_still(first)
     skipped = train(*command, "if_running=skip")
     assert skipped.returncode == 0, skipped.stderr
-    assert re.search(rf"skipped: process {first.pid} on \S+ is working on it", skipped.stdout)
+    assert re.search(rf"skipped: process {first.pid} on \S+ holds the lock", skipped.stdout)
     second = background(path)
     wait_for(second, f"process {first.pid} on ")
     first.send_signal(signal.SIGCONT)
     shown, _ = second.communicate()
     first.communicate()
     assert (first.returncode, second.returncode) == (0, 0)
-    assert "finished before, not trained again" in shown
+    assert "already finished, skipped" in shown
     assert "step 0/40" not in shown
     assert "│ erm " in shown
     assert same_run(the_run(tmp_path / "outputs"), whole)
@@ -674,7 +674,7 @@ def test_a_terminal_shows_the_time_left_and_saves_the_run_when_closed(background
 
 @pytest.mark.slow
 def test_signals_while_waiting_end_with_their_codes(background: Background, tmp_path: Path, whole: Path) -> None:
-    with claim.claim(tmp_path / "outputs/runs/glyphs/chalk" / whole.name, wait=False, announce=print):
+    with lock.hold(tmp_path / "outputs/runs/glyphs/chalk" / whole.name, wait=False, announce=print):
         for number in (signal.SIGTERM, signal.SIGUSR1):
             process = background()
             wait_for(process, "waiting")
@@ -711,9 +711,9 @@ def test_a_damaged_finished_run_is_named(whole: Path, tmp_path: Path) -> None:
 def test_a_process_that_stood_still_for_too_long_leaves_the_run_to_the_other(
     background: Background, command: tuple[str, ...], tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = background(acting(tmp_path, STAND_STILL, before="claim.LEASE_SECONDS = 3.0"))
+    first = background(acting(tmp_path, STAND_STILL, before="lock.LEASE_SECONDS = 3.0"))
     wait_until_it_stands_still(first)
-    monkeypatch.setattr(claim, "LEASE_SECONDS", 3.0)
+    monkeypatch.setattr(lock, "LEASE_SECONDS", 3.0)
 
     def awake() -> None:
         first.send_signal(signal.SIGCONT)
@@ -725,7 +725,7 @@ def test_a_process_that_stood_still_for_too_long_leaves_the_run_to_the_other(
     assert f"process {first.pid} on " in second.stdout
     output, _ = first.communicate()
     assert first.returncode == 0
-    assert "finished before, not trained again" in output
+    assert "already finished, skipped" in output
     assert same_run(the_run(tmp_path / "outputs"), whole)
 
 
@@ -737,8 +737,8 @@ def test_a_sweep_that_was_stopped_goes_on_where_it_was(command: tuple[str, ...],
     assert stopped.returncode == 130
     again = train(*sweep)
     assert again.returncode == 0
-    assert again.stdout.count("finished before") == 1
-    assert again.stdout.count("goes on from step 16 of 40") == 1
+    assert again.stdout.count("already finished") == 1
+    assert again.stdout.count("resuming at step 16 of 40") == 1
     assert len(list((tmp_path / "outputs").rglob("result.json"))) == 2
 
 

@@ -81,7 +81,7 @@ def slurm() -> Iterator[None]:
 
 @pytest.fixture
 def study(tmp_path: Path, small_glyphs: Path) -> list[str]:
-    """The options of a study of one's own: a file of a folder."""
+    """The options of a custom study: a file of a folder."""
     (tmp_path / "conf/study").mkdir(parents=True)
     (tmp_path / "conf/study/mine.yaml").write_text(STUDY.lstrip())
     return [
@@ -123,13 +123,12 @@ def metrics(run_dir: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if "seconds" not in name} for row in rows]
 
 
-def start(study: list[str], log: Path) -> "subprocess.Popen[bytes]":
+def start(study: list[str], log: Path, cwd: Path | None = None, **env: str) -> "subprocess.Popen[bytes]":
     """`python scripts/train.py` of the study on SLURM."""
     with log.open("w") as file:
         return subprocess.Popen(
-            [sys.executable, str(REPOSITORY / "scripts/train.py"), *study, *LAUNCHER],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
-            start_new_session=True,
+            [sys.executable, str(REPOSITORY / "scripts/train.py"), *study, *LAUNCHER], cwd=cwd, stdin=subprocess.DEVNULL,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"} | env, stdout=file, stderr=file, start_new_session=True,
         )  # fmt: skip
 
 
@@ -203,7 +202,7 @@ def test_a_study_survives_everything(study: list[str], tmp_path: Path) -> None:
     assert re.search(r"mine: 4 runs, \d finished, [1-4] to do", shown)
     assert shown.count("│ erm") == 2  # a line for each seed in the table at the end
     logs = "".join(path.read_text() for path in (tmp_path / "outputs").rglob("*_log.out"))
-    assert "is working on it; waiting for that" in logs
+    assert "holds the lock; waiting for it" in logs
     assert logs.count("step 1200/1200") == 4
     until(lambda: begin(first) or not squeue(), "an empty queue")
     code, complete = status(study)
@@ -232,9 +231,13 @@ def test_a_study_survives_everything(study: list[str], tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("slurm")
 def test_a_preempted_job_goes_on_exactly(study: list[str], tmp_path: Path) -> None:
-    """By a job of a partition that goes before, which wants the whole node."""
+    """By a job of a partition that goes before, which wants the whole node; on a cluster that gives jobs next to no environment,
+    in a folder whose modules have the names of others."""
     options = [*study, "seed=0", "test_domain=0"]
-    launcher = start(options, tmp_path / "launcher.log")
+    (tmp_path / "here").mkdir()
+    for name in ("queue", "wandb"):
+        (tmp_path / f"here/{name}.py").write_text("raise ImportError('not this one')")
+    launcher = start(options, tmp_path / "launcher.log", tmp_path / "here", SBATCH_EXPORT="OMP_NUM_THREADS")
     try:
         runs = tmp_path / "outputs/runs/glyphs"
         [rows] = until(lambda: list(runs.glob("*/*/metrics.jsonl")), "a run that trains")
@@ -249,7 +252,7 @@ def test_a_preempted_job_goes_on_exactly(study: list[str], tmp_path: Path) -> No
         kill(launcher)
     assert launcher.returncode == 0, (tmp_path / "launcher.log").read_text()
     [log] = (tmp_path / "outputs").rglob(f"{job}_0_log.out")
-    assert re.search(r"goes on from step [1-9]\d* of 1200", log.read_text())
+    assert re.search(r"resuming at step [1-9]\d* of 1200", log.read_text())
     check_as_without_an_interruption(rows.parent, options, tmp_path / "alone")
 
 

@@ -27,7 +27,7 @@ from vld.machine.terminal import Terminal
 from vld.runs.identity import run_id, run_identity
 from vld.study.compose import typed_config
 from vld.study.jobs import Job, axes_of, jobs_of, study_axes
-from vld.study.planned import Wanted, left_out_domains, wanted_runs
+from vld.study.planned import PlannedRun, left_out_domains, planned_runs
 from vld.study.progress import Progress, is_running, progress_of, seconds_to_go
 
 STUDIES = sorted(path.stem for path in (REPOSITORY / "conf/study").glob("*.yaml"))
@@ -82,13 +82,13 @@ def test_each_study_adds_the_protocol_s_runs() -> None:
     seen: set[str] = set()
     added = {}
     for study in NEW_RUNS:
-        wanted = {run.key for run in wanted_runs(jobs(study))}
+        wanted = {run.key for run in planned_runs(jobs(study))}
         added[study] = len(wanted - seen)
         seen |= wanted
     assert added == NEW_RUNS
     assert len(seen) == 3216
     # Figure 1 here is an analogue of the paper's: its probes come on top, its fine-tuned runs are Figure 2's.
-    figure1 = {run.key: run.config.backbone.tuning for run in wanted_runs(jobs("figure1"))}
+    figure1 = {run.key: run.config.backbone.tuning for run in planned_runs(jobs("figure1"))}
     assert len(figure1) == 96
     assert {tuning for key, tuning in figure1.items() if key in seen} == {"full"}
     assert len(figure1.keys() & seen) == 48
@@ -189,9 +189,9 @@ def test_grids_are_the_protocol_s(study: str, differences: dict[str, set[Any]]) 
 
 
 def test_pacs_on_a_cpu_is_48_runs_and_a_quarter_of_them_for_one_seed_and_rate() -> None:
-    assert len(wanted_runs(jobs("pacs_cpu"))) == 48
+    assert len(planned_runs(jobs("pacs_cpu"))) == 48
     narrowed = jobs("pacs_cpu", "seed=0", "optim.lr=1e-3")
-    assert len(wanted_runs(narrowed)) == 12
+    assert len(planned_runs(narrowed)) == 12
     assert {job.config.seed for job in narrowed} == {0}
     assert {job.config.optim.lr for job in narrowed} == {1e-3}
     its = settings_of("pacs_cpu")
@@ -213,10 +213,10 @@ def test_every_study_says_its_name_and_knows_the_studies_it_shares_runs_with(stu
 
 def test_figure8_and_figure6_share_the_other_backbone_s_runs() -> None:
     """#2 with all tricks is Figure 6's with dropout, #2 naive Figure 2's without."""
-    tricks = {run.key for run in wanted_runs(jobs_of_command("figure8", "backbone=resnet50", "dropout=0.9"))}
-    naive = {run.key for run in wanted_runs(jobs_of_command("figure8", "backbone=resnet50", "dropout=0"))}
-    assert tricks == {run.key for run in wanted_runs(jobs("figure6", "dropout=0.9"))}
-    assert naive == {run.key for run in wanted_runs(jobs("figure2", "dropout=0"))}
+    tricks = {run.key for run in planned_runs(jobs_of_command("figure8", "backbone=resnet50", "dropout=0.9"))}
+    naive = {run.key for run in planned_runs(jobs_of_command("figure8", "backbone=resnet50", "dropout=0"))}
+    assert tricks == {run.key for run in planned_runs(jobs("figure6", "dropout=0.9"))}
+    assert naive == {run.key for run in planned_runs(jobs("figure2", "dropout=0"))}
 
 
 def test_any_axis_is_narrowed_on_the_command_line() -> None:
@@ -225,7 +225,7 @@ def test_any_axis_is_narrowed_on_the_command_line() -> None:
     assert len(narrowed) == 2 * 3 * 2
     assert {job.config.dataset.name for job in narrowed} == {"pacs"}
     assert {job.config.optim.lr for job in narrowed} == {2e-3}
-    assert {run.test_domain for run in wanted_runs(narrowed)} == {"sketch"}
+    assert {run.test_domain for run in planned_runs(narrowed)} == {"sketch"}
 
 
 def test_jobs_are_what_hydra_composes() -> None:
@@ -315,7 +315,7 @@ def test_a_dry_run_without_images_counts_runs_and_says_where_images_come_from(tm
 
 def test_random_and_published_weights_are_other_runs() -> None:
     words = ("dropout=0", "seed=0", "test_domain=0", "backbone.weights=null,none", "precision=fp32,bf16")
-    assert len(wanted_runs(jobs_of_command("demo", *words))) == 4
+    assert len(planned_runs(jobs_of_command("demo", *words))) == 4
 
 
 def test_the_domains_are_those_of_the_folder_that_is_there(tmp_path: Path) -> None:
@@ -351,7 +351,7 @@ def test_a_study_s_combinations_are_not_train_s(tmp_path: Path) -> None:
     assert "combine.py study=demo" in done.stderr
 
 
-# A study of one's own, run small.
+# A custom study, run small.
 
 SMALL_STUDY = """
 # @package _global_
@@ -403,7 +403,7 @@ def test_a_study_of_one_s_own_from_end_to_end(own_study: list[str], small_glyphs
     planned = train(*options, "dry_run=true")
     assert planned.returncode == 0, planned.stderr
     assert planned.stdout.count("missing: glyphs/") == 16
-    assert "mine: 16 runs, 0 finished, 16 to do; how long they take is not known" in planned.stdout
+    assert "mine: 16 runs, 0 finished, 16 to do; no estimate yet: no comparable run has finished" in planned.stdout
     assert " MB of disk" in planned.stdout
     assert not list((tmp_path / "outputs").rglob("runs"))
     nothing = script("combine.py", *options)
@@ -457,7 +457,7 @@ def test_a_study_of_one_s_own_from_end_to_end(own_study: list[str], small_glyphs
     again = train(*options, "dropout=0.5")
     assert again.returncode == 0, again.stderr
     assert "mine: 8 runs, 5 finished, 3 to do, about " in again.stdout
-    assert again.stdout.count("finished before, not trained again") == 5
+    assert again.stdout.count("already finished, skipped") == 5
     assert status("dropout=0.5", "watch=true")[0] == 0  # ends, since all is finished
 
 
@@ -484,11 +484,11 @@ def test_status_of_a_plain_sweep_and_of_one_command(tmp_path: Path) -> None:
     assert "did you mean watch?" in misspelt.stderr
 
 
-def wanted(**changes: Any) -> Wanted:
+def wanted(**changes: Any) -> PlannedRun:
     [job] = jobs_of_command(
         "demo", "dropout=0", "seed=0", "test_domain=chalk", "optim.steps=200", *(f"{k}={v}" for k, v in changes.items())
     )
-    return wanted_runs([job])[0]
+    return planned_runs([job])[0]
 
 
 def test_a_run_is_known_by_its_settings_whatever_its_data_weights_and_precision(tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def test_a_run_and_the_same_run_again(base: tuple[str, ...], tmp_path: Path) -> 
 def test_a_run_that_was_trained_without_w_and_b_is_copied(base: tuple[str, ...], trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained / "runs", tmp_path / "runs")
     reused = train(*base, f"output_dir={tmp_path}", env=OFFLINE)
-    assert "finished before, not trained again" in reused.stdout
+    assert "already finished, skipped" in reused.stdout
     copies = offline_runs(tmp_path)
     assert len(copies) == 3
     for run in copies.values():
@@ -165,7 +165,7 @@ def test_an_interrupted_run_is_one_whole_copy(base: tuple[str, ...], tmp_path: P
     assert not (run_dir(tmp_path) / "result.json").exists()
     assert offline_runs(tmp_path) == {}
     done = train(*options, env=OFFLINE)
-    assert "goes on from step" in done.stdout
+    assert "resuming at step" in done.stdout
     runs = offline_runs(tmp_path)
     assert len(runs) == 3
     for run in runs.values():
@@ -201,7 +201,7 @@ def published(directory: Path, output_dir: Path) -> Publisher:
     publisher = Publisher(WandbConfig(mode="offline"), str(output_dir), say=print, warn=print)
     publisher.publish(directory)
     publisher.close()
-    assert publisher.undelivered == {}
+    assert publisher.not_uploaded == {}
     return publisher
 
 
@@ -273,7 +273,7 @@ def test_a_run_is_streamed_interrupted_resumed_and_pushed_again(base: tuple[str,
 
         done = train(*options, env=server.environment())
         assert done.returncode == 0, done.stderr
-        assert "goes on from step" in done.stdout
+        assert "resuming at step" in done.stdout
         assert f"W&B: 3 runs at {server.url}/team/vld" in done.stdout
         served_equal(server, run_dir(tmp_path))
         sent = server.lines

@@ -227,7 +227,7 @@ def test_a_finished_run_is_shown_and_not_trained_again(finished: tuple[Path, str
     before = [path.stat().st_mtime_ns for path in results]
     again = train(*SMALL, f"data_dir={shapes}", f"output_dir={finished[0]}", "device=cpu")
     assert again.returncode == 0
-    assert again.stdout.count("finished before") == 3
+    assert again.stdout.count("already finished") == 3
     assert "average" in again.stdout
     assert [path.stat().st_mtime_ns for path in results] == before
 
@@ -248,7 +248,7 @@ def test_methods_of_a_sweep_share_one_run(shapes: Path, tmp_path: Path) -> None:
     sweep = train(*SMALL, methods, "test_domain=0", f"data_dir={shapes}", f"output_dir={tmp_path}", "-m")
     assert sweep.returncode == 0, sweep.stderr
     assert len(list((tmp_path / "runs").rglob("result.json"))) == 1
-    assert sweep.stdout.count("finished before") == 2
+    assert sweep.stdout.count("already finished") == 2
     tables = sweep.stdout.split("┡")[1:4]
     for table, method in zip(tables, ("erm", "weight_averaging", "ensemble"), strict=True):
         assert re.search(r"│ (\w+)", table).group(1) == method

@@ -90,7 +90,7 @@ def test_relative_paths_mean_the_command_s_folder(sweep: list[str], small_glyphs
         assert (
             len(list((tmp_path / "outputs/runs").rglob("result.json"))) == len(list(tmp_path.rglob("result.json"))) == 1
         )
-        assert ("not trained again" in done.stdout) == again
+        assert ("already finished" in done.stdout) == again
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vld.data.batches import TrainingBatches
 from vld.data.images import DomainImages
-from vld.data.prefetch import Ahead
+from vld.data.prefetch import Prefetcher
 
 # Grey levels that brightness 0.7 to 1.3 cannot confuse. Contrast, saturation and hue leave an even grey as it is.
 LEVELS = (10, 25, 55, 120, 255)
@@ -210,9 +210,9 @@ def test_steps_are_drawn_before_they_are_asked_for() -> None:
         drawn.put(step)
         return 10 * step
 
-    ahead = Ahead(make, 3)
-    assert ahead(5) == 50
+    prefetcher = Prefetcher(make, 3)
+    assert prefetcher(5) == 50
     assert [drawn.get() for _ in range(4)] == [5, 6, 7, 8]
-    assert ahead(6) == 60
+    assert prefetcher(6) == 60
     assert drawn.get() == 9  # and nothing twice
     assert drawn.empty()

@@ -12,10 +12,10 @@ from tiny import decode_dataset, make_dataset
 from torchvision.transforms import Resize
 
 from vld.config.errors import UserError
-from vld.data import samples as picture_module
+from vld.data import samples as samples_module
 from vld.data.folder import list_dataset
 from vld.data.images import Dataset, DomainImages
-from vld.data.samples import draw_picture
+from vld.data.samples import draw_samples
 
 IMAGE_SIZE = 32
 STORE_SIZE = 256
@@ -210,17 +210,17 @@ def test_too_large_for_the_disk(dataset_dir: Path) -> None:
         decode(dataset_dir, image_size=2_000_000)
 
 
-def test_the_picture_has_a_row_per_domain_and_a_column_per_class(tmp_path: Path) -> None:
+def test_the_sample_images_have_a_row_per_domain_and_a_column_per_class(tmp_path: Path) -> None:
     """Each tile is the first image of its class, as the network sees it."""
-    dataset, path = make_dataset(), tmp_path / "picture.png"
-    draw_picture(dataset, path)
-    picture, step = Image.open(path), picture_module.TILE + picture_module.MARGIN
-    left, above = picture_module.LABEL_WIDTH, picture_module.LABEL_HEIGHT
-    assert picture.size == (left + 3 * step, above + 3 * step)
+    dataset, path = make_dataset(), tmp_path / "samples.png"
+    draw_samples(dataset, path)
+    samples, step = Image.open(path), samples_module.TILE + samples_module.MARGIN
+    left, above = samples_module.LABEL_WIDTH, samples_module.LABEL_HEIGHT
+    assert samples.size == (left + 3 * step, above + 3 * step)
     for row, domain in enumerate(dataset.domains):
         for label in range(3):
             corner = left + label * step, above + row * step
-            tile = picture.crop((*corner, corner[0] + picture_module.TILE, corner[1] + picture_module.TILE))
+            tile = samples.crop((*corner, corner[0] + samples_module.TILE, corner[1] + samples_module.TILE))
             first = domain.evaluation[domain.labels.tolist().index(label)].numpy()
             seen = Image.fromarray(first).resize(tile.size, Image.Resampling.BICUBIC)
             assert np.array_equal(np.asarray(tile), np.asarray(seen))

@@ -166,7 +166,7 @@ def test_a_builder_that_lost_its_lock_publishes_nothing(
     dataset_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It stood still, and another process is at it."""
-    monkeypatch.setattr("vld.machine.lock.Claim.holds", lambda _: False)
+    monkeypatch.setattr("vld.machine.lock.RunLock.holds", lambda _: False)
     with pytest.raises(UserError, match="another process makes the image store now"):
         opened(dataset_dir, tmp_path / "stores")
     assert list((tmp_path / "stores").iterdir()) == []
@@ -222,7 +222,7 @@ def test_two_builders_at_once_make_one_store(dataset_dir: Path, tmp_path: Path) 
     second = open_dataset(files, [tmp_path / "stores"], 16, 64, lambda done, _: told.append(done), announce=announce)
     assert told == []
     assert f"process {first.pid} " in said[0]
-    assert "is working on it" in said[0]
+    assert "holds the lock" in said[0]
     assert first.communicate()[0] == f"{second.fingerprint}\n"
     assert first.returncode == 0
     assert all(not path.name.startswith(".") for path in (tmp_path / "stores").iterdir())

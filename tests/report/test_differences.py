@@ -10,7 +10,7 @@ from vld.report import difference, differences_table, read_results, series_of
 from vld.report.differences import widened
 from vld.report.grid import Grid
 from vld.report.series import Series
-from vld.study.planned import Wanted
+from vld.study.planned import PlannedRun
 
 SEEDS = ((0, 0), (1, 0), (2, 0))
 
@@ -107,7 +107,7 @@ def test_the_same_numbers_every_time() -> None:
 
 
 @pytest.fixture(scope="module")
-def pacs(figure2: tuple[Path, list[Wanted]]) -> list[Series]:
+def pacs(figure2: tuple[Path, list[PlannedRun]]) -> list[Series]:
     return [one for one in series_of(read_results(figure2[0])) if one.dataset == "pacs"]
 
 

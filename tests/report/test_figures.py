@@ -30,7 +30,7 @@ from vld.report.series import Series
 from vld.report.summary import sweep_table
 from vld.runs.results import read_all
 from vld.study.compose import with_values
-from vld.study.planned import Wanted
+from vld.study.planned import PlannedRun
 
 ONE_SEED = ("seed=0,1", "optim.weight_decay=1e-4")
 SHARED = {
@@ -67,7 +67,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @cache
 def figures_of(output_dir: Path, study: str) -> tuple[list[ReportFigure], list[Series]]:
-    wanted: list[Wanted] = []
+    wanted: list[PlannedRun] = []
     for name in (study, *SHARED.get(study, ())):
         words = ["seed=0,1", "optim.weight_decay=1e-2"] if name in ("figure9", "figure10") else list(ONE_SEED)
         if study not in ("figure4", "figure5"):
@@ -302,7 +302,7 @@ def test_every_line_between_two_networks_has_a_panel(tmp_path: Path) -> None:
     narrow = ("seed=0,1", "optim.weight_decay=1e-4", "optim.lr=1e-3", "dataset=pacs,vlcs", "dropout=0")
     known: dict[tuple[str, int, float], list[float]] = {}
 
-    def place(run: Wanted) -> tuple[str, str]:
+    def place(run: PlannedRun) -> tuple[str, str]:
         return run.config.dataset.name, run.test_domain
 
     for number, changes in enumerate(({}, {"image_size": 96}, {"image_size": 96, "batch_size": 8}, {"dropout": 0.5})):

@@ -13,19 +13,19 @@ from vld.report.averages import readable_results
 from vld.report.build import Report, make_report
 from vld.report.grid import expected_runs, missing_runs
 from vld.report.labels import INCOMPLETE, in_order
-from vld.study.planned import Wanted
+from vld.study.planned import PlannedRun
 
 NARROW = ("dataset=pacs", "dropout=0,0.9", "optim.weight_decay=1e-4")
 OTHER = "99" * 32
 
 
-def ood(run: Wanted) -> float:
+def ood(run: PlannedRun) -> float:
     """Tells every test domain, dropout rate, lr and seed apart."""
     domain = {"art_painting": 0.1, "cartoon": 0.2, "photo": 0.3, "sketch": 0.4}[run.test_domain]
     return round(domain + run.config.dropout / 10 + run.config.optim.lr * 10 + run.config.seed / 1000, 6)
 
 
-def write(output_dir: Path, run: Wanted, **how: object) -> Path:
+def write(output_dir: Path, run: PlannedRun, **how: object) -> Path:
     return write_run(output_dir, run, accuracies=lambda *_: (0.5, ood(run)), curves=False, **how)  # type: ignore[arg-type]
 
 
@@ -39,7 +39,7 @@ def test_missing_failed_and_interrupted_runs_are_listed_and_their_cells_marked(t
     runs = study_runs("figure2", *NARROW)
     assert len(runs) == 2 * 2 * 3 * 4
 
-    def at(run: Wanted) -> tuple[str, float, float, int]:
+    def at(run: PlannedRun) -> tuple[str, float, float, int]:
         return run.test_domain, run.config.dropout, run.config.optim.lr, run.config.seed
 
     missing, failed = ("photo", 0.9, 5e-4, 2), ("photo", 0.9, 1e-3, 1)

@@ -20,7 +20,7 @@ from vld.report.grid import Grid
 from vld.report.series import Series
 from vld.report.table import Table
 from vld.runs import load_results
-from vld.study.planned import Wanted
+from vld.study.planned import PlannedRun
 
 LRS, DECAYS, SEEDS = (1e-3, 5e-4), (1e-4, 5e-5, 1e-5), (0, 1, 2)
 PAIRS = list(itertools.product(LRS, DECAYS))
@@ -29,7 +29,7 @@ Known = dict[tuple, tuple[float, float]]
 
 
 @pytest.fixture(scope="module")
-def known(figure2: tuple[Path, list[Wanted]]) -> Known:
+def known(figure2: tuple[Path, list[PlannedRun]]) -> Known:
     """(dataset, dropout, method, selection, test domain, lr, wd, seed) → (i.i.d., o.o.d.), from the files."""
     values: Known = {}
     for path in figure2[0].glob("runs/*/*/*/result.json"):
@@ -43,7 +43,7 @@ def known(figure2: tuple[Path, list[Wanted]]) -> Known:
 
 
 @pytest.fixture(scope="module")
-def series(figure2: tuple[Path, list[Wanted]]) -> list[Series]:
+def series(figure2: tuple[Path, list[PlannedRun]]) -> list[Series]:
     return series_of(read_results(figure2[0]))
 
 
@@ -67,7 +67,7 @@ def test_every_series_is_there_and_complete(series: list[Series]) -> None:
 
 @pytest.mark.parametrize("selection", ["iid", "last", "oracle_step"])
 def test_means_errors_and_choices_are_those_of_plain_loops(
-    selection: str, figure2: tuple[Path, list[Wanted]], known: Known
+    selection: str, figure2: tuple[Path, list[PlannedRun]], known: Known
 ) -> None:
     series = series_of(read_results(figure2[0]), selection=selection)
     assert len(series) == 20
@@ -133,7 +133,7 @@ def test_clouds_are_every_way_of_picking_a_pair_for_each_domain(series: list[Ser
 
 
 def test_stars_and_triangles_are_the_combinations_averages(
-    figure2: tuple[Path, list[Wanted]], series: list[Series]
+    figure2: tuple[Path, list[PlannedRun]], series: list[Series]
 ) -> None:
     points = cloud_points(series)
     files = [json.loads(path.read_text()) for path in figure2[0].glob("combined/*/*/*/result.json")]
@@ -321,7 +321,7 @@ def test_a_table_s_formats(second: str) -> None:
     assert "│ c|d & e │ 1 ± 2 † │" in written.getvalue()
 
 
-def test_load_results_has_no_other_columns_than_promised(figure2: tuple[Path, list[Wanted]]) -> None:
+def test_load_results_has_no_other_columns_than_promised(figure2: tuple[Path, list[PlannedRun]]) -> None:
     mine, plain = read_results(figure2[0]), load_results(figure2[0])
     assert len(mine) == len(plain) == 288 * 9 + 32
     common = [name for name in plain.columns if name != "members"]

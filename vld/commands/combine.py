@@ -38,9 +38,9 @@ def combine_study(jobs: Sequence[Job], terminal: Terminal) -> int:
     publisher = Publisher(jobs[0].config.wandb, jobs[0].config.output_dir, say=terminal.say, warn=terminal.warn)
     varied = distinguishing([flat_settings(config) for config, _ in groups.values()])
     for config, axes in groups.values():
-        told = _told_by(varied, config)
+        label = _label(varied, config)
         if all(len(values) == 1 for values in axes.values()):
-            alone[f"{told}one run for each test domain: nothing to combine"] = None
+            alone[f"{label}one run for each test domain: nothing to combine"] = None
             continue
         config.method.members = [f"{name}={','.join(values)}" for name, values in axes.items()]
         for test_domain in left_out_domains(config):
@@ -51,7 +51,7 @@ def combine_study(jobs: Sequence[Job], terminal: Terminal) -> int:
                 except UserError as error:
                     for line in str(error).splitlines():
                         what, trains, _ = line.partition("; this trains them")
-                        problems[f"{told}{what}"] = None
+                        problems[f"{label}{what}"] = None
                         to_train |= bool(trains)
     if results := [RunResult(outcome.directory, outcome.result) for outcome in outcomes if outcome.result]:
         terminal.show(*sweep_table(results, study.combinations[0]))
@@ -70,7 +70,7 @@ def combine_study(jobs: Sequence[Job], terminal: Terminal) -> int:
     return 1 if problems or any(outcome.failure for outcome in outcomes) else 0
 
 
-def _told_by(varied: Sequence[str], config: Config) -> str:
+def _label(varied: Sequence[str], config: Config) -> str:
     """What tells a group of members from the study's others, to begin a line with."""
     settings = flat_settings(config)
     values = " ".join(f"{name}={text(name, settings[name])}" for name in varied)

@@ -36,9 +36,9 @@ def _whole(command: Command, folder: Path | None = None) -> Whole | None:
     """All runs of `train.py`, if they are several. folder: where jobs in other processes note what they do."""
     if command.name != "train":
         return None
-    from vld.study.planned import wanted_runs
+    from vld.study.planned import planned_runs
 
-    runs = wanted_runs(command.jobs)
+    runs = planned_runs(command.jobs)
     return Whole(len(runs), sum(run.config.optim.steps for run in runs), folder) if len(runs) > 1 else None
 
 
@@ -140,9 +140,9 @@ def show_end(command: Command, ended: Sequence[Ended]) -> int:
     terminal = Terminal()
     lost = _lost(command, len(ended))
     _show_results(command, ended, lost, terminal)
-    if undelivered := sum(one.undelivered for one in ended):
-        publish = next(one.publish for one in ended if one.undelivered)
-        terminal.warn(f"W&B: {undelivered} run directories were not delivered; {publish} delivers them")
+    if not_uploaded := sum(one.not_uploaded for one in ended):
+        publish = next(one.publish for one in ended if one.not_uploaded)
+        terminal.warn(f"W&B: {not_uploaded} run directories were not delivered; {publish} delivers them")
     failures = {tuple(words): one.failures for words, one in zip(command.words, ended, strict=False)}
     for run in lost:
         if run.state == RUN_FAILED:
@@ -162,10 +162,10 @@ def _lost(command: Command, ended: int) -> "list[Progress]":
     """How far the runs are of the jobs that the launcher has lost."""
     if command.name != "train" or ended == len(command.jobs):
         return []
-    from vld.study.planned import wanted_runs
+    from vld.study.planned import planned_runs
     from vld.study.progress import progress_of
 
-    return progress_of(wanted_runs(command.jobs[ended:]))
+    return progress_of(planned_runs(command.jobs[ended:]))
 
 
 def _show_results(command: Command, ended: Sequence[Ended], lost: "Sequence[Progress]", terminal: Terminal) -> None:

@@ -138,7 +138,7 @@ def said_without_data(jobs: Sequence[Job], name: str) -> bool:
     from vld.commands.status import described, summary
     from vld.machine.terminal import Terminal
     from vld.model.published import weights_to_come
-    from vld.study.planned import data_to_come, wanted_runs
+    from vld.study.planned import data_to_come, planned_runs
     from vld.study.progress import FINISHED, progress_of
 
     # A study's hundreds of jobs share a few.
@@ -147,7 +147,7 @@ def said_without_data(jobs: Sequence[Job], name: str) -> bool:
     if not (to_come := [*data_to_come(job.config for job in jobs), *dict.fromkeys(weights)]):
         return False
     try:
-        progress = progress_of(wanted_runs(jobs))
+        progress = progress_of(planned_runs(jobs))
     except UserError:  # its domains are not known before it is there: that it is not will be said
         return False
     terminal = Terminal()
@@ -169,14 +169,14 @@ def say_what_is_to_do(jobs: Sequence[Job], inputs: "dict[str, Inputs]", name: st
     from vld.runs.identity import weights_fingerprint
     from vld.runs.inputs import inputs_key
     from vld.runs.space import check_disk, disk_of_runs
-    from vld.study.planned import wanted_runs
+    from vld.study.planned import planned_runs
     from vld.study.progress import FINISHED, progress_of
     from vld.training.evaluation import evaluation_images
 
     terminal, config = Terminal(), jobs[0].config
     weights = {repr(job.config.backbone): inputs[inputs_key(job.config)].weights for job in jobs}
     fingerprints = {backbone: weights_fingerprint(its) for backbone, its in weights.items()}
-    progress = progress_of(wanted_runs(jobs), fingerprints)
+    progress = progress_of(planned_runs(jobs), fingerprints)
     to_do = [one for one in progress if one.state != FINISHED]
     if config.dry_run:
         for one in to_do:

@@ -2,21 +2,23 @@
 
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from vld.config.command_settings import PrepareConfig
 from vld.config.errors import UserError
 from vld.config.settings import DatasetConfig
-from vld.data.catalog import CONTENTS, SOURCES, Source
-from vld.data.download import DISK_TO_UNPACK, fetch
+from vld.data.catalog import CONTENTS, SOURCES, Archive, Source
+from vld.data.download import DISK_TO_UNPACK, Progress, as_they_arrive, fetch
 from vld.data.folder import DatasetFiles, find_dataset, list_dataset, missing_dataset
 from vld.data.glyphs import draw_glyphs
 from vld.data.image_store import open_dataset, source_key, verify_store
 from vld.data.unpack import unpack
 from vld.data.verify import check_content
 from vld.machine.disk import check_disk
-from vld.machine.lock import Workplace, workplace
+from vld.machine.lock import StagingFolder, staging_folder
 from vld.machine.terminal import Terminal
 
 
@@ -83,46 +85,70 @@ def _make(config: PrepareConfig, source: Source, root: Path, terminal: Terminal)
     if to_fetch:
         terminal.say(f"{to_fetch / 1e9:.1f} GB of archives to fetch")
     staging = root.with_name(f".preparing-{dataset.name}")
-    with workplace(staging, announce=terminal.say, another="holds the lock") as place:
+    with staging_folder(staging, announce=terminal.say, another="holds the lock") as place:
         if root.is_dir():  # by the process that this one waited for
             return
         _arranged(dataset, source, archives, place, terminal)
-        place.move_out(place.own / "ready", root)
+        place.move_out(place.path / "ready", root)
     terminal.say(f"{root} is ready; {archives} can be deleted")
 
 
-def _arranged(dataset: DatasetConfig, source: Source, archives: Path, place: Workplace, terminal: Terminal) -> None:
-    """Make the folder `ready`. Each archive is unpacked before the next is fetched, so that each looks at the disk as it is."""
-    for archive in source.archives:
-        url = f"{dataset.mirror.rstrip('/')}/{archive.file}" if dataset.mirror else archive.url
-        is_list = archive.file.endswith(".txt")
-        path, target = archives / archive.file, place.own / "unpacked" / archive.file
-        if not path.exists():
-            terminal.say(f"fetching {url}")
-        checksum = archive.checksum if dataset.checksum == "strict" else None
-        with terminal.counting(archive.file, in_bytes=True) as progress:
-            try:
-                fetch(url, path, checksum, progress)
-            except UserError as error:
-                if url == archive.url and archive.instead:
-                    raise UserError(f"{error}; {archive.instead}") from error
-                if not is_list or url == archive.url:
-                    raise
-                terminal.say(f"fetching {archive.url}, which the mirror lacks")
-                fetch(archive.url, path, checksum, progress)
-        place.held.check()
-        if is_list:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
-            continue
-        check_disk(path.parent, int(path.stat().st_size * DISK_TO_UNPACK), f"what {path} unpacks to")
-        with terminal.counting(f"unpacking {archive.file}", in_bytes=True) as progress:
-            unpack(path, target, progress)
-        place.held.check()
+def _arranged(dataset: DatasetConfig, source: Source, archives: Path, place: StagingFolder, terminal: Terminal) -> None:
+    """Make the folder `ready`. An archive is unpacked as soon as it is there, while others arrive."""
+    with terminal.counting_several(in_bytes=True) as bars:
+        for path in as_they_arrive(_fetches(dataset, source, archives, terminal, bars)):
+            place.lock.check()
+            target = place.path / "unpacked" / path.name
+            if path.suffix == ".txt":
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
+                continue
+            check_disk(path.parent, int(path.stat().st_size * DISK_TO_UNPACK), f"what {path} unpacks to")
+            unpack(path, target, bars(f"unpacking {path.name}"))
+            place.lock.check()
     try:
-        if warning := source.arrange(place.own / "unpacked", place.own / "ready"):
+        if warning := source.arrange(place.path / "unpacked", place.path / "ready"):
             terminal.warn(warning)
-        found = list_dataset(dataset.name, place.own / "ready")
+        found = list_dataset(dataset.name, place.path / "ready")
         check_content(replace(found, root=archives), dataset.verify, fix="delete them and run this again")
     except UserError as error:
         raise UserError(f"{error} (of the archives in {archives})") from error
+
+
+def _fetches(
+    dataset: DatasetConfig, source: Source, folder: Path, terminal: Terminal, bars: Callable[[str], Progress]
+) -> list[Callable[[], Path]]:
+    """What fetches each of the archives into `folder`, with a bar for each and, if several are to come, one for all."""
+    to_come = {archive.file: archive.size for archive in source.archives if not (folder / archive.file).exists()}
+    done = dict.fromkeys(to_come, 0)
+    of_all = bars(f"{len(to_come)} archives") if len(to_come) > 1 else None
+
+    def fetched(archive: Archive) -> Path:
+        bar = bars(archive.file)
+
+        def count(now: int, total: int) -> None:
+            bar(now, total)
+            if of_all and archive.file in to_come:
+                done[archive.file], to_come[archive.file] = now, max(now, total)  # a mirror's may have another size
+                of_all(sum(done.values()), sum(to_come.values()))
+
+        _fetch(dataset, archive, folder / archive.file, count, terminal)
+        return folder / archive.file
+
+    return [partial(fetched, archive) for archive in source.archives]
+
+
+def _fetch(dataset: DatasetConfig, archive: Archive, path: Path, progress: Progress, terminal: Terminal) -> None:
+    url = f"{dataset.mirror.rstrip('/')}/{archive.file}" if dataset.mirror else archive.url
+    checksum = archive.checksum if dataset.checksum == "strict" else None
+    if not path.exists():
+        terminal.say(f"fetching {url}")
+    try:
+        fetch(url, path, checksum, progress)
+    except UserError as error:
+        if url == archive.url and archive.instead:
+            raise UserError(f"{error}; {archive.instead}") from error
+        if path.suffix != ".txt" or url == archive.url:
+            raise
+        terminal.say(f"fetching {archive.url}, which the mirror lacks")
+        fetch(archive.url, path, checksum, progress)

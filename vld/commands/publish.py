@@ -31,7 +31,7 @@ def publish_all(config: PublishConfig, terminal: Terminal) -> int:
         publisher.finish(progress)
     if config.workspace:
         _save_workspace(config, publisher, terminal)
-    return len(publisher.undelivered)
+    return len(publisher.not_uploaded)
 
 
 def _save_workspace(config: PublishConfig, publisher: Publisher, terminal: Terminal) -> None:

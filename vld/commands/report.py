@@ -15,7 +15,7 @@ from vld.report.labels import heading
 from vld.report.select import narrowed, read_store
 from vld.report.write import write_report
 from vld.study.jobs import Job, words_without
-from vld.study.planned import shared_runs, wanted_runs
+from vld.study.planned import planned_runs, shared_runs
 
 LONGEST_NAME = 100
 MOST_SENTENCES = 10
@@ -31,7 +31,7 @@ def report_of(jobs: Sequence[Job], config: DictConfig, command: str) -> None:
     wanted = None
     if study:  # its runs and those that it shares
         shared = shared_runs(jobs, words_without(LOOKING["report"], config))
-        wanted = [*wanted_runs(jobs), *(run for runs in shared.values() for run in runs)]
+        wanted = [*planned_runs(jobs), *(run for runs in shared.values() for run in runs)]
     selection = config.selection or SELECTION_OF_STUDY.get(study or "", "iid")
     check_values(ReportConfig, {"selection": selection})
     terminal = Terminal()

@@ -13,7 +13,7 @@ from vld.config.options import check_values
 from vld.machine.terminal import Terminal, counted, duration
 from vld.report.summary import counts_table
 from vld.study.jobs import Job, words_without
-from vld.study.planned import Wanted, shared_runs, wanted_runs
+from vld.study.planned import PlannedRun, planned_runs, shared_runs
 from vld.study.progress import FAILED, FINISHED, INTERRUPTED, RUNNING, STATES, Progress, progress_of, seconds_to_go
 
 SECONDS_BETWEEN_LOOKS = 5.0
@@ -26,12 +26,12 @@ def show_jobs(jobs: Sequence[Job], title: str, config: DictConfig) -> bool:
     check_values(StatusConfig, {"format": config.format})
     shared = shared_runs(jobs, words_without(LOOKING["status"], config))
     as_json = config.format == "json"
-    return show_status(wanted_runs(jobs), shared, name=title, watch=config.watch, as_json=as_json, terminal=Terminal())
+    return show_status(planned_runs(jobs), shared, name=title, watch=config.watch, as_json=as_json, terminal=Terminal())
 
 
 def show_status(
-    runs: Sequence[Wanted],
-    shared: Mapping[str, Sequence[Wanted]],
+    runs: Sequence[PlannedRun],
+    shared: Mapping[str, Sequence[PlannedRun]],
     *,
     name: str,
     watch: bool,
@@ -80,7 +80,7 @@ def summary(progress: Sequence[Progress], name: str) -> str:
         return line
     seconds = seconds_to_go(progress)
     if seconds is None:
-        return f"{line}; how long they take is not known before runs like them have finished (benchmark.py measures)"
+        return f"{line}; no estimate yet: no comparable run has finished (benchmark.py measures)"
     return f"{line}, about {duration(seconds)} of computing"
 
 

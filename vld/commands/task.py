@@ -35,7 +35,7 @@ class Ended:
     refused: bool = False
     failed: bool = False
     """Of a job without runs."""
-    undelivered: int = 0
+    not_uploaded: int = 0
     """Run directories that W&B did not get, and the command that delivers them."""
     publish: str = ""
 
@@ -102,7 +102,7 @@ class Task:
             outcomes,
             error=str(error) if error else None,
             refused=isinstance(error, UserError),
-            undelivered=len(publisher.undelivered),
+            not_uploaded=len(publisher.not_uploaded),
             publish=publisher.command,
         )
 

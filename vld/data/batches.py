@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vld.data.augment import AugmentParameters, augment_each, augment_together, draw_parameters
 from vld.data.images import DomainImages
-from vld.data.prefetch import Ahead, Courier, Sent, copied
+from vld.data.prefetch import DeviceCopier, PendingCopy, Prefetcher, copied
 from vld.machine.seeds import BATCHES, numpy_generator
 
 STEPS_AHEAD = 3
@@ -56,8 +56,8 @@ class TrainingBatches:
         ]
         self._holds_what_is_drawn = resident
         self._threads: ThreadPoolExecutor | None = None
-        self._courier = Courier(device)
-        self._drawn = Ahead(self._draw, (0 if device.type == "cpu" else STEPS_AHEAD) if ahead is None else ahead)
+        self._copier = DeviceCopier(device)
+        self._drawn = Prefetcher(self._draw, (0 if device.type == "cpu" else STEPS_AHEAD) if ahead is None else ahead)
 
     @property
     def images_per_step(self) -> int:
@@ -65,7 +65,7 @@ class TrainingBatches:
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Images float32 [B, 3, s, s] in [0, 1] and labels int64 [B], on the device."""
-        pixels, labels, stored_sizes, original_sizes, *parameters = self._drawn(step).received()
+        pixels, labels, stored_sizes, original_sizes, *parameters = self._drawn(step).wait()
         drawn = AugmentParameters(*parameters)
         rows = torch.split(pixels, self.images_per_domain) if self.resident else ()  # as many of each domain
         if self.device.type == "cpu":
@@ -101,7 +101,7 @@ class TrainingBatches:
             self._threads.shutdown()
         self._pixels = []
 
-    def _draw(self, step: int) -> Sent:
+    def _draw(self, step: int) -> PendingCopy:
         """Everything that a batch is made from, on its way to the device."""
         random = numpy_generator(self.seed, BATCHES, step)
         places = [random.integers(len(indices), size=self.images_per_domain) for indices in self.in_indices]
@@ -111,6 +111,6 @@ class TrainingBatches:
         stored_sizes = torch.cat([domain.stored_sizes[index] for domain, index in parts])
         labels = torch.cat([domain.labels[index] for domain, index in parts])
         held = [torch.from_numpy(its) for its in places] if self._holds_what_is_drawn else rows
-        pixels = torch.cat(held) if self.resident else self._courier.gather(self._pixels, rows)
+        pixels = torch.cat(held) if self.resident else self._copier.gather(self._pixels, rows)
         parameters = draw_parameters(original_sizes.numpy(), random)
-        return self._courier.send((pixels, labels, stored_sizes, original_sizes, *parameters.tensors))
+        return self._copier.send((pixels, labels, stored_sizes, original_sizes, *parameters.tensors))

@@ -3,8 +3,11 @@
 import hashlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 
 import gdown
 import requests
@@ -16,10 +19,33 @@ from vld.machine.disk import check_disk
 
 Progress = Callable[[int, int], None]
 
+AT_A_TIME = 2
 RETRIES = 5
 TIMEOUT_SECONDS = 60.0
 # An archive of images unpacks to about its own size.
 DISK_TO_UNPACK = 1.2
+
+
+def as_they_arrive(fetches: list[Callable[[], Path]]) -> Iterator[Path]:
+    """What these return, in the order in which they end; `AT_A_TIME` of them run at once. Raises what the first that fails does.
+
+    Their threads end with the process: to stop it, nobody waits for a server that says nothing.
+    """
+    waiting, ended = iter(fetches), SimpleQueue[Future[Path]]()
+
+    def work() -> None:
+        for fetch_one in waiting:  # a list's iterator gives each to one thread
+            its = Future[Path]()
+            try:
+                its.set_result(fetch_one())
+            except Exception as error:
+                its.set_exception(error)
+            ended.put(its)
+
+    for _ in range(AT_A_TIME):
+        Thread(target=work, daemon=True).start()
+    for _ in fetches:
+        yield ended.get().result()
 
 
 def fetch(url: str, target: Path, checksum: str | None, progress: Progress, retries: int = RETRIES) -> None:

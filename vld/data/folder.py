@@ -191,7 +191,7 @@ def subfolders(folder: Path) -> list[str]:
     for entry in entries:
         if entry.is_symlink() and not entry.exists():
             raise UserError(
-                f"{readable(entry)}: a link to {readable(entry.readlink())}, which cannot be followed; mend or remove it"
+                f"{readable(entry)}: a link to {readable(entry.readlink())}, which cannot be followed; fix or remove it"
             )
     return sorted(entry.name for entry in entries if entry.is_dir())
 

@@ -36,7 +36,7 @@ from vld.data.images import (
     stored_pixels,
 )
 from vld.machine.atomic import write_json
-from vld.machine.lock import Workplace, workplace
+from vld.machine.lock import StagingFolder, staging_folder
 
 VERSION = 3
 """Raised whenever the content of stores changes."""
@@ -72,7 +72,7 @@ def open_dataset(
     if None in find():
         folder = _writable(files.name, folders)
         building = folder / f".building-{files.name}-{source}"
-        with workplace(
+        with staging_folder(
             building, announce=lambda line: announce(f"images of {files.name}: {line}"), another="makes the image store"
         ) as place:
             # Without what the process has made that this one waited for.
@@ -82,7 +82,9 @@ def open_dataset(
         times = []  # all is seen to
     pixels_dir, views_dir = find()
     if pixels_dir is None or views_dir is None:
-        raise UserError(f"dataset={files.name}: its image store has gone while this command ran; run it again")
+        raise UserError(
+            f"dataset={files.name}: its image store was removed while this command was running; run it again"
+        )
     dataset = _opened(files, pixels_dir, views_dir, image_size, store_size)
     _look_again(files, times, pixels_dir, views_dir)
     return dataset
@@ -187,7 +189,7 @@ def _build(
     files: DatasetFiles,
     folder: Path,
     missing: Sequence[str | None],
-    place: Workplace,
+    place: StagingFolder,
     image_size: int,
     store_size: int,
     progress: Progress,
@@ -195,19 +197,19 @@ def _build(
 ) -> None:
     """One pass over the images, for the stores of pixels and of views, or the one of them that is missing."""
     begun = time.time_ns()
-    pixels, views = (None if name is None else place.own / name for name in missing)
+    pixels, views = (None if name is None else place.path / name for name in missing)
     total = sum(len(domain.files) for domain in files.domains)
     for part in (pixels, views):
         if part is not None:  # one that was half removed would be in the way
             shutil.rmtree(folder / part.name, ignore_errors=True)
 
     def passed(done: int, of: int) -> None:
-        place.held.check()
+        place.lock.check()
         progress(done, of)
 
     try:
         found = every_image(
-            files, lambda _, __, path: size_of(path, files.max_megapixels), lambda *_: place.held.check()
+            files, lambda _, __, path: size_of(path, files.max_megapixels), lambda *_: place.lock.check()
         )
         sizes = np.array(found, np.int64)
         height, width = (min(store_size, int(largest)) for largest in sizes.max(0))

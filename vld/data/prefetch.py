@@ -17,7 +17,7 @@ COPIED_AT_ONCE = 512
 """Rows."""
 
 
-class Ahead(Generic[T]):
+class Prefetcher(Generic[T]):
     """`make(0)`, `make(1)`, …: each asked for in turn, while a thread makes the `depth` that follow (0: no thread)."""
 
     def __init__(self, make: Callable[[int], T], depth: int) -> None:
@@ -45,13 +45,13 @@ class Ahead(Generic[T]):
 
 
 @dataclass(frozen=True)
-class Sent:
+class PendingCopy:
     """Tensors on their way to a device."""
 
     tensors: tuple[Tensor, ...]
     arrived: torch.cuda.Event | None
 
-    def received(self) -> tuple[Tensor, ...]:
+    def wait(self) -> tuple[Tensor, ...]:
         """For what is computed next on the device's current stream, which waits for them; the host does not."""
         if self.arrived is not None:
             stream = torch.cuda.current_stream(self.tensors[0].device)
@@ -91,20 +91,20 @@ def _madvise(start: int, size: int, advice: int) -> int:
     return int(_libc().madvise(start, size, advice))
 
 
-class Courier:
+class DeviceCopier:
     """Copies tensors to a device, beside what that computes. On a CPU they stay where they are."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
-    def send(self, tensors: Sequence[Tensor]) -> Sent:
+    def send(self, tensors: Sequence[Tensor]) -> PendingCopy:
         if self._stream is None:
-            return Sent(tuple(tensors), None)
+            return PendingCopy(tuple(tensors), None)
         with torch.cuda.stream(self._stream):
             # Only from pinned memory does a copy not hold up its thread; it is kept until the copy is done.
             moved = tuple(tensor.pin_memory().to(self.device, non_blocking=True) for tensor in tensors)
-            return Sent(moved, self._stream.record_event())
+            return PendingCopy(moved, self._stream.record_event())
 
     def gather(self, sources: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
         """The rows of each source, one after the other, in memory from which they can be sent at once."""

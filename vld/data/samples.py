@@ -1,4 +1,4 @@
-"""One picture of a dataset: a row per domain, a column per class, as the network sees the images."""
+"""Sample images of a dataset in one PNG: a row per domain, a column per class, as the network sees the images."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ LABEL_WIDTH = 130
 LABEL_HEIGHT = 26
 
 
-def draw_picture(dataset: Dataset, path: Path) -> None:
+def draw_samples(dataset: Dataset, path: Path) -> None:
     """Write a PNG with the first image of each class (of at most 12 classes) in each domain."""
     classes = dataset.classes[:MOST_CLASSES]
     cell = TILE + MARGIN

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from vld.data.prefetch import Ahead, Courier
+from vld.data.prefetch import DeviceCopier, Prefetcher
 
 CHUNKS_AHEAD = 2
 LOADED_AT_ONCE = 512
@@ -27,7 +27,7 @@ class EvaluationViews:
         resident: bool = False,
         ahead: int | None = None,
     ) -> None:
-        self._views, self._rows, self._courier = list(views), list(rows), Courier(device)
+        self._views, self._rows, self._copier = list(views), list(rows), DeviceCopier(device)
         self._ahead = (0 if device.type == "cpu" else CHUNKS_AHEAD) if ahead is None else ahead
         self._there: Tensor | None = None
         if resident:
@@ -46,9 +46,9 @@ class EvaluationViews:
             return
 
         starts = range(0, len(self), size)
-        sent = Ahead(lambda number: self._courier.send([self._gathered(number * size, size)]), self._ahead)
+        pending = Prefetcher(lambda number: self._copier.send([self._gathered(number * size, size)]), self._ahead)
         for number in range(len(starts)):
-            yield sent(number).received()[0]
+            yield pending(number).wait()[0]
 
     def _gathered(self, start: int, size: int) -> Tensor:
         """Rows `start` to `start + size`, as far as there are."""
@@ -59,4 +59,4 @@ class EvaluationViews:
                 sources.append(view)
                 chosen.append(wanted)
             start -= len(rows)
-        return self._courier.gather(sources, chosen) if sources else self._views[0][:0]
+        return self._copier.gather(sources, chosen) if sources else self._views[0][:0]

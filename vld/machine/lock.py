@@ -27,18 +27,18 @@ class RunningElsewhere(Exception):  # noqa: N818  (an outcome of a run)
     """Another process works in this directory."""
 
 
-class ClaimLost(Exception):  # noqa: N818
+class LockLost(Exception):  # noqa: N818
     """This process no longer holds the directory: it stood still for too long, or the lock could not be renewed."""
 
 
-class Claim:
+class RunLock:
     def __init__(self, lease: SoftFileLease) -> None:
         self._lease = lease
 
     def check(self) -> None:
-        """Raises `ClaimLost` if a renewal found that out. Costs nothing."""
+        """Raises `LockLost` if a renewal found that out. Costs nothing."""
         if self._lease.compromise is not None:
-            raise ClaimLost(self._lease.compromise.reason)
+            raise LockLost(self._lease.compromise.reason)
 
     def holds(self) -> bool:
         """Looks at the lock itself."""
@@ -46,7 +46,7 @@ class Claim:
 
 
 @contextmanager
-def claim(directory: Path, *, wait: bool, announce: Callable[[str], None], hint: str = "") -> Iterator[Claim]:
+def hold(directory: Path, *, wait: bool, announce: Callable[[str], None], hint: str = "") -> Iterator[RunLock]:
     """Hold the directory, which is made if need be. Where another process does, wait for it, or raise `RunningElsewhere`.
 
     hint: how not to wait, for the line that says so.
@@ -67,56 +67,55 @@ def claim(directory: Path, *, wait: bool, announce: Callable[[str], None], hint:
         who = f"process {owner.pid} on {owner.hostname.split('?')[0]}" if owner else "another process"
         if wait:
             announce(
-                f"{who} is working on it; waiting for that{hint}, or until it has not been heard of for"
-                f" {LEASE_SECONDS:.0f} s"
+                f"{who} holds the lock; waiting for it{hint}, or until it has not renewed it for {LEASE_SECONDS:.0f} s"
             )
             acquire(poll_interval=0.5)
         elif _silent(directory / LOCK):
-            announce(f"{who} began it and has not been heard of; making sure, for {LEASE_SECONDS:.0f} s")
+            announce(f"{who} holds the lock but does not renew it; waiting up to {LEASE_SECONDS:.0f} s")
             try:
                 acquire(timeout=1.1 * LEASE_SECONDS, poll_interval=0.5)
             except Timeout:
-                raise RunningElsewhere(f"{who} is working on it") from None
+                raise RunningElsewhere(f"{who} holds the lock") from None
         else:
-            raise RunningElsewhere(f"{who} is working on it") from None
+            raise RunningElsewhere(f"{who} holds the lock") from None
     try:
-        yield Claim(lease)
+        yield RunLock(lease)
     finally:
         lease.release()
 
 
 @dataclass(frozen=True)
-class Workplace:
+class StagingFolder:
     """A folder that is this process's alone, in a directory that it holds."""
 
-    own: Path
-    held: Claim
+    path: Path
+    lock: RunLock
 
     def move_out(self, made: Path, target: Path) -> None:
-        """Put what was made where it belongs. Raises `ClaimLost` where that is another process's to do by now."""
-        if not self.held.holds():
-            raise ClaimLost("not renewed")
+        """Put what was made where it belongs. Raises `LockLost` where that is another process's to do by now."""
+        if not self.lock.holds():
+            raise LockLost("not renewed")
         made.rename(target)
 
 
 @contextmanager
-def workplace(directory: Path, *, announce: Callable[[str], None], another: str) -> Iterator[Workplace]:
+def staging_folder(directory: Path, *, announce: Callable[[str], None], another: str) -> Iterator[StagingFolder]:
     """Hold `directory`, wait for it if need be, and make something in it that is moved out when it is whole.
 
     What a process that was killed has left in it is removed, and in the end the directory is. Should this process lose its
     lock, it shares no file with the next one. another: what that one does then, for the line that says so. Raises `UserError`.
     """
     try:
-        with claim(directory, wait=True, announce=announce) as held:
+        with hold(directory, wait=True, announce=announce) as lock:
             for left in directory.iterdir():
                 if left.is_dir():
                     shutil.rmtree(left, ignore_errors=True)
-            own = Path(tempfile.mkdtemp(dir=directory))
+            path = Path(tempfile.mkdtemp(dir=directory))
             try:
-                yield Workplace(own, held)
+                yield StagingFolder(path, lock)
             finally:
-                shutil.rmtree(own, ignore_errors=True)
-    except ClaimLost as lost:
+                shutil.rmtree(path, ignore_errors=True)
+    except LockLost as lost:
         raise UserError(f"{directory}: another process {another} now ({lost}); run this again") from lost
     finally:
         with suppress(OSError):  # another process may be waiting in it

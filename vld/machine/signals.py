@@ -15,14 +15,14 @@ class Interrupted(BaseException):
     """Raised at a safe moment after a signal came. Not an `Exception`: nothing that handles failures may swallow it."""
 
 
-class Interruption:
+class SignalGuard:
     """Within its `with` signals are only noted, but for a second Ctrl-C, which stops at once."""
 
     def __init__(self) -> None:
         self._noted: dict[int, FrameType | None] = {}
         self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> "Interruption":
+    def __enter__(self) -> "SignalGuard":
         if threading.current_thread() is threading.main_thread():  # others cannot have handlers
             for number in SIGNALS:
                 previous = signal.getsignal(number)
@@ -50,7 +50,7 @@ class Interruption:
         if self._noted:
             raise Interrupted
 
-    def hand_over(self) -> None:
+    def forward(self) -> None:
         """Let the handlers that were there before have their signals, say a scheduler's that requeues the job.
 
         Does nothing where no signal came; returns where those handlers return, which means to go on.

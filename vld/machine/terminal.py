@@ -160,7 +160,7 @@ class Log(io.TextIOBase):
 
 
 class Terminal:
-    """Everything goes to standard output but what a user must mend, which goes to standard error."""
+    """Everything goes to standard output but what a user has to fix, which goes to standard error."""
 
     def __init__(self, job: int | None = None, notes: Notes | None = None, whole: Whole | None = None) -> None:
         """job: the number of one that shares the terminal with others; it writes lines that say so, and no bars.
@@ -196,6 +196,12 @@ class Terminal:
     @contextmanager
     def counting(self, label: str, *, in_bytes: bool = False) -> Iterator[Callable[[int, int], None]]:
         """A bar for (done, total) that vanishes when it is done."""
+        with self.counting_several(in_bytes=in_bytes) as row:
+            yield row(label)
+
+    @contextmanager
+    def counting_several(self, *, in_bytes: bool) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+        """Such bars below each other, in any thread: one for each label, shown while there is something left to count."""
         with Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -204,9 +210,17 @@ class Terminal:
             console=self.console,
             transient=True,
             disable=not self.console.is_terminal,
-        ) as bar:
-            task = bar.add_task(label, total=None, visible=False)  # until there is something to count
-            yield lambda done, total: bar.update(task, completed=done, total=total, visible=bool(done or total))
+        ) as bars:
+
+            def row(label: str) -> Callable[[int, int], None]:
+                task = bars.add_task(label, total=None, visible=False)  # until there is something to count
+
+                def count(done: int, total: int) -> None:
+                    bars.update(task, completed=done, total=total, visible=bool(done or total) and done != total)
+
+                return count
+
+            yield row
 
     @contextmanager
     def doing(self, label: str) -> Iterator[Callable[[str], None]]:

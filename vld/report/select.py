@@ -15,7 +15,7 @@ from vld.report.grid import PLACE, among, expected_of, numbered
 from vld.runs.identity import NOT_IDENTITY, hashable
 from vld.runs.results import COLUMNS, named_settings, read_all, results_frame, settings_frame
 from vld.study.jobs import Job
-from vld.study.planned import Wanted
+from vld.study.planned import PlannedRun
 from vld.study.progress import unfinished_runs
 
 PRESETS = ("dataset", "backbone", "optim")
@@ -43,7 +43,7 @@ def read_results(output_dir: str | Path) -> pd.DataFrame:
     return read_store(output_dir).results
 
 
-def read_store(output_dir: str | Path, wanted: Iterable[Wanted] | None = None) -> Store:
+def read_store(output_dir: str | Path, wanted: Iterable[PlannedRun] | None = None) -> Store:
     """wanted: the runs of a study, to which the store is narrowed."""
     rows, damaged = unfinished_runs(Path(output_dir))  # first: what finishes meanwhile is among the results
     results, damaged_results = read_all(output_dir)

@@ -66,7 +66,7 @@ class RunDirectory:
         (self.path / "metrics.jsonl").unlink(missing_ok=True)
         write_text(config_file, yaml.safe_dump({"identity": identity, "other": other_settings}, sort_keys=True))
         self.failure_file.unlink(missing_ok=True)
-        (self.path / ANALYSIS).unlink(missing_ok=True)  # of weights that are made anew
+        (self.path / ANALYSIS).unlink(missing_ok=True)  # of weights that are rebuilt
         return state
 
     def write_checkpoint(self, state: dict[str, Any]) -> None:

@@ -99,7 +99,7 @@ def check_output_dir(path: Path) -> Path:
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
     if not existing.is_dir():
-        raise UserError(f"output_dir={path}: {existing} is a file; say a folder")
+        raise UserError(f"output_dir={path}: {existing} is a file; use a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"output_dir={path}: {existing} cannot be written to")
     return existing

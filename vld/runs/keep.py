@@ -23,7 +23,7 @@ LOGITS = "-logits"
 # config.yaml, metrics.jsonl, result.json: generously.
 
 
-def keep_tensors(
+def save_kept(
     directory: RunDirectory,
     keep: Iterable[str],
     evaluation: Evaluation,

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from vld.config.errors import UserError
-from vld.machine.lock import ClaimLost, RunningElsewhere, claim
-from vld.machine.signals import Interrupted, Interruption
+from vld.machine.lock import LockLost, RunningElsewhere, hold
+from vld.machine.signals import Interrupted, SignalGuard
 from vld.machine.terminal import Terminal
 from vld.runs.environment import now
 from vld.runs.keep import missing_files
@@ -39,39 +39,39 @@ def train_once(run: Run, terminal: Terminal, publisher: Publisher) -> Outcome:
     A signal is answered when the run is saved: by the handler that was there before, which may end the process.
     """
     while True:
-        interruption = Interruption()
+        guard = SignalGuard()
         try:
             if finished := _finished(run, terminal):
                 return finished
             waiting = run.config.if_running == "wait"
-            with claim(
+            with hold(
                 run.directory.path, wait=waiting, announce=lambda line: _say(run, line, terminal), hint=SKIP_HINT
             ) as mine:
                 if finished := _finished(run, terminal):  # by the process that this one waited for
                     return finished
                 try:
-                    with interruption:
-                        result = train_run(run, mine, interruption.check, terminal, publisher.follow)
+                    with guard:
+                        result = train_run(run, mine, guard.check, terminal, publisher.follow)
                     outcome = Outcome(run.test_domain, run.directory.path, result)
                 except Exception as error:
                     if not mine.holds():  # whatever failed, the files may be another process's now
-                        raise ClaimLost("not renewed") from error
+                        raise LockLost("not renewed") from error
                     outcome = _failed(run, error, terminal)
         except Interrupted:
-            _say(run, f"{interruption.names}: saved in {run.directory.path}", terminal)
-            interruption.hand_over()
+            _say(run, f"{guard.names}: saved in {run.directory.path}", terminal)
+            guard.forward()
             continue  # those handlers want the run to go on
-        except ClaimLost as lost:
+        except LockLost as lost:
             publisher.leave(run.directory.path)
             _say(run, f"lost its lock ({lost}); looking who trains it now", terminal)
-            interruption.hand_over()
+            guard.forward()
             continue  # through the front door: finished, training elsewhere, or on from the last checkpoint
         except RunningElsewhere as elsewhere:
             _say(run, f"skipped: {elsewhere} ({run.directory.path})", terminal)
             return Outcome(run.test_domain, run.directory.path, None, skipped=str(elsewhere))
         except Exception as error:
             outcome = _failed(run, error, terminal)
-        interruption.hand_over()  # signals that came too late to interrupt this run
+        guard.forward()  # signals that came too late to interrupt this run
         return outcome
 
 
@@ -81,10 +81,10 @@ def _finished(run: Run, terminal: Terminal) -> Outcome | None:
     if result is None:
         return None
     run.directory.tidy()
-    _say(run, f"finished before, not trained again ({run.directory.path})", terminal)
+    _say(run, f"already finished, skipped ({run.directory.path})", terminal)
     if missing := missing_files(run.directory.path, run.config.keep):
         terminal.warn(
-            f"{run.test_domain}: that run did not keep {', '.join(missing)}; another output_dir trains it anew"
+            f"{run.test_domain}: that run did not keep {', '.join(missing)}; use another output_dir to train it again"
         )
     return Outcome(run.test_domain, run.directory.path, result)
 
@@ -93,10 +93,10 @@ def _failed(run: Run, error: Exception, terminal: Terminal) -> Outcome:
     """Put a failure on record: what, where, when, and how to go on."""
     what, how = explained(error)
     if not isinstance(error, TrainingFailed | UserError):  # their messages say what to do
-        goes_on = "goes on from its last checkpoint" if run.directory.checkpoint_file.exists() else "starts it again"
+        goes_on = "resumes from its last checkpoint" if run.directory.checkpoint_file.exists() else "starts it again"
         how = "; ".join(filter(None, (how, f"the same command {goes_on}")))
     message = f"{what}; {how}" if how else what
-    if not isinstance(error, UserError):  # what the user must mend is left as it is
+    if not isinstance(error, UserError):  # what the user has to fix is left as it is
         with suppress(OSError):  # a full disk, say, which then is the failure
             run.directory.fail(
                 {
@@ -114,7 +114,7 @@ def _failed(run: Run, error: Exception, terminal: Terminal) -> Outcome:
 
 
 def explained(error: Exception) -> tuple[str, str]:
-    """What failed, and what would mend it where that is known (or an empty text)."""
+    """What failed, and how to fix it where that is known (else an empty text)."""
     if isinstance(error, TrainingFailed | UserError):
         return str(error), ""
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"

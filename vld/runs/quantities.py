@@ -31,14 +31,14 @@ def read_analyses(run_dir: Path) -> dict[str, dict[str, Any]]:
     path = run_dir / ANALYSIS
     if not path.exists():
         return {}
-    mend = f"{path}: damaged; remove it, and analyse.py makes it anew"
+    fix = f"{path}: damaged; remove it, and analyse.py makes it again"
     try:
         analyses = read_json(path)["analyses"]
         whole = all(QUANTITIES.keys() <= analysis[side].keys() for analysis in analyses.values() for side in SIDES)
     except (UserError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(mend) from error
+        raise UserError(fix) from error
     if not whole:
-        raise UserError(mend)
+        raise UserError(fix)
     return dict(analyses)
 
 

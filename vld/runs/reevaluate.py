@@ -1,4 +1,4 @@
-"""The steps that stand for a run, evaluated in full, where its learning curve was evaluated on a part of the images.
+"""The steps that stand for a run, evaluated in full, where its learning curve was evaluated on a subset of the images.
 
 Of a curve on a fixed subset (protocol: DomainNet), the weights of the selected steps and the last are kept while the run trains
 (`vld.runs.keep`) and evaluated on all images when it has. An ensemble of checkpoints has no weights: it stays with the subset.
@@ -19,7 +19,7 @@ from vld.training.evaluation import EvaluationSet, predict, score
 ALL, SUBSET = "all", "curve"
 
 
-def kept_meanwhile(keep: Sequence[str]) -> list[str]:
+def kept_while_training(keep: Sequence[str]) -> list[str]:
     """What a run keeps while it trains: the weights to evaluate, and of `keep` all but the logits that this then gives."""
     given = [f"{name}{LOGITS}" for name in KEPT_WEIGHTS]
     return list(dict.fromkeys([*KEPT_WEIGHTS, *(name for name in keep if name not in given)]))

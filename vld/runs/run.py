@@ -17,7 +17,7 @@ from vld.data.batches import TrainingBatches
 from vld.data.images import Dataset
 from vld.data.split import split_indices
 from vld.machine.device import MemoryBudget
-from vld.machine.lock import Claim, ClaimLost
+from vld.machine.lock import LockLost, RunLock
 from vld.machine.signals import Interrupted
 from vld.machine.terminal import Terminal
 from vld.model.mixout import Mixout
@@ -25,9 +25,9 @@ from vld.runs.directory import RunDirectory
 from vld.runs.environment import described, environment_now, now
 from vld.runs.identity import NOT_IDENTITY, run_id, run_identity
 from vld.runs.inputs import Inputs, initial_classifier
-from vld.runs.keep import drop_stale, keep_tensors, missing_files
+from vld.runs.keep import drop_stale, missing_files, save_kept
 from vld.runs.record import Record, finite_or_none, selected_rows
-from vld.runs.reevaluate import SUBSET, evaluate_in_full, kept_meanwhile
+from vld.runs.reevaluate import SUBSET, evaluate_in_full, kept_while_training
 from vld.training import compiled
 from vld.training.collapse import CollapseWatch, dropout_noise, noise_warning
 from vld.training.evaluation import EvaluationSet, evaluation_images, evaluation_set
@@ -87,14 +87,14 @@ def run_evaluation_set(run: Run, memory: MemoryBudget, limit: int | None = None)
 
 
 def train_run(
-    run: Run, held: Claim, check: Callable[[], None], terminal: Terminal, started: Callable[[Path], None]
+    run: Run, lock: RunLock, check: Callable[[], None], terminal: Terminal, started: Callable[[Path], None]
 ) -> dict[str, Any]:
     """Train a run whose directory is held, from its checkpoint or its beginning to its result.
 
     started(directory) is called when its files are there. What check() raises in its steps and evaluations (`Interrupted`) is
     raised when all is saved.
     """
-    session = Session(run, held, check, terminal)
+    session = Session(run, lock, check, terminal)
     with closing(session.batches):
         session.open(started)
         return session.finish(session.train())
@@ -103,9 +103,9 @@ def train_run(
 class Session:
     """One attempt at a run, by the process that holds its directory."""
 
-    def __init__(self, run: Run, held: Claim, check: Callable[[], None], terminal: Terminal) -> None:
+    def __init__(self, run: Run, lock: RunLock, check: Callable[[], None], terminal: Terminal) -> None:
         self.run, self.config, self.directory = run, run.config, run.directory
-        self.held, self.check, self.terminal = held, check, terminal
+        self.lock, self.check, self.terminal = lock, check, terminal
         self.device = run.inputs.device
         memory = MemoryBudget(self.device, self.say)
         self.images = run_evaluation_set(run, memory, limit=self.config.dataset.curve_images)
@@ -157,7 +157,7 @@ class Session:
         self.record.load_state_dict(saved["record"])
         self.collapses.load_state_dict(saved["collapses"])
         self.directory.write_metrics(self.record.rows)
-        self.say(f"goes on from step {self.trajectory.step} of {self.config.optim.steps}, saved {saved['when']}")
+        self.say(f"resuming at step {self.trajectory.step} of {self.config.optim.steps} (saved {saved['when']})")
         [here] = self.environments
         if here not in saved["environments"]:
             self.warn(
@@ -182,7 +182,7 @@ class Session:
 
     def on_step(self, step: int) -> None:
         """Save where it is time, and before the last evaluations of all images, which take a while."""
-        self.held.check()
+        self.lock.check()
         due = time.monotonic() - self.saved_at >= self.config.checkpoint_every
         if step > self.first_step and (due or (self.on_subset and step == self.config.optim.steps)):
             self.save()
@@ -190,7 +190,7 @@ class Session:
     def train(self) -> Evaluation:
         """To the last step; its evaluation."""
         config, steps = self.config, self.config.optim.steps
-        kept = kept_meanwhile(config.keep) if self.on_subset else config.keep
+        kept = kept_while_training(config.keep) if self.on_subset else config.keep
         shown = (self.run.test_domain, config.method.name, steps, self.batches.images_per_step, self.first_step)
         with self.terminal.training(*shown, self.directory.path.name) as progress:
 
@@ -204,7 +204,7 @@ class Session:
                 ):
                     self.record.add(evaluation)
                     self.directory.write_metrics(self.record.rows)
-                    keep_tensors(self.directory, kept, evaluation, self.record, steps, self.images)
+                    save_kept(self.directory, kept, evaluation, self.record, steps, self.images)
                     progress.evaluated(evaluation)
                     if news := self.collapses.news(evaluation.step, evaluation.health):
                         self.warn(news)
@@ -224,15 +224,15 @@ class Session:
             rows = evaluate_in_full(*arguments, self.check, counted)
         if part := [row for row in rows if row["evaluated_on"] == SUBSET and row["method"] in WITH_WEIGHTS]:
             self.warn(
-                f"{len(part)} results are of a part of the images: their weights were replaced before the interruption"
+                f"{len(part)} results are of a subset of the images: their weights were replaced before the interruption"
             )
         return rows
 
     def finish(self, last: Evaluation) -> dict[str, Any]:
-        """Write `result.json`; its content. Raises `ClaimLost` where the files are another process's by now."""
+        """Write `result.json`; its content. Raises `LockLost` where the files are another process's by now."""
         rows = self.selected()
-        if not self.held.holds():
-            raise ClaimLost("not renewed")
+        if not self.lock.holds():
+            raise LockLost("not renewed")
         images = self.config.optim.steps * self.batches.images_per_step
         result = {
             "run_id": self.directory.path.name,

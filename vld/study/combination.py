@@ -19,7 +19,7 @@ from vld.config.settings import Config
 from vld.data.folder import find_dataset
 from vld.data.images import Dataset
 from vld.machine.device import describe, resolve_device, set_up
-from vld.machine.lock import RunningElsewhere, claim
+from vld.machine.lock import RunningElsewhere, hold
 from vld.machine.terminal import Terminal
 from vld.model.classifier import Classifier
 from vld.runs.directory import RunDirectory
@@ -169,7 +169,7 @@ def _combine_once(
         if result := combination.result():
             terminal.say(f"{test_domain}: combined before ({directory.path})")
             return Outcome(test_domain, directory.path, result)
-        with claim(
+        with hold(
             directory.path,
             wait=config.if_running == "wait",
             announce=lambda line: terminal.say(f"{test_domain}: {line}"),
@@ -201,7 +201,7 @@ def _made(
     else:
         make = _connectivity if combination.config.method.name == CONNECTIVITY else _soup
         if dataset is None:  # another process's result was there when this one looked, and has been moved away since
-            raise UserError("its result has gone while this command ran; run it again")
+            raise UserError("its result was removed while this command was running; run it again")
         combined = make(combination, dataset, device, terminal)
     return {
         "run_id": combination.directory.path.name,
@@ -255,8 +255,8 @@ def _ensemble(combination: Combination) -> dict[str, Any]:
         given.append(outputs(logits, config.method.average))
     assert labels is not None
     of_these = labels
-    circles = max(1, round(SUBSETS / len(members)))
-    curve = by_number_of_members(given, lambda total: score(total, of_these), circles, seed=0)
+    permutations = max(1, round(SUBSETS / len(members)))
+    curve = by_number_of_members(given, lambda total: score(total, of_these), permutations, seed=0)
     return {
         "results": [_row(config, members, score(ensemble_of_runs(given), labels))],
         "by_number_of_members": [
@@ -318,12 +318,12 @@ def _soup(combination: Combination, dataset: Dataset, device: torch.device, term
     if config.method.name == "model_soup":
         scores = evaluate(uniform_soup(map(load, by_id)))
         return {"results": [_row(config, members, scores)]}
-    with terminal.counting(f"{combination.test_domain}: tasting") as progress:
-        tasted = itertools.count(1)
+    with terminal.counting(f"{combination.test_domain}: evaluating candidates") as progress:
+        evaluated = itertools.count(1)
 
         def taste(weights: Mapping[str, Tensor]) -> Scores:
             scores = evaluate(weights)
-            progress(next(tasted), len(members))
+            progress(next(evaluated), len(members))
             return scores
 
         by_iid_acc = [(member.run_id, member.row(config.method.member_step)["iid_acc"]) for member in members]

@@ -55,7 +55,7 @@ def member_axes(config: Config) -> dict[str, list[Any]]:
         if name in NOT_IDENTITY:
             raise UserError(f"method.members={text}: {name} does not make another run")
         if name in axes:
-            raise UserError(f"method.members={text}: {name} is there twice")
+            raise UserError(f"method.members={text}: {name} is given twice")
         axes[name] = values
     if "linear" in axes.get(TUNING, ()):
         raise UserError(
@@ -86,7 +86,7 @@ def member_configs(config: Config) -> list[tuple[dict[str, Any], Config]]:
         member.method = MethodConfig(name="erm")
         key = settings_key(member, "")
         if key in members:
-            raise UserError(f"method.members={config.method.members}: {shown_values(values)} is there twice")
+            raise UserError(f"method.members={config.method.members}: {shown_values(values)} is given twice")
         members[key] = values, member
     return list(members.values())
 

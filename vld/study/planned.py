@@ -18,7 +18,7 @@ from vld.study.member_axes import member_configs
 
 
 @dataclass(frozen=True)
-class Wanted:
+class PlannedRun:
     """One run that a study needs, known by its settings: what its data and weights hold may be another machine's to know."""
 
     config: Config
@@ -31,26 +31,26 @@ class Wanted:
         return settings_key(self.config, self.test_domain)
 
 
-def wanted_runs(jobs: Iterable[Job]) -> list[Wanted]:
+def planned_runs(jobs: Iterable[Job]) -> list[PlannedRun]:
     """The runs of these jobs, each once. Raises `UserError` where it is not known which domains `test_domain` stands for."""
-    runs: dict[str, Wanted] = {}
+    runs: dict[str, PlannedRun] = {}
     for job in jobs:
         combined = job.config.method.name in COMBINATIONS
         for config in [member for _, member in member_configs(job.config)] if combined else [job.config]:
             for test_domain in left_out_domains(config):
-                wanted = Wanted(config, test_domain, job.overrides)
+                wanted = PlannedRun(config, test_domain, job.overrides)
                 another = (wanted.key, config.backbone.weights, config.precision, config.output_dir)
                 runs.setdefault(repr(another), wanted)
     return list(runs.values())
 
 
-def shared_runs(jobs: Sequence[Job], words: Iterable[str]) -> dict[str, list[Wanted]]:
+def shared_runs(jobs: Sequence[Job], words: Iterable[str]) -> dict[str, list[PlannedRun]]:
     """The runs of other studies on the same datasets that a study's figure shows as well, narrowed by the same words."""
     problems: dict[str, None] = {}
     words = [word for word in words if word.split("=")[0] != "study"]
     datasets = {job.config.dataset.name for job in jobs}
     shared = {
-        study: [run for run in wanted_runs(jobs_of(axes, problems)) if run.config.dataset.name in datasets]
+        study: [run for run in planned_runs(jobs_of(axes, problems)) if run.config.dataset.name in datasets]
         for study in jobs[0].config.study.shares
         if (axes := study_axes(study, words)) is not None
     }
@@ -83,7 +83,7 @@ def domain_names(config: Config) -> tuple[str, ...]:
             if domains := read(path.parent).domains:
                 return tuple(sorted(domains))
     raise UserError(
-        f"test_domain={config.test_domain}: the domains of {dataset.name} are not known here; say their names"
+        f"test_domain={config.test_domain}: the domains of {dataset.name} are not known here; list their names in test_domain"
     )
 
 

@@ -18,7 +18,7 @@ from vld.machine.lock import LEASE_SECONDS, LOCK
 from vld.runs.identity import ADDED_LATER, PRECISION, RANDOM_WEIGHTS, WEIGHTS, identity_key, weights_fingerprint
 from vld.runs.reading import read_if_whole, read_json, stored_identity
 from vld.runs.results import RunResult, read
-from vld.study.planned import Wanted
+from vld.study.planned import PlannedRun
 
 FINISHED, RUNNING, INTERRUPTED, FAILED, MISSING = STATES = ("finished", "running", "interrupted", "failed", "missing")
 
@@ -27,7 +27,7 @@ FINISHED, RUNNING, INTERRUPTED, FAILED, MISSING = STATES = ("finished", "running
 class Progress:
     """How far a run is. path: None where nothing is there; step, seconds_left: of one that has begun; reason: of a failed one."""
 
-    wanted: Wanted
+    wanted: PlannedRun
     state: str
     path: Path | None = None
     step: int | None = None
@@ -37,7 +37,7 @@ class Progress:
     """That a finished one took."""
 
 
-def progress_of(runs: Iterable[Wanted], fingerprints: Mapping[str, str] | None = None) -> list[Progress]:
+def progress_of(runs: Iterable[PlannedRun], fingerprints: Mapping[str, str] | None = None) -> list[Progress]:
     """How far each run is. Where several directories have its settings (other data, weights or precision), the furthest.
 
     fingerprints: of the weights, by `repr` of the backbone's settings, where they are known.
@@ -102,7 +102,7 @@ def _kind(config: Config) -> tuple[str, int, int]:
     return config.backbone.name, config.image_size, config.batch_size
 
 
-def _folder(run: Wanted) -> Path:
+def _folder(run: PlannedRun) -> Path:
     return Path(run.config.output_dir) / "runs" / run.config.dataset.name / run.test_domain
 
 
@@ -121,7 +121,7 @@ def _settings(path: Path) -> tuple[dict[str, Any] | None, RunResult | None]:
     return (identity, None) if isinstance(identity, dict) else (None, None)
 
 
-def _progress(run: Wanted, path: Path, result: RunResult | None) -> Progress:
+def _progress(run: PlannedRun, path: Path, result: RunResult | None) -> Progress:
     if result is not None:
         return Progress(run, FINISHED, path, run.config.optim.steps, 0.0, seconds=result.seconds)
     failure = read_if_whole(path / "failure.json")

@@ -8,7 +8,7 @@ from vld.config.settings import Config
 from vld.data.folder import DatasetFiles
 from vld.data.image_store import open_dataset
 from vld.data.images import Dataset
-from vld.data.samples import draw_picture
+from vld.data.samples import draw_samples
 from vld.machine.atomic import write_atomically
 from vld.machine.device import describe, set_up
 from vld.machine.terminal import Terminal, megabytes
@@ -58,10 +58,10 @@ def run_all(
         check_kept([run.directory.path for run in all_runs if run.directory.result_file.exists()], needed)
     _forecast_disk(all_runs, terminal)
     for dataset in datasets.values():
-        picture = Path(configs[0].output_dir) / "datasets" / f"{dataset.name}-{dataset.fingerprint[:8]}.png"
-        if not picture.exists():
-            write_atomically(picture, partial(draw_picture, dataset))
-            terminal.say(f"a picture of the dataset: {picture}")
+        path = Path(configs[0].output_dir) / "datasets" / f"{dataset.name}-{dataset.fingerprint[:8]}.png"
+        if not path.exists():
+            write_atomically(path, partial(draw_samples, dataset))
+            terminal.say(f"sample images: {path}")
     outcomes = []
     for its_runs in runs:
         _say_what_runs(its_runs[0], terminal)

@@ -59,7 +59,7 @@ class Publisher:
         """How many were ever asked for."""
         self.delivered: dict[str, list[str]] = {}
         """What has been copied: where its W&B runs are."""
-        self.undelivered: dict[str, str] = {}
+        self.not_uploaded: dict[str, str] = {}
         """What has not, and why."""
         check_environment(wandb.mode)
         self.mode = "disabled" if is_off(wandb.mode) else wandb.mode
@@ -139,10 +139,10 @@ class Publisher:
 
     def summary(self) -> None:
         """Say what was copied, and what was not, with the command that does it."""
-        if self.undelivered:
-            why = next(iter(self.undelivered.values()))
+        if self.not_uploaded:
+            why = next(iter(self.not_uploaded.values()))
             self.warn(
-                f"W&B: {len(self.undelivered)} of {len(self.undelivered) + len(self.delivered)} run directories were not"
+                f"W&B: {len(self.not_uploaded)} of {len(self.not_uploaded) + len(self.delivered)} run directories were not"
                 f" delivered ({why}); {self.command} delivers them"
             )
         places = [place for at in self.delivered.values() for place in at]
@@ -153,7 +153,7 @@ class Publisher:
             self.say(f"W&B: {len(places)} runs at {places[0].rsplit('/runs/', 1)[0]}")
 
     def _give_up(self, why: str) -> None:
-        self.undelivered |= dict.fromkeys(self.asked, why)
+        self.not_uploaded |= dict.fromkeys(self.asked, why)
         self.asked.clear()
         self.wishes.clear()
 
@@ -234,11 +234,11 @@ class Publisher:
                     self._say_once(f"W&B: {mode} ({self.why}); {others} changes that")
             elif directory := answer.get("delivered"):
                 self.asked.pop(directory, None)
-                self.undelivered.pop(directory, None)
+                self.not_uploaded.pop(directory, None)
                 self.delivered[directory] = answer["at"]
-            elif directory := answer.get("undelivered"):
+            elif directory := answer.get("not_uploaded"):
                 if self.asked.pop(directory, 0) is None:
-                    self.undelivered[directory] = answer["why"]
+                    self.not_uploaded[directory] = answer["why"]
             elif answer.get("down"):
                 Publisher.down_at = time.monotonic()
             elif broken := answer.get("broken"):

@@ -35,7 +35,7 @@ LOCK = ".wandb.lock"
 FAILURES_IN_A_ROW = 2
 
 
-class NotDelivered(Exception):  # noqa: N818
+class UploadFailed(Exception):  # noqa: N818
     """W&B could not be reached, refused, or was not asked any more."""
 
 
@@ -174,7 +174,7 @@ class Delivery:
                     write_json(directory / DELIVERED, delivered)
             report(delivered=str(directory), at=[run["at"] for run in before.values()])
         except Exception as error:  # of this directory; the next one may do
-            report(undelivered=str(directory), why=" ".join(str(error).split()) or type(error).__name__)
+            report(not_uploaded=str(directory), why=" ".join(str(error).split()) or type(error).__name__)
 
     @contextmanager
     def _locked(self, directory: Path) -> Iterator[None]:
@@ -193,13 +193,13 @@ class Delivery:
             lock.release()
 
     def _may_go_on(self) -> None:
-        """A sign of life. Raises `NotDelivered` where nobody asks any more, or W&B is down."""
+        """A sign of life. Raises `UploadFailed` where nobody asks any more, or W&B is down."""
         report(busy=True)
         self.waiting += self.wishes.wait(0)
         if self.wishes.ended:
-            raise NotDelivered("stopped")
+            raise UploadFailed("stopped")
         if time.monotonic() < self.paused_until:
-            raise NotDelivered(self.failure)
+            raise UploadFailed(self.failure)
 
     def _is_there(self, known: dict[str, Any]) -> bool:
         return self.mode == "online" or Path(known["at"]).is_dir()
@@ -219,7 +219,7 @@ class Delivery:
                 run.finish(exit_code=1 if content.failed else 0)
 
     def _push(self, content: WandbRun, directory: Path) -> str:
-        """Where the W&B run is then. Raises `NotDelivered`."""
+        """Where the W&B run is then. Raises `UploadFailed`."""
         followed = self.followed if self.followed and self.followed.directory == directory else None
         with self._trying():
             if followed and followed.content.id == content.id:
@@ -239,7 +239,7 @@ class Delivery:
                 at = str(Path(run.settings.sync_dir).absolute())
             self.failures = 0
             return at
-        raise NotDelivered(self.failure)
+        raise UploadFailed(self.failure)
 
     def _open(self, content: WandbRun, *, stats: bool) -> OpenRun:
         """stats: W&B's own, of the process that trains."""
@@ -270,7 +270,7 @@ class Delivery:
         )
         if run.id != content.id:  # W&B lets some variables go before what it is asked for
             run.finish(exit_code=1)
-            raise NotDelivered(f"W&B opened {run.id} in place of {content.id}")
+            raise UploadFailed(f"W&B opened {run.id} in place of {content.id}")
         return OpenRun(run)
 
     @contextmanager
@@ -280,7 +280,7 @@ class Delivery:
             yield
         except Exception as error:
             text = " ".join(str(error).split())
-            self.failure = text if isinstance(error, NotDelivered) else f"{type(error).__name__}: {text}"
+            self.failure = text if isinstance(error, UploadFailed) else f"{type(error).__name__}: {text}"
             self.failures += 1
             if self.failures >= FAILURES_IN_A_ROW:
                 self.paused_until = time.monotonic() + PAUSE_SECONDS
@@ -307,17 +307,17 @@ def resolve_mode(asked: str) -> tuple[str, str]:
 
 
 def confirm(path: str, content: WandbRun) -> None:
-    """Ask the server for the run: what a server refuses, wandb drops without a word. Raises `NotDelivered`."""
+    """Ask the server for the run: what a server refuses, wandb drops without a word. Raises `UploadFailed`."""
     until = time.monotonic() + CONFIRM_SECONDS
     try:
         run = wandb.Api(timeout=int(CONFIRM_SECONDS)).run(path)
         while run.summary_metrics.get("state") != content.summary["state"]:
             if time.monotonic() > until:
-                raise NotDelivered(f"W&B did not take what was sent for {content.name}")
+                raise UploadFailed(f"W&B did not take what was sent for {content.name}")
             report(busy=True)
             time.sleep(0.5)
             run.load(force=True)
-    except NotDelivered:
+    except UploadFailed:
         raise
     except Exception:  # it cannot be asked: that what was sent has arrived is all that is known
         return

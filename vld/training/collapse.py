@@ -37,13 +37,13 @@ def dropout_noise(model: Classifier, images: Tensor) -> float:
 
 
 def noise_warning(noise: float, dropout: float, feature_scale: float) -> str | None:
-    """One line for a noise too high for learning, with the setting that mends it."""
+    """One line for a noise too high for learning, with the setting to change."""
     if noise <= TOO_NOISY:
         return None
     remedy = float(f"{feature_scale * QUIET / noise:.1g}")
     return (
         f"dropout={dropout:g} adds noise of standard deviation {noise:.1f} to the logits (above {TOO_NOISY:g} training tends to"
-        f" collapse); backbone.feature_scale={remedy:g} mends it"
+        f" collapse); use backbone.feature_scale={remedy:g}"
     )
 
 
@@ -74,7 +74,7 @@ def measure(logits: Tensor, squared_norms: Tensor) -> Health:
 
 
 class CollapseWatch:
-    """Follows a run's evaluations and names a collapse: when, why, and what mends it.
+    """Follows a run's evaluations and names a collapse: when, why, and what to change.
 
     A network that gives all images to one class may just not have learned yet. It has collapsed if it told classes apart before,
     or if the dropout noise (`dropout_noise`) was too high from the start.
@@ -109,8 +109,8 @@ class CollapseWatch:
             return f"recovered at step {step}" if recovered else None
         if self.lasting is not None:
             return None
-        remedy = "a smaller optim.lr mends it"
+        remedy = "try a smaller optim.lr"
         if self.dropout:
-            remedy = f"a smaller backbone.feature_scale (now {self.feature_scale:g}), a lower dropout or {remedy}"
+            remedy = f"try a smaller backbone.feature_scale (now {self.feature_scale:g}), a lower dropout or a smaller optim.lr"
         self.lasting = {"step": step, "reason": reason, "remedy": remedy}
         return f"collapsed at step {step}: {reason}; {remedy}"

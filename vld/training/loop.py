@@ -275,9 +275,9 @@ def check_weights(model: Classifier, step: int) -> None:
     """The last update before an evaluation may have broken what its own loss, computed before, does not show."""
     norms = torch.stack(torch._foreach_norm([parameter.detach() for parameter in model.parameters()]))
     if not torch.isfinite(norms.sum()):
-        raise TrainingFailed(f"the weights are no longer finite at step {step}; a smaller optim.lr usually mends it")
+        raise TrainingFailed(f"the weights are no longer finite at step {step}; try a smaller optim.lr")
 
 
 def check_finite(loss: float, step: int) -> None:
     if not math.isfinite(loss):
-        raise TrainingFailed(f"the training loss became {loss} at step {step}; a smaller optim.lr usually mends it")
+        raise TrainingFailed(f"the training loss became {loss} at step {step}; try a smaller optim.lr")

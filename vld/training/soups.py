@@ -37,8 +37,8 @@ def uniform_soup(members: Iterable[Weights]) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True)
-class Taste:
-    """One candidate of a greedy soup: the soup with it, and whether it stayed in."""
+class Candidate:
+    """One candidate of a greedy soup: the soup with this member, and whether it stayed in."""
 
     run_id: str
     scores: Scores
@@ -47,21 +47,21 @@ class Taste:
 
 def greedy_soup(
     members: Sequence[tuple[str, float]], load: Callable[[str], Weights], evaluate: Callable[[Weights], Scores]
-) -> list[Taste]:
+) -> list[Candidate]:
     """Take members in descending i.i.d. accuracy; keep one when the soup's i.i.d. accuracy does not fall with it (≥, as DiWA,
     whose accuracy is that of pooled images, while i.i.d. accuracy is the mean over domains).
 
     members: (run id, i.i.d. accuracy). The soup is that of the members kept; its scores are those of the last one kept.
     """
-    soup, trace = Soup(), list[Taste]()
+    soup, trace = Soup(), list[Candidate]()
     best: Scores | None = None
     for run_id, _ in sorted(members, key=lambda member: (-member[1], member[0])):
-        candidate = soup.with_member(load(run_id))
-        scores = evaluate(candidate.mean())
+        larger = soup.with_member(load(run_id))
+        scores = evaluate(larger.mean())
         kept = best is None or scores.iid >= best.iid
         if kept:
-            soup, best = candidate, scores
-        trace.append(Taste(run_id, scores, kept))
+            soup, best = larger, scores
+        trace.append(Candidate(run_id, scores, kept))
     return trace
 
 
@@ -79,21 +79,21 @@ def ensemble_of_runs(members: Iterable[Tensor]) -> Tensor:
 
 
 def by_number_of_members(
-    members: Sequence[Tensor], evaluate: Callable[[Tensor], T], circles: int, seed: int
+    members: Sequence[Tensor], evaluate: Callable[[Tensor], T], permutations: int, seed: int
 ) -> list[list[T]]:
     """What ensembles of 1, 2, … members come to, from the sum of their outputs: a list of distinct subsets for each number.
 
-    The subsets are neighbours in random circles of all members: every member alone, every one equally often in a circle's
+    The subsets are neighbours in random cyclic permutations of all members: every member alone, every one equally often in its
     subsets of each size, and all of them together, once.
     """
     random = np.random.default_rng(seed)
     results: list[list[T]] = [[] for _ in members]
     seen: set[frozenset[int]] = set()
-    for _ in range(circles):
-        circle = random.permutation(len(members)).tolist()
+    for _ in range(permutations):
+        permutation = random.permutation(len(members)).tolist()
         for first in range(len(members)):
             total = torch.zeros(())
-            order = circle[first:] + circle[:first]
+            order = permutation[first:] + permutation[:first]
             for k, index in enumerate(order):
                 total = total + members[index].float()
                 subset = frozenset(order[: k + 1])

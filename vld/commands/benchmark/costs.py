@@ -65,8 +65,8 @@ def time_wandb(config: Config) -> dict[str, float]:
         asked = time.perf_counter()
         publisher.close()
         closed = time.perf_counter()
-        if publisher.undelivered:
-            raise UserError(f"wandb: {next(iter(publisher.undelivered.values()))}")
+        if publisher.not_uploaded:
+            raise UserError(f"wandb: {next(iter(publisher.not_uploaded.values()))}")
     return {
         "while it trains, in the training process": asked - began,
         "at the end, waiting": closed - asked,
