@@ -11,7 +11,7 @@ import pytest
 from commands import DOCUMENTATION, REPOSITORY, TINY_NETWORK, script, tiny_weights, train
 from hydra import compose, initialize_config_dir
 
-from vld.config.command_settings import AnalyseConfig, PrepareConfig, PublishConfig
+from vld.config.command_settings import LOOKING, AnalyseConfig, PrepareConfig, PublishConfig
 from vld.runs import load_results
 from vld.study.compose import typed_config
 from vld.study.jobs import axes_of, jobs_of
@@ -51,10 +51,8 @@ def test_every_command_is_one(command: str) -> None:
             overrides=[word for word in words if word.startswith(("study=", "hydra"))],
             return_hydra_config=True,
         )
-        axes = [
-            *axes_of(composed),
-            *(word for word in words if word != "-m" and not word.startswith(("study=", "hydra"))),
-        ]
+        own = ("study=", "hydra", *(f"{option}=" for option in LOOKING.get(name, ())))
+        axes = [*axes_of(composed), *(word for word in words if word != "-m" and not word.startswith(own))]
         problems: dict[str, None] = {}
         assert list(jobs_of(axes, problems))
         assert not problems
