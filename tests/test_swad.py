@@ -125,7 +125,7 @@ def test_a_resumed_run_is_the_same_to_the_bit_also_from_within_its_last_evaluati
     batches, images = make_batches(), make_evaluation_set()
     whole = begin(pretrained=False)
     *_, expected = training(whole, batches, images, seed=SEED)
-    for stop, call in (*((step, 1) for step in range(1, 12)), (12, 2), (12, 3)):
+    for stop, call in (*((step, 1) for step in (3, 4, 7, 9, 11)), (12, 2), (12, 3)):
         part, resumed = begin(pretrained=False), begin(pretrained=False)
         calls: list[int] = []
 
@@ -154,29 +154,25 @@ def test_a_run_with_it(small_glyphs: Path, tmp_path: Path) -> None:
         *TINY_NETWORK,
     ]
     options += ["image_size=16", "batch_size=2", "optim.steps=4", "eval_every=1", "dataset.curve_images=2"]
-    for extra in (
-        [],
-        ["swad.enabled=true", "swad.start_evaluations=1"],
-        ["swad.enabled=true", "swad.start_evaluations=9"],
-    ):
-        keep = ["keep=[swad-last,swad-iid-logits]", "method=swad"] if extra else []
-        shown = train(*options, *extra, *keep)
-        assert shown.returncode == 0, shown.stderr
-        assert ("swad did not converge: its result is the average of steps 4 to 4" in shown.stderr) == (
-            "swad.start_evaluations=9" in extra
-        )
-        assert ("swad (not converged)" in shown.stdout) == ("swad.start_evaluations=9" in extra)
+    asked = ["swad.enabled=true", "swad.start_evaluations=9", "method=swad", "keep=[swad-last,swad-iid-logits]"]
+    plain, shown = train(*options), train(*options, *asked)
+    assert plain.returncode == shown.returncode == 0, plain.stderr + shown.stderr
+    told = " ".join((shown.stdout + shown.stderr).split())
+    assert "swad did not converge: its result is the average of steps 4 to 4" in told
+    assert "swad (not converged)" in told
     histories, results = [], []
     for directory in (tmp_path / "runs/glyphs/chalk").iterdir():
         rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
         assert all(row["val_loss"] > 0 for row in rows)
         histories.append([(row["method"], row["ood_acc"], row["val_loss"]) for row in rows if row["method"] != "swad"])
         rows = json.loads((directory / "result.json").read_text())["results"]
-        results += [row for row in rows if row["method"] == "swad"]
-        assert (directory / "swad-last.safetensors").exists() == any(row["method"] == "swad" for row in rows)
-    assert histories[0] == histories[1] == histories[2]
-    assert [row["step"] for row in results] == [4] * 6
-    assert sorted(row["converged"] for row in results) == [False] * 3 + [True] * 3
+        mine = [row for row in rows if row["method"] == "swad"]
+        assert {"swad-last.safetensors", "swad-iid-logits.safetensors"} <= {
+            path.name for path in directory.iterdir()
+        } or not mine
+        results += mine
+    assert histories[0] == histories[1]
+    assert [(row["step"], row["converged"], row["evaluated_on"]) for row in results] == [(4, False, "all")] * 3
     for one in ("method=swad", "keep=[swad-iid]"):
         refused = train(*options, one)
         assert refused.returncode == 2
