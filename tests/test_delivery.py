@@ -72,7 +72,7 @@ def new_publisher(tmp_path: Path, mode: str = "online") -> Publisher:
 def published(tmp_path: Path, *directories: Path, mode: str = "online") -> Publisher:
     publisher = new_publisher(tmp_path, mode)
     for directory in directories:
-        publisher.publish(directory)
+        publisher.ended(directory)
     publisher.close()
     return publisher
 
@@ -157,13 +157,13 @@ def test_a_followed_run_that_another_process_delivered_ends_well(
     server: WandbServer, runs: list[Path], tmp_path: Path
 ) -> None:
     first = new_publisher(tmp_path)
-    first.follow(runs[0])
+    first.started(runs[0])
     while "aaaaaaaaaaaa-erm" not in server.runs:
         assert first.process is not None
         assert first.process.poll() is None
         time.sleep(0.05)
     assert published(tmp_path, runs[0]).not_uploaded == {}
-    first.publish(runs[0])
+    first.ended(runs[0])
     first.close()
     assert first.not_uploaded == {}
     assert {run.exit_code for run in server.runs.values()} == {0}
@@ -172,10 +172,12 @@ def test_a_followed_run_that_another_process_delivered_ends_well(
 @pytest.mark.slow
 def test_a_run_that_is_left_may_go_on(server: WandbServer, runs: list[Path], tmp_path: Path) -> None:
     publisher = new_publisher(tmp_path)
-    publisher.follow(runs[0])
-    publisher.leave(runs[0])
-    publisher.publish(runs[1])
+    (runs[0] / "result.json").rename(tmp_path / "result.json")
+    publisher.started(runs[0])
+    publisher.ended(runs[0])
+    publisher.ended(runs[1])
     publisher.close()
+    (tmp_path / "result.json").rename(runs[0] / "result.json")
     assert server.runs["aaaaaaaaaaaa-erm"].exit_code == 1
     assert server.runs["bbbbbbbbbbbb-erm"].exit_code == 0
     assert published(tmp_path, runs[0]).not_uploaded == {}
@@ -195,7 +197,7 @@ def test_an_empty_mode_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_killed_process_leaves_one_copy_of_each(runs: list[Path], tmp_path: Path) -> None:
     publisher = new_publisher(tmp_path, "offline")
     for directory in runs:
-        publisher.publish(directory)
+        publisher.ended(directory)
     while not copies(tmp_path):
         time.sleep(0.01)
     assert publisher.process is not None
@@ -233,8 +235,8 @@ def test_a_stuck_process_holds_nobody_up(runs: list[Path], tmp_path: Path, monke
     publisher = standing_still(tmp_path)
     monkeypatch.setattr(publisher_module, "patience_seconds", lambda: 2.0)
     for number in range(3000):
-        publisher.follow(tmp_path / f"runs/glyphs/chalk/{number}")
-        publisher.publish(runs[number % 3])
+        publisher.started(tmp_path / f"runs/glyphs/chalk/{number}")
+        publisher.ended(runs[number % 3])
     assert len(publisher.asked) == 3
     process = publisher.process
     assert process is not None
@@ -251,7 +253,7 @@ def test_more_directories_than_are_asked_for_at_once(tmp_path: Path) -> None:
         directory = tmp_path / f"runs/glyphs/chalk/{number:012d}"
         directory.mkdir(parents=True)
         (directory / "result.json").write_text("{}")
-        publisher.publish(directory)
+        publisher.ended(directory)
     seen: list[tuple[int, int]] = []
     publisher.close(lambda done, total: seen.append((done, total)))
     assert len(publisher.not_uploaded) == 3 * AT_ONCE
@@ -275,7 +277,7 @@ def test_what_was_asked_for_is_said_when_interrupted(
 ) -> None:
     publisher = standing_still(tmp_path / "with space (1)")
     for directory in runs:
-        publisher.publish(directory)
+        publisher.ended(directory)
     process = publisher.process
     assert process is not None
     publisher.abandon()
@@ -301,7 +303,7 @@ def test_two_processes_deliver_a_directory_once(runs: list[Path], tmp_path: Path
     both = [new_publisher(tmp_path, "offline") for _ in range(2)]
     for publisher in both:
         for directory in runs:
-            publisher.publish(directory)
+            publisher.ended(directory)
     for publisher in both:
         publisher.close()
         assert publisher.not_uploaded == {}
@@ -315,7 +317,7 @@ def test_signals_to_all_processes_of_a_job_do_not_end_it(runs: list[Path], tmp_p
     assert publisher.process is not None
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         publisher.process.send_signal(number)
-    publisher.publish(runs[0])
+    publisher.ended(runs[0])
     publisher.close()
     assert publisher.not_uploaded == {}
     assert copies(tmp_path) == ALL_OF_A
@@ -354,7 +356,7 @@ def test_disabled_starts_no_process(
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", of_wandb)
     publisher = new_publisher(tmp_path, asked)
-    publisher.publish(runs[0])
+    publisher.ended(runs[0])
     assert publisher.connect()[0] == "disabled"
     publisher.close()
     assert publisher.process is None

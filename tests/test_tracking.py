@@ -200,7 +200,7 @@ def test_a_failed_run_says_why_and_a_sweep_s_jobs_are_closed(base: tuple[str, ..
 
 def published(directory: Path, output_dir: Path) -> Publisher:
     publisher = Publisher(WandbConfig(mode="offline"), str(output_dir), say=print, warn=print)
-    publisher.publish(directory)
+    publisher.ended(directory)
     publisher.close()
     assert publisher.not_uploaded == {}
     return publisher

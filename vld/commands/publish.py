@@ -26,7 +26,7 @@ def publish_all(config: PublishConfig, terminal: Terminal) -> int:
         publisher.close()
         raise UserError(f"wandb.mode={config.wandb.mode}: {mode}, {why}; wandb.mode=offline makes offline copies")
     for directory in directories:
-        publisher.publish(directory)
+        publisher.ended(directory)
     with terminal.counting(f"to W&B ({mode})") as progress:
         publisher.finish(progress)
     if config.workspace:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from vld.config import checks as must
 from vld.config.names import KEPT_WEIGHTS, SELECTIONS
-from vld.config.options import NEVER, choice, group, option, same
+from vld.config.options import NEVER, beyond, choice, group, option, same
 from vld.config.settings import Config, DatasetConfig, WandbConfig
 
 
@@ -58,3 +58,10 @@ class PublishConfig:
     output_dir: str = same(Config, "output_dir", "where runs and combinations are")
     wandb: WandbConfig = group(WandbConfig, identity=NEVER)
     workspace: bool = option(False, 'save a view of the dashboard as well (pip install "vld[workspaces]")')
+
+
+LOOKING = {
+    name: tuple(one.name for one in beyond(schema, Config))
+    for name, schema in (("status", StatusConfig), ("report", ReportConfig))
+}
+"""The commands that look at runs of train.py: their own options."""

@@ -190,11 +190,19 @@ class StudyConfig:
 
 
 @dataclass
+class RecipeConfig:
+    name: str | None = option(None, "the recipe's name in tables; its preset sets it with what makes the recipe")
+
+
+@dataclass
 class Config:
     """The settings of `train.py`, `benchmark.py` and `combine.py`, and of the runs that other commands look at."""
 
     study: StudyConfig = group(
         StudyConfig, "a whole grid of runs; its axes can be narrowed: dataset=pacs seed=0", identity=NEVER
+    )
+    recipe: RecipeConfig = group(
+        RecipeConfig, "several settings at once: a rival's, as its paper prescribes, or only its part", identity=NEVER
     )
     dataset: DatasetConfig = group(DatasetConfig, "the images; dataset=folder dataset.name=mine for your own")
     backbone: BackboneConfig = group(

@@ -86,6 +86,16 @@ def run_evaluation_set(run: Run, memory: MemoryBudget, limit: int | None = None)
     return evaluation_set(*arguments, limit=limit, resident=resident)
 
 
+def results_line(evaluation: Evaluation, method: str, images_per_step: int) -> str:
+    """What a person sees of an evaluation: the method's accuracies, or before it begins, those of ERM."""
+    scores = evaluation.scores.get(method) or evaluation.scores["erm"]
+    loss = "" if evaluation.train_loss is None else f"loss {evaluation.train_loss:.3f}  "
+    line = f"{loss}i.i.d. {100 * scores.iid_acc:.1f}  o.o.d. {100 * scores.ood_acc:.1f}"
+    if evaluation.train_seconds > 0 and evaluation.step:
+        line += f"  {evaluation.step * images_per_step / evaluation.train_seconds:.0f} images/s"
+    return line
+
+
 def train_run(
     run: Run, lock: RunLock, check: Callable[[], None], terminal: Terminal, started: Callable[[Path], None]
 ) -> dict[str, Any]:
@@ -192,8 +202,8 @@ class Session:
         """To the last step; its evaluation."""
         config, steps = self.config, self.config.optim.steps
         kept = kept_while_training(config.keep) if self.on_subset else config.keep
-        shown = (self.run.test_domain, config.method.name, steps, self.batches.images_per_step, self.first_step)
-        with self.terminal.training(*shown, self.directory.path.name) as progress:
+        run_id = self.directory.path.name
+        with self.terminal.training(self.run.test_domain, steps, self.first_step, run_id) as progress:
 
             def on_step(step: int) -> None:
                 progress.stepped(step, is_evaluated(step, steps, config.eval_every))
@@ -206,7 +216,8 @@ class Session:
                     self.record.add(evaluation)
                     self.directory.write_metrics(self.record.rows)
                     save_kept(self.directory, kept, evaluation, self.record, steps, self.images)
-                    progress.evaluated(evaluation)
+                    results = results_line(evaluation, config.method.name, self.batches.images_per_step)
+                    progress.evaluated(evaluation.step, results, evaluation.seconds)
                     if news := self.collapses.news(evaluation.step, evaluation.health):
                         self.warn(news)
             except Interrupted:

@@ -1,6 +1,6 @@
 """The runs of a study, known by their settings, and the domains that they leave out."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -13,7 +13,7 @@ from vld.data.domains import known_domains, resolve_test_domains
 from vld.data.folder import list_csv, subfolders
 from vld.runs.identity import settings_key
 from vld.runs.results import read
-from vld.study.jobs import Job
+from vld.study.jobs import Job, jobs_of, study_axes
 from vld.study.member_axes import member_configs
 
 
@@ -42,6 +42,21 @@ def planned_runs(jobs: Iterable[Job]) -> list[PlannedRun]:
                 another = (wanted.key, config.backbone.weights, config.precision, config.output_dir)
                 runs.setdefault(repr(another), wanted)
     return list(runs.values())
+
+
+def shared_runs(jobs: Sequence[Job], words: Iterable[str]) -> dict[str, list[PlannedRun]]:
+    """The runs of other studies on the same datasets that a study's figure shows as well, narrowed by the same words."""
+    problems: dict[str, None] = {}
+    words = [word for word in words if word.split("=")[0] != "study"]
+    datasets = {job.config.dataset.name for job in jobs}
+    shared = {
+        study: [run for run in planned_runs(jobs_of(axes, problems)) if run.config.dataset.name in datasets]
+        for study in jobs[0].config.study.shares
+        if (axes := study_axes(study, words)) is not None
+    }
+    if problems:
+        raise UserError("\n".join(problems))
+    return shared
 
 
 def left_out_domains(config: Config) -> tuple[str, ...]:

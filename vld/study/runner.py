@@ -15,10 +15,9 @@ from vld.machine.terminal import Terminal, megabytes
 from vld.runs.identity import weights_fingerprint
 from vld.runs.inputs import Inputs, check_inputs, inputs_key
 from vld.runs.keep import check_kept
-from vld.runs.once import Outcome, train_once
+from vld.runs.once import Listener, Outcome, train_once
 from vld.runs.run import Run
 from vld.runs.space import check_disk, disk_of_runs
-from vld.tracking.background import Publisher
 from vld.training.evaluation import evaluation_images
 from vld.training.methods import first_member
 
@@ -29,7 +28,7 @@ Datasets = dict[tuple[Path, int, int], Dataset]
 def run_all(
     configs: Sequence[Config],
     terminal: Terminal,
-    publisher: Publisher,
+    listener: Listener,
     datasets: Datasets | None = None,
     needed: str | None = None,
 ) -> list[Outcome]:
@@ -66,10 +65,10 @@ def run_all(
     for its_runs in runs:
         _say_what_runs(its_runs[0], terminal)
         for run in its_runs:
-            outcome = train_once(run, terminal, publisher)
+            outcome = train_once(run, terminal, listener)
             terminal.ended(run.directory.path.name, run.config.optim.steps)
             if not outcome.skipped:
-                publisher.publish(outcome.directory)
+                listener.ended(outcome.directory)
             outcomes.append(outcome)
     return outcomes
 

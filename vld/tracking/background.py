@@ -68,20 +68,20 @@ class Publisher:
         self.broken = ""
         self.heard = 0.0
 
-    def follow(self, directory: Path) -> None:
+    def started(self, directory: Path) -> None:
         """Stream a run from now on, as it trains."""
         self._wish("follow", directory)
 
-    def leave(self, directory: Path) -> None:
-        """Stream it no longer: another process trains it."""
-        self._wish("leave", directory)
-
-    def publish(self, directory: Path) -> None:
-        """Copy a finished run, a failed one or a combination, unless that has been done."""
-        if self.mode != "disabled" and any((directory / name).exists() for name in ("result.json", "failure.json")):
-            self.asked[str(directory.absolute())] = None
-            self.total += 1
-            self._wish("publish", directory)
+    def ended(self, directory: Path) -> None:
+        """Copy a finished run, a failed one or a combination, unless that has been done; leave one that has come to no end."""
+        if self.mode == "disabled":
+            return
+        if not any((directory / name).exists() for name in ("result.json", "failure.json")):
+            self._wish("leave", directory)
+            return
+        self.asked[str(directory.absolute())] = None
+        self.total += 1
+        self._wish("publish", directory)
 
     def connect(self) -> tuple[str, str]:
         """online, offline or disabled, and why: what the mode that was asked for comes to; or broken. Uses no network."""
