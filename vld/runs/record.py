@@ -54,6 +54,7 @@ def metrics_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
             **accuracies(scores),
             "domain_acc": scores.domain_acc,
             "train_loss": evaluation.train_loss,
+            "val_loss": finite_or_none(evaluation.val_loss),
             "lr": evaluation.lr,
             "feature_sq_norm": finite_or_none(evaluation.health.feature_sq_norm),
             "top_class_share": evaluation.health.top_class_share,

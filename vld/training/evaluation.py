@@ -8,6 +8,7 @@ from statistics import fmean
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from vld.data.domains import left_out
 from vld.data.images import Dataset
@@ -211,6 +212,13 @@ def score(logits: Tensor, evaluation: EvaluationLabels) -> Scores:
             for part, hits in zip(evaluation.parts, counts, strict=True)
         },
     )
+
+
+def validation_loss(logits: Tensor, evaluation: EvaluationLabels) -> Tensor:
+    """Mean cross entropy on the *out* parts of the training domains, pooled; float32, on the device."""
+    held_out = [slice(part.start, part.stop) for part in evaluation.parts if part.domain != evaluation.test_domain]
+    labels = torch.cat([evaluation.labels[part] for part in held_out])
+    return cross_entropy(torch.cat([logits[part] for part in held_out]), labels)
 
 
 def select(scores: Sequence[tuple[int, Scores]], selection: str) -> int:
