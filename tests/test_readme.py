@@ -129,7 +129,9 @@ def test_the_demo_study_is_looked_at_combined_and_reported_also_in_a_notebook(
 ) -> None:
     [command] = [command for command in TRAIN_COMMANDS if "study=demo" in command]
     [looks] = [block for block in BLOCKS if "scripts/status.py" in block]
-    [reports] = [block for block in BLOCKS if "scripts/report.py" in block and not re.search("pacs|leave_one_out|rivals", block)]
+    [reports] = [
+        block for block in BLOCKS if "scripts/report.py" in block and not re.search("pacs|leave_one_out|rivals", block)
+    ]
     [python] = [block for block in BLOCKS if "from vld.report import" in block]
     places = [f"data_dir={small_glyphs}", f"output_dir={tmp_path}"]
     small = ["optim.steps=2", "eval_every=2", "batch_size=1", "image_size=16", "optim.milestones=[1]"]
