@@ -224,7 +224,7 @@ class Config:
     output_dir: str = option("outputs", "where runs and pictures of the datasets go", must.FOLDER, identity=NEVER)
     test_domain: Any = option(
         "all",
-        "the domain left out: all, a name, an index (of sorted names), or a list [a,b]",
+        "the domain left out: all, a name, an index (of sorted names), two at once (a+b, or pairs: every two), or a list [a,b]",
         must.TEST_DOMAIN,
         identity=NEVER,
     )  # each run's own domain is part of its identity

@@ -80,5 +80,7 @@ def selected_rows(history: dict[str, list[tuple[int, Scores]]]) -> list[dict[str
     for method, scored in history.items():
         for selection in SELECTIONS:
             step = select(scored, selection)
-            rows.append({"method": method, "selection": selection, "step": step, **accuracies(dict(scored)[step])})
+            scores = dict(scored)[step]
+            row = {"method": method, "selection": selection, "step": step, **accuracies(scores)}
+            rows.append(row | ({"ood_by_domain": scores.ood_by_domain} if len(scores.left_out) > 1 else {}))
     return rows

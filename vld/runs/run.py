@@ -14,6 +14,7 @@ from vld.config.names import WITH_WEIGHTS
 from vld.config.options import flat_settings
 from vld.config.settings import Config
 from vld.data.batches import TrainingBatches
+from vld.data.domains import left_out
 from vld.data.images import Dataset
 from vld.data.split import split_indices
 from vld.machine.device import MemoryBudget
@@ -61,9 +62,10 @@ class Run:
 
 
 def training_batches(run: Run, memory: MemoryBudget) -> TrainingBatches:
-    """Batches of the *in* part of every domain but the test domain."""
+    """Batches of the *in* part of every domain that is not left out."""
     config, device = run.config, run.inputs.device
-    chosen = [(i, domain) for i, domain in enumerate(run.dataset.domains) if domain.name != run.test_domain]
+    outside = left_out(run.test_domain, run.dataset.sizes)
+    chosen = [(i, domain) for i, domain in enumerate(run.dataset.domains) if domain.name not in outside]
     in_indices = [split_indices(len(domain.labels), i, config.split_seed)[0] for i, domain in chosen]
     drawn = sum(len(rows) * domain.pixels[0].numel() for rows, (_, domain) in zip(in_indices, chosen, strict=True))
     return TrainingBatches(
