@@ -17,8 +17,7 @@ import timm
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
-from vld.commands import main as cli
-from vld.commands.launch import JobsCallback
+from vld.commands.main import main
 from vld.machine.signals import SIGNALS
 from vld.tracking.background import Publisher
 from vld.training import loop as training
@@ -69,8 +68,8 @@ def script(
         command = [sys.executable, *command]
         return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     with TemporaryFile() as out, TemporaryFile() as err:
-        with _as_a_process(command, cwd, environment, out.fileno(), err.fileno()):
-            code = _exit_code(name)
+        with _as_a_process(cwd, environment, out.fileno(), err.fileno()):
+            code = _exit_code(name.removesuffix(".py"), command)
         texts = [file.seek(0) or file.read().decode() for file in (out, err)]
     return subprocess.CompletedProcess(command, code, *texts)
 
@@ -126,22 +125,19 @@ def stopped_at(
         return train(*options, env=env)
 
 
-def _exit_code(name: str) -> int:
+def _exit_code(name: str, argv: list[str]) -> int:
     """What the interpreter would make of how the command ends."""
     try:
-        getattr(cli, name.removesuffix(".py"))()
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
+        return main(name, argv)
     except BaseException:
         traceback.print_exc()
         return 1
-    return 0
 
 
 @contextmanager
-def _as_a_process(command: list[str], cwd: Path, env: Mapping[str, str], out: int, err: int) -> Iterator[None]:
-    """Within, this process is to a command what one of its own would be: words, folder, environment, output, signals, memory."""
-    before = dict(os.environ), Path.cwd(), sys.argv, sys.stdout, sys.stderr
+def _as_a_process(cwd: Path, env: Mapping[str, str], out: int, err: int) -> Iterator[None]:
+    """Within, this process is to a command what one of its own would be: folder, environment, output, signals, memory."""
+    before = dict(os.environ), Path.cwd(), sys.stdout, sys.stderr
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     deterministic = torch.are_deterministic_algorithms_enabled()
     log = logging.getLogger()
@@ -151,12 +147,10 @@ def _as_a_process(command: list[str], cwd: Path, env: Mapping[str, str], out: in
         stream.flush()
     os.dup2(out, 1)
     os.dup2(err, 2)
-    sys.argv = command
     sys.stdout, sys.stderr = (os.fdopen(number, "w", 1, encoding="utf-8", closefd=False) for number in (1, 2))
     hydra = GlobalHydra.instance().hydra  # a test may be composing something itself
     GlobalHydra.instance().clear()
-    JobsCallback.started, JobsCallback.again = None, []
-    Publisher.down_at = None
+    Publisher.down_until = 0.0
     Publisher.announced.clear()
     try:
         _set_environment(env)
@@ -165,7 +159,7 @@ def _as_a_process(command: list[str], cwd: Path, env: Mapping[str, str], out: in
     finally:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-        environment, folder, sys.argv, sys.stdout, sys.stderr = before
+        environment, folder, sys.stdout, sys.stderr = before
         os.chdir(folder)
         _set_environment(environment)
         for number, copy in zip((1, 2), kept, strict=True):
@@ -176,7 +170,6 @@ def _as_a_process(command: list[str], cwd: Path, env: Mapping[str, str], out: in
         torch.use_deterministic_algorithms(deterministic)
         log.setLevel(log_before[0])
         log.handlers = log_before[1]
-        GlobalHydra.instance().clear()
         if hydra is not None:
             GlobalHydra.instance().initialize(hydra)
 

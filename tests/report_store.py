@@ -16,10 +16,9 @@ import numpy as np
 from commands import REPOSITORY
 from hydra import initialize_config_dir
 
-from vld.commands.launch import study_axes
 from vld.config.names import METHODS, SELECTIONS
 from vld.runs.identity import run_id, run_identity
-from vld.study.jobs import Job, jobs_of
+from vld.study.jobs import Job, jobs_of, study_axes
 from vld.study.planned import PlannedRun, domain_names, planned_runs
 from vld.training.connectivity import ALPHAS, REPRESENTATIONS
 from vld.training.connectivity import WEIGHTS as WEIGHTS_ALONG

@@ -18,8 +18,7 @@ from hydra import compose, initialize_config_dir
 
 import vld.commands.main
 from vld.commands.benchmark.forecast import EXPERIMENTS
-from vld.commands.launch import check_jobs
-from vld.commands.main import exit_after_lost_job
+from vld.commands.preflight import check_needed
 from vld.commands.report import folder_name
 from vld.config.errors import UserError
 from vld.config.names import ALL_METHODS
@@ -219,19 +218,6 @@ def test_images_take_40_percent_of_the_gpu_memory_that_is_free(monkeypatch: pyte
 # Sweeps
 
 
-def test_a_launcher_that_stops_says_what_there_is_and_how_to_go_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The process of a job was killed from outside, say."""
-    with pytest.raises(SystemExit) as ended:
-        exit_after_lost_job((tmp_path / "outcomes", 2, "erm"), RuntimeError("killed\nmore of it"))
-    assert ended.value.code == 1
-    shown = capsys.readouterr()
-    assert "2 of 2 jobs have said nothing of how they ended" in shown.out
-    assert shown.err.splitlines()[0] == "the launcher stopped: RuntimeError: killed"
-    assert "does nothing twice" in shown.err
-
-
 def test_slurm_is_asked_for_what_the_readme_says() -> None:
     composed = compose("train", overrides=["hydra/launcher=slurm"], return_hydra_config=True).hydra.launcher
     said = re.search(r"`gpus_per_node=1 cpus_per_task=8 mem_gb=32 array_parallelism=64`", DOCUMENTATION)
@@ -277,14 +263,13 @@ def test_a_domain_that_is_none_is_said_before_weights_are_fetched(tmp_path: Path
     assert (tmp_path / "glyphs").exists() == drawn
 
 
-def test_folders_and_weights_of_all_jobs_are_checked(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_folders_and_weights_of_all_jobs_are_checked(tmp_path: Path) -> None:
     right = config("dataset=glyphs", "backbone=resnet18", "backbone.weights=none", f"data_dir={tmp_path}")
     wrong = [
         with_values(right, {"backbone.weights": "/no/such.pth"}),
         with_values(right, {"dataset.folder": "elsewhere", "dataset.name": "mine"}),
     ]
-    with pytest.raises(SystemExit) as ended:
-        check_jobs([Job((), one) for one in (right, *wrong)], {}, trains=True, here=True)
-    assert ended.value.code == 2
-    lines = capsys.readouterr().err.splitlines()
+    with pytest.raises(UserError) as refused:
+        check_needed([Job((), one) for one in (right, *wrong)], here=True)
+    lines = str(refused.value).splitlines()
     assert [line.split(":")[0] for line in lines] == ["backbone.weights=/no/such.pth", "dataset=mine"]

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from commands import REPOSITORY, TINY_NETWORK, start, train, wait_for
+from hydra.core.plugins import Plugins
 
 from vld.machine.device import keep_to_one_gpu
 from vld.machine.terminal import CLEAR_LINE
@@ -86,6 +87,37 @@ def test_jobs_side_by_side_come_to_the_same(small_glyphs: Path, tmp_path: Path) 
     assert pasted.returncode == 0, pasted.stdout + pasted.stderr
     assert results(output_dir) == expected
     assert "mosaic" not in pasted.stdout
+
+
+def test_a_launcher_that_stops_says_what_there_is_and_how_to_go_on(
+    small_glyphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What its jobs returned is lost with it; of their run directories one is finished, one has failed, one is not there."""
+    instantiate = Plugins.instantiate_launcher
+
+    def to_be_killed(plugins: Plugins, **its: Any) -> Any:
+        launcher = instantiate(plugins, **its)
+
+        def launch(jobs: list[list[str]], initial_job_idx: int) -> None:
+            inner(jobs[:2], initial_job_idx)
+            raise RuntimeError("killed\nmore of it")
+
+        inner, launcher.launch = launcher.launch, launch
+        return launcher
+
+    monkeypatch.setattr(Plugins, "instantiate_launcher", to_be_killed)
+    rates = ("test_domain=0", "optim.lr=1e-3,1e30,1e-4")
+    stopped = train(*OPTIONS, *rates, f"data_dir={small_glyphs}", f"output_dir={tmp_path}")
+    assert stopped.returncode == 1
+    said, goes_on = stopped.stderr.splitlines()
+    assert said == "the launcher stopped: RuntimeError: killed"
+    assert "does nothing twice" in goes_on
+    assert stopped.stdout.split("┏")[-1].count("│ erm") == 1
+    [failed] = re.findall(r"failed: (\S+): the training loss became", stopped.stdout.split("┏")[-1])
+    assert (Path(failed) / "failure.json").exists()
+    [again] = re.findall("again, just that: (.*)", stopped.stdout)
+    assert "optim.lr=1e+30" in shlex.split(again)
+    assert "failed: 1 of 3 jobs ended without a result" in stopped.stdout
 
 
 @pytest.mark.slow

@@ -10,8 +10,7 @@ import pytest
 from commands import DOCUMENTATION, PAGES, REPOSITORY
 from hydra import initialize_config_dir
 
-from vld.commands.launch import study_axes
-from vld.study.jobs import jobs_of
+from vld.study.jobs import jobs_of, study_axes
 from vld.study.planned import planned_runs
 
 FOLDER = REPOSITORY / "outputs/published"

@@ -38,7 +38,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny import SEED, make_batches, make_evaluation_set, make_model, settings
 
-from vld.commands import main as cli
 from vld.config.errors import UserError
 from vld.config.settings import AveragingConfig, Config, EnsembleConfig
 from vld.machine import lock
@@ -49,6 +48,7 @@ from vld.runs import load_results
 from vld.runs.checkpoint import read_checkpoint, write_checkpoint
 from vld.runs.directory import RunDirectory
 from vld.runs.record import Record, selected_rows
+from vld.study import runner
 from vld.study.compose import typed_config
 from vld.study.runner import run_all
 from vld.tracking.background import Publisher
@@ -449,13 +449,12 @@ def test_a_scheduler_s_handler_is_called_when_the_run_is_saved(
         print("requeued with", checkpoint.stat().st_size > 0)
         sys.exit(17)
 
-    def job(composed: Any) -> object:
+    def runs(*arguments: Any) -> object:
         signal.signal(signal.SIGTERM, lambda *_: print("bypassed"))
         signal.signal(signal.SIGUSR2, requeue)
-        return inner(composed)
+        return run_all(*arguments)
 
-    inner = cli._train_job
-    monkeypatch.setattr(cli, "_train_job", job)
+    monkeypatch.setattr(runner, "run_all", runs)
     with before_step(15, lambda: os.kill(os.getpid(), signal.SIGTERM)):
         stopped = stopped_at(25, *command, by=signal.SIGUSR2)
     assert stopped.returncode == 17, stopped.stderr

@@ -1,6 +1,7 @@
 """Streams and home folders that cannot be used as they are."""
 
 import io
+import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -39,7 +40,7 @@ def test_what_an_output_cannot_take_is_replaced(encoding: str, monkeypatch: pyte
     text = written.getvalue().decode(encoding)
     assert "?" in text
     assert "+---" in text
-    assert text.count("81.25") == 5
+    assert len(re.findall(r"81\.25 [±~] 0\.51", text)) == 5  # it looks alike
 
 
 def test_closed_streams_are_as_good_as_devnull(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,15 +18,15 @@ from commands import REPOSITORY, TINY, script, tiny_weights, train
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 
-from vld.commands.launch import at_a_time, finish_status, study_axes
-from vld.commands.status import show_status
+from vld.commands.preflight import at_a_time
+from vld.commands.status import show_jobs, show_status
 from vld.config.errors import UserError
 from vld.config.settings import Config
 from vld.machine.lock import LOCK
 from vld.machine.terminal import Terminal
 from vld.runs.identity import run_id, run_identity
-from vld.study.compose import typed_config
-from vld.study.jobs import Job, axes_of, jobs_of
+from vld.study.compose import typed_config, with_values
+from vld.study.jobs import Job, axes_of, jobs_of, study_axes
 from vld.study.planned import PlannedRun, left_out_domains, planned_runs
 from vld.study.progress import Progress, is_running, progress_of, seconds_to_go
 
@@ -200,6 +200,23 @@ def test_pacs_on_a_cpu_is_48_runs_and_a_quarter_of_them_for_one_seed_and_rate() 
     assert its["dropout"] == {0.0, 0.5, 0.9}
     assert its["image_size"] == {48}
     assert its["steps"] == {2_000}
+
+
+def test_rivals_on_a_cpu_differ_in_their_part_alone_and_come_a_seed_after_another() -> None:
+    runs = planned_runs([*jobs("rivals_pacs_cpu"), *jobs("rivals_pacs_cpu_rates")])
+    assert [run.config.seed for run in runs] == sorted([0, 1, 2] * 32) + [0] * 32
+    seed = runs[:32]
+    assert len({(run.test_domain, run.config.recipe.name, run.config.dropout) for run in seed}) == 32
+    parts = {run.config.recipe.name: (run.config.mixout, run.config.warm_start) for run in runs}
+    assert parts == {"erm": (0, 0), "mixout_05": (0.5, 0), "mixout_08": (0.8, 0), "warm_start_100": (0, 100)}
+    equal = {"mixout": 0.0, "mixout_kind": "filter", "warm_start": 0, "recipe.name": None}
+    without = [with_values(run.config, equal | {"study.name": None, "study.shares": []}) for run in runs]
+    rates = [config for config in without if config.optim.lr == 3e-4]
+    assert len(rates) == 32
+    same = {"test_domain": 0, "seed": 0, "dropout": 0.0, "optim.lr": 1e-3}
+    [(steps, milestones)] = {(c.optim.steps, tuple(c.optim.milestones)) for c in without}
+    assert (steps, milestones) == (1_000, (500,))
+    assert all(with_values(config, same) == with_values(without[0], same) for config in without)
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -478,7 +495,7 @@ def test_status_of_a_plain_sweep_and_of_one_command(tmp_path: Path) -> None:
         assert done.returncode == 1, done.stderr
         assert f"this sweep: {runs}, 0 finished" in done.stdout
     with pytest.raises(UserError, match=r"^format=xml: must be one of table, json$"):
-        finish_status([], "this sweep", OmegaConf.create({"format": "xml", "watch": False}))
+        show_jobs([], "this sweep", OmegaConf.create({"format": "xml", "watch": False}))
     misspelt = script("status.py", *options, "wtch=true")
     assert misspelt.returncode == 2
     assert "did you mean watch?" in misspelt.stderr

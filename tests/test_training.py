@@ -34,7 +34,7 @@ from vld.machine.device import MemoryBudget
 from vld.machine.seeds import DROPOUT, torch_generator
 from vld.machine.terminal import Terminal
 from vld.model.classifier import Classifier
-from vld.runs.run import Run, training_batches
+from vld.runs.run import Run, results_line, training_batches
 from vld.training.evaluation import predict, score
 from vld.training.loop import Evaluation, TrainingFailed, Trajectory, is_evaluated, learning_rate, make_optimizer, train
 
@@ -292,9 +292,9 @@ def test_time_without_evaluations_is_part_of_the_time() -> None:
 def test_the_time_left_is_said_at_the_whole_run_s_pace(capsys: pytest.CaptureFixture[str]) -> None:
     """Whatever attempt it is in: an evaluation's seconds are those of all."""
     *_, evaluation = run(make_model(), settings())
-    with Terminal().training("c", "erm", steps=12, images_per_step=8, first_step=4) as progress:
+    with Terminal().training("c", steps=12, first_step=4) as progress:
         for step, seconds in ((0, 1.0), (4, 30.0), (8, 7200.0), (12, 9000.0)):
-            progress.evaluated(replace(evaluation, step=step, seconds=seconds))
+            progress.evaluated(step, results_line(replace(evaluation, step=step), "erm", images_per_step=8), seconds)
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition("images/s  ")[2] for line in lines] == ["", "1:00 left", "1:00:00 left", ""]
 

@@ -71,7 +71,7 @@ def test_a_terminal_shows_a_row_for_all_runs() -> None:
     terminal = Terminal(notes=whole.here, whole=whole)
     terminal.console = Console(file=screen, force_terminal=True, width=80)
     whole.here.ended("a", 1000)
-    with terminal.training("neon", "erm", steps=1000, images_per_step=8, first_step=0, run_id="b") as progress:
+    with terminal.training("neon", steps=1000, first_step=0, run_id="b") as progress:
         assert terminal.all_runs
         assert progress.bar
         for step in range(501):

@@ -63,7 +63,7 @@ def analyse_all(config: AnalyseConfig, terminal: Terminal) -> int:
     if not found:
         raise UserError("\n".join(problems))
     for one in found:
-        publisher.publish(one.directory)
+        publisher.ended(one.directory)
     _show(found, terminal)
     with terminal.counting("delivering to W&B") as progress:
         publisher.finish(progress)

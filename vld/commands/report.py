@@ -1,12 +1,12 @@
 """What `report.py` does: read, narrow, make, write, and show."""
 
 import hashlib
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vld.config.command_settings import ReportConfig
+from omegaconf import DictConfig
+
+from vld.config.command_settings import LOOKING, ReportConfig
 from vld.config.errors import UserError
 from vld.config.options import check_values
 from vld.machine.terminal import Terminal
@@ -14,29 +14,26 @@ from vld.report.build import make_report
 from vld.report.labels import heading
 from vld.report.select import narrowed, read_store
 from vld.report.write import write_report
-from vld.study.jobs import Job
-from vld.study.planned import PlannedRun
+from vld.study.jobs import Job, words_without
+from vld.study.planned import planned_runs, shared_runs
 
 LONGEST_NAME = 100
 MOST_SENTENCES = 10
 SELECTION_OF_STUDY = {"figure10": "last"}
 """Figure 10 is Figure 9 without selection of the step."""
-HOW, PLACES = ("selection", "run"), ("study", "data_dir")
+HOW, PLACES = ("selection", "choose", "run"), ("study", "data_dir")
 
 
-def report(
-    jobs: Sequence[Job],
-    wanted: Sequence[PlannedRun] | None,
-    words: Sequence[str],
-    *,
-    selection: str | None,
-    run: str | None,
-    output_dir: Path,
-) -> None:
-    """wanted: the runs of a study and of those it shares runs with. words: the command's options but output_dir."""
-    study = jobs[0].config.study.name
-    selection = selection or SELECTION_OF_STUDY.get(study or "", "iid")
-    check_values(ReportConfig, {"selection": selection})
+def report_of(jobs: Sequence[Job], config: DictConfig, command: str) -> None:
+    """What `report.py` does in place of jobs. config: of the command, as composed; command: as it was given, for the page."""
+    study, output_dir = jobs[0].config.study.name, Path(jobs[0].config.output_dir)
+    words = words_without(["output_dir"], config)
+    wanted = None
+    if study:  # its runs and those that it shares
+        shared = shared_runs(jobs, words_without(LOOKING["report"], config))
+        wanted = [*planned_runs(jobs), *(run for runs in shared.values() for run in runs)]
+    selection = config.selection or SELECTION_OF_STUDY.get(study or "", "iid")
+    check_values(ReportConfig, {"selection": selection, "choose": config.choose})
     terminal = Terminal()
     store = read_store(output_dir, wanted)
     if store.empty:
@@ -57,9 +54,9 @@ def report(
             " (with the same options as train.py was given)"
         )
     folder = output_dir / "report" / folder_name(words)
-    command = shlex.join(["python", *sys.argv[:1], *(w for w in sys.argv[1:] if w not in ("-m", "--multirun"))])
     with terminal.doing("report") as progress:
-        made = make_report(store, title=title, selection=selection, study=study, run=run, progress=progress)
+        how = {"selection": selection, "choose": config.choose, "study": study, "run": config.run}
+        made = make_report(store, title=title, **how, progress=progress)
         index = write_report(made, folder, command, progress)
     for line in (" · ".join(made.facts), *(f"warning: {line}" for line in made.warnings)):
         terminal.say(line)

@@ -4,13 +4,17 @@ The launcher's library ends all processes as soon as one job ends by an error, a
 be the only one that the signal reached, passes it on and waits before it lets the launcher know.
 """
 
+import multiprocessing
 import os
+import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from vld.machine.signals import first_on_signals
 
 SECONDS_TO_SAVE = 60.0
 STOPPING = "stopping"
@@ -58,8 +62,9 @@ def _was_killed(process: int) -> bool:
 
 
 @contextmanager
-def saving_before_killed(folder: Path) -> Iterator[None]:
-    """Within, the jobs of joblib's launcher save their runs when one of them was killed, for want of memory, say.
+def saving_before_killed(stop: Callable[[], None]) -> Iterator[None]:
+    """Within, `stop` is called before joblib's launcher kills its jobs: the command was stopped, or one of them was killed, for
+    want of memory, say.
 
     joblib has no other place for that: as soon as a process has died, it kills the others.
     """
@@ -68,11 +73,18 @@ def saving_before_killed(folder: Path) -> Iterator[None]:
     kill = process_executor.kill_process_tree
 
     def save_and_kill(process: Any) -> None:
-        stop_jobs(folder)
+        stop()
         kill(process)
 
     process_executor.kill_process_tree = save_and_kill
     try:
-        yield
+        with first_on_signals(stop):
+            yield
     finally:
         process_executor.kill_process_tree = kill
+
+
+def worker_number() -> int:
+    """Of a launcher's processes: LokyProcess-1, LokyProcess-2, …"""
+    digits = re.search(r"\d+$", multiprocessing.current_process().name)
+    return int(digits[0]) if digits else 0

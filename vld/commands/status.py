@@ -6,14 +6,27 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from omegaconf import DictConfig
+
+from vld.config.command_settings import LOOKING, StatusConfig
+from vld.config.options import check_values
 from vld.machine.terminal import Terminal, counted, duration
 from vld.report.summary import counts_table
-from vld.study.planned import PlannedRun
+from vld.study.jobs import Job, words_without
+from vld.study.planned import PlannedRun, planned_runs, shared_runs
 from vld.study.progress import FAILED, FINISHED, INTERRUPTED, RUNNING, STATES, Progress, progress_of, seconds_to_go
 
 SECONDS_BETWEEN_LOOKS = 5.0
 LISTED = 20
 """Runs of a state that are named; of the others it is said how many there are."""
+
+
+def show_jobs(jobs: Sequence[Job], title: str, config: DictConfig) -> bool:
+    """What `status.py` does in place of jobs: whether their runs are all finished. config: of the command, as composed."""
+    check_values(StatusConfig, {"format": config.format})
+    shared = shared_runs(jobs, words_without(LOOKING["status"], config))
+    as_json = config.format == "json"
+    return show_status(planned_runs(jobs), shared, name=title, watch=config.watch, as_json=as_json, terminal=Terminal())
 
 
 def show_status(

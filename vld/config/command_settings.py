@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from vld.config import checks as must
 from vld.config.names import KEPT_WEIGHTS, SELECTIONS
-from vld.config.options import NEVER, choice, group, option, same
+from vld.config.options import NEVER, beyond, choice, group, option, same
 from vld.config.settings import Config, DatasetConfig, WandbConfig
 
 
@@ -25,6 +25,11 @@ class ReportConfig(Config):
         None,
         "each run's step: iid (best i.i.d. accuracy), last or oracle_step; null: iid, for figure10 last",
         must.one_of(*SELECTIONS),
+    )
+    choose: str = choice(
+        "iid|leave_one_out",
+        "how an (lr, weight decay) pair is chosen: by i.i.d. accuracy, or on the other domains, left out as well"
+        " (leave_one_out: runs of test_domain=pairs)",
     )
     run: str | None = option(None, "a run's id, whose learning curves are drawn; null: the best run of each dataset")
 
@@ -58,3 +63,10 @@ class PublishConfig:
     output_dir: str = same(Config, "output_dir", "where runs and combinations are")
     wandb: WandbConfig = group(WandbConfig, identity=NEVER)
     workspace: bool = option(False, 'save a view of the dashboard as well (pip install "vld[workspaces]")')
+
+
+LOOKING = {
+    name: tuple(one.name for one in beyond(schema, Config))
+    for name, schema in (("status", StatusConfig), ("report", ReportConfig))
+}
+"""The commands that look at runs of train.py: their own options."""

@@ -2,8 +2,10 @@
 
 import signal
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 # Ctrl-C, kill and a scheduler's end, a closed terminal, and what schedulers send as a warning.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -60,3 +62,43 @@ class SignalGuard:
         for number in noted:
             if not callable(self._previous[number]):  # the system's default action, which would end it without a word
                 raise SystemExit(128 + number)
+
+
+class Stopped(BaseException):
+    """Other signals, as KeyboardInterrupt is SIGINT."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = signal.Signals(number)
+
+
+def stop_on_signals() -> None:
+    """From now on they raise `KeyboardInterrupt` or `Stopped`; those that are ignored, as a hang-up is under nohup, stay so."""
+    for number in SIGNALS:
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, _stop)
+
+
+def _stop(number: int, _: object) -> NoReturn:
+    raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
+
+
+@contextmanager
+def first_on_signals(act: Callable[[], object]) -> Iterator[None]:
+    """Within, do that before what a signal does."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def acting(number: int, frame: FrameType | None) -> None:
+        act()
+        handler = handlers[signal.Signals(number)]
+        assert callable(handler)
+        handler(number, frame)
+
+    heard = [number for number, handler in handlers.items() if callable(handler)]
+    for number in heard:
+        signal.signal(number, acting)
+    try:
+        yield
+    finally:
+        for number in heard:
+            signal.signal(number, handlers[number])

@@ -1,5 +1,6 @@
 """Standard streams and cache folders that a process can use, whatever its surroundings have left it."""
 
+import codecs
 import io
 import os
 import sys
@@ -7,9 +8,21 @@ import tempfile
 from collections.abc import MutableMapping
 from pathlib import Path
 
+LOOKALIKES = str.maketrans("–−±·×…→", "--~.x.>")  # of the same width: tables stay in line
+
+
+def _lookalike(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    alike = error.object[error.start : error.end].translate(LOOKALIKES)
+    return "".join(character if character.isascii() else "?" for character in alike), error.end
+
+
+codecs.register_error("vld.lookalike", _lookalike)
+
 
 def make_streams_usable() -> None:
-    """A closed stream (`>&-`) becomes the null device; characters that an output cannot take are replaced."""
+    """A closed stream (`>&-`) becomes the null device; characters that an output cannot take, ones like them or `?`."""
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:
             stream = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115
@@ -20,7 +33,7 @@ def make_streams_usable() -> None:
             setattr(sys, name, stream)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="vld.lookalike")
 
 
 def place_caches(environment: MutableMapping[str, str], output_dir: Path) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, Any, cast
 
 from rich.console import Console, RenderableType
 from rich.progress import (
@@ -25,9 +25,6 @@ from rich.text import Text
 from vld.machine.all_runs import Notes, Whole, watching
 from vld.machine.streams import make_streams_usable
 
-if TYPE_CHECKING:
-    from vld.training.loop import Evaluation
-
 CLEAR_LINE = "\r\x1b[K"
 """Before each line of jobs that share a terminal: a bar that the command draws is in the last one, and is drawn anew below."""
 
@@ -44,15 +41,12 @@ class RunProgress:
         console: Console,
         bar: Progress | None,
         label: str,
-        method: str,
         steps: int,
-        images_per_step: int,
         first_step: int,
         note: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """note: is told each step."""
-        self.console, self.bar, self.label, self.method = console, bar, label, method
-        self.steps, self.images_per_step, self.note = steps, images_per_step, note
+        """note: is called with each step."""
+        self.console, self.bar, self.label, self.steps, self.note = console, bar, label, steps, note
         self.task = bar.add_task(label, total=steps, completed=first_step, shown="") if bar else None
 
     def stepped(self, step: int, evaluating: bool) -> None:
@@ -61,19 +55,13 @@ class RunProgress:
             doing = f"{self.label} (evaluating)" if evaluating else self.label
             self.bar.update(self.task, completed=step, description=doing)
 
-    def evaluated(self, evaluation: "Evaluation") -> None:
-        scores = evaluation.scores[self.method] if self.method in evaluation.scores else evaluation.scores["erm"]
-        loss = "" if evaluation.train_loss is None else f"loss {evaluation.train_loss:.3f}  "
-        shown = f"{loss}i.i.d. {100 * scores.iid_acc:.1f}  o.o.d. {100 * scores.ood_acc:.1f}"
-        if evaluation.train_seconds > 0 and evaluation.step:
-            shown += f"  {evaluation.step * self.images_per_step / evaluation.train_seconds:.0f} images/s"
+    def evaluated(self, step: int, results: str, seconds: float) -> None:
+        """results: of this evaluation, for a person. seconds: since the run began, in all its attempts together."""
         if self.bar and self.task is not None:
-            self.bar.update(self.task, completed=evaluation.step, shown=shown)
+            self.bar.update(self.task, completed=step, shown=results)
             return
-        left = ""
-        if 0 < evaluation.step < self.steps:
-            left = f"  {duration(evaluation.seconds / evaluation.step * (self.steps - evaluation.step))} left"
-        self.console.print(f"{self.label}  step {evaluation.step}/{self.steps}  {shown}{left}", soft_wrap=True)
+        left = f"  {duration(seconds / step * (self.steps - step))} left" if 0 < step < self.steps else ""
+        self.console.print(f"{self.label}  step {step}/{self.steps}  {results}{left}", soft_wrap=True)
 
 
 class AllRuns:
@@ -232,9 +220,7 @@ class Terminal:
             yield lambda what: status.update(f"{label}: {what}")
 
     @contextmanager
-    def training(
-        self, label: str, method: str, steps: int, images_per_step: int, first_step: int, run_id: str = ""
-    ) -> Iterator[RunProgress]:
+    def training(self, label: str, steps: int, first_step: int, run_id: str = "") -> Iterator[RunProgress]:
         bar = self._bar() if self.console.is_terminal else None
 
         def note(step: int) -> None:
@@ -242,9 +228,7 @@ class Terminal:
             if self.all_runs:
                 self.all_runs.update(bar)
 
-        progress = RunProgress(
-            self.console, bar, f"{self.job}{label}", method, steps, images_per_step, first_step, note
-        )
+        progress = RunProgress(self.console, bar, f"{self.job}{label}", steps, first_step, note)
         with bar or nullcontext():
             yield progress
             if bar and bar.tasks[-1].description == ALL:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from vld.report.figures import learning_curves_figure
 from vld.report.grid import REPEAT, expected_runs, missing_runs, setting_names
 from vld.report.kinds import ReportFigure, drawn_figures
 from vld.report.labels import distinguishing, in_order, text
+from vld.report.leave_one_out import LEAVE_ONE_OUT, chosen_by_validation, leaves_one_out
 from vld.report.paper import (
     against_the_paper,
     not_compared,
@@ -63,26 +64,31 @@ def make_report(
     *,
     title: str,
     selection: str = "iid",
+    choose: str = "iid",
     study: str | None = None,
     run: str | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """Of the finished runs, and those that are missing.
 
-    study: draw its figure only. run: whose learning curves are drawn. Raises `UserError` if no run has finished, or not this one.
+    choose: how an (lr, weight decay) pair is chosen, by i.i.d. accuracy or leave_one_out. study: draw its figure only. run: whose
+    learning curves are drawn. Raises `UserError` if no run has finished, or not this one.
     """
-    results = store.results
+    store, leaving_two_out = _leaving_one_out(store)
+    results, unfinished = store.results, store.unfinished
     runs = results[results.combined.isna()].drop_duplicates("directory")
     if runs.empty:
         raise UserError(f"{title}: no finished runs to report on")
     if run is not None and run not in set(runs.run_id):
         raise UserError(f"run={run}: no finished run has that id")
-    expected = expected_runs(results, store.unfinished) if store.expected is None else store.expected
+    expected = expected_runs(results, unfinished) if store.expected is None else store.expected
     progress("tables")
     series = series_of(results, expected, selection)
+    if choose == LEAVE_ONE_OUT:
+        series = chosen_by_validation(series, leaving_two_out)
     damaged: list[str] = []
     analysed = richness_points(series, runs, damaged)
-    missing = missing_runs(results, store.unfinished, expected)
+    missing = missing_runs(results, unfinished, expected)
     progress("differences")
     differences = differences_table(series)
     progress("figures")
@@ -90,24 +96,23 @@ def make_report(
     figures += richness_figures(analysed) if not analysed.empty else []
     if study is None or run:
         figures += _learning_curves(_with_curves(runs, results, selection, run), run is None, damaged)
-    names = sorted({*setting_names(runs), "optim.lr", "optim.weight_decay", *REPEAT})
-    settings = runs[["test_domain", *names]]
-    varied = [name for name in distinguishing(settings.to_dict("records")) if name not in CONTENT]
+    common, varied = _settings(runs)
     return Report(
         title,
         facts=[f"selection {selection}: {SELECTION_NOTES[selection]}", *_facts(results, runs, missing)],
         warnings=[*store.notes, *_warnings(store, runs, missing, series), *damaged],
         sentences=list(differences.get("sentence", [])),
         headlines=list(differences[differences.headline].sentence) if len(differences) else [],
-        tables=_tables(series, selection) | ({"richness": richness_table(analysed, series)} if len(analysed) else {}),
+        tables=_tables(series, selection, choose)
+        | ({"richness": richness_table(analysed, series)} if len(analysed) else {}),
         not_compared=not_compared(series),
         figures=figures,
-        common={name: f"{settings[name].iloc[0]}" for name in names if settings[name].nunique(dropna=False) == 1},
-        varied={name: _values(settings, name) for name in ("test_domain", *varied)},
+        common=common,
+        varied=varied,
         software=_software(runs),
         missing=missing,
         data={
-            "runs": runs_table(results, varied),
+            "runs": runs_table(results, list(varied)),
             "chosen_pairs": chosen_pairs(series),
             "differences": differences,
             "missing": missing.drop(columns="condition"),
@@ -115,11 +120,11 @@ def make_report(
     )
 
 
-def _tables(series: Sequence[Series], selection: str) -> dict[str, Table]:
+def _tables(series: Sequence[Series], selection: str, choose: str) -> dict[str, Table]:
     tables = {}
     for dataset in dict.fromkeys(one.dataset for one in series):
         table = results_table([one for one in series if one.dataset == dataset])
-        tables[f"results_{dataset}"] = readable_results(table, selection)
+        tables[f"results_{dataset}"] = readable_results(table, selection, choose)
     if not (compared := against_the_paper(series)).empty:
         tables["against_the_paper"] = readable_against_the_paper(compared)
     if not (published := published_averages(series)).empty:
@@ -127,9 +132,25 @@ def _tables(series: Sequence[Series], selection: str) -> dict[str, Table]:
     return tables
 
 
-def _values(settings: pd.DataFrame, name: str) -> list[str]:
-    values = settings[name].astype(object).where(settings[name].notna(), None)
-    return [text(name, value) for value in sorted(values.unique(), key=in_order)]
+def _leaving_one_out(store: Store) -> tuple[Store, pd.DataFrame]:
+    """The store without the runs that leave several domains out at once, and the results of these."""
+
+    def single(runs: pd.DataFrame) -> pd.DataFrame:
+        return runs[leaves_one_out(runs, store.results)]
+
+    results, expected = single(store.results), None if store.expected is None else single(store.expected)
+    others = store.results.drop(results.index)
+    return replace(store, results=results, unfinished=single(store.unfinished), expected=expected), others
+
+
+def _settings(runs: pd.DataFrame) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """The settings that all runs share, and the values of the others."""
+    names = sorted({*setting_names(runs), "optim.lr", "optim.weight_decay", *REPEAT})
+    settings = runs[["test_domain", *names]].astype(object).where(runs[["test_domain", *names]].notna(), None)
+    apart = [name for name in distinguishing(runs[["test_domain", *names]].to_dict("records")) if name not in CONTENT]
+    common = {name: f"{runs[name].iloc[0]}" for name in names if runs[name].nunique(dropna=False) == 1}
+    values = {name: sorted(settings[name].unique(), key=in_order) for name in ("test_domain", *apart)}
+    return common, {name: [text(name, value) for value in some] for name, some in values.items()}
 
 
 def _facts(results: pd.DataFrame, runs: pd.DataFrame, missing: pd.DataFrame) -> list[str]:
@@ -159,6 +180,12 @@ def _warnings(store: Store, runs: pd.DataFrame, missing: pd.DataFrame, series: S
             cells = zip(one.grid.test_domains, one.grid.ood_acc, strict=True)
             lacking = ", ".join(domain for domain, accuracies in cells if not np.isfinite(accuracies).all())
             lines.append(f"{one.dataset}: no combination yet: {one.label}, {lacking} left out")
+    without = sum(1 for one in series if one.grid.validation_acc is not None and (one.grid.chosen < 0).any())
+    if without:
+        lines.append(
+            f"{without} of {len(series)} rows lack runs that leave two domains out, by which to choose; train.py with"
+            " test_domain=pairs makes them"
+        )
     if any(one.on_subset for one in series):
         lines.append("rows marked “subset” were evaluated on a subset of the images (dataset.curve_images)")
     return list(dict.fromkeys(lines)) + [f"damaged: {line}" for line in store.damaged]

@@ -5,7 +5,7 @@ import traceback
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -16,7 +16,6 @@ from vld.machine.terminal import Terminal
 from vld.runs.environment import now
 from vld.runs.keep import missing_files
 from vld.runs.run import Run, train_run
-from vld.tracking.background import Publisher
 from vld.training.loop import TrainingFailed
 
 SKIP_HINT = " (if_running=skip does not)"
@@ -33,7 +32,17 @@ class Outcome:
     skipped: str | None = None
 
 
-def train_once(run: Run, terminal: Terminal, publisher: Publisher) -> Outcome:
+class Listener(Protocol):
+    """Follows what happens in the directories of runs and combinations, which it may read."""
+
+    def started(self, directory: Path) -> None:
+        """A run trains from now on, from its beginning or its checkpoint."""
+
+    def ended(self, directory: Path) -> None:
+        """This process is done with the directory: there is a result or a failure, or another process trains the run."""
+
+
+def train_once(run: Run, terminal: Terminal, listener: Listener) -> Outcome:
     """Train a run to its end, or take the existing result. An error fails only this run.
 
     A signal is handled once the run is saved, by the handler that was installed before, which may end the process.
@@ -51,7 +60,7 @@ def train_once(run: Run, terminal: Terminal, publisher: Publisher) -> Outcome:
                     return finished
                 try:
                     with guard:
-                        result = train_run(run, mine, guard.check, terminal, publisher.follow)
+                        result = train_run(run, mine, guard.check, terminal, listener.started)
                     outcome = Outcome(run.test_domain, run.directory.path, result)
                 except Exception as error:
                     if not mine.holds():  # whatever the error, the files may now be another process's
@@ -62,7 +71,7 @@ def train_once(run: Run, terminal: Terminal, publisher: Publisher) -> Outcome:
             guard.forward()
             continue  # that handler returned: the run continues
         except LockLost as lost:
-            publisher.leave(run.directory.path)
+            listener.ended(run.directory.path)
             _say(run, f"lost its lock ({lost}); checking whether another process trains it", terminal)
             guard.forward()
             continue  # it is finished, trained elsewhere, or resumed from the last checkpoint

@@ -14,6 +14,7 @@ from vld.config.names import WITH_WEIGHTS
 from vld.config.options import flat_settings
 from vld.config.settings import Config
 from vld.data.batches import TrainingBatches
+from vld.data.domains import left_out
 from vld.data.images import Dataset
 from vld.data.split import split_indices
 from vld.machine.device import MemoryBudget
@@ -61,9 +62,10 @@ class Run:
 
 
 def training_batches(run: Run, memory: MemoryBudget) -> TrainingBatches:
-    """Batches of the *in* part of every domain but the test domain."""
+    """Batches of the *in* part of every domain that is not left out."""
     config, device = run.config, run.inputs.device
-    chosen = [(i, domain) for i, domain in enumerate(run.dataset.domains) if domain.name != run.test_domain]
+    outside = left_out(run.test_domain, run.dataset.sizes)
+    chosen = [(i, domain) for i, domain in enumerate(run.dataset.domains) if domain.name not in outside]
     in_indices = [split_indices(len(domain.labels), i, config.split_seed)[0] for i, domain in chosen]
     drawn = sum(len(rows) * domain.pixels[0].numel() for rows, (_, domain) in zip(in_indices, chosen, strict=True))
     return TrainingBatches(
@@ -84,6 +86,16 @@ def run_evaluation_set(run: Run, memory: MemoryBudget, limit: int | None = None)
     resident = memory.on_device("evaluation images", size)
     arguments = (run.dataset, run.test_domain, run.config.split_seed, run.inputs.device)
     return evaluation_set(*arguments, limit=limit, resident=resident)
+
+
+def results_line(evaluation: Evaluation, method: str, images_per_step: int) -> str:
+    """What a person sees of an evaluation: the method's accuracies, or before it begins, those of ERM."""
+    scores = evaluation.scores.get(method) or evaluation.scores["erm"]
+    loss = "" if evaluation.train_loss is None else f"loss {evaluation.train_loss:.3f}  "
+    line = f"{loss}i.i.d. {100 * scores.iid_acc:.1f}  o.o.d. {100 * scores.ood_acc:.1f}"
+    if evaluation.train_seconds > 0 and evaluation.step:
+        line += f"  {evaluation.step * images_per_step / evaluation.train_seconds:.0f} images/s"
+    return line
 
 
 def train_run(
@@ -142,6 +154,7 @@ class Session:
             eval_every=config.eval_every,
             averaging=config.averaging,
             ensemble=config.ensemble,
+            swad=config.swad,
             dropout_schedule=config.dropout_schedule,
             # Its starting values are those of the network before a checkpoint is loaded.
             mixout=Mixout(self.model.backbone, config.mixout, config.mixout_kind) if config.mixout else None,
@@ -191,8 +204,8 @@ class Session:
         """Train to the last step; returns its evaluation."""
         config, steps = self.config, self.config.optim.steps
         kept = kept_while_training(config.keep) if self.on_subset else config.keep
-        shown = (self.run.test_domain, config.method.name, steps, self.batches.images_per_step, self.first_step)
-        with self.terminal.training(*shown, self.directory.path.name) as progress:
+        run_id = self.directory.path.name
+        with self.terminal.training(self.run.test_domain, steps, self.first_step, run_id) as progress:
 
             def on_step(step: int) -> None:
                 progress.stepped(step, is_evaluated(step, steps, config.eval_every))
@@ -205,7 +218,8 @@ class Session:
                     self.record.add(evaluation)
                     self.directory.write_metrics(self.record.rows)
                     save_kept(self.directory, kept, evaluation, self.record, steps, self.images)
-                    progress.evaluated(evaluation)
+                    results = results_line(evaluation, config.method.name, self.batches.images_per_step)
+                    progress.evaluated(evaluation.step, results, evaluation.seconds)
                     if news := self.collapses.news(evaluation.step, evaluation.health):
                         self.warn(news)
             except Interrupted:
@@ -230,7 +244,8 @@ class Session:
 
     def finish(self, last: Evaluation) -> dict[str, Any]:
         """Write and return the result. Raises `LockLost` if another process has taken over the directory."""
-        rows = self.selected()
+        about = {name: method.about() for name, method in self.trajectory.methods.items()}
+        rows = [row | about[row["method"]] for row in self.selected()]
         if not self.lock.holds():
             raise LockLost("not renewed")
         images = self.config.optim.steps * self.batches.images_per_step
@@ -241,7 +256,7 @@ class Session:
             "domains": list(self.run.dataset.sizes),
             "classes": list(self.run.dataset.classes),
             "results": rows,
-            "batch_norm_statistics": "frozen" if self.model.pretrained else "trained; averaged like the weights",
+            "batch_norm_statistics": "frozen" if self.model.frozen_batch_norm else "trained; averaged like the weights",
             "health": {
                 "dropout_noise": finite_or_none(self.noise),
                 "feature_sq_norm": finite_or_none(last.health.feature_sq_norm),
@@ -255,6 +270,12 @@ class Session:
             "finished": now(),
         }
         self.directory.finish(result)
+        for name, its in about.items():
+            if its.get("converged") is False:
+                self.warn(
+                    f"{name} did not converge: its result is the average of steps {its['first_step']} to {its['last_step']};"
+                    " train longer, or evaluate more often (eval_every)"
+                )
         # Only now: weights to be evaluated in full are needed until there is a result.
         drop_stale(self.directory, self.record, self.config.keep)
         if missing := missing_files(self.directory.path, self.config.keep):

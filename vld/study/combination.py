@@ -28,14 +28,13 @@ from vld.runs.identity import ADDED_LATER, run_id
 from vld.runs.inputs import check_output_dir
 from vld.runs.keep import read_logits
 from vld.runs.networks import load_weights, network
-from vld.runs.once import SKIP_HINT, Outcome, explained
+from vld.runs.once import SKIP_HINT, Listener, Outcome, explained
 from vld.runs.record import accuracies
 from vld.runs.results import read
 from vld.study.member_axes import CONNECTIVITY, ENSEMBLE_OF_RUNS, kept_file, member_configs
 from vld.study.members import Member, find_members
 from vld.study.planned import left_out_domains
 from vld.study.runner import Datasets, decoded, run_all
-from vld.tracking.background import Publisher
 from vld.training.connectivity import ALPHAS, REPRESENTATIONS, WEIGHTS, along_representations, between
 from vld.training.evaluation import Scores, evaluation_set, predict, score
 from vld.training.soups import by_number_of_members, ensemble_of_runs, greedy_soup, outputs, uniform_soup
@@ -76,13 +75,13 @@ class Combination:
         return read(self.directory.path).content
 
 
-def train_and_combine(config: Config, terminal: Terminal, publisher: Publisher) -> list[Outcome]:
+def train_and_combine(config: Config, terminal: Terminal, listener: Listener) -> list[Outcome]:
     """Train the members that are not finished, and combine them for each test domain that has them all."""
     planned = member_configs(config)
     for _, member in planned:
         member.keep = list(dict.fromkeys([*member.keep, kept_file(config)]))
     datasets: Datasets = {}
-    trained = run_all([member for _, member in planned], terminal, publisher, datasets, needed=kept_file(config))
+    trained = run_all([member for _, member in planned], terminal, listener, datasets, needed=kept_file(config))
     members: dict[str, list[Member]] = {outcome.test_domain: [] for outcome in trained}
     unfinished: list[Outcome] = []
     test_domains = len(members)
@@ -95,13 +94,13 @@ def train_and_combine(config: Config, terminal: Terminal, publisher: Publisher) 
         if missing := len(planned) - len(finished):
             terminal.say(f"{test_domain}: not combined, since {missing} of {len(planned)} members are not finished")
             del members[test_domain]
-    return unfinished + (_combine(config, members, datasets, terminal, publisher) if members else [])
+    return unfinished + (_combine(config, members, datasets, terminal, listener) if members else [])
 
 
 def combine_all(
     config: Config,
     terminal: Terminal,
-    publisher: Publisher,
+    listener: Listener,
     options: Sequence[str] = (),
     datasets: Datasets | None = None,
 ) -> list[Outcome]:
@@ -120,11 +119,11 @@ def combine_all(
             problems.append(str(error))
     if problems:
         raise UserError("\n".join(problems))
-    return _combine(config, members, {} if datasets is None else datasets, terminal, publisher)
+    return _combine(config, members, {} if datasets is None else datasets, terminal, listener)
 
 
 def _combine(
-    config: Config, members: Mapping[str, list[Member]], datasets: Datasets, terminal: Terminal, publisher: Publisher
+    config: Config, members: Mapping[str, list[Member]], datasets: Datasets, terminal: Terminal, listener: Listener
 ) -> list[Outcome]:
     """One combination after another; a failure does not stop the others."""
     device = resolve_device(config.device)
@@ -138,7 +137,7 @@ def _combine(
     for combination in combinations:
         outcome = _combine_once(combination, dataset, device, terminal)
         if outcome.result is not None:
-            publisher.publish(outcome.directory)
+            listener.ended(outcome.directory)
         outcomes.append(outcome)
     return outcomes
 

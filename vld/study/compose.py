@@ -1,11 +1,8 @@
 """From what Hydra composed to checked settings, its errors in one line, and the text of `--help`."""
 
-import os
 import re
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
@@ -75,13 +72,6 @@ def _help(app_name: str, *, _root_: DictConfig) -> str:
 OmegaConf.register_new_resolver("vld.gpus", _gpus, replace=True)
 OmegaConf.register_new_resolver("vld.timm", _timm_statistic, replace=True)
 OmegaConf.register_new_resolver("vld.if", lambda condition, yes, no: yes if condition else no, replace=True)
-# Of a command; its jobs, in whatever process and with whatever hydra.sweep.dir, compose with its cache and have the same.
-OmegaConf.register_new_resolver(
-    "vld.own",
-    lambda folder: f"{Path.cwd() / folder}/outcomes/{os.uname().nodename}-{os.getpid()}-{time.time_ns()}",
-    use_cache=True,
-    replace=True,
-)
 OmegaConf.register_new_resolver("vld.help", _help, replace=True)
 
 

@@ -1,10 +1,9 @@
 """The jobs of a sweep, composed and checked before the first of them starts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache, reduce
-from pathlib import Path
 from typing import Any
 
 from hydra import compose
@@ -13,12 +12,13 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from vld.config.errors import UserError, first_line
 from vld.config.settings import Config, checked, option_names
 from vld.study.compose import describe_error, merged_config
+from vld.study.words import as_hydra_takes_them
 
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 JOBLIB_LAUNCHER = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
@@ -32,25 +32,34 @@ class Job:
     config: Config
 
 
-def axes_of(config: DictConfig, without: tuple[str, ...] = ()) -> list[str]:
+def axes_of(config: DictConfig, without: Collection[str] = ()) -> list[str]:
     """The overrides of a sweep: the axes of its study, then those of the command, which replace them (but those of `without`)."""
     always = OmegaConf.to_container(config.hydra.sweeper.params) if config.hydra.sweeper.params else {}
     assert isinstance(always, dict)
-    task = [word for word in config.hydra.overrides.task if word.split("=")[0] not in without]
-    return [f"{key!s}={value}" for key, value in always.items()] + task
+    return [*(f"{key!s}={value}" for key, value in always.items()), *words_without(without, config)]
+
+
+def words_without(names: Collection[str], config: DictConfig) -> list[str]:
+    """The overrides that a command was given, but for those of these options."""
+    return [word for word in config.hydra.overrides.task if word.split("=")[0] not in names]
+
+
+def words_of_jobs(axes: Sequence[str]) -> list[list[str]]:
+    """The overrides of every job, as Hydra's sweeper will have them."""
+    [jobs] = BasicSweeper.split_arguments(overrides_parser().parse_overrides(list(axes)), max_batch_size=None)
+    return jobs
 
 
 def jobs_of(axes: Sequence[str], problems: dict[str, None], config_name: str = "train") -> Iterator[Job]:
-    """Every job of a sweep, as Hydra's sweeper will make them; what is wrong with others is added to `problems`.
+    """Every job of a sweep; what is wrong with others is added to `problems`.
 
     Only presets are composed anew: of thousands of jobs most differ in plain values.
     """
     parser = overrides_parser()
-    [jobs] = BasicSweeper.split_arguments(parser.parse_overrides(list(axes)), max_batch_size=None)
     options = set(option_names())
     bases: dict[object, _Base | UserError] = {}
     parse = cache(lambda word: parser.parse_overrides([word])[0])  # takes long, and jobs share their words
-    for words in jobs:
+    for words in words_of_jobs(axes):
         parsed = [parse(word) for word in words]
         plain = [override for override in parsed if _is_plain(override, options)]
         others = tuple(str(override.input_line) for override in parsed if override not in plain)
@@ -116,10 +125,33 @@ class _Base:
             raise UserError(f"{override.input_line}: {first_line(error)}") from error
 
 
-def outcomes_dir(hydra_config: Any) -> Path:
-    """Where the jobs of a command write what their runs came to, for the table of the whole sweep; another command with the
-    same hydra.sweep.dir has its own."""
-    return Path(str(hydra_config.callbacks.jobs.outcomes))
+def quote_axes(config: DictConfig) -> None:
+    """Have a study's axes as they are written in its file, where Hydra would read text as a number."""
+    axes = config.hydra.sweeper.params or {}
+    with read_write(config.hydra):
+        for name, values in axes.items():
+            [word] = as_hydra_takes_them([f"{name}={values}"], Config)
+            if word != f"{name}={values}":
+                axes[name] = word.partition("=")[2]
+
+
+def study_axes(study: str, words: list[str]) -> list[str] | None:
+    """The axes of another study, narrowed by the same words; None where it has no runs of theirs."""
+    composed = compose("train", overrides=[f"study={study}"], return_hydra_config=True)
+    quote_axes(composed)
+    always = composed.hydra.sweeper.params or {}
+    axes = {f"{key}": f"{value}" for key, value in always.items()}
+    parser = overrides_parser()
+    for word in words:
+        name = word.split("=")[0]
+        if name in axes:
+            its_own = values_of(parser.parse_override(f"{name}={axes[name]}"))
+            both = [value for value in values_of(parser.parse_override(word)) if value in its_own]
+            if not both:
+                return None
+            axes[name] = ",".join(map(str, both))
+    others = [word for word in words if word.split("=")[0] not in axes]
+    return [*(f"{name}={values}" for name, values in axes.items()), f"study={study}", *others]
 
 
 def overrides_parser() -> OverridesParser:

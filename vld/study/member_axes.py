@@ -48,7 +48,7 @@ def member_axes(config: Config) -> dict[str, list[Any]]:
         name = override.key_or_group
         if reason := fixed(name, config.method.name):
             raise UserError(f"method.members={text}: {name} cannot vary among members: {reason}")
-        if name in ("optim", "method"):
+        if name in ("optim", "method", "recipe"):
             raise UserError(f"method.members={text}: a preset cannot vary among members; its settings can")
         if name not in option_names():
             raise UserError(f"method.members={text}: {unknown_option(name)}")

@@ -1,6 +1,6 @@
 """The runs of a study, known by their settings, and the domains that they leave out."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -9,11 +9,11 @@ from pathlib import Path
 from vld.config.errors import UserError
 from vld.config.names import COMBINATIONS
 from vld.config.settings import Config
-from vld.data.domains import known_domains, resolve_test_domains
+from vld.data.domains import joined, known_domains, resolve_test_domains
 from vld.data.folder import list_csv, subfolders
 from vld.runs.identity import settings_key
 from vld.runs.results import read
-from vld.study.jobs import Job
+from vld.study.jobs import Job, jobs_of, study_axes
 from vld.study.member_axes import member_configs
 
 
@@ -44,13 +44,27 @@ def planned_runs(jobs: Iterable[Job]) -> list[PlannedRun]:
     return list(runs.values())
 
 
+def shared_runs(jobs: Sequence[Job], words: Iterable[str]) -> dict[str, list[PlannedRun]]:
+    """The runs of other studies on the same datasets that a study's figure shows as well, narrowed by the same words."""
+    problems: dict[str, None] = {}
+    words = [word for word in words if word.split("=")[0] != "study"]
+    datasets = {job.config.dataset.name for job in jobs}
+    shared = {
+        study: [run for run in planned_runs(jobs_of(axes, problems)) if run.config.dataset.name in datasets]
+        for study in jobs[0].config.study.shares
+        if (axes := study_axes(study, words)) is not None
+    }
+    if problems:
+        raise UserError("\n".join(problems))
+    return shared
+
+
 def left_out_domains(config: Config) -> tuple[str, ...]:
     """What `test_domain` stands for. Raises `UserError` where that is not known."""
     wanted = config.test_domain if isinstance(config.test_domain, list) else [config.test_domain]
-    if all(isinstance(entry, str) and entry != "all" and not entry.isdigit() for entry in wanted) and not _known(
-        config
-    ):
-        return tuple(dict.fromkeys(wanted))
+    parts = [part for entry in wanted for part in f"{entry}".split("+")]
+    if not _known(config) and not any(part in ("all", "pairs") or part.isdigit() for part in parts):
+        return tuple(dict.fromkeys(joined(entry.split("+")) for entry in wanted))
     return resolve_test_domains(config.test_domain, domain_names(config))
 
 

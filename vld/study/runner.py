@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from vld.config.settings import Config
+from vld.data.domains import left_out
 from vld.data.folder import DatasetFiles
 from vld.data.image_store import open_dataset
 from vld.data.images import Dataset
@@ -15,10 +16,9 @@ from vld.machine.terminal import Terminal, megabytes
 from vld.runs.identity import weights_fingerprint
 from vld.runs.inputs import Inputs, check_inputs, inputs_key
 from vld.runs.keep import check_kept
-from vld.runs.once import Outcome, train_once
+from vld.runs.once import Listener, Outcome, train_once
 from vld.runs.run import Run
 from vld.runs.space import check_disk, disk_of_runs
-from vld.tracking.background import Publisher
 from vld.training.evaluation import evaluation_images
 from vld.training.methods import first_member
 
@@ -29,7 +29,7 @@ Datasets = dict[tuple[Path, int, int], Dataset]
 def run_all(
     configs: Sequence[Config],
     terminal: Terminal,
-    publisher: Publisher,
+    listener: Listener,
     datasets: Datasets | None = None,
     needed: str | None = None,
 ) -> list[Outcome]:
@@ -66,10 +66,10 @@ def run_all(
     for its_runs in runs:
         _say_what_runs(its_runs[0], terminal)
         for run in its_runs:
-            outcome = train_once(run, terminal, publisher)
+            outcome = train_once(run, terminal, listener)
             terminal.ended(run.directory.path.name, run.config.optim.steps)
             if not outcome.skipped:
-                publisher.publish(outcome.directory)
+                listener.ended(outcome.directory)
             outcomes.append(outcome)
     return outcomes
 
@@ -87,11 +87,12 @@ def decoded(config: Config, files: DatasetFiles, datasets: Datasets, terminal: T
 
 
 def _say_what_runs(run: Run, terminal: Terminal) -> None:
-    config = run.config
+    config, sizes = run.config, run.dataset.sizes
+    domains = len(sizes) - len(left_out(run.test_domain, sizes))
     terminal.say(
         f"{config.dataset.name}, {config.backbone.name} at {config.image_size} px, dropout {config.dropout:g},"
         f" {config.optim.name} lr {config.optim.lr:g}, {config.optim.steps} steps of"
-        f" {len(run.dataset.domains) - 1} x {config.batch_size} images, seed {config.seed};"
+        f" {domains} x {config.batch_size} images, seed {config.seed};"
         f" on {describe(run.inputs.device)} in {run.inputs.precision}"
     )
     for method, start in (("weight_averaging", config.averaging.start), ("ensemble", config.ensemble.start)):
