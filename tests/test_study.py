@@ -1,5 +1,6 @@
 """Studies: their grids are the protocol's, they are checked and counted before the first job, and told from run directories."""
 
+import itertools
 import json
 import os
 import re
@@ -217,6 +218,14 @@ def test_rivals_on_a_cpu_differ_in_their_part_alone_and_come_a_seed_after_anothe
     [(steps, milestones)] = {(c.optim.steps, tuple(c.optim.milestones)) for c in without}
     assert (steps, milestones) == (1_000, (500,))
     assert all(with_values(config, same) == with_values(without[0], same) for config in without)
+
+
+def test_rivals_are_crossed_with_dropout() -> None:
+    runs = planned_runs(jobs("rivals", "seed=0", "test_domain=0"))
+    assert len({run.key for run in runs}) == len(runs)
+    recipes = {run.config.recipe.name for run in runs}
+    assert {(run.config.recipe.name, run.config.dropout) for run in runs} == set(itertools.product(recipes, (0.0, 0.9)))
+    assert {"paper", "domainbed", "erm_plus_plus", "high_rate_mixout", "lp_ft"} <= recipes
 
 
 @pytest.mark.parametrize("study", STUDIES)
