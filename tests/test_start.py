@@ -95,7 +95,10 @@ REFUSED = {
         ("backbone.last_layer=given",),
         "has no last layer (named fc, classifier, head, heads) with a bias; set",
     ),
-    "unfinished": ((), "no such file; give a state_dict file, the directory of a run that kept erm-last, null (pub"),
+    "unfinished": (
+        (),
+        "holds no erm-last.safetensors, as a run does that kept erm-last; give a state_dict file, a run d",
+    ),
 }
 
 

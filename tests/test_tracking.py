@@ -83,6 +83,7 @@ def rows_of(directory: Path, method: str) -> list[dict[str, Any]]:
         if row["method"] != method:
             continue
         values = {"_step": row["step"], "lr": row["lr"], "feature_sq_norm": row["feature_sq_norm"]}
+        values["val_loss"] = row["val_loss"]
         values |= {name: row[name] for name in ACCURACIES}
         if row["train_loss"] is not None:
             values["train_loss"] = row["train_loss"]

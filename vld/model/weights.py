@@ -139,18 +139,17 @@ def load_last_layer(layer: nn.Linear, weights: Mapping[str, Tensor], settings: B
 
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    if path.is_dir():
-        path /= f"{KEPT_BY_RUNS}.safetensors"
-    if not path.is_file():
+    file = path / f"{KEPT_BY_RUNS}.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        what = f"holds no {file.name}, as a run does that kept {KEPT_BY_RUNS}" if path.is_dir() else "no such file"
         raise UserError(
-            f"backbone.weights={path}: no such file; give a state_dict file, the directory of a run that kept"
-            f" {KEPT_BY_RUNS}, null (published) or none (random)"
+            f"backbone.weights={path}: {what}; give a state_dict file, a run directory, null (published) or none (random)"
         )
     try:
         loaded = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
+            load_file(file)
+            if file.suffix == ".safetensors"
+            else torch.load(file, map_location="cpu", weights_only=True)
         )
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise UserError(f"backbone.weights={path}: not a readable state_dict file ({first_line(error)})") from error

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vld.config.errors import UserError
 from vld.config.settings import Config
+from vld.data.domains import left_out
 from vld.model.backbones import LAST_LAYER
 from vld.runs.reading import read_json
 
@@ -23,9 +24,11 @@ def check_start(
     run = read_json(path)
     its, begin = run.get("settings", {}), f"backbone.weights={source}: its run"
     if its.get("dataset.name") == config.dataset.name:
-        if others := [domain for domain in test_domains if domain != its["test_domain"]]:
+        allowed = left_out(its["test_domain"], run.get("domains", ()))
+        needed = [domain for one in test_domains for domain in left_out(one, run.get("domains", ()))]
+        if trained_on := [domain for domain in needed if domain not in allowed]:
             raise UserError(
-                f"{begin} trained on {others[0]}, which is left out here; it can start test_domain={its['test_domain']}"
+                f"{begin} trained on {trained_on[0]}, which is left out here; it can start test_domain={its['test_domain']}"
             )
         if its["split_seed"] != config.split_seed:
             raise UserError(

@@ -86,6 +86,7 @@ def history_of(rows: Sequence[Mapping[str, Any]], method: str, batch_size: int) 
         if row["method"] != method:
             continue
         values = {name: row[name] for name in (*ACCURACIES, "train_loss", "lr", "feature_sq_norm")}
+        values["val_loss"] = row.get("val_loss")  # which earlier runs do not have
         values |= _by_domain(row["domain_acc"])
         timed = before is not None and "train_seconds" in row and "train_seconds" in before
         if before is not None and timed and (seconds := row["train_seconds"] - before["train_seconds"]) > 0:
