@@ -93,6 +93,11 @@ class BackboneConfig:
         "for linear: each block's pooled output to length 1 (l2), to mean 0 and variance 1 (layer), none",
         identity=IF_CHANGED,
     )
+    batch_norm: str = choice(
+        "frozen|trained",
+        "batch-norm statistics of pre-trained weights: frozen, or trained and averaged like the weights (as without such)",
+        identity=IF_CHANGED,
+    )
     stage_dropout: list[float] = option(
         [], "dropout rates at the end of each stage of the network, as [0,0,0.1,0.2]", must.RATES, identity=IF_CHANGED
     )
@@ -326,6 +331,8 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield f"backbone.tuning={backbone.tuning}: random initial values (backbone.weights=none) need tuning=full"
     if backbone.tuning == "linear" and (backbone.stage_dropout or backbone.stochastic_depth):
         yield "backbone.tuning=linear: keeps the network as it is; backbone.stage_dropout and stochastic_depth need full or head"
+    if backbone.batch_norm == "trained" and backbone.tuning != "full":
+        yield f"backbone.batch_norm=trained: needs backbone.tuning=full (it is {backbone.tuning}, on a frozen network)"
     if config.mixout and backbone.tuning != "full":
         yield f"mixout={config.mixout}: masks weights that are trained; needs backbone.tuning=full (it is {backbone.tuning})"
     for name, steps in (("warm_start", config.warm_start), ("optim.warm_up", config.optim.warm_up)):

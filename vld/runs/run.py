@@ -256,7 +256,7 @@ class Session:
             "domains": list(self.run.dataset.sizes),
             "classes": list(self.run.dataset.classes),
             "results": rows,
-            "batch_norm_statistics": "frozen" if self.model.pretrained else "trained; averaged like the weights",
+            "batch_norm_statistics": "frozen" if self.model.frozen_batch_norm else "trained; averaged like the weights",
             "health": {
                 "dropout_noise": finite_or_none(self.noise),
                 "feature_sq_norm": finite_or_none(last.health.feature_sq_norm),

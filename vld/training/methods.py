@@ -113,7 +113,7 @@ class WeightAverage(Method):
         pairs = list(zip(_tensors(self.model), _tensors(self.trained), strict=True))
         self._averaged = [pair for pair in pairs if pair[0].is_floating_point()]
         # Where batch norm is frozen they never change: fifty copies a step for nothing.
-        self._counters = [pair for pair in pairs if not (pair[0].is_floating_point() or self.trained.pretrained)]
+        self._counters = [pair for pair in pairs if not (pair[0].is_floating_point() or self.trained.frozen_batch_norm)]
         return self.model
 
     def state_dict(self) -> dict[str, Any]:
