@@ -16,7 +16,7 @@ import numpy as np
 from commands import REPOSITORY
 from hydra import initialize_config_dir
 
-from vld.config.names import METHODS, SELECTIONS
+from vld.config.names import METHODS, ON_REQUEST, SELECTIONS
 from vld.runs.identity import run_id, run_identity
 from vld.study.jobs import Job, jobs_of, study_axes
 from vld.study.planned import PlannedRun, domain_names, planned_runs
@@ -132,7 +132,7 @@ def write_run(
         (folder / "failure.json").write_text(json.dumps(about))
         return folder
     results, lines = [], []
-    for method in METHODS:
+    for method in (name for name in METHODS if name not in ON_REQUEST):
         for selection in SELECTIONS:
             iid, ood = accuracies(settings, method, selection)
             row = {"method": method, "selection": selection, "step": 10_000, "iid_acc": iid, "ood_acc": ood}

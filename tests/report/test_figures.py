@@ -28,6 +28,7 @@ from vld.report.kinds import KINDS, ReportFigure, drawn_figures
 from vld.report.points import connectivity_points
 from vld.report.series import Series
 from vld.report.summary import sweep_table
+from vld.report.write import MARKS
 from vld.runs.results import read_all
 from vld.study.compose import with_values
 from vld.study.planned import PlannedRun
@@ -360,6 +361,10 @@ def test_a_single_point_is_no_cloud(tmp_path: Path) -> None:
     assert all(len(dots.get_offsets()) == 0 for dots in drawn["methods"].figure.axes[0].collections)
     assert not [one.name for one in drawn.values() if "cloud" in one.caption]
     assert "Shaded" not in drawn["dropout_curves"].caption
+
+
+def test_the_page_can_write_every_methods_marker() -> None:
+    assert set(METHOD_MARKERS.values()) <= MARKS.keys()
 
 
 def test_domains_are_marks_of_their_methods_not_bars(everything: Path) -> None:
