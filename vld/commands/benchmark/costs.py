@@ -64,7 +64,7 @@ def time_wandb(config: Config) -> dict[str, float]:
         publisher.started(run_dir)
         publisher.ended(run_dir)
         asked = time.perf_counter()
-        publisher.close()
+        publisher.finish()
         closed = time.perf_counter()
         if publisher.not_uploaded:
             raise UserError(f"wandb: {next(iter(publisher.not_uploaded.values()))}")
