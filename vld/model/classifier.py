@@ -11,7 +11,7 @@ from vld.config.settings import BackboneConfig, Config
 from vld.model.backbones import build_backbone
 from vld.model.dropout import place_dropout
 from vld.model.linear import tuned
-from vld.model.weights import load_into
+from vld.model.weights import load_into, load_last_layer
 
 
 @dataclass(frozen=True)
@@ -141,22 +141,25 @@ def seeded_linear(features: int, classes: int, seed: int) -> nn.Linear:
 def build_classifier(
     config: Config, backbone_weights: Mapping[str, Tensor] | None, *, classes: int, autocast: bool = False
 ) -> Classifier:
-    """The classifier at step 0: backbone weights as loaded, or from `seed` where they are None; the head from `head_seed`.
+    """The classifier at step 0: backbone weights as loaded, or from `seed` where they are None; the head from
+    `head_seed`, unless the weights bring theirs.
 
-    Raises `UserError` for an architecture that the library does not have or
-    that settings do not suit, and for weights that do not fit it.
+    Raises `UserError` for an architecture that the library does not have or that settings do not suit, and for weights that do
+    not fit it.
     """
     settings = config.backbone
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         backbone, features = build_backbone(settings, config.image_size)
+    head = seeded_linear(features, classes, config.head_seed)
     if backbone_weights is not None:
         load_into(backbone, backbone_weights, settings, config.image_size)
+        load_last_layer(head, backbone_weights, settings)
     place_dropout(backbone, settings)
     backbone = tuned(backbone, settings, features)
     return Classifier(
         backbone.to(memory_format=torch.channels_last),
-        seeded_linear(features, classes, config.head_seed),
+        head,
         settings,
         dropout=config.dropout,
         pretrained=backbone_weights is not None,
