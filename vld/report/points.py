@@ -96,7 +96,8 @@ def member_points(results: pd.DataFrame, series: Sequence[Series]) -> pd.DataFra
     ensembles = results[(results.method == ENSEMBLE_OF_RUNS) & results.by_number_of_members.notna()]
     for one in series:
         curves = ensembles.by_number_of_members[ensembles.condition == one.condition].explode().tolist()
-        means = percent(pd.DataFrame(curves).groupby("members")[[*columns]].mean()).rename(columns=columns)
+        points = pd.DataFrame(curves).astype({"iid_acc_mean": float})  # null without held-out images
+        means = percent(points.groupby("members")[[*columns]].mean()).rename(columns=columns)
         means.insert(0, "members", means.index)
         frames.append(pd.DataFrame(_about(one), index=means.index).join(means))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
@@ -116,7 +117,7 @@ def connectivity_points(results: pd.DataFrame) -> pd.DataFrame:
             which = described({name: settings.get(name) for name in names})
             about = {"panel": ", ".join([dataset_name(str(dataset)), *which]), "dataset": dataset}
             about |= {"dropout": settings["dropout"], "between": settings["between"]}
-            points = pd.DataFrame(some.connectivity.explode().tolist())
+            points = pd.DataFrame(some.connectivity.explode().tolist()).astype({"iid_acc": float})
             means = percent(points.groupby(["along", "alpha"])[["iid_acc", "ood_acc"]].mean())
             for (along, alpha), mean in means.iterrows():
                 row = about | {"along": along, "alpha": alpha, "iid": mean.iid_acc, "ood": mean.ood_acc}
@@ -131,5 +132,6 @@ def learning_curves(runs: Mapping[str, Path]) -> pd.DataFrame:
         for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             point = {"run": label, "method": row["method"], "step": row["step"]}
-            rows.append(point | {"iid": percent(row["iid_acc"]), "ood": percent(row["ood_acc"])})
+            iid = math.nan if row["iid_acc"] is None else percent(row["iid_acc"])
+            rows.append(point | {"iid": iid, "ood": percent(row["ood_acc"])})
     return pd.DataFrame(rows)

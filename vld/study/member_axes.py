@@ -23,6 +23,7 @@ TUNING = "backbone.tuning"
 FIXED = {
     "dataset": "members are evaluated on the same images",
     "test_domain": "members are evaluated on the same images",
+    "holdout": "one member would be evaluated on images that another was trained on",
     "split_seed": "one member would be evaluated on images that another was trained on",
     "precision": "members are evaluated in the same way",
     "backbone": "members share one network architecture",
