@@ -183,6 +183,8 @@ def _warnings(store: Store, runs: pd.DataFrame, missing: pd.DataFrame, series: S
             f"{without} of {len(series)} rows lack runs that leave two domains out, by which to choose; train.py with"
             " test_domain=pairs makes them"
         )
+    if any(one.settings.get("holdout") == 0 for one in series):
+        lines.append("rows with holdout 0 have no i.i.d. accuracy, and are at their last steps")
     if any(one.on_subset for one in series):
         lines.append("rows marked “subset” were evaluated on a subset of the images (dataset.curve_images)")
     return list(dict.fromkeys(lines)) + [f"damaged: {line}" for line in store.damaged]
