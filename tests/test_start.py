@@ -81,7 +81,14 @@ REFUSED = {
         ("test_domain=neon",),
         "its run trained on neon, which is left out here; it can start test_domain=chalk",
     ),
-    "held out": (("split_seed=1",), "its run trained on images that are held out here; set split_seed=0 (it is 1)"),
+    "held out": (
+        ("split_seed=1",),
+        "its run trained on images that are held out here; it has split_seed=0 holdout=0.2",
+    ),
+    "more held out": (
+        ("holdout=0.4",),
+        "its run trained on images that are held out here; it has split_seed=0 holdout=0.2",
+    ),
     "other classes": (
         ("dataset=folder", "dataset.name=others", "dataset.folder=others"),
         "its run has a last layer for 2 other classes (A, E, …); backbone.last_layer=new starts with one of its own",
