@@ -9,7 +9,7 @@ import torch
 from commands import TINY, TINY_NETWORK, tiny_weights, train
 from safetensors.torch import load_file, save_file
 
-from vld.config.settings import BackboneConfig
+from vld.config.settings import BackboneConfig, Config
 from vld.model.classifier import Classifier, build_classifier, seeded_linear
 from vld.model.weights import load_backbone_weights
 from vld.runs.identity import weights_fingerprint
@@ -32,7 +32,7 @@ def probe(small_glyphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def built(settings: BackboneConfig) -> Classifier:
     weights = load_backbone_weights(settings)
-    return build_classifier(settings, weights, classes=2, dropout=0.5, head_seed=0, seed=0, image_size=32)
+    return build_classifier(Config(backbone=settings, image_size=32), weights, classes=2)
 
 
 def from_weights(path: Path, last_layer: str = "auto") -> BackboneConfig:

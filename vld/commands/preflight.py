@@ -15,7 +15,7 @@ from vld.config.names import COMBINATIONS
 from vld.config.settings import Config
 from vld.study.compose import SCHEMAS, describe_error, typed_config
 from vld.study.jobs import BASIC_LAUNCHER, JOBLIB_LAUNCHER, Job, axes_of, jobs_of, quote_axes, words_of_jobs
-from vld.tracking.environment import check_environment
+from vld.tracking.variables import check_environment
 
 if TYPE_CHECKING:
     from vld.runs.inputs import Inputs

@@ -82,16 +82,7 @@ def _listed(config: Config, root: Path, *, draw: bool = False) -> DatasetFiles:
 
 def initial_classifier(config: Config, weights: dict[str, Tensor] | None, precision: str, classes: int) -> Classifier:
     """The network of a run at step 0. Raises `UserError` where the weights do not fit it."""
-    return build_classifier(
-        config.backbone,
-        weights,
-        image_size=config.image_size,
-        classes=classes,
-        dropout=config.dropout,
-        head_seed=config.head_seed,
-        seed=config.seed,
-        autocast=precision == "bf16",
-    )
+    return build_classifier(config, weights, classes=classes, autocast=precision == "bf16")
 
 
 def check_output_dir(path: Path) -> Path:
