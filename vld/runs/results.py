@@ -84,7 +84,8 @@ class RunResult:
         how = self.content["identity"]
         step = "" if how["member_step"] == "last" else f", step {how['member_step']}"
         average = "" if how.get("average", "logits") == "logits" else f", {how['average']}"
-        return f"{how['method']} of {len(how['members'])}{average}{step}"
+        accept = f", {how['accept']}" if "accept" in how else ""
+        return f"{how['method']} of {len(how['members'])}{average}{accept}{step}"
 
     @property
     def member_axes(self) -> str | None:
