@@ -317,7 +317,7 @@ def test_other_images_are_refused_and_what_can_be_analysed_is(copied: Path, smal
 def publish(run_dir: Path, output_dir: Path) -> None:
     publisher = Publisher(WandbConfig(mode="offline"), str(output_dir), say=print, warn=print)
     publisher.ended(run_dir)
-    publisher.close()
+    publisher.finish()
     assert publisher.not_uploaded == {}
 
 

@@ -49,10 +49,10 @@ def own_cache(programs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compilation._compiled.cache_clear()
 
 
-def trained(*, compiled: bool, pretrained: bool = True) -> tuple[list[Evaluation], list[str], int]:
+def trained(*, compiled: bool, **network: Any) -> tuple[list[Evaluation], list[str], int]:
     """Evaluations without dropout (its masks are drawn outside), what was said, and the programs made after the trial."""
     model, batches, images, said = (
-        make_model(pretrained=pretrained, dropout=0),
+        make_model(**network, dropout=0),
         make_batches(),
         make_evaluation_set(),
         [],
@@ -68,10 +68,10 @@ def trained(*, compiled: bool, pretrained: bool = True) -> tuple[list[Evaluation
 
 
 @compiler
-@pytest.mark.parametrize("pretrained", [True, False])
-def test_a_compiled_run_has_the_same_logits_and_compiles_nothing_on_the_way(pretrained: bool) -> None:
-    eager, _, _ = trained(compiled=False, pretrained=pretrained)
-    compiled, said, programs = trained(compiled=True, pretrained=pretrained)
+@pytest.mark.parametrize("network", [{"pretrained": True}, {"pretrained": False}, {"batch_norm": "trained"}])
+def test_a_compiled_run_has_the_same_logits_and_compiles_nothing_on_the_way(network: dict[str, Any]) -> None:
+    eager, _, _ = trained(compiled=False, **network)
+    compiled, said, programs = trained(compiled=True, **network)
     assert said == []
     assert programs == 0
     for one, other in zip(eager, compiled, strict=True):

@@ -13,14 +13,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from commands import TINY_NETWORK, script, train
 from wandb_server import WandbServer, serving
 
 from vld.commands.publish import finished_directories
+from vld.config.names import METHODS
 from vld.config.settings import WandbConfig
+from vld.runs.identity import run_id
 from vld.tracking import background as publisher_module
-from vld.tracking.background import AT_ONCE, Publisher
-from vld.tracking.upload import read_delivered
+from vld.tracking.background import Publisher
+from vld.tracking.upload import read_uploaded
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +41,15 @@ def run(small_glyphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runs(run: Path, tmp_path: Path) -> list[Path]:
     """Directories of three runs in tmp_path."""
     made = []
-    for name in ("aaaaaaaaaaaa", "bbbbbbbbbbbb", "cccccccccccc"):
-        directory = tmp_path / "runs/glyphs/chalk" / name
+    result, config = json.loads((run / "result.json").read_text()), yaml.safe_load((run / "config.yaml").read_text())
+    for seed in range(3):
+        settings = result["settings"] | {"seed": seed}
+        directory = tmp_path / "runs/glyphs/chalk" / run_id(settings)
         shutil.copytree(run, directory)
-        result = json.loads((directory / "result.json").read_text())
-        (directory / "result.json").write_text(json.dumps(result | {"run_id": name}))
+        (directory / "result.json").write_text(json.dumps(result | {"run_id": directory.name, "settings": settings}))
+        (directory / "config.yaml").write_text(yaml.safe_dump(config | {"identity": settings}))
         made.append(directory)
-    return made
+    return sorted(made)
 
 
 def standing_still(tmp_path: Path) -> Publisher:
@@ -61,7 +66,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
     with serving() as server:
         for name, value in server.environment().items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr(Publisher, "down_at", None)
+        monkeypatch.setattr(Publisher, "down_until", 0.0)
         yield server
 
 
@@ -73,16 +78,13 @@ def published(tmp_path: Path, *directories: Path, mode: str = "online") -> Publi
     publisher = new_publisher(tmp_path, mode)
     for directory in directories:
         publisher.ended(directory)
-    publisher.close()
+    publisher.finish()
     return publisher
 
 
 def copies(tmp_path: Path) -> list[str]:
     """The ids of the offline runs that are there."""
     return sorted(path.name.split("-", 3)[3] for path in (tmp_path / "wandb").glob("offline-run-*"))
-
-
-ALL_OF_A = ["aaaaaaaaaaaa-ensemble", "aaaaaaaaaaaa-erm", "aaaaaaaaaaaa-weight_averaging"]
 
 
 @pytest.mark.slow
@@ -93,9 +95,9 @@ def test_what_the_server_refuses_is_not_delivered(server: WandbServer, runs: lis
     assert "W&B did not take what was sent" in refused.not_uploaded[str(runs[0])]
     assert not (runs[0] / "wandb.json").exists()
     server.refuses_stream = None
-    Publisher.down_at = None
+    Publisher.down_until = 0.0
     assert published(tmp_path, runs[0]).not_uploaded == {}
-    assert server.runs["aaaaaaaaaaaa-erm"].summary["state"] == "finished"
+    assert server.runs[f"{runs[0].name}-erm"].summary["state"] == "finished"
 
 
 @pytest.mark.slow
@@ -109,7 +111,7 @@ def test_runs_that_were_offline_are_published_online(server: WandbServer, runs: 
     assert sorted(server.runs) == offline
     for run in server.runs.values():
         assert (run.summary["state"], run.exit_code) == ("finished", 0)
-    assert [row["_step"] for row in server.runs["aaaaaaaaaaaa-erm"].rows()] == [0, 2, 4]
+    assert [row["_step"] for row in server.runs[f"{runs[0].name}-erm"].rows()] == [0, 2, 4]
     lines = server.lines
     assert script("publish.py", f"output_dir={tmp_path}").returncode == 0
     assert server.lines == lines  # once
@@ -117,10 +119,10 @@ def test_runs_that_were_offline_are_published_online(server: WandbServer, runs: 
 
 @pytest.mark.slow
 def test_one_refused_run_does_not_stop_the_others(server: WandbServer, runs: list[Path], tmp_path: Path) -> None:
-    server.refused = ("aaaaaaaaaaaa", 400)
+    server.refused = (runs[0].name, 400)
     publisher = published(tmp_path, *runs)
     assert list(publisher.not_uploaded) == [str(runs[0])]
-    assert sorted(publisher.delivered) == [str(runs[1]), str(runs[2])]
+    assert sorted(publisher.uploaded) == [str(runs[1]), str(runs[2])]
     assert len(server.runs) == 6
 
 
@@ -132,9 +134,9 @@ def test_a_server_that_is_down_is_asked_once_in_a_sweep(
         gone = server.environment()
     for name, value in (gone | {"WANDB_INIT_TIMEOUT": "2"}).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(Publisher, "down_at", None)
+    monkeypatch.setattr(Publisher, "down_until", 0.0)
     assert len(published(tmp_path, *runs).not_uploaded) == 3
-    assert Publisher.down_at is not None
+    assert Publisher.down_until > time.monotonic()
     again = published(tmp_path, *runs)
     assert set(again.not_uploaded.values()) == {"W&B was down a moment ago"}
 
@@ -148,7 +150,7 @@ def test_a_failed_run_is_published_as_such(server: WandbServer, runs: list[Path]
     assert finished_directories(tmp_path) == [runs[1], runs[2], runs[0]]
     publisher = published(tmp_path, runs[0])
     assert publisher.not_uploaded == {}
-    served = server.runs["aaaaaaaaaaaa-erm"]
+    served = server.runs[f"{runs[0].name}-erm"]
     assert (served.summary["failure"], served.summary["state"], served.exit_code) == ("diverged", "failed", 1)
 
 
@@ -158,13 +160,13 @@ def test_a_followed_run_that_another_process_delivered_ends_well(
 ) -> None:
     first = new_publisher(tmp_path)
     first.started(runs[0])
-    while "aaaaaaaaaaaa-erm" not in server.runs:
+    while f"{runs[0].name}-erm" not in server.runs:
         assert first.process is not None
         assert first.process.poll() is None
         time.sleep(0.05)
     assert published(tmp_path, runs[0]).not_uploaded == {}
     first.ended(runs[0])
-    first.close()
+    first.finish()
     assert first.not_uploaded == {}
     assert {run.exit_code for run in server.runs.values()} == {0}
 
@@ -176,21 +178,22 @@ def test_a_run_that_is_left_may_go_on(server: WandbServer, runs: list[Path], tmp
     publisher.started(runs[0])
     publisher.ended(runs[0])
     publisher.ended(runs[1])
-    publisher.close()
+    publisher.finish()
     (tmp_path / "result.json").rename(runs[0] / "result.json")
-    assert server.runs["aaaaaaaaaaaa-erm"].exit_code == 1
-    assert server.runs["bbbbbbbbbbbb-erm"].exit_code == 0
+    assert server.runs[f"{runs[0].name}-erm"].exit_code == 1
+    assert server.runs[f"{runs[1].name}-erm"].exit_code == 0
     assert published(tmp_path, runs[0]).not_uploaded == {}
-    assert server.runs["aaaaaaaaaaaa-erm"].exit_code == 0
-    steps = [row["_step"] for row in server.runs["aaaaaaaaaaaa-erm"].rows()]
+    assert server.runs[f"{runs[0].name}-erm"].exit_code == 0
+    steps = [row["_step"] for row in server.runs[f"{runs[0].name}-erm"].rows()]
     assert steps == [0, 2, 4]
 
 
 def test_an_empty_mode_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "")
     publisher = new_publisher(tmp_path, "offline")
-    assert publisher.connect() == ("offline", "wandb.mode=offline")
-    publisher.close()
+    publisher.connect()
+    assert (publisher.mode, publisher.why) == ("offline", "wandb.mode=offline")
+    publisher.finish()
 
 
 @pytest.mark.slow
@@ -202,7 +205,7 @@ def test_a_killed_process_leaves_one_copy_of_each(runs: list[Path], tmp_path: Pa
         time.sleep(0.01)
     assert publisher.process is not None
     publisher.process.kill()
-    publisher.close()
+    publisher.finish()
     assert publisher.not_uploaded[str(runs[2])] == "its process ended without a word"
     assert published(tmp_path, *runs, mode="offline").not_uploaded == {}
     assert len(copies(tmp_path)) == 9
@@ -212,9 +215,9 @@ def test_a_killed_process_leaves_one_copy_of_each(runs: list[Path], tmp_path: Pa
 def test_a_damaged_note_counts_as_none(tmp_path: Path, content: str) -> None:
     known = {"offline/-/vld": {"aaaaaaaaaaaa-erm": {"digest": "0", "at": "here"}}}
     (tmp_path / "wandb.json").write_text(json.dumps(known))
-    assert read_delivered(tmp_path) == known
+    assert read_uploaded(tmp_path) == known
     (tmp_path / "wandb.json").write_text(content)
-    assert read_delivered(tmp_path) == {}
+    assert read_uploaded(tmp_path) == {}
 
 
 @pytest.mark.slow
@@ -227,7 +230,7 @@ def test_what_was_delivered_is_made_again_once_it_is_gone(runs: list[Path], tmp_
     assert len(copies(tmp_path)) == 6
     shutil.rmtree(tmp_path / "wandb")
     published(tmp_path, runs[0], mode="offline")
-    assert copies(tmp_path) == ALL_OF_A
+    assert copies(tmp_path) == [f"{runs[0].name}-{method}" for method in sorted(METHODS)]
 
 
 @pytest.mark.slow
@@ -237,26 +240,26 @@ def test_a_stuck_process_holds_nobody_up(runs: list[Path], tmp_path: Path, monke
     for number in range(3000):
         publisher.started(tmp_path / f"runs/glyphs/chalk/{number}")
         publisher.ended(runs[number % 3])
-    assert len(publisher.asked) == 3
+    assert len(publisher.waiting) == 3
     process = publisher.process
     assert process is not None
-    publisher.close()
+    publisher.finish()
     assert process.poll() is not None
     assert sorted(publisher.not_uploaded) == sorted(map(str, runs))
     assert set(publisher.not_uploaded.values()) == {"nothing heard of it for 2 s"}
 
 
-def test_more_directories_than_are_asked_for_at_once(tmp_path: Path) -> None:
+def test_many_directories(tmp_path: Path) -> None:
     """Those that are unreadable are answered at once, so this takes no time."""
     publisher = new_publisher(tmp_path, "offline")
-    for number in range(3 * AT_ONCE):
+    for number in range(150):
         directory = tmp_path / f"runs/glyphs/chalk/{number:012d}"
         directory.mkdir(parents=True)
-        (directory / "result.json").write_text("{}")
+        (directory / "result.json").write_text("[]")
         publisher.ended(directory)
     seen: list[tuple[int, int]] = []
-    publisher.close(lambda done, total: seen.append((done, total)))
-    assert len(publisher.not_uploaded) == 3 * AT_ONCE
+    publisher.finish(lambda done, total: seen.append((done, total)))
+    assert len(publisher.not_uploaded) == 150
     assert all("damaged" in why for why in publisher.not_uploaded.values())
     assert seen[-1] == (150, 150)
     assert seen == sorted(seen)
@@ -284,7 +287,7 @@ def test_what_was_asked_for_is_said_when_interrupted(
     process.send_signal(signal.SIGCONT)
     publisher.summary()
     said = re.search(
-        r"W&B: 3 of 3 run directories were not delivered \(interrupted\); (.*) delivers them", capsys.readouterr().out
+        r"W&B: 3 of 3 run directories were not uploaded \(interrupted\); to upload them: (.*)", capsys.readouterr().out
     )
     assert said is not None
     process.wait()
@@ -305,7 +308,7 @@ def test_two_processes_deliver_a_directory_once(runs: list[Path], tmp_path: Path
         for directory in runs:
             publisher.ended(directory)
     for publisher in both:
-        publisher.close()
+        publisher.finish()
         assert publisher.not_uploaded == {}
     assert len(copies(tmp_path)) == 9
 
@@ -318,9 +321,9 @@ def test_signals_to_all_processes_of_a_job_do_not_end_it(runs: list[Path], tmp_p
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         publisher.process.send_signal(number)
     publisher.ended(runs[0])
-    publisher.close()
+    publisher.finish()
     assert publisher.not_uploaded == {}
-    assert copies(tmp_path) == ALL_OF_A
+    assert copies(tmp_path) == [f"{runs[0].name}-{method}" for method in sorted(METHODS)]
 
 
 MODES = {
@@ -332,7 +335,7 @@ MODES = {
 }
 SAY_MODES = """
 import os, sys, wandb
-from vld.tracking.upload import resolve_mode
+from vld.tracking.client import resolve_mode
 for of_wandb in sys.argv[1:]:
     os.environ["WANDB_MODE"] = of_wandb
     wandb.teardown()  # what was read of the environment
@@ -357,8 +360,9 @@ def test_disabled_starts_no_process(
     monkeypatch.setenv("WANDB_MODE", of_wandb)
     publisher = new_publisher(tmp_path, asked)
     publisher.ended(runs[0])
-    assert publisher.connect()[0] == "disabled"
-    publisher.close()
+    publisher.connect()
+    assert publisher.mode == "disabled"
+    publisher.finish()
     assert publisher.process is None
     assert publisher.not_uploaded == {}
 

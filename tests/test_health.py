@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vld.config.settings import BackboneConfig
-from vld.model.classifier import Classifier, seeded_linear
+from vld.model.classifier import Classifier, Prediction, seeded_linear
 from vld.training.collapse import QUIET, TOO_NOISY, CollapseWatch, Health, dropout_noise, measure, noise_warning
 
 FEATURES = 40
@@ -118,9 +118,10 @@ def test_lite0_on_pacs_is_warned_of_and_its_preset_is_not() -> None:
 
 def test_measure() -> None:
     logits = torch.tensor([[0.0, 3, 1], [2, 1, 0], [0, 1, 0], [0, 9, 9.5]])
-    health = measure(logits, torch.tensor([1.0, 2, 3, 6]))
-    assert health == Health(feature_sq_norm=3.0, top_class_share=0.5)
-    assert measure(torch.tensor([[5.0, 0]] * 7), torch.zeros(7)) == Health(0.0, 1.0)
+    health = measure(Prediction(logits, torch.tensor([1.0, 2, 3, 6])), torch.tensor(0.25))
+    assert health == (Health(feature_sq_norm=3.0, top_class_share=0.5), 0.25)
+    of_one_class = Prediction(torch.tensor([[5.0, 0]] * 7), torch.zeros(7))
+    assert measure(of_one_class, torch.tensor(1.0)) == (Health(0.0, 1.0), 1.0)
 
 
 def watched(

@@ -19,6 +19,7 @@ from wandb_server import KEY, WandbServer, read_offline, serving
 
 from vld.config.errors import UserError
 from vld.config.settings import WandbConfig
+from vld.runs.identity import run_id
 from vld.tracking.background import Publisher
 from vld.tracking.content import wandb_run_in_training, wandb_runs
 from vld.tracking.workspace import build_workspace
@@ -83,6 +84,7 @@ def rows_of(directory: Path, method: str) -> list[dict[str, Any]]:
         if row["method"] != method:
             continue
         values = {"_step": row["step"], "lr": row["lr"], "feature_sq_norm": row["feature_sq_norm"]}
+        values["val_loss"] = row["val_loss"]
         values |= {name: row[name] for name in ACCURACIES}
         if row["train_loss"] is not None:
             values["train_loss"] = row["train_loss"]
@@ -200,7 +202,7 @@ def test_a_failed_run_says_why_and_a_sweep_s_jobs_are_closed(base: tuple[str, ..
 def published(directory: Path, output_dir: Path) -> Publisher:
     publisher = Publisher(WandbConfig(mode="offline"), str(output_dir), say=print, warn=print)
     publisher.ended(directory)
-    publisher.close()
+    publisher.finish()
     assert publisher.not_uploaded == {}
     return publisher
 
@@ -230,11 +232,11 @@ def test_a_run_that_succeeds_later_replaces_its_failure(trained: Path, tmp_path:
 
 
 def test_what_cannot_be_read_is_named(trained: Path, tmp_path: Path) -> None:
-    shutil.copytree(run_dir(trained), tmp_path / "run")
-    assert len(wandb_runs(tmp_path / "run")) == 3
-    (tmp_path / "run/metrics.jsonl").write_text("{}\n")
+    directory = Path(shutil.copytree(run_dir(trained), tmp_path / run_dir(trained).name))
+    assert len(wandb_runs(directory)) == 3
+    (directory / "metrics.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match="damaged"):
-        wandb_runs(tmp_path / "run")
+        wandb_runs(directory)
 
 
 # Online
@@ -300,7 +302,8 @@ def test_w_and_b_down_changes_nothing_and_is_made_good_later(
     done = train(*base, f"output_dir={tmp_path}", env=down)
     assert done.returncode == 0, done.stderr
     said = re.search(
-        r"W&B: 1 of 1 run directories were not delivered \(.*\); (python scripts/publish.py .*) del", done.stdout
+        r"W&B: 1 of 1 run directories were not uploaded \(.*\); to upload them: (python scripts/publish.py .*)",
+        done.stdout,
     )
     assert said, done.stdout
     assert numbers(run_dir(tmp_path)) == numbers(run_dir(trained))
@@ -334,7 +337,7 @@ def test_a_server_that_never_answers_holds_nothing_up(base: tuple[str, ...], tra
         hanging = {"WANDB_BASE_URL": url, "WANDB_API_KEY": KEY, "WANDB_MODE": "online", "WANDB_INIT_TIMEOUT": "3"}
         done = train(*base, f"output_dir={tmp_path}", env=hanging)
     assert done.returncode == 0, done.stderr
-    assert "W&B: 1 of 1 run directories were not delivered" in done.stdout
+    assert "W&B: 1 of 1 run directories were not uploaded" in done.stdout
     assert numbers(run_dir(tmp_path)) == numbers(run_dir(trained))
 
 
@@ -345,6 +348,7 @@ def test_no_process_imports_from_the_folder_of_the_command(
         (tmp_path / name).write_text("raise SystemExit('a module of the user')")
     shutil.copytree(trained / "runs", tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Publisher, "down_until", 0.0)
     published(run_dir(tmp_path), tmp_path)
     assert len(read_offline(tmp_path)) == 3
 
@@ -452,12 +456,12 @@ def test_combinations_are_copied_too(base: tuple[str, ...], tmp_path: Path) -> N
 
 
 def test_groups_are_the_cells_of_a_table(trained: Path, tmp_path: Path) -> None:
-    directory = tmp_path / run_dir(trained).name
-    shutil.copytree(run_dir(trained), directory)
-    result = json.loads((directory / "result.json").read_text())
+    result = json.loads((run_dir(trained) / "result.json").read_text())
 
     def group(**changes: Any) -> str:
         settings = result["settings"] | {name.replace("__", "."): value for name, value in changes.items()}
+        directory = tmp_path / run_id(settings)
+        shutil.copytree(run_dir(trained), directory, dirs_exist_ok=True)
         (directory / "result.json").write_text(json.dumps(result | {"settings": settings}))
         return wandb_runs(directory)[0].group
 

@@ -95,6 +95,7 @@ def test_run_directory_has_what_the_contract_says(finished: tuple[Path, str]) ->
         "ood_out_acc",
         "domain_acc",
         "train_loss",
+        "val_loss",
         "lr",
         "seconds",
     ]

@@ -59,11 +59,11 @@ def make_backbone() -> nn.Sequential:
         )
 
 
-def make_model(*, pretrained: bool = True, dropout: float = RATE) -> Classifier:
+def make_model(*, pretrained: bool = True, dropout: float = RATE, batch_norm: str = "frozen") -> Classifier:
     return Classifier(
         make_backbone(),
         seeded_linear(24, 3, 0),
-        BackboneConfig(mean=MEAN, std=STD, feature_scale=SCALE),
+        BackboneConfig(mean=MEAN, std=STD, feature_scale=SCALE, batch_norm=batch_norm),
         dropout=dropout,
         pretrained=pretrained,
     )

@@ -144,7 +144,7 @@ def show_end(command: Command, ended: Sequence[Ended]) -> int:
     _show_results(command, ended, lost, terminal)
     if not_uploaded := sum(one.not_uploaded for one in ended):
         publish = next(one.publish for one in ended if one.not_uploaded)
-        terminal.warn(f"W&B: {not_uploaded} run directories were not delivered; {publish} delivers them")
+        terminal.warn(f"W&B: {not_uploaded} run directories were not uploaded; to upload them: {publish}")
     failures = [(words, one.failures) for words, one in zip(command.words, ended, strict=False)]
     failures += [(list(run.wanted.overrides), [f"{run.path}: {run.reason}"]) for run in lost if run.state == RUN_FAILED]
     for words, lines in failures:

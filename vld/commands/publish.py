@@ -12,22 +12,21 @@ from vld.tracking.workspace import build_workspace, check_installed, save_worksp
 
 
 def publish_all(config: PublishConfig, terminal: Terminal) -> int:
-    """How many directories could not be copied. Raises `UserError` where there is nothing to copy, or nobody is logged in."""
+    """How many directories could not be uploaded. Raises `UserError` where there is nothing to copy, or nobody is logged in."""
     directories = finished_directories(Path(config.output_dir))
     if not directories:
         raise UserError(f"output_dir={config.output_dir}: no finished runs in it")
     if config.workspace:
         check_installed()
-    publisher = Publisher(config.wandb, config.output_dir, say=terminal.say, warn=terminal.warn, announces=False)
-    mode, why = publisher.connect()
-    if mode == "broken":
-        raise UserError(f"W&B: {why}")
-    if mode == "disabled" or (mode != "online" and config.wandb.mode == "auto"):
-        publisher.close()
-        raise UserError(f"wandb.mode={config.wandb.mode}: {mode}, {why}; wandb.mode=offline makes offline copies")
+    publisher = Publisher(config.wandb, config.output_dir, say=terminal.say, warn=terminal.warn)
+    publisher.connect()
+    if publisher.mode == "disabled" or (publisher.mode != "online" and config.wandb.mode == "auto"):
+        publisher.abandon()
+        reason = f"wandb.mode={config.wandb.mode}: {publisher.mode}, {publisher.why}"
+        raise UserError(f"{reason}; wandb.mode=offline makes offline copies")
     for directory in directories:
         publisher.ended(directory)
-    with terminal.counting(f"to W&B ({mode})") as progress:
+    with terminal.counting(f"to W&B ({publisher.mode})") as progress:
         publisher.finish(progress)
     if config.workspace:
         _save_workspace(config, publisher, terminal)
@@ -36,13 +35,11 @@ def publish_all(config: PublishConfig, terminal: Terminal) -> int:
 
 def _save_workspace(config: PublishConfig, publisher: Publisher, terminal: Terminal) -> None:
     """Raises `UserError` where W&B refuses."""
-    places = [at for places in publisher.delivered.values() for at in places]
+    places = [at for places in publisher.uploaded.values() for at in places]
     if publisher.mode != "online" or not places:
-        raise UserError(
-            f"workspace=true: no runs were delivered (W&B is {publisher.mode}), so there is nothing to view"
-        )
+        raise UserError(f"workspace=true: no runs were uploaded (W&B is {publisher.mode}), so there is nothing to view")
     [entity, project, _, _] = map(unquote, places[0].split("/")[-4:])
-    runs = [run for directory in publisher.delivered for run in wandb_runs(Path(directory))]
+    runs = [run for directory in publisher.uploaded for run in wandb_runs(Path(directory))]
     try:
         url = save_workspace(build_workspace(entity, project, runs), Path(config.output_dir))
     except Exception as error:  # of wandb's many

@@ -21,7 +21,7 @@ LONGEST_NAME = 100
 MOST_SENTENCES = 10
 SELECTION_OF_STUDY = {"figure10": "last"}
 """Figure 10 is Figure 9 without selection of the step."""
-HOW, PLACES = ("selection", "run"), ("study", "data_dir")
+HOW, PLACES = ("selection", "choose", "run"), ("study", "data_dir")
 
 
 def report_of(jobs: Sequence[Job], config: DictConfig, command: str) -> None:
@@ -33,7 +33,7 @@ def report_of(jobs: Sequence[Job], config: DictConfig, command: str) -> None:
         shared = shared_runs(jobs, words_without(LOOKING["report"], config))
         wanted = [*planned_runs(jobs), *(run for runs in shared.values() for run in runs)]
     selection = config.selection or SELECTION_OF_STUDY.get(study or "", "iid")
-    check_values(ReportConfig, {"selection": selection})
+    check_values(ReportConfig, {"selection": selection, "choose": config.choose})
     terminal = Terminal()
     store = read_store(output_dir, wanted)
     if store.empty:
@@ -55,7 +55,8 @@ def report_of(jobs: Sequence[Job], config: DictConfig, command: str) -> None:
         )
     folder = output_dir / "report" / folder_name(words)
     with terminal.doing("report") as progress:
-        made = make_report(store, title=title, selection=selection, study=study, run=config.run, progress=progress)
+        how = {"selection": selection, "choose": config.choose, "study": study, "run": config.run}
+        made = make_report(store, title=title, **how, progress=progress)
         index = write_report(made, folder, command, progress)
     for line in (" · ".join(made.facts), *(f"warning: {line}" for line in made.warnings)):
         terminal.say(line)

@@ -26,6 +26,11 @@ class ReportConfig(Config):
         "each run's step: iid (best i.i.d. accuracy), last or oracle_step; null: iid, for figure10 last",
         must.one_of(*SELECTIONS),
     )
+    choose: str = choice(
+        "iid|leave_one_out",
+        "how an (lr, weight decay) pair is chosen: by i.i.d. accuracy, or on the other domains, left out as well"
+        " (leave_one_out: runs of test_domain=pairs)",
+    )
     run: str | None = option(None, "a run's id, whose learning curves are drawn; null: the best run of each dataset")
 
 

@@ -12,6 +12,8 @@ class Method:
     marker: str
     has_weights: bool = False
     """Along one run: whether it is one network; an ensemble has logits and no weights of its own."""
+    on_request: bool = False
+    """Along one run: whether it is accumulated only where its setting `<name>.enabled` says so."""
     combines: bool = False
     """Whether it is made from finished runs, its members, without training."""
 
@@ -19,6 +21,7 @@ class Method:
 ALL_METHODS = (
     Method("erm", "ERM", "#0072B2", "o", has_weights=True),
     Method("weight_averaging", "weight averaging", "#E69F00", "s", has_weights=True),
+    Method("swad", "SWAD", "#999999", "h", has_weights=True, on_request=True),
     Method("ensemble", "ensemble", "#009E73", "D"),
     Method("model_soup", "model soup", "#D55E00", "*", combines=True),
     Method("greedy_soup", "greedy soup", "#CC79A7", "P", combines=True),
@@ -26,7 +29,8 @@ ALL_METHODS = (
     Method("connectivity", "midpoint of weights", "#000000", "x", combines=True),
 )
 METHODS = tuple(method.name for method in ALL_METHODS if not method.combines)
-"""How predictions are made along one run; all are accumulated while it trains."""
+"""How predictions are made along one run, accumulated while it trains."""
+ON_REQUEST = tuple(method.name for method in ALL_METHODS if method.on_request)
 WITH_WEIGHTS = tuple(method.name for method in ALL_METHODS if method.has_weights)
 COMBINATIONS = tuple(method.name for method in ALL_METHODS if method.combines)
 METHOD_NAMES = {method.name: method.label for method in ALL_METHODS}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from vld.config import checks as must
-from vld.config.names import COMBINATIONS, KEEPABLE, METHODS
+from vld.config.names import COMBINATIONS, KEEPABLE, METHODS, ON_REQUEST
 from vld.config.options import (
     IF_CHANGED,
     MISSING,
@@ -86,6 +86,11 @@ class BackboneConfig:
         "for linear: each block's pooled output to length 1 (l2), to mean 0 and variance 1 (layer), none",
         identity=IF_CHANGED,
     )
+    batch_norm: str = choice(
+        "frozen|trained",
+        "batch-norm statistics of pre-trained weights: frozen, or trained and averaged like the weights (as without such)",
+        identity=IF_CHANGED,
+    )
     stage_dropout: list[float] = option(
         [], "dropout rates at the end of each stage of the network, as [0,0,0.1,0.2]", must.RATES, identity=IF_CHANGED
     )
@@ -148,6 +153,26 @@ class EnsembleConfig:
 
 
 @dataclass
+class SwadConfig:
+    """SWAD: the average of the weights between two evaluations, which the validation loss chooses."""
+
+    enabled: bool = option(
+        False, "SWAD beside the other methods (memory and checkpoints: 2 or 3 more copies of the weights)"
+    )
+    start_evaluations: int = option(
+        3, "N_s: it starts at the first evaluation whose loss is the lowest of so many from it on", must.whole(1)
+    )
+    end_evaluations: int = option(
+        6, "N_e: it ends before so many evaluations in a row above the threshold", must.whole(1)
+    )
+    threshold: float = option(
+        1.3,
+        "r: this multiple of the mean loss of the N_s evaluations (VLCS: 1.2)",
+        must.number("at least 1", lambda r: r >= 1),
+    )
+
+
+@dataclass
 class WandbConfig:
     mode: str = choice(
         "auto|online|offline|disabled",
@@ -190,8 +215,8 @@ class Config:
     )
     method: MethodConfig = group(
         MethodConfig,
-        "what the table puts forward: erm, weight_averaging or ensemble (all are stored); or made from several runs, trained"
-        " first: model_soup, greedy_soup, ensemble_of_runs, connectivity (Figure 1: between two runs)",
+        "what the table puts forward: erm, weight_averaging, ensemble (all are stored) or swad; or made from several runs,"
+        " trained first: model_soup, greedy_soup, ensemble_of_runs, connectivity (Figure 1: between two runs)",
         identity=NEVER,
     )
     optim: OptimConfig = group(OptimConfig, "the optimiser, with its learning rate")
@@ -199,7 +224,7 @@ class Config:
     output_dir: str = option("outputs", "where runs and pictures of the datasets go", must.FOLDER, identity=NEVER)
     test_domain: Any = option(
         "all",
-        "the domain left out: all, a name, an index (of sorted names), or a list [a,b]",
+        "the domain left out: all, a name, an index (of sorted names), two at once (a+b, or pairs: every two), or a list [a,b]",
         must.TEST_DOMAIN,
         identity=NEVER,
     )  # each run's own domain is part of its identity
@@ -231,6 +256,7 @@ class Config:
     eval_every: int = option(300, "steps between evaluations (also at step 0 and the last)", must.whole(1))
     averaging: AveragingConfig = group(AveragingConfig)
     ensemble: EnsembleConfig = group(EnsembleConfig)
+    swad: SwadConfig = group(SwadConfig, identity=IF_CHANGED)
     keep: list[str] = option(
         ["erm-last", "erm-last-logits"],
         "what a finished run keeps: <method>-<selection> weights, <method>-<selection>-logits",
@@ -278,6 +304,11 @@ def unknown_option(key: str, schema: type = Config) -> str:
     return f"{key}: no such option{f', did you mean {near[0]}?' if near else ''} (--help lists them)"
 
 
+def accumulated(config: Config) -> tuple[str, ...]:
+    """The methods along a run with these settings."""
+    return tuple(name for name in METHODS if name not in ON_REQUEST or getattr(config, name).enabled)
+
+
 def checked(config: T) -> T:
     """The same, or a `UserError` with a line for every value that is not allowed."""
     if isinstance(config, Config):
@@ -293,11 +324,16 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield f"backbone.tuning={backbone.tuning}: random initial values (backbone.weights=none) need tuning=full"
     if backbone.tuning == "linear" and (backbone.stage_dropout or backbone.stochastic_depth):
         yield "backbone.tuning=linear: keeps the network as it is; backbone.stage_dropout and stochastic_depth need full or head"
+    if backbone.batch_norm == "trained" and backbone.tuning != "full":
+        yield f"backbone.batch_norm=trained: needs backbone.tuning=full (it is {backbone.tuning}, on a frozen network)"
     if config.mixout and backbone.tuning != "full":
         yield f"mixout={config.mixout}: masks weights that are trained; needs backbone.tuning=full (it is {backbone.tuning})"
     for name, steps in (("warm_start", config.warm_start), ("optim.warm_up", config.optim.warm_up)):
         if 0 < config.optim.steps <= steps:  # a number of steps below 1 has its own line
             yield f"{name}={steps}: must be below optim.steps={config.optim.steps}"
+    for asked, value in (("method", method.name), *(("keep", name) for name in config.keep)):
+        if (name := value.split("-")[0]) in METHODS and name not in accumulated(config):
+            yield f"{asked}={value}: needs {name}.enabled=true"
     if method.members and method.name in METHODS:
         yield f"method.members={method.members}: only {', '.join(COMBINATIONS)} have members"
     for name in config.study.members:

@@ -26,8 +26,8 @@ class Classifier(nn.Module):
     """`backbone` maps normalised images to d features; the head is one linear layer, always in float32.
 
     Images are float [B, 3, h, w] in [0, 1]: the pre-processing statistics belong to the backbone. Inverted dropout acts on
-    the penultimate representation in training mode, with masks from the generator that is passed. With `pretrained`,
-    batch-norm statistics stay as they are in training mode too (their affine parameters learn).
+    the penultimate representation in training mode, with masks from the generator that is passed. With
+    `frozen_batch_norm`, batch-norm statistics stay as they are in training mode too (their affine parameters learn).
     """
 
     mean: Tensor
@@ -47,13 +47,17 @@ class Classifier(nn.Module):
         self.backbone, self.head = backbone, head
         self.dropout = dropout
         self.feature_scale = settings.feature_scale
-        self.pretrained = pretrained
+        self.pretrained, self.batch_norm = pretrained, settings.batch_norm
         self.autocast = autocast
         self.compute: Callable[..., Tensor] = represent
         """`represent`, or what it was compiled to."""
         self.register_buffer("mean", torch.tensor(settings.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(settings.std).view(1, 3, 1, 1), persistent=False)
         self.train()
+
+    @property
+    def frozen_batch_norm(self) -> bool:
+        return self.pretrained and self.batch_norm == "frozen"
 
     @property
     def compiled(self) -> bool:
@@ -87,7 +91,7 @@ class Classifier(nn.Module):
 
     def train(self, mode: bool = True) -> "Classifier":
         super().train(mode)
-        if self.pretrained:
+        if self.frozen_batch_norm:
             for module in self.batch_norms():
                 module.eval()
         return self

@@ -9,6 +9,7 @@ import pandas as pd
 from vld.config.names import COMBINATIONS, METHOD_MARKERS, SETTING_COLUMNS, series_color
 from vld.report.grid import Array
 from vld.report.labels import INCOMPLETE, NONE, percent, short_name, text
+from vld.report.leave_one_out import LEAVE_ONE_OUT
 from vld.report.series import Series
 from vld.report.table import Table
 from vld.runs.results import COLUMNS
@@ -18,6 +19,13 @@ SELECTION_NOTES = {
     "last": "each run at its last step",
     "oracle_step": "each run at its step of best accuracy on the out part of the left-out domain (not a fair choice), o.o.d."
     " accuracy that of its in part",
+}
+
+
+CHOICE_NOTES = {
+    "iid": " chosen: the pair of best i.i.d. accuracy, for each test domain and seed.",
+    LEAVE_ONE_OUT: " chosen: for each test domain and seed, the pair of best accuracy on the other domains where those are left"
+    " out as well (leave-one-domain-out validation).",
 }
 
 
@@ -94,13 +102,14 @@ def chosen_pairs(series: Sequence[Series]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def readable_results(table: pd.DataFrame, selection: str) -> Table:
+def readable_results(table: pd.DataFrame, selection: str, choose: str = "iid") -> Table:
     """`results_table` for people: percent with one digit, the best of the complete ones in bold, incomplete ones marked."""
     names = [str(name) for name in table]
     domains = [name.removeprefix("runs ") for name in names if name.startswith("runs ")]
     others = names[names.index("dropout") : names.index("runs")]
     averages = {"i.i.d. %": "iid", "o.o.d. %": "ood"}
-    if choice := bool((table.pairs > 1).any()):
+    choice = CHOICE_NOTES[choose] if (table.pairs > 1).any() else ""
+    if choice:
         averages |= {"chosen i.i.d. %": "chosen_iid", "chosen o.o.d. %": "chosen_ood"}
     complete = table.runs == table.expected
     numbers = [(heading, table[name], table[f"{name}_se"], complete) for heading, name in averages.items()]
@@ -129,15 +138,15 @@ def looks_of(table: pd.DataFrame) -> tuple[tuple[str, str], ...]:
     return tuple((series_color(m, rate), METHOD_MARKERS[m]) for m, rate in zip(table.method, rates, strict=True))
 
 
-def _note(table: pd.DataFrame, selection: str, choice: bool) -> str:
+def _note(table: pd.DataFrame, selection: str, choice: str) -> str:
+    """choice: what is said of the chosen pairs."""
     seeds = ", ".join(dict.fromkeys(table.seeds[~table.method.isin(COMBINATIONS)]))
     note = (
         f"Selection {selection}: {SELECTION_NOTES[selection]}; combinations at their members' last steps unless their name says"
         f" otherwise. Averages over test domains, (lr, weight decay) pairs and seeds; ± is the standard error over seeds"
         f" ({seeds}). Under a domain's name: o.o.d. accuracy with that domain left out."
     )
-    if choice:
-        note += " chosen: the pair of best i.i.d. accuracy, for each test domain and seed."
+    note += choice
     incomplete, unknown = table.runs < table.expected, table.ood.isna()
     if (incomplete & ~unknown).any():
         note += f" {INCOMPLETE} incomplete: averaged over the finished runs."

@@ -17,6 +17,7 @@ from vld.report.figures import learning_curves_figure
 from vld.report.grid import REPEAT, expected_runs, missing_runs, setting_names
 from vld.report.kinds import ReportFigure, drawn_figures
 from vld.report.labels import distinguishing, in_order, text
+from vld.report.leave_one_out import LEAVE_ONE_OUT, chosen_by_validation, leaves_one_out
 from vld.report.paper import (
     against_the_paper,
     not_compared,
@@ -63,27 +64,34 @@ def make_report(
     *,
     title: str,
     selection: str = "iid",
+    choose: str = "iid",
     study: str | None = None,
     run: str | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """From what is finished, and what should be.
 
-    study: draw its figure only. run: whose learning curves are drawn. Raises `UserError` where nothing is finished, and for a run
-    that is not there.
+    choose: how an (lr, weight decay) pair is chosen, by i.i.d. accuracy or leave_one_out. study: draw its figure only. run: whose
+    learning curves are drawn. Raises `UserError` where nothing is finished, and for a run that is not there.
     """
-    results = store.results
+    single, unfinished = leaves_one_out(store.results, store.results), store.unfinished
+    results, unfinished = store.results[single], unfinished[leaves_one_out(unfinished, store.results)]
     runs = results[results.combined.isna()].drop_duplicates("directory")
     if runs.empty:
         raise UserError(f"{title}: no finished runs to report on")
     if run is not None and run not in set(runs.run_id):
         raise UserError(f"run={run}: no finished run has that id")
-    expected = expected_runs(results, store.unfinished) if store.expected is None else store.expected
+    if store.expected is None:
+        expected = expected_runs(results, unfinished)
+    else:
+        expected = store.expected[leaves_one_out(store.expected, store.results)]
     progress("tables")
     series = series_of(results, expected, selection)
+    if choose == LEAVE_ONE_OUT:
+        series = chosen_by_validation(series, store.results[~single])
     damaged: list[str] = []
     analysed = richness_points(series, runs, damaged)
-    missing = missing_runs(results, store.unfinished, expected)
+    missing = missing_runs(results, unfinished, expected)
     progress("differences")
     differences = differences_table(series)
     progress("figures")
@@ -100,7 +108,8 @@ def make_report(
         warnings=[*store.notes, *_warnings(store, runs, missing, series), *damaged],
         sentences=list(differences.get("sentence", [])),
         headlines=list(differences[differences.headline].sentence) if len(differences) else [],
-        tables=_tables(series, selection) | ({"richness": richness_table(analysed, series)} if len(analysed) else {}),
+        tables=_tables(series, selection, choose)
+        | ({"richness": richness_table(analysed, series)} if len(analysed) else {}),
         not_compared=not_compared(series),
         figures=figures,
         common={name: f"{settings[name].iloc[0]}" for name in names if settings[name].nunique(dropna=False) == 1},
@@ -116,11 +125,11 @@ def make_report(
     )
 
 
-def _tables(series: Sequence[Series], selection: str) -> dict[str, Table]:
+def _tables(series: Sequence[Series], selection: str, choose: str) -> dict[str, Table]:
     tables = {}
     for dataset in dict.fromkeys(one.dataset for one in series):
         table = results_table([one for one in series if one.dataset == dataset])
-        tables[f"results_{dataset}"] = readable_results(table, selection)
+        tables[f"results_{dataset}"] = readable_results(table, selection, choose)
     if not (compared := against_the_paper(series)).empty:
         tables["against_the_paper"] = readable_against_the_paper(compared)
     if not (published := published_averages(series)).empty:
@@ -165,6 +174,12 @@ def _warnings(store: Store, runs: pd.DataFrame, missing: pd.DataFrame, series: S
             cells = zip(one.grid.test_domains, one.grid.ood_acc, strict=True)
             lacking = ", ".join(domain for domain, accuracies in cells if not np.isfinite(accuracies).all())
             lines.append(f"{one.dataset}: no combination yet: {one.label}, {lacking} left out")
+    without = sum(1 for one in series if one.grid.validation_acc is not None and (one.grid.chosen < 0).any())
+    if without:
+        lines.append(
+            f"{without} of {len(series)} rows lack runs that leave two domains out, by which to choose; train.py with"
+            " test_domain=pairs makes them"
+        )
     if any(one.on_subset for one in series):
         lines.append("rows marked “subset” were evaluated on a subset of the images (dataset.curve_images)")
     return list(dict.fromkeys(lines)) + [f"damaged: {line}" for line in store.damaged]

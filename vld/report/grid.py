@@ -40,6 +40,8 @@ class Grid:
     repeats: tuple[Repeat, ...]
     iid_acc: Array
     ood_acc: Array
+    validation_acc: Array | None = None
+    """By which pairs are chosen instead of by i.i.d. accuracy: `vld.report.leave_one_out`."""
 
     @property
     def runs(self) -> int:
@@ -51,9 +53,10 @@ class Grid:
 
     @cached_property
     def chosen(self) -> npt.NDArray[np.int64]:
-        """DomainBed's choice of hyper-parameters [test domains, repeats]: the pair of best i.i.d. accuracy, the first of equal
-        ones; -1 where there is no run."""
-        score = np.where(np.isfinite(self.iid_acc), self.iid_acc, -np.inf)
+        """DomainBed's choice of hyper-parameters [test domains, repeats]: the pair of best i.i.d. (or validation) accuracy, the
+        first of equal ones; -1 where there is no run, or nothing to choose by."""
+        by = self.iid_acc if self.validation_acc is None else self.validation_acc
+        score = np.where(np.isfinite(by) & np.isfinite(self.ood_acc), by, -np.inf)
         return np.where(np.isfinite(score).any(1), score.argmax(1), -1)
 
     def at_chosen(self, accuracy: Array) -> Array:
@@ -75,10 +78,10 @@ def grid_of(rows: pd.DataFrame, expected: pd.DataFrame) -> Grid:
     whole = whole.merge(rows[[*CELL, "iid_acc", "ood_acc"]], how="left", on=CELL, validate="one_to_one")
     shape = len(domains), len(pairs), len(repeats)
     iid, ood = (whole[name].to_numpy(np.float64).reshape(shape) for name in ("iid_acc", "ood_acc"))
-    return Grid(tuple(domains.test_domain), _tuples(pairs), _tuples(repeats), iid, ood)
+    return Grid(tuple(domains.test_domain), tuples(pairs), tuples(repeats), iid, ood)
 
 
-def _tuples(frame: pd.DataFrame) -> tuple[Any, ...]:
+def tuples(frame: pd.DataFrame) -> tuple[Any, ...]:
     """Its rows, None for what is null."""
     return tuple(frame.astype(object).where(frame.notna(), None).itertuples(index=False, name=None))
 

@@ -131,7 +131,9 @@ def counts_table(
 
 
 def method_of(row: Mapping[str, Any]) -> str:
-    """A result's method, marked where it was evaluated on a subset (`dataset.curve_images`)."""
+    """A result's method, marked where it was evaluated on a subset (`dataset.curve_images`), and where SWAD found no interval."""
+    if row.get("converged") is False:
+        return f"{row['method']} (not converged)"
     return f"{row['method']} (subset)" if row.get("evaluated_on") == "curve" else str(row["method"])
 
 

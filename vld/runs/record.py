@@ -54,6 +54,7 @@ def metrics_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
             **accuracies(scores),
             "domain_acc": scores.domain_acc,
             "train_loss": evaluation.train_loss,
+            "val_loss": finite_or_none(evaluation.val_loss),
             "lr": evaluation.lr,
             "feature_sq_norm": finite_or_none(evaluation.health.feature_sq_norm),
             "top_class_share": evaluation.health.top_class_share,
@@ -79,5 +80,7 @@ def selected_rows(history: dict[str, list[tuple[int, Scores]]]) -> list[dict[str
     for method, scored in history.items():
         for selection in SELECTIONS:
             step = select(scored, selection)
-            rows.append({"method": method, "selection": selection, "step": step, **accuracies(dict(scored)[step])})
+            scores = dict(scored)[step]
+            row = {"method": method, "selection": selection, "step": step, **accuracies(scores)}
+            rows.append(row | ({"ood_by_domain": scores.ood_by_domain} if len(scores.left_out) > 1 else {}))
     return rows

@@ -25,7 +25,7 @@ COLUMNS = [
 WHOLE_NUMBERS = ("seed", "split_seed", "steps", "step")
 """May be null, which pandas' plain integers cannot be."""
 NUMBERS = ("dropout", "lr", "weight_decay", "last_layer_lr_factor", *ACCURACIES)
-ABOUT = ["evaluated_on", "combined", "member_axes", "domains", "by_number_of_members", "connectivity"]
+ABOUT = ["evaluated_on", "ood_by_domain", "combined", "member_axes", "domains", "by_number_of_members", "connectivity"]
 ABOUT += ["software", "device", "seconds", "directory"]
 """What the table with every setting has besides: of a row, and of the run or combination that it belongs to."""
 

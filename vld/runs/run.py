@@ -14,6 +14,7 @@ from vld.config.names import WITH_WEIGHTS
 from vld.config.options import flat_settings
 from vld.config.settings import Config
 from vld.data.batches import TrainingBatches
+from vld.data.domains import left_out
 from vld.data.images import Dataset
 from vld.data.split import split_indices
 from vld.machine.device import MemoryBudget
@@ -61,9 +62,10 @@ class Run:
 
 
 def training_batches(run: Run, memory: MemoryBudget) -> TrainingBatches:
-    """Batches of the *in* part of every domain but the test domain."""
+    """Batches of the *in* part of every domain that is not left out."""
     config, device = run.config, run.inputs.device
-    chosen = [(i, domain) for i, domain in enumerate(run.dataset.domains) if domain.name != run.test_domain]
+    outside = left_out(run.test_domain, run.dataset.sizes)
+    chosen = [(i, domain) for i, domain in enumerate(run.dataset.domains) if domain.name not in outside]
     in_indices = [split_indices(len(domain.labels), i, config.split_seed)[0] for i, domain in chosen]
     drawn = sum(len(rows) * domain.pixels[0].numel() for rows, (_, domain) in zip(in_indices, chosen, strict=True))
     return TrainingBatches(
@@ -152,6 +154,7 @@ class Session:
             eval_every=config.eval_every,
             averaging=config.averaging,
             ensemble=config.ensemble,
+            swad=config.swad,
             dropout_schedule=config.dropout_schedule,
             # Its starting values are those of the network before a checkpoint is loaded.
             mixout=Mixout(self.model.backbone, config.mixout, config.mixout_kind) if config.mixout else None,
@@ -241,7 +244,8 @@ class Session:
 
     def finish(self, last: Evaluation) -> dict[str, Any]:
         """Write `result.json`; its content. Raises `LockLost` where the files are another process's by now."""
-        rows = self.selected()
+        about = {name: method.about() for name, method in self.trajectory.methods.items()}
+        rows = [row | about[row["method"]] for row in self.selected()]
         if not self.lock.holds():
             raise LockLost("not renewed")
         images = self.config.optim.steps * self.batches.images_per_step
@@ -252,7 +256,7 @@ class Session:
             "domains": list(self.run.dataset.sizes),
             "classes": list(self.run.dataset.classes),
             "results": rows,
-            "batch_norm_statistics": "frozen" if self.model.pretrained else "trained; averaged like the weights",
+            "batch_norm_statistics": "frozen" if self.model.frozen_batch_norm else "trained; averaged like the weights",
             "health": {
                 "dropout_noise": finite_or_none(self.noise),
                 "feature_sq_norm": finite_or_none(last.health.feature_sq_norm),
@@ -266,6 +270,12 @@ class Session:
             "finished": now(),
         }
         self.directory.finish(result)
+        for name, its in about.items():
+            if its.get("converged") is False:
+                self.warn(
+                    f"{name} did not converge: its result is the average of steps {its['first_step']} to {its['last_step']};"
+                    " train longer, or evaluate more often (eval_every)"
+                )
         # Only now: what was kept to be evaluated in full is needed until there is a result.
         drop_stale(self.directory, self.record, self.config.keep)
         if missing := missing_files(self.directory.path, self.config.keep):

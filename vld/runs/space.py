@@ -8,7 +8,7 @@ from torch import nn
 
 from vld.config.errors import UserError
 from vld.config.names import KEPT_WEIGHTS
-from vld.config.settings import Config
+from vld.config.settings import Config, accumulated
 from vld.machine.terminal import megabytes
 from vld.runs.inputs import initial_classifier
 from vld.runs.keep import LOGITS
@@ -37,9 +37,13 @@ def bytes_kept(keep: Iterable[str], model: nn.Module, evaluation_images: int, cl
 
 
 def bytes_meanwhile(config: Config, model: nn.Module) -> int:
-    """Weights, their average, momentum (two in Adam), a new checkpoint beside the old; and the weights to evaluate in full."""
-    checkpoints = 2 * {"sgd": 3, "adam": 4, "adamw": 4}[config.optim.name] * _bytes(model)
-    return checkpoints + (0 if config.dataset.curve_images is None else bytes_kept(KEPT_WEIGHTS, model, 0, 0))
+    """Weights, their average, momentum (two in Adam), SWAD's, a new checkpoint beside the old; and the weights to evaluate in
+    full."""
+    copies = 3 if config.optim.name == "sgd" else 4
+    if config.swad.enabled:
+        copies += max(config.swad.start_evaluations, 3)
+    in_full = [name for name in KEPT_WEIGHTS if name.split("-")[0] in accumulated(config)]
+    return 2 * copies * _bytes(model) + (0 if config.dataset.curve_images is None else bytes_kept(in_full, model, 0, 0))
 
 
 def _bytes(model: nn.Module) -> int:

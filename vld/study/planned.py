@@ -9,7 +9,7 @@ from pathlib import Path
 from vld.config.errors import UserError
 from vld.config.names import COMBINATIONS
 from vld.config.settings import Config
-from vld.data.domains import known_domains, resolve_test_domains
+from vld.data.domains import joined, known_domains, resolve_test_domains
 from vld.data.folder import list_csv, subfolders
 from vld.runs.identity import settings_key
 from vld.runs.results import read
@@ -62,10 +62,9 @@ def shared_runs(jobs: Sequence[Job], words: Iterable[str]) -> dict[str, list[Pla
 def left_out_domains(config: Config) -> tuple[str, ...]:
     """What `test_domain` stands for. Raises `UserError` where that is not known."""
     wanted = config.test_domain if isinstance(config.test_domain, list) else [config.test_domain]
-    if all(isinstance(entry, str) and entry != "all" and not entry.isdigit() for entry in wanted) and not _known(
-        config
-    ):
-        return tuple(dict.fromkeys(wanted))
+    parts = [part for entry in wanted for part in f"{entry}".split("+")]
+    if not _known(config) and not any(part in ("all", "pairs") or part.isdigit() for part in parts):
+        return tuple(dict.fromkeys(joined(entry.split("+")) for entry in wanted))
     return resolve_test_domains(config.test_domain, domain_names(config))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vld.data.domains import left_out
 from vld.data.images import Dataset
 from vld.data.split import split_indices
 from vld.data.views import EvaluationViews
@@ -57,12 +58,13 @@ def analysis_of(
     to_learn = _features(model, views, device, lambda done: progress(len(features) + done, total))
     if not (features.isfinite().all() and to_learn.isfinite().all()):
         raise FloatingPointError("the representation is not a number")
-    ood = _domain_rows(evaluation)[test_domain]
+    where = _domain_rows(evaluation)
     outside = torch.ones(len(features), dtype=torch.bool, device=device)
-    outside[ood] = False
+    for domain in left_out(test_domain, where):
+        outside[where[domain]] = False
     sides: dict[str, dict[str, float]] = {
         "iid": {"effective_rank": effective_rank(features[outside])},
-        "ood": {"effective_rank": effective_rank(features[ood])},
+        "ood": {"effective_rank": effective_rank(features[~outside])},
     }
 
     def add(name: str, values: tuple[float, float]) -> None:
@@ -107,11 +109,12 @@ def _probe_images(
 
     At most an equal share of `PROBE_IMAGES` of each domain: a fixed random choice, since the split has shuffled them.
     """
-    share = PROBE_IMAGES // (len(dataset.domains) - 1)
+    outside = left_out(test_domain, dataset.sizes)
+    share = PROBE_IMAGES // (len(dataset.domains) - len(outside))
     chosen = {
         i: torch.from_numpy(split_indices(len(domain.labels), i, split_seed)[0][:share])
         for i, domain in enumerate(dataset.domains)
-        if domain.name != test_domain
+        if domain.name not in outside
     }
     views = EvaluationViews([dataset.domains[i].evaluation for i in chosen], list(chosen.values()), device)
     return views, torch.cat([dataset.domains[i].labels[rows] for i, rows in chosen.items()]).to(device)
@@ -153,5 +156,5 @@ def _over_domains(
         domain: quantity(log_probabilities[rows], evaluation.labels[rows])
         for domain, rows in _domain_rows(evaluation).items()
     }
-    ood = values.pop(evaluation.test_domain)
-    return statistics.fmean(values.values()), ood
+    ood = [values.pop(domain) for domain in left_out(evaluation.test_domain, [*values])]
+    return statistics.fmean(values.values()), statistics.fmean(ood)

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from vld.config.settings import Config
+from vld.data.domains import left_out
 from vld.data.folder import DatasetFiles
 from vld.data.image_store import open_dataset
 from vld.data.images import Dataset
@@ -86,11 +87,12 @@ def decoded(config: Config, files: DatasetFiles, datasets: Datasets, terminal: T
 
 
 def _say_what_runs(run: Run, terminal: Terminal) -> None:
-    config = run.config
+    config, sizes = run.config, run.dataset.sizes
+    domains = len(sizes) - len(left_out(run.test_domain, sizes))
     terminal.say(
         f"{config.dataset.name}, {config.backbone.name} at {config.image_size} px, dropout {config.dropout:g},"
         f" {config.optim.name} lr {config.optim.lr:g}, {config.optim.steps} steps of"
-        f" {len(run.dataset.domains) - 1} x {config.batch_size} images, seed {config.seed};"
+        f" {domains} x {config.batch_size} images, seed {config.seed};"
         f" on {describe(run.inputs.device)} in {run.inputs.precision}"
     )
     for method, start in (("weight_averaging", config.averaging.start), ("ensemble", config.ensemble.start)):

@@ -7,13 +7,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vld.config.errors import UserError
 from vld.config.names import ACCURACIES, SETTING_COLUMNS
+from vld.runs.quantities import read_analyses
+from vld.runs.reading import read_json, stored_identity, stored_settings
+from vld.runs.results import read
 
 # Settings that runs of one group may differ in: the group's mean is then a number of the results table.
 WITHIN_GROUP = ("test_domain", "seed")
+History = list[tuple[int, dict[str, float]]]
+"""(training step, what was measured then)."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,7 @@ class WandbRun:
     job_type: str
     tags: list[str]
     config: dict[str, Any]
-    history: list[tuple[int, dict[str, float]]] = field(default_factory=list)
-    """(training step, what was measured then)."""
+    history: History = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -44,26 +46,21 @@ def wandb_runs(directory: Path) -> list[WandbRun]:
     """A finished or failed run's W&B runs, one per method, or a combination's one. Raises `UserError` for anything else."""
     try:
         if (directory / "result.json").exists():
-            result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
-            if "members" in result:
-                return [_combination(result)]
-            return _finished(result, read_metrics(directory), read_analyses(directory))
+            result = read(directory)
+            if result.members is not None:
+                return [_combination(result.content)]
+            return _finished(result.content, read_metrics(directory), read_analyses(directory))
         if (directory / "failure.json").exists():
-            failure = json.loads((directory / "failure.json").read_text(encoding="utf-8"))
-            return _failed(failure, read_metrics(directory))
+            return _failed(read_json(directory / "failure.json"), read_metrics(directory))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"{directory}: damaged ({error!r})") from error
     raise UserError(f"{directory}: neither finished nor failed")
 
 
 def wandb_run_in_training(directory: Path) -> WandbRun:
-    """The W&B run of the network itself, before it has a result. Raises `UserError` where the directory has no config.yaml."""
-    try:
-        stored = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
-        study = stored.get("other", {}).get("study.name")
-        return _run(stored["identity"], directory.name, "erm", [], about={"study": study})
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise UserError(f"{directory}: damaged ({error!r})") from error
+    """The W&B run of the network itself, before it has a result. Raises `UserError` where `config.yaml` is damaged."""
+    settings, study = stored_identity(directory), stored_settings(directory).get("study.name")
+    return _run({"settings": settings, "run_id": directory.name, "study": study}, "erm")
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
@@ -72,13 +69,7 @@ def read_metrics(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
-def read_analyses(directory: Path) -> dict[str, dict[str, Any]]:
-    """What `analysis.json` says, by the weights that were analysed; nothing where there is no such file."""
-    path = directory / "analysis.json"
-    return dict(json.loads(path.read_text(encoding="utf-8"))["analyses"]) if path.exists() else {}
-
-
-def history_of(rows: Sequence[Mapping[str, Any]], method: str, batch_size: int) -> list[tuple[int, dict[str, float]]]:
+def history_of(rows: Sequence[Mapping[str, Any]], method: str, batch_size: int) -> History:
     """What a method's curve has, by training step. images_per_second is that since the evaluation before."""
     history = []
     before: Mapping[str, Any] | None = None
@@ -86,6 +77,7 @@ def history_of(rows: Sequence[Mapping[str, Any]], method: str, batch_size: int) 
         if row["method"] != method:
             continue
         values = {name: row[name] for name in (*ACCURACIES, "train_loss", "lr", "feature_sq_norm")}
+        values["val_loss"] = row.get("val_loss")  # which earlier runs do not have
         values |= _by_domain(row["domain_acc"])
         timed = before is not None and "train_seconds" in row and "train_seconds" in before
         if before is not None and timed and (seconds := row["train_seconds"] - before["train_seconds"]) > 0:
@@ -123,7 +115,6 @@ def _analysed(analyses: Mapping[str, Mapping[str, Any]], method: str) -> dict[st
 def _finished(
     result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], analyses: Mapping[str, Mapping[str, Any]]
 ) -> list[WandbRun]:
-    settings = result["settings"]
     runs = []
     for method in dict.fromkeys(row["method"] for row in result["results"]):
         selected = {row["selection"]: row for row in result["results"] if row["method"] == method}
@@ -135,25 +126,14 @@ def _finished(
         summary |= {name: result[name] for name in ("images_per_second", "seconds", "device")}
         summary |= _analysed(analyses, method)
         summary |= {"collapse": result["health"]["collapse"], "state": "finished", "failure": None}
-        history = history_of(rows, method, settings["batch_size"])
-        runs.append(_run(settings, result["run_id"], method, history, summary, {"study": result.get("study")}))
+        runs.append(_run(result, method, summary, history_of(rows, method, result["settings"]["batch_size"])))
     return runs
 
 
 def _failed(failure: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[WandbRun]:
-    settings = failure["settings"]
-    summary = {"state": "failed", "failure": failure["what"]}
-    return [
-        _run(
-            settings,
-            failure["run_id"],
-            method,
-            history_of(rows, method, settings["batch_size"]),
-            dict(summary),
-            {"study": failure.get("study")},
-        )
-        for method in dict.fromkeys(["erm", *(row["method"] for row in rows)])
-    ]
+    summary, batch_size = {"state": "failed", "failure": failure["what"]}, failure["settings"]["batch_size"]
+    methods = dict.fromkeys(["erm", *(row["method"] for row in rows)])
+    return [_run(failure, method, summary, history_of(rows, method, batch_size)) for method in methods]
 
 
 def _combination(result: Mapping[str, Any]) -> WandbRun:
@@ -163,30 +143,31 @@ def _combination(result: Mapping[str, Any]) -> WandbRun:
     summary |= _by_domain(row["domain_acc"])
     summary |= {f"member_mean/{name}": value for name, value in result["member_mean"].items()}
     if "trace" in result:
-        summary["members_kept"] = sum(taste["kept"] for taste in result["trace"])
+        summary["members_kept"] = sum(candidate["kept"] for candidate in result["trace"])
     summary |= {"seconds": result["seconds"], "device": result["device"], "state": "finished", "failure": None}
-    about = {"study": result.get("study"), "members": result["members"], "number_of_members": len(result["members"])}
+    about = {"members": result["members"], "number_of_members": len(result["members"])}
     about |= {name: value for name, value in how.items() if name != "method"}
     values = sorted(json.dumps(values, sort_keys=True) for values in result["member_values"].values())
-    return _run(result["settings"], result["run_id"], how["method"], [], summary, about, group_by=[how, values])
+    return _run(result, how["method"], summary, about=about, group_by=[how, values])
 
 
 def _run(
-    settings: Mapping[str, Any],
-    run_id: str,
+    source: Mapping[str, Any],
     method: str,
-    history: list[tuple[int, dict[str, float]]],
     summary: dict[str, Any] | None = None,
+    history: History | None = None,
     about: Mapping[str, Any] | None = None,
     group_by: Any = None,
 ) -> WandbRun:
+    """source: the settings, run_id and study of a result, or of what is none yet. about: what its config has besides."""
+    settings, run_id = source["settings"], source["run_id"]
     dataset, test_domain, backbone = settings["dataset.name"], settings["test_domain"], settings["backbone.name"]
     dropout = settings["dropout"]
     config = {"dataset": dataset, "test_domain": test_domain, "method": method, "run_id": run_id}
     config |= {column: settings[name] for column, name in SETTING_COLUMNS.items()}
-    told = {"dataset.name", "test_domain", *SETTING_COLUMNS.values()}
-    config |= {name.replace(".", "_"): value for name, value in settings.items() if name not in told}
-    config |= about or {}
+    named = {"dataset.name", "test_domain", *SETTING_COLUMNS.values()}
+    config |= {name.replace(".", "_"): value for name, value in settings.items() if name not in named}
+    config |= {"study": source.get("study")} | dict(about or {})
     shared = {name: value for name, value in settings.items() if name not in WITHIN_GROUP}
     group = hashlib.sha256(json.dumps([shared, group_by], sort_keys=True).encode()).hexdigest()[:6]
     shown_dropout = "" if dropout is None else f"-d{dropout:g}"
@@ -198,6 +179,6 @@ def _run(
         job_type=method,
         tags=[tag[:64] for tag in (dataset, test_domain, backbone, method)],
         config=config,
-        history=history,
+        history=history or [],
         summary=summary or {},
     )

@@ -1,4 +1,4 @@
-"""The variables of Weights & Biases in the environment: what W&B cannot read, and what would make several runs one."""
+"""The variables of Weights & Biases in the environment: what W&B cannot read, what would merge runs, and how long to wait."""
 
 import math
 import os
@@ -7,6 +7,9 @@ from collections.abc import Mapping
 
 from vld.config.errors import UserError
 from vld.machine.processes import safe_environment
+
+# How long W&B may take to open a run, unless WANDB_INIT_TIMEOUT says otherwise; to take what is left of it; and to confirm it.
+OPEN_SECONDS, FINISH_SECONDS, CONFIRM_SECONDS = 20.0, 40.0, 10.0
 
 MERGING = tuple(
     f"WANDB_{name}"
@@ -27,6 +30,15 @@ ANY_TEXT = {
     for name in ["API_KEY", "PROJECT", "ENTITY", "DIR", "NAME", "NOTES", "TAGS", "RUN_GROUP", "JOB_TYPE"]
 }
 MODES = ("online", "offline", "dryrun", "disabled")
+
+
+def open_seconds() -> float:
+    return float(os.environ.get("WANDB_INIT_TIMEOUT") or OPEN_SECONDS)
+
+
+def patience_seconds() -> float:
+    """The process is given up when it has said nothing for so long: it says something before everything that may take long."""
+    return max(open_seconds(), FINISH_SECONDS, CONFIRM_SECONDS) + 30
 
 
 def environment_of_uploads() -> dict[str, str]:

@@ -65,6 +65,7 @@ def build_workspace(entity: str, project: str, runs: Sequence[WandbRun]) -> "Wor
                     ("i.i.d. accuracy", "iid_acc", method),
                     ("o.o.d. accuracy", "ood_acc", method),
                     ("training loss", "train_loss", dropout),
+                    ("validation loss", "val_loss", dropout),
                     ("images/s", "images_per_second", None),
                 )
             ],

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vld.model.classifier import Classifier
+from vld.model.classifier import Classifier, Prediction
 
 # Standard deviation of the logits' dropout noise at the start. efficientnet_lite0 on PACS (sketch left out, 48 px, 400 steps,
 # dropout 0.9): at 1.1 it learns, at 1.6 hardly, at 2.3 it shrinks its representation until one class is predicted.
@@ -66,11 +66,12 @@ class Health:
         return None
 
 
-def measure(logits: Tensor, squared_norms: Tensor) -> Health:
-    """The health behind a prediction: logits [n, classes], squared_norms [n]."""
+def measure(prediction: Prediction, loss: Tensor) -> tuple[Health, float]:
+    """The health behind a prediction, and its `loss`, a number that may still be on the device: one transfer for all."""
+    logits = prediction.logits
     shares = torch.bincount(logits.argmax(1), minlength=logits.shape[1]).max() / len(logits)
-    norm, share = torch.stack([squared_norms.mean(), shares]).tolist()
-    return Health(norm, share)
+    norm, share, value = torch.stack([prediction.squared_norms.mean(), shares, loss]).tolist()
+    return Health(norm, share), value
 
 
 class CollapseWatch:

@@ -1,13 +1,16 @@
 """Accuracies in and out of distribution, and the choice of the evaluation step that stands for a run."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from statistics import fmean
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
+from vld.data.domains import left_out
 from vld.data.images import Dataset
 from vld.data.split import held_out_count, split_indices
 from vld.data.views import EvaluationViews
@@ -63,10 +66,11 @@ def evaluation_set(
     proportions: a fixed random choice, since the split has shuffled them. resident: as in `EvaluationViews`.
     """
     views, rows, labels, parts = [], [], [], []
+    outside = left_out(test_domain, [domain.name for domain in dataset.domains])
     start = 0
     for index, domain in enumerate(dataset.domains):
         in_indices, out_indices = split_indices(len(domain.labels), index, split_seed)
-        wanted = [(OUT, out_indices)] if domain.name != test_domain else [(IN, in_indices), (OUT, out_indices)]
+        wanted = [(IN, in_indices), (OUT, out_indices)] if domain.name in outside else [(OUT, out_indices)]
         for part, indices in wanted:
             chosen = torch.from_numpy(indices[: _limited(len(indices), part, limit)])
             views.append(domain.evaluation)
@@ -84,7 +88,7 @@ def evaluation_images(sizes: Mapping[str, int], test_domain: str, limit: int | N
     for domain, n in sizes.items():
         held_out = held_out_count(n)
         images += _limited(held_out, OUT, limit)
-        if domain == test_domain:
+        if domain in left_out(test_domain, sizes):
             images += _limited(n - held_out, IN, limit)
     return images
 
@@ -144,16 +148,22 @@ class Count:
 
 @dataclass(frozen=True)
 class Scores:
-    """Correct images per domain and part, and the accuracies that the study derives from them."""
+    """Correct images per domain and part, and the accuracies that the study derives from them.
+
+    Of several domains left out at once, each o.o.d. accuracy is the unweighted mean of theirs.
+    """
 
     test_domain: str
     counts: dict[tuple[str, str], Count]
 
     @property
+    def left_out(self) -> tuple[str, ...]:
+        return left_out(self.test_domain, {domain for domain, _ in self.counts})
+
+    @property
     def iid(self) -> Fraction:
         """Unweighted mean, over the training domains, of the accuracy on their *out* part: exact, so that ties are ties."""
-        held_out = [count for (domain, _), count in self.counts.items() if domain != self.test_domain]
-        return sum((Fraction(count.correct, count.images) for count in held_out), Fraction()) / len(held_out)
+        return mean_accuracy(count for (domain, _), count in self.counts.items() if domain not in self.left_out)
 
     @property
     def iid_acc(self) -> float:
@@ -162,15 +172,19 @@ class Scores:
     @property
     def ood_acc(self) -> float:
         """Accuracy on the whole of the left-out domain, the headline."""
-        return (self.counts[self.test_domain, IN] + self.counts[self.test_domain, OUT]).accuracy
+        return fmean(self.ood_by_domain.values())
+
+    @property
+    def ood_by_domain(self) -> dict[str, float]:
+        return {domain: (self.counts[domain, IN] + self.counts[domain, OUT]).accuracy for domain in self.left_out}
 
     @property
     def ood_in_acc(self) -> float:
-        return self.counts[self.test_domain, IN].accuracy
+        return fmean(self.counts[domain, IN].accuracy for domain in self.left_out)
 
     @property
     def ood_out_acc(self) -> float:
-        return self.counts[self.test_domain, OUT].accuracy
+        return fmean(self.counts[domain, OUT].accuracy for domain in self.left_out)
 
     @property
     def domain_acc(self) -> dict[str, dict[str, float | None]]:
@@ -179,6 +193,12 @@ class Scores:
         for (domain, part), count in self.counts.items():
             table.setdefault(domain, {IN: None, OUT: None})[part] = count.accuracy
         return table
+
+
+def mean_accuracy(counts: Iterable[Count]) -> Fraction:
+    """Their unweighted mean accuracy, exact."""
+    accuracies = [Fraction(count.correct, count.images) for count in counts]
+    return sum(accuracies, Fraction()) / len(accuracies)
 
 
 def score(logits: Tensor, evaluation: EvaluationLabels) -> Scores:
@@ -194,6 +214,13 @@ def score(logits: Tensor, evaluation: EvaluationLabels) -> Scores:
     )
 
 
+def validation_loss(logits: Tensor, evaluation: EvaluationLabels) -> Tensor:
+    """Mean cross entropy on the *out* parts of the training domains, pooled; float32, on the device."""
+    held_out = [slice(part.start, part.stop) for part in evaluation.parts if part.domain != evaluation.test_domain]
+    labels = torch.cat([evaluation.labels[part] for part in held_out])
+    return cross_entropy(torch.cat([logits[part] for part in held_out]), labels)
+
+
 def select(scores: Sequence[tuple[int, Scores]], selection: str) -> int:
     """The evaluation step that stands for a run, of its (step, scores) in order. Of equal steps, the earliest.
 
@@ -204,7 +231,7 @@ def select(scores: Sequence[tuple[int, Scores]], selection: str) -> int:
         return scores[-1][0]
     keys: dict[str, Callable[[Scores], Fraction]] = {
         "iid": lambda s: s.iid,
-        "oracle_step": lambda s: Fraction(s.counts[s.test_domain, OUT].correct),
+        "oracle_step": lambda s: mean_accuracy(s.counts[domain, OUT] for domain in s.left_out),
     }
     best = keys[selection]
     return max(scores, key=lambda entry: (best(entry[1]), -entry[0]))[0]

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -12,15 +12,15 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from vld.config.settings import AveragingConfig, EnsembleConfig, OptimConfig
+from vld.config.settings import AveragingConfig, EnsembleConfig, OptimConfig, SwadConfig
 from vld.data.batches import TrainingBatches
 from vld.machine.seeds import BACKBONE, DROPOUT, MIXOUT, derived_seed, torch_generator
-from vld.model.classifier import Classifier
+from vld.model.classifier import Classifier, Prediction
 from vld.model.dropout import dropout_rate
 from vld.model.mixout import Mixout
 from vld.training.collapse import Health, measure
-from vld.training.evaluation import EvaluationSet, Scores, predict, score
-from vld.training.methods import ENSEMBLE, ERM, METHODS_ALONG, WEIGHT_AVERAGING, Schedule
+from vld.training.evaluation import EvaluationSet, Scores, predict, score, validation_loss
+from vld.training.methods import ENSEMBLE, ERM, METHODS_ALONG, SWAD, WEIGHT_AVERAGING, Method, Schedule
 
 
 class TrainingFailed(Exception):  # noqa: N818  (an outcome of a run, which goes on record as such)
@@ -32,8 +32,9 @@ class Evaluation:
     """What is known after `step` updates.
 
     scores, logits: per method that has begun; logits are float32 [evaluation images, classes]. models: the networks of the
-    methods that are one; they go on changing. train_loss: mean since the evaluation before, None at step 0. lr: the rate in
-    force at this step. seconds: since training began, evaluations included; train_seconds without them.
+    methods that are one; they go on changing. train_loss: mean since the evaluation before, None at step 0. val_loss: of the
+    plain network (`validation_loss`). lr: the rate in force at this step. seconds: since training began, evaluations included;
+    train_seconds without them.
     """
 
     step: int
@@ -42,6 +43,7 @@ class Evaluation:
     models: dict[str, Classifier]
     health: Health
     train_loss: float | None
+    val_loss: float
     lr: float
     seconds: float
     train_seconds: float
@@ -62,6 +64,7 @@ class Trajectory:
         eval_every: int,
         averaging: AveragingConfig,
         ensemble: EnsembleConfig,
+        swad: SwadConfig | None = None,
         dropout_schedule: str = "constant",
         mixout: Mixout | None = None,
         warm_start: int = 0,
@@ -71,8 +74,10 @@ class Trajectory:
         self.step = 0
         self.model = model
         self.optimizer = make_optimizer(model, optim)
-        schedule = Schedule(optim.steps, eval_every, averaging, ensemble)
-        self.methods = {name: method(model, schedule) for name, method in METHODS_ALONG.items()}
+        swad = swad or SwadConfig()
+        schedule = Schedule(optim.steps, eval_every, averaging, ensemble, swad)
+        along = {name: method for name, method in METHODS_ALONG.items() if name != SWAD or swad.enabled}
+        self.methods = {name: method(model, schedule) for name, method in along.items()}
         self.losses: list[Tensor] = []
         """Of the steps since the last evaluation."""
         self.clock = Clock()
@@ -145,24 +150,31 @@ def train(
                 torch.cuda.synchronize(batches.device)
             train_seconds = clock.train_seconds()
             with clock.aside():
-                asked = methods if evaluated else {ERM: methods[ERM]}
-                models = {name: method.model for name, method in asked.items() if method.model is not None}
-                predictions = dict(zip(models, predict(list(models.values()), images, check), strict=True))
-                logits = {name: prediction.logits for name, prediction in predictions.items()}
-                for method in wanting:
-                    method.add(logits[ERM])
+                predictions = predicted(methods if evaluated else {ERM: methods[ERM]}, images, check)
                 if evaluated:
                     train_loss = mean_loss(losses, step)
-                    losses.clear()
                     check_weights(model, step)
+                    loss = validation_loss(predictions[ERM].logits, images)
+                    health, val_loss = measure(predictions[ERM], loss)
+                    for method in methods.values():
+                        method.evaluated(step, val_loss)
+                    # Of the methods that chose by that loss; what is changed above does not mind an interruption here.
+                    without = {name: method for name, method in methods.items() if name not in predictions}
+                    predictions |= predicted(without, images, check)
+                    losses.clear()
+                for method in wanting:
+                    method.add(predictions[ERM].logits)
+                if evaluated:
+                    logits = {name: prediction.logits for name, prediction in predictions.items()}
                     logits |= {name: its for name, method in methods.items() if (its := method.logits) is not None}
                     yield Evaluation(
                         step=step,
                         scores={name: score(values, images) for name, values in logits.items()},
                         logits=logits,
-                        models=models,
-                        health=measure(logits[ERM], predictions[ERM].squared_norms),
+                        models={name: network for name, method in methods.items() if (network := method.model)},
+                        health=health,
                         train_loss=train_loss,
+                        val_loss=val_loss,
                         lr=learning_rate(optim, step),
                         seconds=clock.seconds(),
                         train_seconds=train_seconds,
@@ -175,6 +187,12 @@ def train(
             method.after_step(step + 1)
         if batches.device.type == "cpu":  # free there; on a GPU the loss is looked at when it is evaluated
             check_finite(losses[-1].item(), step + 1)
+
+
+def predicted(methods: Mapping[str, Method], images: EvaluationSet, check: Callable[[], None]) -> dict[str, Prediction]:
+    """What the networks of these methods say of the images, in one pass."""
+    models = {name: method.model for name, method in methods.items() if method.model is not None}
+    return dict(zip(models, predict(list(models.values()), images, check), strict=True)) if models else {}
 
 
 def update(trajectory: Trajectory, inputs: Tensor, labels: Tensor, seed: int, step: int) -> Tensor:

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from vld.data.augment import CROP_RATIO, CROP_SCALE, FLIP_PROBABILITY, GRAYSCALE_PROBABILITY, JITTER
+from vld.data.domains import left_out
 from vld.data.folder import DatasetFiles
 from vld.data.split import split_indices
 from vld.model.classifier import Classifier
@@ -82,11 +83,11 @@ def chosen_files(
     chosen = []
     for index, domain in enumerate(files.domains):
         in_indices, out_indices = split_indices(len(domain.files), index, split_seed)
-        left_out = domain.name == test_domain
-        if left_out and part == IN:
+        outside = domain.name in left_out(test_domain, files.domain_names)
+        if outside and part == IN:
             continue
         wanted: NDArray[np.int64] = in_indices if part == IN else out_indices
-        if left_out:
+        if outside:
             wanted = np.arange(len(domain.files))
         chosen.append(([domain.files[i] for i in wanted], [domain.labels[i] for i in wanted]))
     return chosen

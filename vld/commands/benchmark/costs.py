@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 from vld.config.errors import UserError
-from vld.config.names import ACCURACIES, METHODS, SELECTIONS
+from vld.config.names import ACCURACIES, SELECTIONS
 from vld.config.options import flat_settings
-from vld.config.settings import Config, WandbConfig
+from vld.config.settings import Config, WandbConfig, accumulated
 from vld.machine.atomic import write_json
 from vld.runs.checkpoint import write_checkpoint
 from vld.runs.identity import run_id
@@ -42,7 +42,7 @@ def time_wandb(config: Config) -> dict[str, float]:
         | dict.fromkeys(ACCURACIES, 0.8)
         | {"domain_acc": domain_acc}
         for step in range(0, WANDB_STEPS + 1, config.eval_every)
-        for method in METHODS
+        for method in accumulated(config)
     ]
     settings = flat_settings(config) | {"test_domain": "x"}
     with tempfile.TemporaryDirectory() as folder:
@@ -51,7 +51,7 @@ def time_wandb(config: Config) -> dict[str, float]:
         (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         selected = [
             {"method": method, "selection": selection, "step": 0} | dict.fromkeys(ACCURACIES, 0.8)
-            for method in METHODS
+            for method in accumulated(config)
             for selection in SELECTIONS
         ]
         result = {"run_id": run_dir.name, "settings": settings, "results": selected, "health": {"collapse": None}}
@@ -63,7 +63,7 @@ def time_wandb(config: Config) -> dict[str, float]:
         publisher.started(run_dir)
         publisher.ended(run_dir)
         asked = time.perf_counter()
-        publisher.close()
+        publisher.finish()
         closed = time.perf_counter()
         if publisher.not_uploaded:
             raise UserError(f"wandb: {next(iter(publisher.not_uploaded.values()))}")

@@ -26,8 +26,7 @@ from vld.commands.benchmark.on_gpu import dearest_kernels, device_and_host_secon
 from vld.commands.benchmark.sharing import images_per_second_beside
 from vld.commands.benchmark.show import show
 from vld.commands.benchmark.startup import seconds_to_first_step
-from vld.config.names import METHODS
-from vld.config.settings import AveragingConfig, Config, EnsembleConfig
+from vld.config.settings import AveragingConfig, Config, EnsembleConfig, accumulated
 from vld.machine.device import MemoryBudget, describe, set_up
 from vld.machine.terminal import Terminal
 from vld.model.classifier import Classifier
@@ -205,7 +204,7 @@ class Measured:
         images, full_step = len(self.images.images), self.seconds["full step"]
         our_run = experiment.steps * full_step + experiment.evaluations * 2 * images / rate
         usual_run = experiment.steps * self.seconds["conventional step"]
-        usual_run += experiment.evaluations * len(METHODS) * images / usual_rate
+        usual_run += experiment.evaluations * len(accumulated(self.config)) * images / usual_rate
         kept = partial(bytes_kept, self.config.keep, self.ours.model)
         self.figures.add(
             paper_run_steps=experiment.steps,

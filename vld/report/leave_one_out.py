@@ -1,0 +1,51 @@
+"""Hyper-parameters chosen by leave-one-domain-out validation, DomainBed's second selection, instead of by i.i.d. accuracy.
+
+A pair of learning rate and weight decay is tested on one domain, d, and chosen by the mean, over all other domains e, of the
+accuracy on e of the run that leaves out both d and e.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from vld.report.grid import PAIR, REPEAT, Array, Grid, tuples
+from vld.report.series import Series
+
+LEAVE_ONE_OUT = "leave_one_out"
+
+
+def leaves_one_out(frame: pd.DataFrame, results: pd.DataFrame) -> pd.Series:
+    """Of each row, whether it is of a run that leaves out one domain rather than several at once."""
+    domains = set(results.domains.explode())  # which may have a + in their names
+    return ~frame.test_domain.astype(str).str.contains("+", regex=False) | frame.test_domain.isin(domains)
+
+
+def chosen_by_validation(series: Sequence[Series], leaving_two_out: pd.DataFrame) -> list[Series]:
+    """The same series, but for combinations, with the validation accuracy of each pair."""
+    found = []
+    for one in series:
+        its = leaving_two_out[
+            (leaving_two_out.condition == one.condition)
+            & (leaving_two_out.method == one.method)
+            & (leaving_two_out.selection == one.selection)
+        ]
+        found.append(one if one.combined else replace(one, grid=_validated(one.grid, its)))
+    return found
+
+
+def _validated(grid: Grid, leaving_two_out: pd.DataFrame) -> Grid:
+    """NaN where a run that the validation needs is missing."""
+    accuracy = {}
+    for by_domain, *values in tuples(leaving_two_out[["ood_by_domain", *PAIR, *REPEAT]]):
+        for tested, validated in itertools.permutations(by_domain, 2):
+            accuracy[tested, validated, *values] = by_domain[validated]
+    validation: Array = np.full(grid.ood_acc.shape, np.nan)
+    for d, p, r in np.ndindex(*validation.shape):
+        tested, values = grid.test_domains[d], (*grid.pairs[p], *grid.repeats[r])
+        others = [domain for domain in grid.test_domains if domain != tested]
+        if others:
+            validation[d, p, r] = np.mean([accuracy.get((tested, other, *values), np.nan) for other in others])
+    return replace(grid, validation_acc=validation)
