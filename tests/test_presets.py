@@ -25,6 +25,14 @@ def test_preset_composes(path: Path) -> None:
     assert getattr(config, group).name == ("mine" if extra else preset)
 
 
+def test_options_win_over_a_recipe_s() -> None:
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        words = ["recipe=high_rate_mixout", "optim=sgd", "optim.steps=7", "mixout=0.5"]
+        config = typed_config(compose("train", overrides=words), Config)
+    assert (config.optim.name, config.optim.steps, config.mixout) == ("sgd", 7, 0.5)
+    assert (config.optim.lr, config.dropout) == (3e-5, 0)
+
+
 def test_adam_trains(small_glyphs: Path, tmp_path: Path) -> None:
     """Networks of all presets are trained in test_model.py and test_architectures.py, methods and SGD by most tests."""
     done = train(*SMALL, *TINY_NETWORK, "optim=adam", f"data_dir={small_glyphs}", f"output_dir={tmp_path}")

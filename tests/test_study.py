@@ -1,5 +1,6 @@
 """Studies: their grids are the protocol's, they are checked and counted before the first job, and told from run directories."""
 
+import itertools
 import json
 import os
 import re
@@ -209,6 +210,7 @@ def test_rivals_on_a_cpu_differ_in_their_part_alone_and_come_a_seed_after_anothe
     assert len({(run.test_domain, run.config.recipe.name, run.config.dropout) for run in seed}) == 32
     parts = {run.config.recipe.name: (run.config.mixout, run.config.warm_start) for run in runs}
     assert parts == {"erm": (0, 0), "mixout_05": (0.5, 0), "mixout_08": (0.8, 0), "warm_start_100": (0, 100)}
+    assert all(run.config.swad.enabled for run in runs)
     equal = {"mixout": 0.0, "mixout_kind": "filter", "warm_start": 0, "recipe.name": None}
     without = [with_values(run.config, equal | {"study.name": None, "study.shares": []}) for run in runs]
     rates = [config for config in without if config.optim.lr == 3e-4]
@@ -217,6 +219,15 @@ def test_rivals_on_a_cpu_differ_in_their_part_alone_and_come_a_seed_after_anothe
     [(steps, milestones)] = {(c.optim.steps, tuple(c.optim.milestones)) for c in without}
     assert (steps, milestones) == (1_000, (500,))
     assert all(with_values(config, same) == with_values(without[0], same) for config in without)
+
+
+def test_rivals_are_crossed_with_dropout() -> None:
+    runs = planned_runs(jobs("rivals", "seed=0", "test_domain=0"))
+    assert len({run.key for run in runs}) == len(runs)
+    assert all(run.config.swad.enabled == (run.config.recipe.name == "swad") for run in runs)
+    recipes = {run.config.recipe.name for run in runs}
+    assert {(run.config.recipe.name, run.config.dropout) for run in runs} == set(itertools.product(recipes, (0.0, 0.9)))
+    assert {"paper", "swad", "erm_plus_plus", "high_rate_mixout", "lp_ft"} <= recipes
 
 
 @pytest.mark.parametrize("study", STUDIES)

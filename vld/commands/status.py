@@ -86,9 +86,10 @@ def summary(progress: Sequence[Progress], name: str) -> str:
 
 def described(one: Progress) -> str:
     config = one.wanted.config
+    recipe = f" {config.recipe.name}" if config.recipe.name else ""
     line = (
-        f"{config.dataset.name}/{one.wanted.test_domain} {config.backbone.name} dropout {config.dropout:g} lr {config.optim.lr:g}"
-        f" wd {config.optim.weight_decay:g} seed {config.seed}"
+        f"{config.dataset.name}/{one.wanted.test_domain} {config.backbone.name}{recipe} dropout {config.dropout:g}"
+        f" lr {config.optim.lr:g} wd {config.optim.weight_decay:g} seed {config.seed}"
     )
     if one.step is not None:
         line += f", step {one.step} of {config.optim.steps}"

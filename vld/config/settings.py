@@ -66,8 +66,15 @@ class BackboneConfig:
         None, "published weights: a torchvision weights name, or a package", identity=NEVER
     )  # the weights themselves are part of the identity, wherever they come from
     weights: str | None = option(
-        None, "null: the published ones; a state_dict file; none: random values, nothing frozen", identity=NEVER
+        None,
+        "null: the published ones; a state_dict file; a run directory (its last step); none: random values, nothing frozen",
+        identity=NEVER,
     )
+    last_layer: str = choice(
+        "auto|given|new",
+        "its start: given (that of backbone.weights), new (from head_seed); auto: given where a run of vld kept the weights",
+        identity=NEVER,
+    )  # the weights' fingerprint tells
     mean: list[float] = option(
         [0.485, 0.456, 0.406], "mean of the images that it was trained on, by channel", must.MEAN
     )

@@ -13,8 +13,10 @@ from vld.config.settings import BackboneConfig
 
 # Where torchvision's and timm's classifiers have their last layer: left out, since ours takes its place.
 CLASSIFIER_NAMES = ("fc", "classifier", "head", "heads")
+LAST_LAYER = "last_layer"
+"""What ours is called among weights that it is to start with."""
 # What weights files have beyond the network: classifiers and the auxiliary heads of googlenet, inception_v3 and distilled ViTs.
-BEYOND = (*CLASSIFIER_NAMES, "head_dist", "aux1", "aux2", "AuxLogits")
+BEYOND = (*CLASSIFIER_NAMES, LAST_LAYER, "head_dist", "aux1", "aux2", "AuxLogits")
 
 # Names in published files of torchvision's ViTs and DenseNets, and what they have become.
 OLD_NAMES = (

@@ -11,7 +11,7 @@ from vld.config.settings import BackboneConfig
 from vld.model.backbones import build_backbone
 from vld.model.dropout import place_dropout
 from vld.model.linear import tuned
-from vld.model.weights import load_into
+from vld.model.weights import load_into, load_last_layer
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,8 @@ def build_classifier(
     image_size: int = 224,
     autocast: bool = False,
 ) -> Classifier:
-    """The classifier at step 0: backbone weights as loaded, or from `seed` where they are None; the head from `head_seed`.
+    """The classifier at step 0: backbone weights as loaded, or from `seed` where they are None; the head from
+    `head_seed`, unless the weights bring theirs.
 
     image_size: of a network that is made for one. Raises `UserError` for an architecture that the library does not have or
     that settings do not suit, and for weights that do not fit it.
@@ -157,13 +158,15 @@ def build_classifier(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone, features = build_backbone(settings, image_size)
+    head = seeded_linear(features, classes, head_seed)
     if backbone_weights is not None:
         load_into(backbone, backbone_weights, settings, image_size)
+        load_last_layer(head, backbone_weights, settings)
     place_dropout(backbone, settings)
     backbone = tuned(backbone, settings, features)
     return Classifier(
         backbone.to(memory_format=torch.channels_last),
-        seeded_linear(features, classes, head_seed),
+        head,
         settings,
         dropout=dropout,
         pretrained=backbone_weights is not None,

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from vld.config.errors import UserError, first_line
 from vld.config.settings import BackboneConfig
-from vld.model.backbones import BEYOND, check_timm_has, current_name, trained_image_size
+from vld.model.backbones import (
+    BEYOND,
+    CLASSIFIER_NAMES,
+    LAST_LAYER,
+    check_timm_has,
+    current_name,
+    trained_image_size,
+)
 
 PARTS = ("state_dict", "model_state_dict", "model_dict", "model_state", "model", "net", "network", "backbone")
 """Keys under which training programs save a network's tensors."""
@@ -21,15 +28,24 @@ WRAPPERS = re.compile(r"((model|backbone|network|net|featurizer|feature_extracto
 """Attributes of classes around a network, as they stand before the names of its tensors."""
 
 
+KEPT_BY_RUNS = "erm-last"
+"""Which of a run directory's weights another run starts from; of others it is given the file."""
+
+
 def load_backbone_weights(settings: BackboneConfig) -> dict[str, Tensor] | None:
-    """The tensors that `backbone.weights` names, or None for random initial values.
+    """The tensors that `backbone.weights` names, those of a last layer to start with under `LAST_LAYER`; or None for random
+    initial values.
 
     Raises `UserError` where the file, the package or the download is not to be had.
     """
     if settings.weights == "none":
         return None
     if settings.weights is not None:
-        return _read_state_dict(Path(settings.weights))
+        return _with_last_layer(_read_state_dict(Path(settings.weights)), settings)
+    if settings.last_layer == "given":
+        raise UserError(
+            "backbone.last_layer=given: published weights come without; needs backbone.weights=<run directory or file>"
+        )
     if settings.published is None:
         raise UserError(
             f"backbone.weights=null: {settings.name} has no published weights; use a file, or none for random initial values"
@@ -88,16 +104,52 @@ def _packaged_lite0(settings: BackboneConfig) -> dict[str, Tensor]:
     return dict(zip(names, packaged.values(), strict=True))
 
 
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
+def _with_last_layer(weights: dict[str, Tensor], settings: BackboneConfig) -> dict[str, Tensor]:
+    """The same, the last layer renamed where the run is to start with it: then the fingerprint is another, too.
+
+    Raises `UserError` where a file is to have one and has none.
+    """
+    of_a_run = "head.weight" in weights and any(name.startswith("backbone.") for name in weights)
+    if settings.last_layer == "new" or (settings.last_layer == "auto" and not of_a_run):
+        return weights
+    linear = [name.removesuffix(".weight") for name, value in weights.items() if value.ndim == 2]
+    found = [name for name in linear if f"{name}.bias" in weights and {*name.split(".")} & {*CLASSIFIER_NAMES}]
+    if not found:
         raise UserError(
-            f"backbone.weights={path}: no such file; give a state_dict file, null (published) or none (random)"
+            f"backbone.weights={settings.weights}: has no last layer (named {', '.join(CLASSIFIER_NAMES)}) with a bias;"
+            " set backbone.last_layer=new"
+        )
+    own = {f"{found[-1]}.{part}": f"{LAST_LAYER}.{part}" for part in ("weight", "bias")}
+    return {own.get(name, name): value for name, value in weights.items()}
+
+
+def load_last_layer(layer: nn.Linear, weights: Mapping[str, Tensor], settings: BackboneConfig) -> None:
+    """Start it with that of the weights, if they bring one. Raises `UserError` for one of other classes or another width."""
+    if (weight := weights.get(f"{LAST_LAYER}.weight")) is None:
+        return
+    if weight.shape != layer.weight.shape:
+        theirs, ours = (
+            f"{classes} classes of {width} features" for classes, width in (weight.shape, layer.weight.shape)
+        )
+        raise UserError(
+            f"backbone.weights={settings.weights}: its last layer is for {theirs}, not {ours};"
+            " backbone.last_layer=new starts with one of its own"
+        )
+    layer.load_state_dict({part: weights[f"{LAST_LAYER}.{part}"] for part in ("weight", "bias")})
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    file = path / f"{KEPT_BY_RUNS}.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        what = f"holds no {file.name}, as a run does that kept {KEPT_BY_RUNS}" if path.is_dir() else "no such file"
+        raise UserError(
+            f"backbone.weights={path}: {what}; give a state_dict file, a run directory, null (published) or none (random)"
         )
     try:
         loaded = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
+            load_file(file)
+            if file.suffix == ".safetensors"
+            else torch.load(file, map_location="cpu", weights_only=True)
         )
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise UserError(f"backbone.weights={path}: not a readable state_dict file ({first_line(error)})") from error

@@ -17,6 +17,7 @@ from vld.machine.device import resolve_device, resolve_precision
 from vld.model.classifier import Classifier, build_classifier
 from vld.model.mixout import masked_weights
 from vld.model.weights import load_backbone_weights
+from vld.runs.start import check_start
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def inputs_key(config: Config) -> str:
     """Equal for settings that need the same from outside, which then is checked once."""
     parts = (
         *(config.dataset, config.data_dir, config.output_dir, config.backbone),
-        *(config.device, config.precision, config.test_domain),
+        *(config.device, config.precision, config.test_domain, config.split_seed),
         *(bool(config.mixout), config.mixout_kind),
         config.image_size,  # which weights may not fit
     )
@@ -59,9 +60,9 @@ def check_inputs(config: Config, *, here: bool = True) -> Inputs:
     test_domains = resolve_test_domains(config.test_domain, files.domain_names if files else GLYPHS)
     warnings = check_content(files, config.dataset.verify) if files else []
     weights = load_backbone_weights(config.backbone)
-    network = initial_classifier(
-        config, weights, precision, classes=2
-    )  # do the weights fit? Any number of classes tells
+    classes = files.classes if files else glyphs.CLASSES
+    check_start(config, weights, classes, test_domains)
+    network = initial_classifier(config, weights, precision, len(classes))  # do the weights fit?
     if config.mixout:
         masked_weights(network.backbone, config.mixout_kind)
     files = files or _listed(config, root, draw=True)

@@ -39,7 +39,8 @@ def planned_runs(jobs: Iterable[Job]) -> list[PlannedRun]:
         for config in [member for _, member in member_configs(job.config)] if combined else [job.config]:
             for test_domain in left_out_domains(config):
                 wanted = PlannedRun(config, test_domain, job.overrides)
-                another = (wanted.key, config.backbone.weights, config.precision, config.output_dir)
+                content = (config.backbone.weights, config.backbone.last_layer, config.precision)
+                another = (wanted.key, *content, config.output_dir)
                 runs.setdefault(repr(another), wanted)
     return list(runs.values())
 

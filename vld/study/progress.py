@@ -63,18 +63,18 @@ def _may_be(config: Config, settings: Mapping[str, Any], fingerprints: Mapping[s
         return False
     if config.precision not in ("auto", settings.get(PRECISION)) or (weights == "none") != (there == RANDOM_WEIGHTS):
         return False
-    return weights in (None, "none") or _fingerprint(str(weights)) in (None, there)
+    return weights in (None, "none") or _fingerprint(str(weights), config.backbone.last_layer) in (None, there)
 
 
 @cache
-def _fingerprint(weights: str) -> str | None:
+def _fingerprint(weights: str, last_layer: str) -> str | None:
     """Of a weights file; None where this machine does not have it."""
-    if not Path(weights).is_file():
+    if not Path(weights).exists():
         return None
     from vld.model.weights import load_backbone_weights  # needs torch, which most who look at runs can do without
 
     try:
-        return weights_fingerprint(load_backbone_weights(BackboneConfig(weights=weights)))
+        return weights_fingerprint(load_backbone_weights(BackboneConfig(weights=weights, last_layer=last_layer)))
     except UserError:
         return None
 
