@@ -16,7 +16,7 @@ import numpy as np
 from commands import REPOSITORY
 from hydra import initialize_config_dir
 
-from vld.config.names import METHODS, SELECTIONS
+from vld.config.names import SELECTIONS
 from vld.runs.identity import run_id, run_identity
 from vld.study.jobs import Job, jobs_of, study_axes
 from vld.study.planned import PlannedRun, domain_names, planned_runs
@@ -26,6 +26,8 @@ from vld.training.connectivity import WEIGHTS as WEIGHTS_ALONG
 FINGERPRINT = {"vlcs": "aa" * 32, "pacs": "bb" * 32, "office_home": "cc" * 32, "terra_incognita": "dd" * 32}
 WEIGHTS = "ee" * 32
 STEPS = (0, 300, 3000, 6000, 10000)
+GAIN = {"erm": (0, 0), "weight_averaging": (0.2, 0.6), "ensemble": (0.3, 0.8)}
+"""Of each method that every run has, over ERM."""
 # Where accuracies lie, in percent: of a dataset, i.i.d. and o.o.d. without dropout.
 LEVEL = {
     "vlcs": (87, 78),
@@ -49,7 +51,7 @@ def plausible(settings: dict[str, Any], method: str, selection: str) -> tuple[fl
         0, (0.3, 0.6)
     )
     domain = np.random.default_rng(len(settings["test_domain"])).normal(0, (1.0, 6.0))
-    gain = {"erm": (0, 0), "weight_averaging": (0.2, 0.6), "ensemble": (0.3, 0.8)}[method]
+    gain = GAIN[method]
     with_dropout = {0: (0, 0), 0.5: (0.3, 1.0), 0.9: (0.1, 2.0), 0.95: (-0.4, 1.6)}.get(rate, (0, 0))
     later = {"iid": 0.0, "last": -0.2, "oracle_step": -0.1}[selection]
     scale = 1.0 if rate == 0 else 0.3
@@ -132,7 +134,7 @@ def write_run(
         (folder / "failure.json").write_text(json.dumps(about))
         return folder
     results, lines = [], []
-    for method in METHODS:
+    for method in GAIN:
         for selection in SELECTIONS:
             iid, ood = accuracies(settings, method, selection)
             row = {"method": method, "selection": selection, "step": 10_000, "iid_acc": iid, "ood_acc": ood}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vld.config.errors import UserError
-from vld.config.settings import BackboneConfig
+from vld.config.settings import BackboneConfig, Config
 from vld.model.backbones import build_backbone
 from vld.model.classifier import Classifier, build_classifier
 from vld.model.weights import load_backbone_weights
@@ -47,8 +47,7 @@ def settings(name: str, library: str = "torchvision", **changes: Any) -> Backbon
 
 
 def build(chosen: BackboneConfig, weights: dict[str, Tensor] | None = None, image_size: int = 32) -> Classifier:
-    arguments: dict[str, Any] = {"classes": 3, "dropout": 0.5, "head_seed": 0, "seed": 0}
-    return build_classifier(chosen, weights, image_size=image_size, **arguments)
+    return build_classifier(Config(backbone=chosen, image_size=image_size, dropout=0.5), weights, classes=3)
 
 
 def images(n: int = 4, size: int = 32) -> Tensor:

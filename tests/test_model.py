@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vld.config.errors import UserError
-from vld.config.settings import BackboneConfig
+from vld.config.settings import BackboneConfig, Config
 from vld.model.classifier import Classifier, build_classifier, inverted_dropout, seeded_linear
 from vld.model.weights import load_backbone_weights
 
@@ -39,11 +39,9 @@ def preset(name: str, **changes: Any) -> BackboneConfig:
 
 
 def build(settings: BackboneConfig, weights: dict[str, Tensor] | None = None, **changes: Any) -> Classifier:
-    return build_classifier(
-        settings,
-        weights,
-        **{"image_size": 64, "classes": 3, "dropout": 0.5, "head_seed": 0, "seed": 0, "autocast": False, **changes},
-    )
+    classes = changes.pop("classes", 3)
+    config = Config(backbone=settings, **{"image_size": 64, "dropout": 0.5, **changes})
+    return build_classifier(config, weights, classes=classes)
 
 
 def statistics(model: nn.Module) -> dict[str, Tensor]:

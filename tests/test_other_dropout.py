@@ -12,7 +12,7 @@ from tiny import settings as optim
 from torch import Tensor, nn
 
 from vld.config.errors import UserError
-from vld.config.settings import AveragingConfig, BackboneConfig, EnsembleConfig
+from vld.config.settings import AveragingConfig, BackboneConfig, Config, EnsembleConfig
 from vld.model.classifier import Classifier, build_classifier
 from vld.model.dropout import StageDropout, dropout_rate, stages_of
 from vld.runs import load_model
@@ -29,8 +29,8 @@ def settings(name: str = "resnet18", library: str = "torchvision", **changes: An
 
 
 def build(chosen: BackboneConfig, weights: dict[str, Tensor] | None = None, **changes: Any) -> Classifier:
-    arguments = {"image_size": SIZE, "classes": 3, "dropout": 0.5, "head_seed": 0, "seed": 0, **changes}
-    return build_classifier(chosen, weights, **arguments)
+    config = Config(backbone=chosen, **{"image_size": SIZE, "dropout": 0.5, **changes})
+    return build_classifier(config, weights, classes=3)
 
 
 def images(n: int = 4) -> Tensor:
@@ -135,7 +135,7 @@ def test_one_rate_is_of_every_stage() -> None:
 def test_what_cannot_be_is_refused_in_one_line() -> None:
     refused = {
         "resnet18 has 4 stages; give one rate for each": settings(stage_dropout=[0.1, 0.2]),
-        "not known for regnet_y_400mf": settings("regnet_y_400mf", stage_dropout=[0.1]),
+        "the stages of regnet_y_400mf are unknown": settings("regnet_y_400mf", stage_dropout=[0.1]),
         "swin_t has the channels of its maps last": settings(
             "swin_t", stage_dropout=[0.1], stage_dropout_kind="channel"
         ),

@@ -9,7 +9,7 @@ import torch
 from commands import TINY, TINY_NETWORK, tiny_weights, train
 from safetensors.torch import load_file, save_file
 
-from vld.config.settings import BackboneConfig
+from vld.config.settings import BackboneConfig, Config
 from vld.model.classifier import Classifier, build_classifier, seeded_linear
 from vld.model.weights import load_backbone_weights
 from vld.runs.identity import weights_fingerprint
@@ -32,7 +32,7 @@ def probe(small_glyphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def built(settings: BackboneConfig) -> Classifier:
     weights = load_backbone_weights(settings)
-    return build_classifier(settings, weights, classes=2, dropout=0.5, head_seed=0, seed=0, image_size=32)
+    return build_classifier(Config(backbone=settings, image_size=32), weights, classes=2)
 
 
 def from_weights(path: Path, last_layer: str = "auto") -> BackboneConfig:
@@ -81,7 +81,11 @@ REFUSED = {
         ("test_domain=neon",),
         "its run trained on neon, which is left out here; it can start test_domain=chalk",
     ),
-    "held out": (("split_seed=1",), "its run trained on images that are held out here; set split_seed=0 (it is 1)"),
+    "held out": (
+        ("split_seed=1",),
+        "its run trained on images that are held out here; it has split_seed=0 holdout=0.2",
+    ),
+    "all images": ((), "its run trained on images that are held out here; it has split_seed=0 holdout=0"),
     "other classes": (
         ("dataset=folder", "dataset.name=others", "dataset.folder=others"),
         "its run has a last layer for 2 other classes (A, E, …); backbone.last_layer=new starts with one of its own",
@@ -110,6 +114,11 @@ def test_a_start_that_does_not_fit_is_one_line(case: str, probe: Path, small_gly
         source, head = tmp_path / "w.safetensors", {"more classes": (3, 96), "narrower": (2, 64)}.get(case)
         kept = {name: value for name, value in kept.items() if "head." not in name}
         save_file(kept | ({"head.weight": torch.ones(head), "head.bias": torch.ones(head[0])} if head else {}), source)
+    if case == "all images":
+        source = tmp_path / "run"
+        shutil.copytree(probe, source)
+        result = json.loads((source / "result.json").read_text())
+        (source / "result.json").write_text(json.dumps(result | {"settings": result["settings"] | {"holdout": 0}}))
     if case == "unfinished":
         source = tmp_path / "run"
         source.mkdir()

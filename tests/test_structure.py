@@ -3,12 +3,19 @@
 import ast
 import re
 import sys
+from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 from commands import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
+FILE_LINES, FUNCTION_LINES, PARAMETERS = 350, 70, 7
+BEYOND = {
+    "vld.training.loop.Trajectory.__init__: 9 parameters",
+    "vld.commands.benchmark.figures and vld.report.figures: one name",
+}
+"""What is larger than that. This may only become shorter."""
 KNOWS_NOTHING_OF = {"hydra", "omegaconf", "wandb", "rich", "pandas"}
 """The training loop, and what it is made from."""
 
@@ -91,3 +98,35 @@ def test_the_settings_need_no_library() -> None:
     used = {name for module, file in modules().items() if module.startswith("vld.config") for name in imports(file)}
     assert {name.split(".")[0] for name in used} <= {"vld", *sys.stdlib_module_names}
     assert all(name.startswith("vld.config") for name in used if name.split(".")[0] == "vld")
+
+
+def functions(tree: ast.AST, name: str) -> Iterator[tuple[str, ast.FunctionDef]]:
+    """With their full names."""
+    for node in ast.iter_child_nodes(tree):
+        inner = f"{name}.{node.name}" if isinstance(node, ast.ClassDef | ast.FunctionDef) else name
+        if isinstance(node, ast.FunctionDef):
+            yield inner, node
+        yield from functions(node, inner)
+
+
+def test_files_functions_and_their_parameters_stay_few_enough_to_read() -> None:
+    """A file that is read in one go, a function on one screen, and a name that says which module is meant."""
+    beyond: set[str] = set()
+    by_stem: dict[str, list[str]] = {}
+    for module, file in modules().items():
+        source = file.read_text()
+        by_stem.setdefault(file.stem, []).append(module)
+        if (lines := source.count("\n")) > FILE_LINES:
+            beyond.add(f"{module}: {lines} lines")
+        for name, function in functions(ast.parse(source), module):
+            given = function.args
+            names = [argument.arg for argument in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+            parameters = len(names) - (names[:1] in (["self"], ["cls"]))
+            lines = (function.end_lineno or 0) - function.lineno + 1
+            if lines > FUNCTION_LINES:
+                beyond.add(f"{name}: {lines} lines")
+            if parameters > PARAMETERS:
+                beyond.add(f"{name}: {parameters} parameters")
+    del by_stem["__init__"]
+    beyond |= {f"{' and '.join(sorted(names))}: one name" for names in by_stem.values() if len(names) > 1}
+    assert beyond == BEYOND

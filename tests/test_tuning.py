@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from vld.config.errors import UserError
-from vld.config.settings import BackboneConfig
+from vld.config.settings import BackboneConfig, Config
 from vld.model.classifier import Classifier, build_classifier
 from vld.model.linear import LinearBackbone, normalized
 from vld.runs import load_model
@@ -34,7 +34,7 @@ def resnet34() -> dict[str, Tensor]:
 
 def build(weights: dict[str, Tensor], dropout: float = 0.0, **settings: object) -> Classifier:
     backbone = BackboneConfig(name="resnet34", architecture="resnet34", **settings)  # type: ignore[arg-type]
-    return build_classifier(backbone, weights, classes=3, dropout=dropout, head_seed=0, seed=0)
+    return build_classifier(Config(backbone=backbone, dropout=dropout), weights, classes=3)
 
 
 def images() -> Tensor:
@@ -129,7 +129,7 @@ def test_a_network_without_three_equal_blocks_is_refused(architecture: str) -> N
     settings = BackboneConfig(name=architecture, architecture=architecture, tuning="linear")
     weights = dict(torchvision.models.get_model(architecture, weights=None).state_dict())
     with pytest.raises(UserError, match=f"{architecture} has no three last residual blocks of equal width"):
-        build_classifier(settings, weights, classes=3, dropout=0.0, head_seed=0, seed=0)
+        build_classifier(Config(backbone=settings), weights, classes=3)
 
 
 def test_a_linear_run_trains_learns_and_is_loaded_again(

@@ -6,13 +6,14 @@ import threading
 import weakref
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from vld.data.batches import TrainingBatches
+from vld.data.batches import STEPS_AHEAD, TrainingBatches
 from vld.data.images import DomainImages
 from vld.data.prefetch import Prefetcher
 
@@ -43,16 +44,12 @@ def noise_domain(n: int = 6, side: int = 20) -> DomainImages:
     return DomainImages("noise", pixels, sizes, sizes, pixels, torch.arange(n))
 
 
-def batches(seed: int = 0, images_per_domain: int = 5, image_size: int = 6, **how: Any) -> TrainingBatches:
-    return TrainingBatches(
-        **how,
-        domains=tuple(domain(i) for i in range(3)),
-        in_indices=IN_INDICES,
-        images_per_domain=images_per_domain,
-        image_size=image_size,
-        device=torch.device("cpu"),
-        seed=seed,
-    )
+def batches(
+    seed: int = 0, images_per_domain: int = 5, image_size: int = 6, ahead: int = 0, **how: Any
+) -> TrainingBatches:
+    domains = tuple(domain(i) for i in range(3))
+    with patch.dict(STEPS_AHEAD, {"cpu": ahead}):
+        return TrainingBatches(domains, IN_INDICES, images_per_domain, image_size, torch.device("cpu"), seed, **how)
 
 
 def same(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> bool:

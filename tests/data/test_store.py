@@ -20,7 +20,7 @@ from torchvision.transforms.functional import resized_crop as torchvision_crop
 from torchvision.transforms.functional import to_tensor
 
 from vld.config.errors import UserError
-from vld.config.settings import BackboneConfig
+from vld.config.settings import BackboneConfig, Config
 from vld.data.augment import draw_parameters, resized_crop
 from vld.data.folder import list_dataset
 from vld.data.image_store import open_dataset, source_key, verify_store
@@ -277,7 +277,7 @@ def test_where_the_first_place_cannot_be_written_to_the_second_is_taken(dataset_
 def test_accuracies_from_the_store_are_those_from_the_files(dataset_dir: Path, tmp_path: Path) -> None:
     """Evaluated as one would by hand: ImageFolder, torchvision's Resize, one image after the other."""
     backbone = BackboneConfig(name="resnet18", architecture="resnet18", weights="none")
-    model = build_classifier(backbone, None, image_size=24, classes=2, dropout=0.5, head_seed=0, seed=0).eval()
+    model = build_classifier(Config(backbone=backbone, image_size=24), None, classes=2).eval()
     images = evaluation_set(opened(dataset_dir, tmp_path / "stores", image_size=32)[0], "photo", 0, torch.device("cpu"))
     scores = score(predict([model], images)[0].logits, images)
     transform = Compose([Resize((32, 32)), PILToTensor()])

@@ -8,8 +8,8 @@ import torch
 from tiny import SEED, make_dataset, settings
 
 from null_gpu.convolutions import asked
-from vld.config.settings import AveragingConfig, BackboneConfig, EnsembleConfig
-from vld.data.batches import TrainingBatches
+from vld.config.settings import AveragingConfig, BackboneConfig, Config, EnsembleConfig
+from vld.data.batches import STEPS_AHEAD, TrainingBatches
 from vld.data.split import split_indices
 from vld.machine.device import set_up
 from vld.model.classifier import build_classifier
@@ -26,14 +26,14 @@ def main(architecture: str, image_size: int) -> None:
     set_up(device, deterministic=False)
     torch.backends.cuda.enable_cudnn_sdp(False)  # attention by torch's own kernels: there is no cuDNN
     backbone = BackboneConfig(name=architecture, architecture=architecture, library="torchvision")
-    model = build_classifier(
-        backbone, None, classes=3, dropout=0.9, head_seed=0, seed=0, image_size=image_size, autocast=True
-    )
+    config = Config(backbone=backbone, dropout=0.9, image_size=image_size)
+    model = build_classifier(config, None, classes=3, autocast=True)
     model.pretrained = True
     model.to(device).train()
     domains = make_dataset().domains[:2]
     indices = [split_indices(20, number, 0)[0] for number in range(2)]
-    batches = TrainingBatches(domains, indices, 1, image_size, device, SEED, resident=True, ahead=0)
+    STEPS_AHEAD["cuda"] = 0
+    batches = TrainingBatches(domains, indices, 1, image_size, device, SEED, resident=True)
     averaging, ensemble = AveragingConfig(1, 1), EnsembleConfig(99, 99)
     trajectory = Trajectory(model, settings(steps=99), eval_every=99, averaging=averaging, ensemble=ensemble)
     for step in range(WARM_UP + STEPS):

@@ -13,7 +13,7 @@ from vld.config.settings import Config, DatasetConfig
 from vld.data.folder import find_dataset
 from vld.data.images import Dataset
 from vld.machine.device import describe, resolve_device, set_up
-from vld.machine.terminal import Terminal
+from vld.machine.terminal import Terminal, counted
 from vld.report.labels import text
 from vld.report.table import Table
 from vld.runs.directory import RunDirectory
@@ -97,7 +97,10 @@ def _all_runs(config: AnalyseConfig, terminal: Terminal) -> list[Path]:
         )
     if without := len(finished) - len(with_weights):
         terminal.say(f"{without} of {len(finished)} finished runs did not keep {config.weights}: left out")
-    return with_weights
+    comparable = [path for path in with_weights if stored_settings(path).get("holdout") != 0]
+    if without := len(with_weights) - len(comparable):
+        terminal.say(f"{counted(without, 'run')} with holdout=0, without i.i.d. images: left out")
+    return comparable or with_weights
 
 
 def _run_directories(config: AnalyseConfig) -> list[Path]:
@@ -113,6 +116,10 @@ def _analysed(
     if there := read_analyses(directory).get(config.weights):
         terminal.say(f"{test_domain}: analysed before ({path})")
         return Analysed(directory, settings, there)
+    if settings.get("holdout") == 0:
+        raise UserError(
+            f"{directory}: holdout=0: trained on all images of its training domains; no i.i.d. ones are left to analyse"
+        )
     began = time.perf_counter()
     weights = load_weights(directory, config.weights)
     dataset = _runs_dataset(directory, settings, config, datasets, terminal)

@@ -169,7 +169,7 @@ def _lost(command: Command, ended: int) -> "list[Progress]":
 
 
 def _show_results(command: Command, ended: Sequence[Ended], lost: "Sequence[Progress]", terminal: Terminal) -> None:
-    from vld.report.summary import SELECTION_NOTE, sweep_table
+    from vld.report.summary import selection_note, sweep_table
     from vld.runs.results import RunResult, read
     from vld.study.progress import FINISHED
 
@@ -177,8 +177,8 @@ def _show_results(command: Command, ended: Sequence[Ended], lost: "Sequence[Prog
     results = {o.directory: RunResult(o.directory, o.result) for o in outcomes if o.result is not None}
     results |= {run.path: read(run.path) for run in lost if run.path and run.state == FINISHED}
     if results:
-        if any(result.members is None for result in results.values()):
-            terminal.say(SELECTION_NOTE)
+        if note := selection_note(results.values()):
+            terminal.say(note)
         terminal.show(*sweep_table(list(results.values()), command.config.method.name))
     for outcome in outcomes:
         if outcome.skipped:

@@ -15,7 +15,7 @@ from vld.config.names import COMBINATIONS
 from vld.config.settings import Config
 from vld.study.compose import SCHEMAS, describe_error, typed_config
 from vld.study.jobs import BASIC_LAUNCHER, JOBLIB_LAUNCHER, Job, axes_of, jobs_of, quote_axes, words_of_jobs
-from vld.tracking.environment import check_environment
+from vld.tracking.variables import check_environment
 
 if TYPE_CHECKING:
     from vld.runs.inputs import Inputs
@@ -183,7 +183,11 @@ def say_what_is_to_do(jobs: Sequence[Job], inputs: "dict[str, Inputs]", name: st
             terminal.say(f"{one.state}: {described(one)}")
     files = {its.files.name: its.files for its in inputs.values()}
     kept, meanwhile = disk_of_runs(
-        (one.wanted.config, evaluation_images(of.sizes, one.wanted.test_domain), len(of.classes))
+        (
+            one.wanted.config,
+            evaluation_images(of.sizes, one.wanted.test_domain, holdout=one.wanted.config.holdout),
+            len(of.classes),
+        )
         for one in to_do
         for of in [files[one.wanted.config.dataset.name]]
     )

@@ -34,6 +34,10 @@ def report_of(jobs: Sequence[Job], config: DictConfig, command: str) -> None:
         wanted = [*planned_runs(jobs), *(run for runs in shared.values() for run in runs)]
     selection = config.selection or SELECTION_OF_STUDY.get(study or "", "iid")
     check_values(ReportConfig, {"selection": selection, "choose": config.choose})
+    if config.selection not in (None, "last") and any(job.config.holdout == 0 for job in jobs):
+        raise UserError(
+            f"selection={selection}: needs held-out images, of which holdout=0 leaves none; use selection=last"
+        )
     terminal = Terminal()
     store = read_store(output_dir, wanted)
     if store.empty:

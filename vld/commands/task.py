@@ -158,7 +158,7 @@ def _combined(config: Config, terminal: Terminal, publisher: Publisher) -> "Sequ
 
 def _show_results(outcomes: "Sequence[Outcome]", method: str, terminal: Terminal) -> None:
     """The table of one job, and where its runs are."""
-    from vld.report.summary import SELECTION_NOTE, combination_tables, results_table
+    from vld.report.summary import combination_tables, results_table, selection_note
     from vld.runs.results import RunResult
 
     finished = {o.test_domain: RunResult(o.directory, o.result) for o in outcomes if o.result is not None}
@@ -167,6 +167,6 @@ def _show_results(outcomes: "Sequence[Outcome]", method: str, terminal: Terminal
     if method in COMBINATIONS:
         terminal.show(*combination_tables(method, finished))
     else:
-        terminal.show(SELECTION_NOTE, results_table(finished, method))
+        terminal.show(selection_note(finished.values()), results_table(finished, method))
     for test_domain, result in finished.items():
         terminal.say(f"{test_domain}: {result.directory}")

@@ -1,29 +1,24 @@
 # ruff: noqa: RUF009 - `option` makes fields
 """Every setting of a run, declared once: its type, default, meaning, allowed values and part in a run's id.
 
-`vld.study.compose` fills the classes from the command line; `checked` refuses what is not allowed.
+`vld.study.compose` fills the classes from the command line; `vld.config.checked` refuses what is not allowed.
 """
 
 import difflib
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from vld.config import checks as must
-from vld.config.names import COMBINATIONS, KEEPABLE, METHODS, ON_REQUEST
+from vld.config.names import COMBINATIONS, KEEPABLE, METHODS
 from vld.config.options import (
     IF_CHANGED,
     MISSING,
     NEVER,
-    check_values,
     choice,
-    flat_settings,
     group,
     option,
     options_of,
 )
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -272,6 +267,12 @@ class Config:
     )
     seed: int = option(0, "batches, augmentation, dropout masks, and a backbone without pre-trained weights", must.SEED)
     split_seed: int = option(0, "the 80/20 split of each domain", must.SEED)
+    holdout: float = option(
+        0.2,
+        "share of each training domain that is held out, for i.i.d. accuracy; 0: none, all images train",
+        must.number("0.2 or 0", lambda share: share in (0.2, 0)),
+        identity=IF_CHANGED,
+    )
     head_seed: int = option(0, "the last layer's initial values: equal for all runs that a soup may average", must.SEED)
     checkpoint_every: float = option(
         300.0,
@@ -309,40 +310,3 @@ def unknown_option(key: str, schema: type = Config) -> str:
     same_leaf = [name for name in names if name.rpartition(".")[2] == key.rpartition(".")[2]]  # lr: optim.lr
     near = same_leaf or difflib.get_close_matches(key, names, n=1)
     return f"{key}: no such option{f', did you mean {near[0]}?' if near else ''} (--help lists them)"
-
-
-def accumulated(config: Config) -> tuple[str, ...]:
-    """The methods along a run with these settings."""
-    return tuple(name for name in METHODS if name not in ON_REQUEST or getattr(config, name).enabled)
-
-
-def checked(config: T) -> T:
-    """The same, or a `UserError` with a line for every value that is not allowed."""
-    if isinstance(config, Config):
-        config.compile = config.compile.lower()  # Hydra reads true as a boolean
-    check_values(type(config), flat_settings(config), _contradictions(config) if isinstance(config, Config) else ())
-    return config
-
-
-def _contradictions(config: Config) -> Iterator[str]:
-    """What is wrong with settings that concern each other, a line each."""
-    backbone, method = config.backbone, config.method
-    if backbone.tuning != "full" and backbone.weights == "none":
-        yield f"backbone.tuning={backbone.tuning}: random initial values (backbone.weights=none) need tuning=full"
-    if backbone.tuning == "linear" and (backbone.stage_dropout or backbone.stochastic_depth):
-        yield "backbone.tuning=linear: keeps the network as it is; backbone.stage_dropout and stochastic_depth need full or head"
-    if backbone.batch_norm == "trained" and backbone.tuning != "full":
-        yield f"backbone.batch_norm=trained: needs backbone.tuning=full (it is {backbone.tuning}, on a frozen network)"
-    if config.mixout and backbone.tuning != "full":
-        yield f"mixout={config.mixout}: masks weights that are trained; needs backbone.tuning=full (it is {backbone.tuning})"
-    for name, steps in (("warm_start", config.warm_start), ("optim.warm_up", config.optim.warm_up)):
-        if 0 < config.optim.steps <= steps:  # a number of steps below 1 has its own line
-            yield f"{name}={steps}: must be below optim.steps={config.optim.steps}"
-    for asked, value in (("method", method.name), *(("keep", name) for name in config.keep)):
-        if (name := value.split("-")[0]) in METHODS and name not in accumulated(config):
-            yield f"{asked}={value}: needs {name}.enabled=true"
-    if method.members and method.name in METHODS:
-        yield f"method.members={method.members}: only {', '.join(COMBINATIONS)} have members"
-    for name in config.study.members:
-        if name not in option_names():
-            yield f"study.members: {unknown_option(name)}"

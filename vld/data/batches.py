@@ -13,7 +13,8 @@ from vld.data.images import DomainImages
 from vld.data.prefetch import DeviceCopier, PendingCopy, Prefetcher, copied
 from vld.machine.seeds import BATCHES, numpy_generator
 
-STEPS_AHEAD = 3
+STEPS_AHEAD = {"cpu": 0, "cuda": 3}
+"""So many batches are drawn before they are needed, by type of device."""
 
 PIXELS_AT_ONCE = 56_000
 """Of the images that one core augments together: 24 of 48 x 48. What they take fits its caches."""
@@ -26,7 +27,7 @@ class TrainingBatches:
 
     domains: the training domains, with all their images; in_indices: for each, which of them training may draw. With
     `resident`, the pixels of these are copied to the device once, where batches are gathered; else they are gathered from the
-    memory map and copied, `ahead` steps before they are needed, as is all else that a batch is made from. On a CPU they are
+    memory map and copied, some steps before they are needed, as is all else that a batch is made from. On a CPU they are
     always there: images are cropped straight from the memory map, by as many threads as torch has.
     """
 
@@ -40,12 +41,12 @@ class TrainingBatches:
         seed: int,
         *,
         resident: bool = False,
-        ahead: int | None = None,
-        resize_dtype: torch.dtype = torch.float32,
     ) -> None:
         self.domains, self.in_indices = tuple(domains), tuple(in_indices)
         self.images_per_domain, self.image_size = images_per_domain, image_size
-        self.device, self.seed, self.resize_dtype = device, seed, resize_dtype
+        self.device, self.seed = device, seed
+        self.resize_dtype = torch.float32
+        """Of the sums that resize an image, on a GPU."""
         self.augment: Callable[..., Tensor] = augment_together
         """On a GPU."""
         self.resident = resident or device.type == "cpu"
@@ -57,7 +58,7 @@ class TrainingBatches:
         self._holds_what_is_drawn = resident
         self._threads: ThreadPoolExecutor | None = None
         self._copier = DeviceCopier(device)
-        self._drawn = Prefetcher(self._draw, (0 if device.type == "cpu" else STEPS_AHEAD) if ahead is None else ahead)
+        self._drawn = Prefetcher(self._draw, STEPS_AHEAD[device.type])
 
     @property
     def images_per_step(self) -> int:

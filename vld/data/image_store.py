@@ -78,7 +78,8 @@ def open_dataset(
             # Without what the process has made that this one waited for.
             missing = [name if path is None else None for name, path in zip(names, find(), strict=True)]
             if any(missing):
-                _build(files, folder, missing, place, image_size, store_size, progress, announce)
+                sizes = (store_size, image_size)
+                _build(files, folder, list(zip(missing, sizes, strict=True)), place, progress, announce)
         times = []  # all is seen to
     pixels_dir, views_dir = find()
     if pixels_dir is None or views_dir is None:
@@ -188,16 +189,19 @@ def _writable(name: str, folders: Sequence[Path]) -> Path:
 def _build(
     files: DatasetFiles,
     folder: Path,
-    missing: Sequence[str | None],
+    missing: Sequence[tuple[str | None, int]],
     place: StagingFolder,
-    image_size: int,
-    store_size: int,
     progress: Progress,
     announce: Callable[[str], None],
 ) -> None:
-    """One pass over the images, for the stores of pixels and of views, or the one of them that is missing."""
-    begun = time.time_ns()
-    pixels, views = (None if name is None else place.path / name for name in missing)
+    """One pass over the images, for the stores of pixels and of views, or the one of them that is missing.
+
+    missing: the name of either store, None if it is there, and the size of its images.
+    """
+    about: dict[str, Any] = {"version": VERSION, "name": files.name, "root": readable(files.root.absolute())}
+    about |= {"begun": time.time_ns(), "domains": [domain.name for domain in files.domains]}
+    pixels, views = (None if name is None else place.path / name for name, _ in missing)
+    store_size, image_size = (size for _, size in missing)
     total = sum(len(domain.files) for domain in files.domains)
     for part in (pixels, views):
         if part is not None:  # one that was half removed would be in the way
@@ -232,13 +236,6 @@ def _build(
         digests = every_image(files, decode, passed, announce)
         for array in (*stored, *evaluation):
             array.flush()
-        about: dict[str, Any] = {
-            "version": VERSION,
-            "name": files.name,
-            "root": readable(files.root.absolute()),
-            "begun": begun,
-        }
-        about["domains"] = [domain.name for domain in files.domains]
         if pixels is not None:
             about |= {"height": height, "width": width, "fingerprint": _fingerprint(files, digests)}
             np.save(pixels / "original_sizes.npy", sizes)

@@ -5,9 +5,11 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
+HOLDOUT = 0.2
+
 
 def split_indices(
-    n: int, domain_index: int, split_seed: int, holdout: float = 0.2
+    n: int, domain_index: int, split_seed: int, holdout: float = HOLDOUT
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return (in_indices, out_indices) of a domain with `n` images, in DomainBed's shuffled order.
 
@@ -21,6 +23,6 @@ def split_indices(
     return shuffled[held_out:], shuffled[:held_out]
 
 
-def held_out_count(n: int, holdout: float = 0.2) -> int:
+def held_out_count(n: int, holdout: float = HOLDOUT) -> int:
     """How many of a domain's `n` images are its *out* part."""
     return int(n * holdout)

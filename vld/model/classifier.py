@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vld.config.settings import BackboneConfig
+from vld.config.settings import BackboneConfig, Config
 from vld.model.backbones import build_backbone
 from vld.model.dropout import place_dropout
 from vld.model.linear import tuned
@@ -139,28 +139,21 @@ def seeded_linear(features: int, classes: int, seed: int) -> nn.Linear:
 
 
 def build_classifier(
-    settings: BackboneConfig,
-    backbone_weights: Mapping[str, Tensor] | None,
-    *,
-    classes: int,
-    dropout: float,
-    head_seed: int,
-    seed: int,
-    image_size: int = 224,
-    autocast: bool = False,
+    config: Config, backbone_weights: Mapping[str, Tensor] | None, *, classes: int, autocast: bool = False
 ) -> Classifier:
     """The classifier at step 0: backbone weights as loaded, or from `seed` where they are None; the head from
     `head_seed`, unless the weights bring theirs.
 
-    image_size: of a network that is made for one. Raises `UserError` for an architecture that the library does not have or
-    that settings do not suit, and for weights that do not fit it.
+    Raises `UserError` for an architecture that the library does not have or that settings do not suit, and for weights that do
+    not fit it.
     """
+    settings = config.backbone
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        backbone, features = build_backbone(settings, image_size)
-    head = seeded_linear(features, classes, head_seed)
+        torch.manual_seed(config.seed)
+        backbone, features = build_backbone(settings, config.image_size)
+    head = seeded_linear(features, classes, config.head_seed)
     if backbone_weights is not None:
-        load_into(backbone, backbone_weights, settings, image_size)
+        load_into(backbone, backbone_weights, settings, config.image_size)
         load_last_layer(head, backbone_weights, settings)
     place_dropout(backbone, settings)
     backbone = tuned(backbone, settings, features)
@@ -168,7 +161,7 @@ def build_classifier(
         backbone.to(memory_format=torch.channels_last),
         head,
         settings,
-        dropout=dropout,
+        dropout=config.dropout,
         pretrained=backbone_weights is not None,
         autocast=autocast,
     )

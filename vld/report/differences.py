@@ -45,7 +45,8 @@ def difference(a: Grid, b: Grid, *, draws: int = DRAWS, seed: int = SEED) -> dic
     row: dict[str, float | int] = {"cells": int((counts > 0).sum()), "repeats": int(counts[counts > 0].min())}
     for name, values in (("iid", iid), ("ood", ood)):
         mean = float(mean_there(mean_there(values)).mean())
-        sampled = _bootstrap(values, draws, seed) if row["repeats"] > 1 else np.array([math.nan])
+        there = row["repeats"] > 1 and np.isfinite(values).any()  # not i.i.d. accuracies without held-out images
+        sampled = _bootstrap(values, draws, seed) if there else np.array([math.nan])
         low, high = np.quantile(sampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         wider = widened(int(row["cells"]), int(row["repeats"]))
         ends = {"": mean, "_low": mean + wider * (low - mean), "_high": mean + wider * (high - mean)}
@@ -90,7 +91,7 @@ def _of_means(a: Grid, b: Grid) -> dict[str, float | int] | None:
     row: dict[str, float | int] = {"cells": len(a.test_domains), "repeats": 1}
     for name in ("iid", "ood"):
         means = [mean_and_error(getattr(grid, f"{name}_acc"))[0] for grid in (a, b)]
-        if not np.isfinite(means).all():
+        if name == "ood" and not np.isfinite(means).all():
             return None
         row |= {name: means[0] - means[1], f"{name}_low": math.nan, f"{name}_high": math.nan}
     return row

@@ -64,6 +64,8 @@ PAPERS_SETTINGS = {
     "dropout_schedule": "constant",
     "mixout": 0.0,
     "warm_start": 0,
+    "backbone.batch_norm": "frozen",
+    "holdout": 0.2,
     "eval_every": 300,
 }
 PAPERS_PAIRS = {(lr, weight_decay) for lr in (1e-3, 5e-4) for weight_decay in (1e-4, 5e-5, 1e-5)}

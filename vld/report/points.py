@@ -106,6 +106,7 @@ def member_points(results: pd.DataFrame, series: Sequence[Series]) -> pd.DataFra
     for one in series:
         of_this = ensembles[ensembles.condition == one.condition]
         curves = pd.DataFrame([point for curve in of_this.by_number_of_members for point in curve])
+        curves = curves.astype({"iid_acc_mean": float})  # null without held-out images
         means = percent(curves.groupby("members")[["iid_acc_mean", "ood_acc_mean", "ood_acc_sd"]].mean())
         for members, point in means.iterrows():
             accuracies = {"iid": point.iid_acc_mean, "ood": point.ood_acc_mean, "ood_sd": point.ood_acc_sd}
@@ -127,7 +128,7 @@ def connectivity_points(results: pd.DataFrame) -> pd.DataFrame:
             told = described({name: settings.get(name) for name in names})
             about = {"panel": ", ".join([dataset_name(str(dataset)), *told]), "dataset": dataset}
             about |= {"dropout": settings["dropout"], "between": settings["between"]}
-            points = pd.DataFrame([point for line in some.connectivity for point in line])
+            points = pd.DataFrame([point for line in some.connectivity for point in line]).astype({"iid_acc": float})
             means = percent(points.groupby(["along", "alpha"])[["iid_acc", "ood_acc"]].mean())
             for (along, alpha), mean in means.iterrows():
                 row = about | {"along": along, "alpha": alpha, "iid": mean.iid_acc, "ood": mean.ood_acc}
@@ -142,5 +143,6 @@ def learning_curves(runs: Mapping[str, Path]) -> pd.DataFrame:
         for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             point = {"run": label, "method": row["method"], "step": row["step"]}
-            rows.append(point | {"iid": percent(row["iid_acc"]), "ood": percent(row["ood_acc"])})
+            iid = math.nan if row["iid_acc"] is None else percent(row["iid_acc"])
+            rows.append(point | {"iid": iid, "ood": percent(row["ood_acc"])})
     return pd.DataFrame(rows)

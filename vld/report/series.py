@@ -98,6 +98,8 @@ def _series(
     combined = None if pd.isna(first.combined) else str(first.combined)
     if combined is None:
         expected = expected[expected.plain == first.plain]
+        if settings.get("holdout") == 0:  # there is no i.i.d. accuracy to choose by
+            selection = "last"
         rows = rows[rows.selection == selection]
         if selection == "oracle_step":
             rows = rows.assign(ood_acc=rows.ood_in_acc)

@@ -1,14 +1,23 @@
 """The tables of results at the end of a command."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vld.report.labels import NONE, distinguishing, text
 from vld.report.table import Table, whole_rows
 from vld.runs.results import RunResult
 
-SELECTION_NOTE = "each method at its own step of best i.i.d. accuracy (selection iid)"
+SELECTION_NOTES = {
+    "iid": "each method at its own step of best i.i.d. accuracy (selection iid)",
+    "last": "each method at the last step (selection last; with holdout=0 there is no i.i.d. accuracy)",
+}
 ACCURACIES = ["i.i.d. %", "o.o.d. %"]
+
+
+def selection_note(results: Iterable[RunResult]) -> str:
+    """At which steps the runs among these are shown."""
+    selections = {row["selection"] for result in results if result.members is None for row in result.headline}
+    return "; ".join(note for selection, note in SELECTION_NOTES.items() if selection in selections)
 
 
 def results_table(results: Mapping[str, RunResult], chosen: str) -> Table:
@@ -16,8 +25,7 @@ def results_table(results: Mapping[str, RunResult], chosen: str) -> Table:
     rows: list[list[Any]] = [
         [method_of(row), f"{domain} (collapsed)" if result.collapse else domain, row, str(row["step"])]
         for domain, result in results.items()
-        for row in result.scores
-        if row["selection"] == "iid"
+        for row in result.headline
     ]
     rows.sort(key=lambda row: not _is(row[0], chosen))
     return _by_method(rows, ["method", "test domain", *ACCURACIES, "step"], chosen)
@@ -93,13 +101,12 @@ def sweep_table(results: Sequence[RunResult], chosen: str) -> list[Table | str]:
     for result in results:
         values = tuple(text(name, result.settings.get(name)) for name in varied)
         by_method, domain = by_values.setdefault(values, {}), result.settings["test_domain"]
-        for row in result.scores:
+        for row in result.scores if result.combined else result.headline:
             if (label := result.combined) is None:
                 label = method_of(row)
             elif domain in by_method.get(label, {}):  # of other members, which vary in the same settings
                 label = f"{label} ({result.member_axes})"
-            if result.combined or row["selection"] == "iid":
-                by_method.setdefault(label, {})[domain] = row
+            by_method.setdefault(label, {})[domain] = row
     shown_domains = domains if len(domains) > 1 else []
     cells: list[list[str]] = []
     in_bold: list[int] = []
@@ -145,7 +152,8 @@ def members_used(result: Mapping[str, Any]) -> str:
 
 def means(rows: Sequence[Mapping[str, Any]], *names: str) -> list[str]:
     """Of i.i.d. and o.o.d. accuracies, in percent."""
-    return [text("acc", sum(row[name] for row in rows) / len(rows)) for name in names or ("iid_acc", "ood_acc")]
+    values = [[row[name] for row in rows] for name in names or ("iid_acc", "ood_acc")]
+    return [NONE if None in some else text("acc", sum(some) / len(some)) for some in values]
 
 
 def _is(method: str, chosen: str) -> bool:

@@ -38,7 +38,7 @@ def inputs_key(config: Config) -> str:
     """Equal for settings that need the same from outside, which then is checked once."""
     parts = (
         *(config.dataset, config.data_dir, config.output_dir, config.backbone),
-        *(config.device, config.precision, config.test_domain, config.split_seed),
+        *(config.device, config.precision, config.test_domain, config.split_seed, config.holdout),
         *(bool(config.mixout), config.mixout_kind),
         config.image_size,  # which weights may not fit
     )
@@ -82,16 +82,7 @@ def _listed(config: Config, root: Path, *, draw: bool = False) -> DatasetFiles:
 
 def initial_classifier(config: Config, weights: dict[str, Tensor] | None, precision: str, classes: int) -> Classifier:
     """The network of a run at step 0. Raises `UserError` where the weights do not fit it."""
-    return build_classifier(
-        config.backbone,
-        weights,
-        image_size=config.image_size,
-        classes=classes,
-        dropout=config.dropout,
-        head_seed=config.head_seed,
-        seed=config.seed,
-        autocast=precision == "bf16",
-    )
+    return build_classifier(config, weights, classes=classes, autocast=precision == "bf16")
 
 
 def check_output_dir(path: Path) -> Path:

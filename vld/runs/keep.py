@@ -36,6 +36,8 @@ def save_kept(
         method, selection = name.removesuffix(LOGITS).split("-")
         if method not in evaluation.scores or (selection == "last" and evaluation.step != last_step):
             continue
+        if selection not in evaluation.scores[method].selections:
+            continue
         if select(record.history[method], selection) != evaluation.step:
             continue
         if name.endswith(LOGITS):

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vld.config.errors import UserError
-from vld.config.settings import BackboneConfig
+from vld.config.settings import BackboneConfig, Config
 from vld.model.classifier import Classifier, build_classifier
 from vld.runs.identity import RANDOM_WEIGHTS
 from vld.runs.keep import LOGITS
@@ -45,16 +45,9 @@ def network(identity: Mapping[str, Any], state: Mapping[str, Tensor], *, autocas
         name.removeprefix("backbone."): value for name, value in identity.items() if name.startswith("backbone.")
     }
     pretrained = backbone.pop("weights_fingerprint") != RANDOM_WEIGHTS
-    model = build_classifier(
-        BackboneConfig(**backbone),
-        None,
-        image_size=identity["image_size"],
-        classes=state["head.weight"].shape[0],
-        dropout=identity["dropout"],
-        head_seed=identity["head_seed"],
-        seed=identity["seed"],
-        autocast=autocast,
-    )
+    others = {name: identity[name] for name in ("image_size", "dropout", "head_seed", "seed")}
+    config = Config(backbone=BackboneConfig(**backbone), **others)
+    model = build_classifier(config, None, classes=state["head.weight"].shape[0], autocast=autocast)
     model.load_state_dict(state)
     model.pretrained = pretrained
     return model.eval()

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from vld.config.names import ACCURACIES, SELECTIONS
+from vld.config.names import ACCURACIES
 from vld.training.evaluation import Count, Scores, select
 from vld.training.loop import Evaluation
 
@@ -70,7 +70,7 @@ def finite_or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def accuracies(scores: Scores) -> dict[str, float]:
+def accuracies(scores: Scores) -> dict[str, float | None]:
     return {name: getattr(scores, name) for name in ACCURACIES}
 
 
@@ -78,7 +78,7 @@ def selected_rows(history: dict[str, list[tuple[int, Scores]]]) -> list[dict[str
     """Per method and selection: the step chosen by the method's own scores, and its accuracies."""
     rows = []
     for method, scored in history.items():
-        for selection in SELECTIONS:
+        for selection in scored[-1][1].selections:
             step = select(scored, selection)
             scores = dict(scored)[step]
             row = {"method": method, "selection": selection, "step": step, **accuracies(scores)}

@@ -53,6 +53,12 @@ class RunResult:
         return list(self.content["results"])
 
     @property
+    def headline(self) -> list[dict[str, Any]]:
+        """Of a run, the scores at the step of best i.i.d. accuracy, at the last without held-out images (holdout=0)."""
+        selection = "iid" if any(row["selection"] == "iid" for row in self.scores) else "last"
+        return [row for row in self.scores if row["selection"] == selection]
+
+    @property
     def members(self) -> list[str] | None:
         """The run ids that a combination is made from, None of a run."""
         return self.content.get("members")
@@ -120,7 +126,8 @@ def read_all(output_dir: str | Path) -> tuple[list[RunResult], list[str]]:
             try:
                 result = read(path.parent)
                 for row in result.rows():
-                    if not all(isinstance(row[name], float | int) for name in ACCURACIES) or not row["method"]:
+                    known = [row[name] for name in ACCURACIES if name != "iid_acc" or row[name] is not None]
+                    if not all(isinstance(accuracy, float | int) for accuracy in known) or not row["method"]:
                         raise KeyError(ACCURACIES)
                 results.append(result)
             except UserError as error:

@@ -66,9 +66,9 @@ def training_batches(run: Run, memory: MemoryBudget) -> TrainingBatches:
     config, device = run.config, run.inputs.device
     outside = left_out(run.test_domain, run.dataset.sizes)
     chosen = [(i, domain) for i, domain in enumerate(run.dataset.domains) if domain.name not in outside]
-    in_indices = [split_indices(len(domain.labels), i, config.split_seed)[0] for i, domain in chosen]
+    in_indices = [split_indices(len(domain.labels), i, config.split_seed, config.holdout)[0] for i, domain in chosen]
     drawn = sum(len(rows) * domain.pixels[0].numel() for rows, (_, domain) in zip(in_indices, chosen, strict=True))
-    return TrainingBatches(
+    batches = TrainingBatches(
         domains=[domain for _, domain in chosen],
         in_indices=in_indices,
         images_per_domain=config.batch_size,
@@ -76,23 +76,27 @@ def training_batches(run: Run, memory: MemoryBudget) -> TrainingBatches:
         device=device,
         seed=config.seed,
         resident=memory.on_device("training images", drawn, config.dataset.store_size),
-        resize_dtype=torch.float16 if device.type == "cuda" and run.inputs.precision == "bf16" else torch.float32,
     )
+    if device.type == "cuda" and run.inputs.precision == "bf16":
+        batches.resize_dtype = torch.float16
+    return batches
 
 
 def run_evaluation_set(run: Run, memory: MemoryBudget, limit: int | None = None) -> EvaluationSet:
     """What the run is evaluated on; with a limit, a fixed part of it."""
-    size = evaluation_images(run.dataset.sizes, run.test_domain, limit) * run.config.image_size**2 * 3
+    holdout = run.config.holdout
+    size = evaluation_images(run.dataset.sizes, run.test_domain, limit, holdout) * run.config.image_size**2 * 3
     resident = memory.on_device("evaluation images", size)
     arguments = (run.dataset, run.test_domain, run.config.split_seed, run.inputs.device)
-    return evaluation_set(*arguments, limit=limit, resident=resident)
+    return evaluation_set(*arguments, holdout=holdout, limit=limit, resident=resident)
 
 
 def results_line(evaluation: Evaluation, method: str, images_per_step: int) -> str:
     """What a person sees of an evaluation: the method's accuracies, or before it begins, those of ERM."""
     scores = evaluation.scores.get(method) or evaluation.scores["erm"]
     loss = "" if evaluation.train_loss is None else f"loss {evaluation.train_loss:.3f}  "
-    line = f"{loss}i.i.d. {100 * scores.iid_acc:.1f}  o.o.d. {100 * scores.ood_acc:.1f}"
+    iid = "–" if scores.iid_acc is None else f"{100 * scores.iid_acc:.1f}"
+    line = f"{loss}i.i.d. {iid}  o.o.d. {100 * scores.ood_acc:.1f}"
     if evaluation.train_seconds > 0 and evaluation.step:
         line += f"  {evaluation.step * images_per_step / evaluation.train_seconds:.0f} images/s"
     return line
@@ -122,7 +126,8 @@ class Session:
         memory = MemoryBudget(self.device, self.say)
         self.images = run_evaluation_set(run, memory, limit=self.config.dataset.curve_images)
         self.batches = training_batches(run, memory)
-        self.on_subset = len(self.images.images) < evaluation_images(run.dataset.sizes, run.test_domain)
+        everything = evaluation_images(run.dataset.sizes, run.test_domain, holdout=self.config.holdout)
+        self.on_subset = len(self.images.images) < everything
         self.record = Record()
 
     def say(self, line: str) -> None:

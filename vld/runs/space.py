@@ -6,9 +6,10 @@ from pathlib import Path
 
 from torch import nn
 
+from vld.config.checked import accumulated
 from vld.config.errors import UserError
 from vld.config.names import KEPT_WEIGHTS
-from vld.config.settings import Config, accumulated
+from vld.config.settings import Config
 from vld.machine.terminal import megabytes
 from vld.runs.inputs import initial_classifier
 from vld.runs.keep import LOGITS

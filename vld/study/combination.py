@@ -3,7 +3,7 @@
 import itertools
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,7 +36,7 @@ from vld.study.members import Member, find_members
 from vld.study.planned import left_out_domains
 from vld.study.runner import Datasets, decoded, run_all
 from vld.training.connectivity import ALPHAS, REPRESENTATIONS, WEIGHTS, along_representations, between
-from vld.training.evaluation import Scores, evaluation_set, predict, score
+from vld.training.evaluation import EvaluationSet, Scores, evaluation_set, predict, score
 from vld.training.soups import by_number_of_members, ensemble_of_runs, greedy_soup, outputs, uniform_soup
 
 # For accuracy against the number of members: random subsets of each size, about.
@@ -226,9 +226,20 @@ def _common_settings(members: list[Member]) -> dict[str, Any]:
     return {name: value for name, value in common.items() if not (name in ADDED_LATER and value == ADDED_LATER[name])}
 
 
-def _member_mean(members: list[Member], selection: str) -> dict[str, float]:
+def _member_mean(members: list[Member], selection: str) -> dict[str, float | None]:
     rows = [member.row(selection) for member in members]
-    return {name: statistics.fmean(row[name] for row in rows) for name in ("iid_acc", "ood_acc")}
+    return {name: _over(statistics.fmean, [row[name] for row in rows]) for name in ("iid_acc", "ood_acc")}
+
+
+def _over(statistic: Callable[[list[float]], float], accuracies: list[Any]) -> float | None:
+    """None without held-out images, for i.i.d. accuracy."""
+    return None if None in accuracies else statistic(accuracies)
+
+
+def _evaluation_set(combination: Combination, dataset: Dataset, device: torch.device) -> EvaluationSet:
+    settings = ADDED_LATER | combination.members[0].settings
+    arguments = (dataset, combination.test_domain, settings["split_seed"], device)
+    return evaluation_set(*arguments, holdout=settings["holdout"])
 
 
 def _row(config: Config, members: list[Member], scores: Scores) -> dict[str, Any]:
@@ -263,7 +274,7 @@ def _ensemble(combination: Combination) -> dict[str, Any]:
                 "members": k,
                 "subsets": len(scored),
                 **{
-                    f"{name}_{kind}": function([getattr(scores, name) for scores in scored])
+                    f"{name}_{kind}": _over(function, [getattr(scores, name) for scores in scored])
                     for name in ("iid_acc", "ood_acc")
                     for kind, function in (("mean", statistics.fmean), ("sd", statistics.pstdev))
                 },
@@ -278,7 +289,7 @@ def _connectivity(
 ) -> dict[str, Any]:
     """Accuracies at every α along both lines; the result's row is that of the weights' midpoint."""
     config, settings = combination.config, combination.members[0].settings
-    images = evaluation_set(dataset, combination.test_domain, settings["split_seed"], device)
+    images = _evaluation_set(combination, dataset, device)
     first, second = (load_weights(member.path, kept_file(config)) for member in combination.members)
 
     def with_weights(weights: Mapping[str, Tensor]) -> Classifier:
@@ -303,7 +314,7 @@ def _connectivity(
 
 def _soup(combination: Combination, dataset: Dataset, device: torch.device, terminal: Terminal) -> dict[str, Any]:
     config, members, settings = combination.config, combination.members, combination.members[0].settings
-    images = evaluation_set(dataset, combination.test_domain, settings["split_seed"], device)
+    images = _evaluation_set(combination, dataset, device)
     by_id = {member.run_id: member for member in members}
     autocast = settings["precision"] == "bf16"
 

@@ -9,11 +9,12 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vld.config.checked import checked
 from vld.config.command_settings import AnalyseConfig, PrepareConfig, PublishConfig, ReportConfig, StatusConfig
 from vld.config.errors import UserError, first_line
 from vld.config.names import METHODS
 from vld.config.options import beyond, help_lines, options_of, presets_of
-from vld.config.settings import Config, checked, option_names, unknown_option
+from vld.config.settings import Config, option_names, unknown_option
 
 T = TypeVar("T")
 

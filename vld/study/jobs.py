@@ -15,8 +15,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from vld.config.checked import checked
 from vld.config.errors import UserError, first_line
-from vld.config.settings import Config, checked, option_names
+from vld.config.settings import Config, option_names
 from vld.study.compose import describe_error, merged_config
 from vld.study.words import as_hydra_takes_them
 

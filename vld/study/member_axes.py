@@ -23,6 +23,7 @@ TUNING = "backbone.tuning"
 FIXED = {
     "dataset": "members are evaluated on the same images",
     "test_domain": "members are evaluated on the same images",
+    "holdout": "what one member trained on, another would be evaluated on",
     "split_seed": "what one member trained on, another would be evaluated on",
     "precision": "members are evaluated in the same way",
     "backbone": "members are of one network",

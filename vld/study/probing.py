@@ -145,7 +145,7 @@ def _domain_rows(evaluation: EvaluationLabels) -> dict[str, slice]:
 def _accuracies(logits: Tensor, evaluation: EvaluationLabels) -> tuple[float, float]:
     """i.i.d. and o.o.d."""
     scores = score(logits, evaluation)
-    return scores.iid_acc, scores.ood_acc
+    return float(scores.iid), scores.ood_acc
 
 
 def _over_domains(

@@ -108,7 +108,11 @@ def _forecast_disk(runs: list[Run], terminal: Terminal) -> None:
         return
     config = unfinished[0].config
     kept, meanwhile = disk_of_runs(
-        (run.config, evaluation_images(run.dataset.sizes, run.test_domain), len(run.dataset.classes))
+        (
+            run.config,
+            evaluation_images(run.dataset.sizes, run.test_domain, holdout=run.config.holdout),
+            len(run.dataset.classes),
+        )
         for run in unfinished
     )
     there = [

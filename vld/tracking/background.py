@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from vld.config.errors import UserError
 from vld.config.settings import WandbConfig
 from vld.machine.processes import own_python
-from vld.tracking.environment import MERGING, check_environment, environment_of_uploads, is_off, patience_seconds
+from vld.tracking.variables import MERGING, check_environment, environment_of_uploads, is_off, patience_seconds
 
 
 class Publisher:

@@ -11,7 +11,7 @@ import wandb
 
 from vld.config.settings import WandbConfig
 from vld.tracking.content import History, WandbRun
-from vld.tracking.environment import CONFIRM_SECONDS, FINISH_SECONDS, open_seconds
+from vld.tracking.variables import CONFIRM_SECONDS, FINISH_SECONDS, open_seconds
 
 FAILURES_IN_A_ROW = 2
 """So many mean that W&B is down; one may be the run's own."""

@@ -81,7 +81,8 @@ def history_of(rows: Sequence[Mapping[str, Any]], method: str, batch_size: int) 
         values |= _by_domain(row["domain_acc"])
         timed = before is not None and "train_seconds" in row and "train_seconds" in before
         if before is not None and timed and (seconds := row["train_seconds"] - before["train_seconds"]) > 0:
-            images = (row["step"] - before["step"]) * batch_size * (len(row["domain_acc"]) - 1)
+            trained = sum(parts["in"] is None for parts in row["domain_acc"].values())
+            images = (row["step"] - before["step"]) * batch_size * trained
             values["images_per_second"] = round(images / seconds, 1)
         history.append((row["step"], {name: value for name, value in values.items() if value is not None}))
         before = row
@@ -118,11 +119,12 @@ def _finished(
     runs = []
     for method in dict.fromkeys(row["method"] for row in result["results"]):
         selected = {row["selection"]: row for row in result["results"] if row["method"] == method}
-        summary = _accuracies(selected["iid"])
+        headline = selected.get("iid") or selected["last"]  # which is all that there is with holdout=0
+        summary = _accuracies(headline)
         for selection, row in selected.items():
             summary |= _accuracies(row, f"{selection}/")
         [at_headline] = [row for row in rows if (row["method"], row["step"]) == (method, summary["step"])]
-        summary |= _by_domain(selected["iid"].get("domain_acc") or at_headline["domain_acc"])
+        summary |= _by_domain(headline.get("domain_acc") or at_headline["domain_acc"])
         summary |= {name: result[name] for name in ("images_per_second", "seconds", "device")}
         summary |= _analysed(analyses, method)
         summary |= {"collapse": result["health"]["collapse"], "state": "finished", "failure": None}

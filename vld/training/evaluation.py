@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from vld.config.names import SELECTIONS
 from vld.data.domains import left_out
 from vld.data.images import Dataset
-from vld.data.split import held_out_count, split_indices
+from vld.data.split import HOLDOUT, held_out_count, split_indices
 from vld.data.views import EvaluationViews
 from vld.model.classifier import Classifier, Prediction
 
@@ -34,14 +35,20 @@ class EvaluationPart:
 
 @dataclass(frozen=True)
 class EvaluationLabels:
-    """The classes of all images of the test domain and the held-out part of the training domains, in a fixed order.
+    """The classes of all images of the domains left out and the held-out part of the training domains, in a fixed order.
 
-    labels: int64 [n]; parts cover them in order.
+    labels: int64 [n]; parts cover them in order. With holdout=0 those of the training domains are empty.
     """
 
     test_domain: str
     labels: Tensor
     parts: tuple[EvaluationPart, ...]
+
+    @property
+    def held_out(self) -> list[slice]:
+        """Where the images of the training domains are."""
+        outside = left_out(self.test_domain, {part.domain for part in self.parts})
+        return [slice(part.start, part.stop) for part in self.parts if part.domain not in outside]
 
 
 @dataclass(frozen=True)
@@ -57,19 +64,22 @@ def evaluation_set(
     split_seed: int,
     device: torch.device,
     *,
+    holdout: float = HOLDOUT,
     limit: int | None = None,
     resident: bool = False,
 ) -> EvaluationSet:
     """The images on which a run that leaves `test_domain` out is evaluated, on `device`.
 
-    limit: at most so many of each *out* part, and four times as many of the *in* part, which keeps a whole domain's
-    proportions: a fixed random choice, since the split has shuffled them. resident: as in `EvaluationViews`.
+    holdout: of the training domains; those left out have both parts always. limit: at most so many of each *out* part, and four
+    times as many of the *in* part, which keeps a whole domain's proportions: a fixed random choice, since the split has shuffled
+    them. resident: as in `EvaluationViews`.
     """
     views, rows, labels, parts = [], [], [], []
     outside = left_out(test_domain, [domain.name for domain in dataset.domains])
     start = 0
     for index, domain in enumerate(dataset.domains):
-        in_indices, out_indices = split_indices(len(domain.labels), index, split_seed)
+        share = HOLDOUT if domain.name in outside else holdout
+        in_indices, out_indices = split_indices(len(domain.labels), index, split_seed, share)
         wanted = [(IN, in_indices), (OUT, out_indices)] if domain.name in outside else [(OUT, out_indices)]
         for part, indices in wanted:
             chosen = torch.from_numpy(indices[: _limited(len(indices), part, limit)])
@@ -82,13 +92,16 @@ def evaluation_set(
     return EvaluationSet(test_domain, torch.cat(labels).to(device), tuple(parts), images)
 
 
-def evaluation_images(sizes: Mapping[str, int], test_domain: str, limit: int | None = None) -> int:
+def evaluation_images(
+    sizes: Mapping[str, int], test_domain: str, limit: int | None = None, holdout: float = HOLDOUT
+) -> int:
     """How many images `evaluation_set` has, of a dataset with so many in each domain."""
     images = 0
     for domain, n in sizes.items():
-        held_out = held_out_count(n)
+        outside = domain in left_out(test_domain, sizes)
+        held_out = held_out_count(n, HOLDOUT if outside else holdout)
         images += _limited(held_out, OUT, limit)
-        if domain in left_out(test_domain, sizes):
+        if outside:
             images += _limited(n - held_out, IN, limit)
     return images
 
@@ -161,13 +174,20 @@ class Scores:
         return left_out(self.test_domain, {domain for domain, _ in self.counts})
 
     @property
+    def selections(self) -> tuple[str, ...]:
+        """Those that there are: without held-out images (holdout=0), the last step alone."""
+        held_out = any(count.images for (domain, _), count in self.counts.items() if domain not in self.left_out)
+        return SELECTIONS if held_out else ("last",)
+
+    @property
     def iid(self) -> Fraction:
-        """Unweighted mean, over the training domains, of the accuracy on their *out* part: exact, so that ties are ties."""
+        """Unweighted mean, over the training domains, of the accuracy on their *out* part: exact, so that ties are ties. Not
+        defined without held-out images."""
         return mean_accuracy(count for (domain, _), count in self.counts.items() if domain not in self.left_out)
 
     @property
-    def iid_acc(self) -> float:
-        return float(self.iid)
+    def iid_acc(self) -> float | None:
+        return float(self.iid) if "iid" in self.selections else None
 
     @property
     def ood_acc(self) -> float:
@@ -188,10 +208,10 @@ class Scores:
 
     @property
     def domain_acc(self) -> dict[str, dict[str, float | None]]:
-        """Per domain: its *in* and *out* accuracy; *in* of a training domain is None, since it is not evaluated."""
+        """Per domain: its *in* and *out* accuracy; None where it is not evaluated, as *in* of a training domain."""
         table: dict[str, dict[str, float | None]] = {}
         for (domain, part), count in self.counts.items():
-            table.setdefault(domain, {IN: None, OUT: None})[part] = count.accuracy
+            table.setdefault(domain, {IN: None, OUT: None})[part] = count.accuracy if count.images else None
         return table
 
 
@@ -215,10 +235,9 @@ def score(logits: Tensor, evaluation: EvaluationLabels) -> Scores:
 
 
 def validation_loss(logits: Tensor, evaluation: EvaluationLabels) -> Tensor:
-    """Mean cross entropy on the *out* parts of the training domains, pooled; float32, on the device."""
-    held_out = [slice(part.start, part.stop) for part in evaluation.parts if part.domain != evaluation.test_domain]
-    labels = torch.cat([evaluation.labels[part] for part in held_out])
-    return cross_entropy(torch.cat([logits[part] for part in held_out]), labels)
+    """Mean cross entropy on the *out* parts of the training domains, pooled; float32, on the device; NaN without such images."""
+    labels = torch.cat([evaluation.labels[part] for part in evaluation.held_out])
+    return cross_entropy(torch.cat([logits[part] for part in evaluation.held_out]), labels)
 
 
 def select(scores: Sequence[tuple[int, Scores]], selection: str) -> int:

@@ -7,10 +7,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from vld.config.checked import accumulated
 from vld.config.errors import UserError
 from vld.config.names import ACCURACIES, SELECTIONS
 from vld.config.options import flat_settings
-from vld.config.settings import Config, WandbConfig, accumulated
+from vld.config.settings import Config, WandbConfig
 from vld.machine.atomic import write_json
 from vld.runs.checkpoint import write_checkpoint
 from vld.runs.identity import run_id

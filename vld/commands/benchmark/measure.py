@@ -26,7 +26,8 @@ from vld.commands.benchmark.on_gpu import dearest_kernels, device_and_host_secon
 from vld.commands.benchmark.sharing import images_per_second_beside
 from vld.commands.benchmark.show import show
 from vld.commands.benchmark.startup import seconds_to_first_step
-from vld.config.settings import AveragingConfig, Config, EnsembleConfig, accumulated
+from vld.config.checked import accumulated
+from vld.config.settings import AveragingConfig, Config, EnsembleConfig
 from vld.machine.device import MemoryBudget, describe, set_up
 from vld.machine.terminal import Terminal
 from vld.model.classifier import Classifier
