@@ -2,8 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
@@ -72,33 +71,14 @@ class Stopped(BaseException):
         self.number = signal.Signals(number)
 
 
-def stop_on_signals() -> None:
-    """From now on they raise `KeyboardInterrupt` or `Stopped`; those that are ignored, as a hang-up is under nohup, stay so."""
+def stop_on_signals(first: Callable[[], object] = lambda: None) -> None:
+    """From now on they do `first`, then raise `KeyboardInterrupt` or `Stopped`; those that are ignored, as a hang-up is under
+    nohup, stay so."""
+
+    def stop(number: int, _: object) -> NoReturn:
+        first()
+        raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
+
     for number in SIGNALS:
-        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-            signal.signal(number, _stop)
-
-
-def _stop(number: int, _: object) -> NoReturn:
-    raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
-
-
-@contextmanager
-def first_on_signals(act: Callable[[], object]) -> Iterator[None]:
-    """Within, do that before what a signal does."""
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
-
-    def acting(number: int, frame: FrameType | None) -> None:
-        act()
-        handler = handlers[signal.Signals(number)]
-        assert callable(handler)
-        handler(number, frame)
-
-    heard = [number for number, handler in handlers.items() if callable(handler)]
-    for number in heard:
-        signal.signal(number, acting)
-    try:
-        yield
-    finally:
-        for number in heard:
-            signal.signal(number, handlers[number])
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, stop)

@@ -16,22 +16,24 @@ SHORT_NAMES = {
     "image_size": "px",
 }
 """Of settings; those that a person would tell runs apart by."""
+RECIPE = "recipe"
+"""What settings that a recipe brings along go by, in reports of a study that has recipes."""
 INCOMPLETE = "†"
 NONE = "–"
 
 
 def distinguishing(settings: Sequence[Mapping[Any, Any]], *, fewest: bool = False) -> list[str]:
-    """The names of the settings that tell these apart, the test domain aside; what a dataset or a backbone brings along goes by
-    its name. fewest: only so many that each is needed."""
+    """The names of the settings that tell these apart, the test domain aside; what a dataset, a backbone or a recipe brings along
+    goes by its name. fewest: only so many that each is needed."""
 
     def kinds(*names: str) -> int:
         return len({tuple(hashable(one.get(name)) for name in names) for one in settings})
 
     varied = [name for name in differing(settings) if name != "test_domain"]
-    for group in ("dataset", "backbone"):
-        if (of := f"{group}.name") in varied:
+    for of, its in (("dataset.name", "dataset."), ("backbone.name", "backbone."), (RECIPE, "")):
+        if of in varied:
             by_name = kinds(of)
-            varied = [n for n in varied if n == of or not n.startswith(f"{group}.") or kinds(of, n) > by_name]
+            varied = [n for n in varied if n == of or not n.startswith(its) or kinds(of, n) > by_name]
     if not fewest:
         return varied
     chosen: list[str] = []

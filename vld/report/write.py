@@ -18,7 +18,7 @@ from vld.report.labels import heading, text
 MISSING_SHOWN = 60
 PIXELS_PER_INCH = 130
 """Of figures on the page: a column's width, 3.4 inches, is about half a printed page."""
-MARKS = {"o": "●", "s": "■", "D": "◆", "*": "★", "P": "✚", "^": "▲", "v": "▼", "x": "✕"}
+MARKS = {"o": "●", "s": "■", "D": "◆", "*": "★", "P": "✚", "^": "▲", "v": "▼", "h": "⬢", "x": "✕"}
 """How the page writes Matplotlib's markers."""
 
 
