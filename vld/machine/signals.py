@@ -1,4 +1,4 @@
-"""Signals that wait for a safe moment: a run is saved between two steps, and whoever was there before is heard."""
+"""Signals that wait for a safe moment: the run is saved between two steps, then the earlier handlers are called."""
 
 import signal
 import threading
@@ -6,16 +6,16 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
-# Ctrl-C, kill and a scheduler's end, a closed terminal, and what schedulers send as a warning.
+# Ctrl-C; kill, and a scheduler that ends the job; a closed terminal; and what schedulers send as a warning.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Interrupted(BaseException):
-    """Raised at a safe moment after a signal came. Not an `Exception`: nothing that handles failures may swallow it."""
+    """Raised at a safe moment after a signal. Not an `Exception`: code that handles failures must not swallow it."""
 
 
 class SignalGuard:
-    """Within its `with` signals are only noted, but for a second Ctrl-C, which stops at once."""
+    """Within its `with` block signals are only recorded, except a second Ctrl-C, which stops at once."""
 
     def __init__(self) -> None:
         self._noted: dict[int, FrameType | None] = {}
@@ -50,16 +50,16 @@ class SignalGuard:
             raise Interrupted
 
     def forward(self) -> None:
-        """Let the handlers that were there before have their signals, say a scheduler's that requeues the job.
+        """Pass recorded signals on to the earlier handlers, for example one of a scheduler that requeues the job.
 
-        Does nothing where no signal came; returns where those handlers return, which means to go on.
+        Does nothing if there were none; returns if those handlers return, and then the run continues.
         """
         noted, self._noted = self._noted, {}
         for number, frame in noted.items():
             if callable(self._previous[number]):
                 self._previous[number](number, frame)
         for number in noted:
-            if not callable(self._previous[number]):  # the system's default action, which would end it without a word
+            if not callable(self._previous[number]):  # else the system would end the process without a message
                 raise SystemExit(128 + number)
 
 
