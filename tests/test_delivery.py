@@ -289,7 +289,6 @@ def test_what_was_asked_for_is_said_when_interrupted(
     assert process is not None
     publisher.abandon()
     process.send_signal(signal.SIGCONT)
-    publisher.summary()
     said = re.search(
         r"W&B: 3 of 3 run directories were not uploaded \(interrupted\); to upload them: (.*)", capsys.readouterr().out
     )

@@ -35,7 +35,7 @@ class Ended:
     failed: bool = False
     """Of a job without runs."""
     not_uploaded: int = 0
-    """Run directories that W&B did not get, and the command that delivers them."""
+    """Run directories that were not uploaded to W&B, and the command that uploads them."""
     publish: str = ""
 
     @property
@@ -110,9 +110,8 @@ class Task:
             error = problem
         except BaseException:  # Ctrl-C, say
             publisher.abandon()
-            publisher.summary()
             raise
-        with terminal.counting("delivering to W&B") as progress:
+        with terminal.counting("uploading to W&B") as progress:
             publisher.finish(progress)
         return Ended(
             outcomes,

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vld.config.errors import UserError
@@ -212,10 +213,7 @@ def _build(
         progress(done, of)
 
     try:
-        found = every_image(
-            files, lambda _, __, path: size_of(path, files.max_megapixels), lambda *_: place.lock.check()
-        )
-        sizes = np.array(found, np.int64)
+        sizes = _sizes(files, place)
         height, width = (min(store_size, int(largest)) for largest in sizes.max(0))
         wanted = (pixels is not None) * height * width + (views is not None) * image_size**2
         _check_disk(files.name, folder, total * 3 * wanted)
@@ -248,6 +246,12 @@ def _build(
         raise UserError(
             f"dataset={files.name}: the image store in {folder} cannot be written: {error.strerror}"
         ) from error
+
+
+def _sizes(files: DatasetFiles, place: StagingFolder) -> NDArray[np.int64]:
+    """(height, width) of every image, in order."""
+    found = every_image(files, lambda _, __, path: size_of(path, files.max_megapixels), lambda *_: place.lock.check())
+    return np.array(found, np.int64)
 
 
 def _arrays(

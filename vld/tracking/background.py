@@ -84,15 +84,15 @@ class Publisher:
         except BaseException:
             self.abandon()
             raise
-        finally:
-            self.summary()
+        self._summarise()
 
     def abandon(self) -> None:
-        """Do not wait: the process ends after what it is doing now."""
+        """`finish` without waiting: the process ends after what it is doing now."""
         self._give_up("interrupted")
         self._let_go()
+        self._summarise()
 
-    def summary(self) -> None:
+    def _summarise(self) -> None:
         """Print what was uploaded, and what was not, with the command that uploads it."""
         if self.not_uploaded:
             count, why = len(self.not_uploaded), next(iter(self.not_uploaded.values()))
