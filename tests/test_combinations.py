@@ -91,6 +91,22 @@ def test_greedy_keeps_a_member_that_changes_nothing() -> None:
     assert [taste.kept for taste in trace] == [True, True]
 
 
+@pytest.mark.parametrize(("accept", "kept"), [("mean", [True, False]), ("pooled", [True, True])])
+def test_greedy_by_the_mean_over_domains_or_by_pooled_images(accept: str, kept: list[bool]) -> None:
+    """The second member gains 5 of 100 images in one domain, and loses 1 of 10 in another."""
+
+    def evaluate(weights: Mapping[str, Tensor]) -> Scores:
+        second = int(weights["w"].item() > 0)
+        held_out = {("a", "out"): Count(80 + 5 * second, 100), ("b", "out"): Count(5 - second, 10)}
+        return Scores("c", held_out | {("c", "in"): Count(5, 8), ("c", "out"): Count(1, 2)})
+
+    weights = {"first": 0.0, "second": 1.0}
+    trace = greedy_soup(
+        [("first", 0.9), ("second", 0.8)], lambda run: {"w": torch.tensor([weights[run]])}, evaluate, accept
+    )
+    assert [taste.kept for taste in trace] == kept
+
+
 def test_ensemble_is_the_mean_of_logits_or_of_probabilities() -> None:
     logits = [torch.randn(50, 7, generator=torch.Generator().manual_seed(seed)) * 3 for seed in range(5)]
     torch.testing.assert_close(ensemble_of_runs([outputs(one, "logits") for one in logits]), sum(logits) / 5)  # type: ignore[arg-type]

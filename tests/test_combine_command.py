@@ -210,6 +210,19 @@ def test_a_greedy_soup_s_trace_is_what_tasting_gives(combine: Combine, trained: 
     assert re.search(rf"│ +{len(kept)} of 4 │", shown)
 
 
+def test_a_greedy_soup_may_accept_by_pooled_images(combine: Combine, trained: Path) -> None:
+    by_mean, pooled = (result(combine("method=greedy_soup", *how), "chalk") for how in ((), ("method.accept=pooled",)))
+    assert by_mean["run_id"] != pooled["run_id"]
+    assert "accept" not in by_mean["identity"]
+    assert [taste["run_id"] for taste in by_mean["trace"]] == [taste["run_id"] for taste in pooled["trace"]]
+    best = -1.0
+    for taste in pooled["trace"]:
+        assert taste["kept"] == (taste["pooled_acc"] >= best)
+        best = max(best, taste["pooled_acc"])
+    combined = load_results(trained, every_setting=True).set_index("run_id").combined
+    assert combined[pooled["run_id"]] == "greedy_soup of 4, pooled"
+
+
 def test_results_have_rows_of_combinations(combine: Combine, trained: Path) -> None:
     combine("method=model_soup", "test_domain=[0,1]")
     combine("method=ensemble_of_runs", 'method.members=["seed=0,1"]', "optim.lr=1e-2")

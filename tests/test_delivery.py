@@ -18,7 +18,6 @@ from commands import TINY_NETWORK, script, train
 from wandb_server import WandbServer, serving
 
 from vld.commands.publish import finished_directories
-from vld.config.names import METHODS
 from vld.config.settings import WandbConfig
 from vld.runs.identity import run_id
 from vld.tracking import background as publisher_module
@@ -82,6 +81,11 @@ def published(tmp_path: Path, *directories: Path, mode: str = "online") -> Publi
     return publisher
 
 
+def copies_of(run: Path) -> list[str]:
+    """Those that there have to be."""
+    return [f"{run.name}-{method}" for method in ("ensemble", "erm", "weight_averaging")]
+
+
 def copies(tmp_path: Path) -> list[str]:
     """The ids of the offline runs that are there."""
     return sorted(path.name.split("-", 3)[3] for path in (tmp_path / "wandb").glob("offline-run-*"))
@@ -92,7 +96,7 @@ def test_what_the_server_refuses_is_not_delivered(server: WandbServer, runs: lis
     """wandb itself says nothing of it."""
     server.refuses_stream = 403
     refused = published(tmp_path, runs[0])
-    assert "W&B did not take what was sent" in refused.not_uploaded[str(runs[0])]
+    assert "W&B did not accept what was sent" in refused.not_uploaded[str(runs[0])]
     assert not (runs[0] / "wandb.json").exists()
     server.refuses_stream = None
     Publisher.down_until = 0.0
@@ -206,7 +210,7 @@ def test_a_killed_process_leaves_one_copy_of_each(runs: list[Path], tmp_path: Pa
     assert publisher.process is not None
     publisher.process.kill()
     publisher.finish()
-    assert publisher.not_uploaded[str(runs[2])] == "its process ended without a word"
+    assert publisher.not_uploaded[str(runs[2])] == "its process ended without an answer"
     assert published(tmp_path, *runs, mode="offline").not_uploaded == {}
     assert len(copies(tmp_path)) == 9
 
@@ -230,7 +234,7 @@ def test_what_was_delivered_is_made_again_once_it_is_gone(runs: list[Path], tmp_
     assert len(copies(tmp_path)) == 6
     shutil.rmtree(tmp_path / "wandb")
     published(tmp_path, runs[0], mode="offline")
-    assert copies(tmp_path) == [f"{runs[0].name}-{method}" for method in sorted(METHODS)]
+    assert copies(tmp_path) == copies_of(runs[0])
 
 
 @pytest.mark.slow
@@ -246,7 +250,7 @@ def test_a_stuck_process_holds_nobody_up(runs: list[Path], tmp_path: Path, monke
     publisher.finish()
     assert process.poll() is not None
     assert sorted(publisher.not_uploaded) == sorted(map(str, runs))
-    assert set(publisher.not_uploaded.values()) == {"nothing heard of it for 2 s"}
+    assert set(publisher.not_uploaded.values()) == {"its process has not responded for 2 s"}
 
 
 def test_many_directories(tmp_path: Path) -> None:
@@ -285,7 +289,6 @@ def test_what_was_asked_for_is_said_when_interrupted(
     assert process is not None
     publisher.abandon()
     process.send_signal(signal.SIGCONT)
-    publisher.summary()
     said = re.search(
         r"W&B: 3 of 3 run directories were not uploaded \(interrupted\); to upload them: (.*)", capsys.readouterr().out
     )
@@ -323,13 +326,13 @@ def test_signals_to_all_processes_of_a_job_do_not_end_it(runs: list[Path], tmp_p
     publisher.ended(runs[0])
     publisher.finish()
     assert publisher.not_uploaded == {}
-    assert copies(tmp_path) == [f"{runs[0].name}-{method}" for method in sorted(METHODS)]
+    assert copies(tmp_path) == copies_of(runs[0])
 
 
 MODES = {
-    "dryrun": ("offline", "so say WANDB_MODE"),
-    "offline": ("offline", "so say WANDB_MODE"),
-    "disabled": ("disabled", "so say WANDB_MODE"),
+    "dryrun": ("offline", "set by WANDB_MODE"),
+    "offline": ("offline", "set by WANDB_MODE"),
+    "disabled": ("disabled", "set by WANDB_MODE"),
     "online": ("offline", "not logged in"),
     "shared": ("offline", "not logged in"),
 }

@@ -28,7 +28,7 @@ OTHERS: dict[object, list[object]] = {
     bool: [True],
     int: [7, 400],
     int | None: [500],
-    float: [0.25],
+    float: [0.25, 2.0, 0.0],
     str: ["other", "cpu"],
     str | None: ["other", "https://elsewhere"],
     list[str]: [["seed"], ["model_soup"], []],

@@ -1,6 +1,7 @@
 """Every preset in conf/ composes, and one's own; what no other test trains with trains."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,20 @@ def test_options_win_over_a_recipe_s() -> None:
         config = typed_config(compose("train", overrides=words), Config)
     assert (config.optim.name, config.optim.steps, config.mixout) == ("sgd", 7, 0.5)
     assert (config.optim.lr, config.dropout) == (3e-5, 0)
+
+
+@pytest.mark.parametrize("recipe", ["swad", "erm_plus_plus", "high_rate_mixout"])
+def test_a_recipe_trains_and_puts_its_method_forward(recipe: str, small_glyphs: Path, tmp_path: Path) -> None:
+    small = [option for option in SMALL if not option.startswith("optim.steps")]
+    small += ["optim.steps=3", "eval_every=1", "warm_start=1", "averaging.start=2", f"recipe={recipe}"]
+    done = train(*small, *TINY_NETWORK, f"data_dir={small_glyphs}", f"output_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    method = {"swad": "swad", "erm_plus_plus": "weight_averaging"}.get(recipe, "erm")
+    assert re.search(rf"│ {method}\b", done.stdout)
+    [path] = (tmp_path / "runs/glyphs").rglob("result.json")
+    result = json.loads(path.read_text())
+    assert ("swad" in {row["method"] for row in result["results"]}) == (recipe == "swad")
+    assert result["settings"]["optim.name"] == "adam"
 
 
 def test_adam_trains(small_glyphs: Path, tmp_path: Path) -> None:

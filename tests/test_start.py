@@ -81,7 +81,11 @@ REFUSED = {
         ("test_domain=neon",),
         "its run trained on neon, which is left out here; it can start test_domain=chalk",
     ),
-    "held out": (("split_seed=1",), "its run trained on images that are held out here; set split_seed=0 (it is 1)"),
+    "held out": (
+        ("split_seed=1",),
+        "its run trained on images that are held out here; it has split_seed=0 holdout=0.2",
+    ),
+    "all images": ((), "its run trained on images that are held out here; it has split_seed=0 holdout=0"),
     "other classes": (
         ("dataset=folder", "dataset.name=others", "dataset.folder=others"),
         "its run has a last layer for 2 other classes (A, E, …); backbone.last_layer=new starts with one of its own",
@@ -110,6 +114,11 @@ def test_a_start_that_does_not_fit_is_one_line(case: str, probe: Path, small_gly
         source, head = tmp_path / "w.safetensors", {"more classes": (3, 96), "narrower": (2, 64)}.get(case)
         kept = {name: value for name, value in kept.items() if "head." not in name}
         save_file(kept | ({"head.weight": torch.ones(head), "head.bias": torch.ones(head[0])} if head else {}), source)
+    if case == "all images":
+        source = tmp_path / "run"
+        shutil.copytree(probe, source)
+        result = json.loads((source / "result.json").read_text())
+        (source / "result.json").write_text(json.dumps(result | {"settings": result["settings"] | {"holdout": 0}}))
     if case == "unfinished":
         source = tmp_path / "run"
         source.mkdir()

@@ -71,6 +71,29 @@ def test_a_study_is_one_at_a_time(command: str, tmp_path: Path) -> None:
         assert "study=figure2,figure4: one study at a time" in refused.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("-m seed=range(0,0)", "this sweep has no jobs: one of its options has no value"),
+        ("--config-dir nowhere", "--config-dir: no folder "),
+        ("--experimental-rerun job.pickle", "--experimental-rerun: write the options"),
+        ("-m --info", "Only one of --run, --multirun, "),
+        ("--resolve", "The --resolve flag can only be used "),
+    ],
+)
+def test_words_that_make_no_command_are_refused_in_one_line(words: str, said: str, tmp_path: Path) -> None:
+    refused = train(*words.split(), cwd=tmp_path)
+    assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
+    assert refused.stderr.startswith(said)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_of_a_command_without_runs_does_every_job(tmp_path: Path) -> None:
+    refused = script("analyse.py", "-m", "output_dir=nowhere", "weights=erm-last,erm-iid", cwd=tmp_path)
+    assert refused.returncode == 2, refused.stderr
+    assert re.findall("again, just that: .* weights=(.*)", refused.stdout) == ["erm-last", "erm-iid"]
+
+
 @pytest.mark.parametrize("full_error", ["0", "1"])
 @pytest.mark.parametrize(
     "wrong", [["droput=0.9"], ["dropout=x"], ["-m", "dropout=0,2"], ["dataset=pac"], ["--cfg", "job", "lr=1"]]

@@ -1,4 +1,5 @@
-"""One file per command: from words on the command line, which Hydra composes, to an exit code. The benchmark is here too.
+"""From words on the command line, which Hydra composes, to an exit code: `main` (words), `preflight` (checks), `launch` (jobs),
+`task` (one of them). Beside them a file per command, and the benchmark.
 
 Imports from every room.
 """

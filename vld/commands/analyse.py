@@ -65,7 +65,7 @@ def analyse_all(config: AnalyseConfig, terminal: Terminal) -> int:
     for one in found:
         publisher.ended(one.directory)
     _show(found, terminal)
-    with terminal.counting("delivering to W&B") as progress:
+    with terminal.counting("uploading to W&B") as progress:
         publisher.finish(progress)
     for problem in problems:
         terminal.fail(problem)

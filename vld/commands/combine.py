@@ -56,7 +56,7 @@ def combine_study(jobs: Sequence[Job], terminal: Terminal) -> int:
     if results := [RunResult(outcome.directory, outcome.result) for outcome in outcomes if outcome.result]:
         terminal.show(*sweep_table(results, study.combinations[0]))
         terminal.say(f"{counted(len(results), 'combination')} in {Path(jobs[0].config.output_dir) / 'combined'}")
-    with terminal.counting("delivering to W&B") as progress:
+    with terminal.counting("uploading to W&B") as progress:
         publisher.finish(progress)
     for line in alone:
         terminal.say(line)

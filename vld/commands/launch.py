@@ -25,6 +25,7 @@ from vld.commands.side_by_side import saving_before_killed, stop_jobs
 from vld.commands.task import Ended, Task
 from vld.config.errors import FAILED, USER_ERROR, UserError, first_line
 from vld.machine.all_runs import Whole
+from vld.machine.signals import stop_on_signals
 from vld.machine.terminal import Terminal
 from vld.study.jobs import BASIC_LAUNCHER, JOBLIB_LAUNCHER
 
@@ -117,6 +118,7 @@ def _waiting(launcher: str, folder: Path | None, whole: Whole | None) -> Iterato
         stop_jobs(folder)
 
     with ExitStack() as showing, saving_before_killed(stop) if launcher == JOBLIB_LAUNCHER else nullcontext():
+        stop_on_signals(stop)
         showing.enter_context(Terminal(whole=whole).waiting())
         yield
 
@@ -143,11 +145,9 @@ def show_end(command: Command, ended: Sequence[Ended]) -> int:
     if not_uploaded := sum(one.not_uploaded for one in ended):
         publish = next(one.publish for one in ended if one.not_uploaded)
         terminal.warn(f"W&B: {not_uploaded} run directories were not uploaded; to upload them: {publish}")
-    failures = {tuple(words): one.failures for words, one in zip(command.words, ended, strict=False)}
-    for run in lost:
-        if run.state == RUN_FAILED:
-            failures.setdefault(run.wanted.overrides, []).append(f"{run.path}: {run.reason}")
-    for words, lines in failures.items():
+    failures = [(words, one.failures) for words, one in zip(command.words, ended, strict=False)]
+    failures += [(list(run.wanted.overrides), [f"{run.path}: {run.reason}"]) for run in lost if run.state == RUN_FAILED]
+    for words, lines in failures:
         for line in lines:
             terminal.fail(line)
         if lines:

@@ -83,7 +83,10 @@ def _run(name: str, argv: Sequence[str]) -> int:
     version.setbase("1.3")
     if given.help or given.hydra_help or given.cfg or given.info or given.shell_completion or given.resolve:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
-        _run_hydra(given, parser, main, str(conf_dir()), name)  # type: ignore[arg-type] # `main` is not called
+        try:
+            _run_hydra(given, parser, main, str(conf_dir()), name)  # type: ignore[arg-type] # `main` is not called
+        except ValueError as error:  # words that do not go together
+            raise UserError(str(error)) from error
         return 0
     hydra = _hydra(given)
     config = _composed(hydra, given.config_name or name, given, sweeps=given.multirun or name in LOOKING)

@@ -14,8 +14,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from vld.machine.signals import first_on_signals
-
 SECONDS_TO_SAVE = 60.0
 STOPPING = "stopping"
 
@@ -63,8 +61,7 @@ def _was_killed(process: int) -> bool:
 
 @contextmanager
 def saving_before_killed(stop: Callable[[], None]) -> Iterator[None]:
-    """Within, `stop` is called before joblib's launcher kills its jobs: the command was stopped, or one of them was killed, for
-    want of memory, say.
+    """Within, joblib's launcher calls `stop` before it kills its jobs since one of them was killed, for want of memory, say.
 
     joblib has no other place for that: as soon as a process has died, it kills the others.
     """
@@ -78,8 +75,7 @@ def saving_before_killed(stop: Callable[[], None]) -> Iterator[None]:
 
     process_executor.kill_process_tree = save_and_kill
     try:
-        with first_on_signals(stop):
-            yield
+        yield
     finally:
         process_executor.kill_process_tree = kill
 

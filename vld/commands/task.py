@@ -1,24 +1,23 @@
 """One job of a command, in whatever process it runs: what Hydra composed, done; and what came of it."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from vld.commands.side_by_side import known_to_run, worker_number
-from vld.config.command_settings import AnalyseConfig, PrepareConfig, PublishConfig
 from vld.config.errors import FAILED, USER_ERROR, UserError
 from vld.config.names import COMBINATIONS
 from vld.config.settings import Config
 from vld.machine.all_runs import NOTES, Notes, Whole
 from vld.machine.signals import stop_on_signals
 from vld.machine.terminal import Terminal
-from vld.study.compose import typed_config
+from vld.study.compose import SCHEMAS, typed_config
 from vld.study.jobs import JOBLIB_LAUNCHER
 from vld.tracking.background import Publisher
 
@@ -36,7 +35,7 @@ class Ended:
     failed: bool = False
     """Of a job without runs."""
     not_uploaded: int = 0
-    """Run directories that W&B did not get, and the command that delivers them."""
+    """Run directories that were not uploaded to W&B, and the command that uploads them."""
     publish: str = ""
 
     @property
@@ -68,35 +67,51 @@ class Task:
     def __call__(self, composed: DictConfig) -> Ended:
         os.chdir(HydraConfig.get().runtime.cwd)  # relative paths mean the command's folder, with hydra.job.chdir too
         try:
-            return WORK[self.command](self, composed)
+            return self._runs(composed) if self.command in ("train", "combine") else self._without_runs(composed)
         except UserError as error:  # before Hydra has its say about it
             return Ended(error=str(error), refused=True)
 
-    def train_or_combine(self, composed: DictConfig) -> Ended:
+    def _without_runs(self, composed: DictConfig) -> Ended:
+        config: Any = typed_config(composed, SCHEMAS.get(f"{self.command}_schema", Config))
+        failed: object = None
+        if self.command == "benchmark":
+            from vld.commands.benchmark.measure import run_benchmark
+
+            run_benchmark(config, HydraConfig.get().overrides.task, Terminal())
+        elif self.command == "prepare":
+            from vld.commands.prepare import prepare
+
+            prepare(config, Terminal())
+        elif self.command == "publish":
+            from vld.commands.publish import publish_all
+
+            failed = publish_all(config, Terminal())
+        else:
+            from vld.commands.analyse import analyse_all
+
+            failed = analyse_all(config, Terminal())
+        return Ended(failed=bool(failed))
+
+    def _runs(self, composed: DictConfig) -> Ended:
         """The runs or combinations of this job, and the table of them, unless there is one of all jobs alone."""
         number = HydraConfig.get().job.num if self.folder else None
         notes = Notes(self.folder / f"{number:06d}{NOTES}") if self.folder else self.whole.here if self.whole else None
         terminal = Terminal(number, notes, self.whole)
+        config = typed_config(composed, Config)
+        publisher = Publisher(config.wandb, config.output_dir, say=terminal.say, warn=terminal.warn)
         outcomes: Sequence[Outcome] = ()
         error: UserError | OSError | None = None
-        publisher: Publisher | None = None
         try:
-            with self._stoppable(composed.device):
-                config = typed_config(composed, Config)
-                publisher = Publisher(config.wandb, config.output_dir, say=terminal.say, warn=terminal.warn)
+            with self._stoppable(config.device):
                 outcomes = (_combined if self.command == "combine" else _trained)(config, terminal, publisher)
             if not self.folder:
                 _show_results(outcomes, config.method.name, terminal)
         except (UserError, OSError) as problem:
             error = problem
         except BaseException:  # Ctrl-C, say
-            if publisher:
-                publisher.abandon()
-                publisher.summary()
+            publisher.abandon()
             raise
-        if not publisher:
-            return Ended(error=str(error), refused=isinstance(error, UserError))
-        with terminal.counting("delivering to W&B") as progress:
+        with terminal.counting("uploading to W&B") as progress:
             publisher.finish(progress)
         return Ended(
             outcomes,
@@ -138,43 +153,6 @@ def _combined(config: Config, terminal: Terminal, publisher: Publisher) -> "Sequ
     if config.method.name not in COMBINATIONS:
         raise UserError(f"method={config.method.name}: combine.py makes one of {', '.join(COMBINATIONS)}")
     return combine_all(config, terminal, publisher, options=HydraConfig.get().overrides.task)
-
-
-def _benchmark(_: Task, composed: DictConfig) -> Ended:
-    from vld.commands.benchmark.measure import run_benchmark
-
-    run_benchmark(typed_config(composed, Config), HydraConfig.get().overrides.task, Terminal())
-    return Ended()
-
-
-def _prepare(_: Task, composed: DictConfig) -> Ended:
-    from vld.commands.prepare import prepare
-
-    prepare(typed_config(composed, PrepareConfig), Terminal())
-    return Ended()
-
-
-def _publish(_: Task, composed: DictConfig) -> Ended:
-    from vld.commands.publish import publish_all
-
-    return Ended(failed=bool(publish_all(typed_config(composed, PublishConfig), Terminal())))
-
-
-def _analyse(_: Task, composed: DictConfig) -> Ended:
-    from vld.commands.analyse import analyse_all
-
-    return Ended(failed=bool(analyse_all(typed_config(composed, AnalyseConfig), Terminal())))
-
-
-WORK: dict[str, Callable[[Task, DictConfig], Ended]] = {
-    "train": Task.train_or_combine,
-    "combine": Task.train_or_combine,
-    "benchmark": _benchmark,
-    "prepare": _prepare,
-    "publish": _publish,
-    "analyse": _analyse,
-}
-"""By command; those that look at runs have no jobs."""
 
 
 def _show_results(outcomes: "Sequence[Outcome]", method: str, terminal: Terminal) -> None:

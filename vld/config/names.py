@@ -1,5 +1,5 @@
 """Names: of methods and datasets, with the label, colour and marker that they have in every table, figure and dashboard; of what
-is selected, measured and kept. Colours are colour-blind safe (Okabe and Ito)."""
+is selected, measured and kept. Colours are colour-blind safe (Okabe and Ito; an indigo of Tol's)."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ class Method:
 ALL_METHODS = (
     Method("erm", "ERM", "#0072B2", "o", has_weights=True),
     Method("weight_averaging", "weight averaging", "#E69F00", "s", has_weights=True),
-    Method("swad", "SWAD", "#6F6F6F", "h", has_weights=True, on_request=True),
+    Method("swad", "SWAD", "#332288", "h", has_weights=True, on_request=True),
     Method("ensemble", "ensemble", "#009E73", "D"),
     Method("model_soup", "model soup", "#D55E00", "*", combines=True),
     Method("greedy_soup", "greedy soup", "#CC79A7", "P", combines=True),

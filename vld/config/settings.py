@@ -118,6 +118,10 @@ class MethodConfig:
         "last|iid", "which step of its members: last, or iid (each one's of best i.i.d. accuracy)"
     )
     average: str = choice("logits|softmax", "what an ensemble of runs averages: logits or softmax")
+    accept: str = choice(
+        "mean|pooled",
+        "a greedy soup keeps a member unless this falls: i.i.d. accuracy (mean over domains), or that of *out* images pooled",
+    )
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Training batches: so many images of each training domain, drawn with replacement, augmented on the device."""
+"""Training batches: `batch_size` images of each training domain, drawn with replacement and augmented on the device."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,12 +14,12 @@ from vld.data.prefetch import DeviceCopier, PendingCopy, Prefetcher, copied
 from vld.machine.seeds import BATCHES, numpy_generator
 
 STEPS_AHEAD = {"cpu": 0, "cuda": 3}
-"""So many batches are drawn before they are needed, by type of device."""
+"""How many batches are drawn before they are needed, by type of device."""
 
 PIXELS_AT_ONCE = 56_000
-"""Of the images that one core augments together: 24 of 48 x 48. What they take fits its caches."""
+"""The images that one core augments together have this many: 24 of 48 x 48. They fit its caches."""
 PIXELS_OF_ONE_CORE = 2**15
-"""In an image of fewer, no sum is split over cores (torch's grain size), so cores of their own give the same bits."""
+"""For smaller images torch splits no sum over cores (its grain size), so that one core per image gives the same bits."""
 
 
 class TrainingBatches:
@@ -46,7 +46,7 @@ class TrainingBatches:
         self.images_per_domain, self.image_size = images_per_domain, image_size
         self.device, self.seed = device, seed
         self.resize_dtype = torch.float32
-        """Of the sums that resize an image, on a GPU."""
+        """In which a GPU computes the sums that resize an image."""
         self.augment: Callable[..., Tensor] = augment_together
         """On a GPU."""
         self.resident = resident or device.type == "cpu"
@@ -80,7 +80,7 @@ class TrainingBatches:
     def _augment_in_groups(
         self, pixels: Sequence[Tensor], stored_sizes: Tensor, original_sizes: Tensor, drawn: AugmentParameters
     ) -> Tensor:
-        """`augment_each`, in groups that fit a core's caches, which threads share where an image is too small for two."""
+        """`augment_each` on groups that fit a core's caches; threads share the groups if an image is too small for two cores."""
         pixels_of_one, threads = self.image_size**2, torch.get_num_threads()
         at_once = max(1, PIXELS_AT_ONCE // pixels_of_one)
         groups = [slice(start, start + at_once) for start in range(0, len(pixels), at_once)]
@@ -96,7 +96,7 @@ class TrainingBatches:
         return torch.cat(list(self._threads.map(augmented, groups)))
 
     def close(self) -> None:
-        """Let go of what is in the device's memory: the next run needs it."""
+        """Release the device's memory: the next run needs it."""
         self._drawn.close()
         if self._threads is not None:
             self._threads.shutdown()

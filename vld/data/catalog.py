@@ -1,4 +1,4 @@
-"""What is known of the five DomainBed datasets: where they come from, how they are arranged, and what is in them."""
+"""The five DomainBed datasets: where they come from, how they are arranged, and what they contain."""
 
 import csv
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""Every image of a dataset through one function, on all processors; what fails and what warns is named."""
+"""Apply a function to every image of a dataset, on all processors; failures and warnings name the image."""
 
 import itertools
 import os
@@ -30,7 +30,7 @@ KNOWN_TRUNCATED = {
     ),
     "office_home": ("Art/Notebook/00003",),
 }
-"""Of the official archives, without their endings. DomainBed takes what is there of them, and so do published results."""
+"""Truncated files in the official archives, without their endings. DomainBed and published results use what there is of them."""
 
 
 def every_image(
@@ -39,9 +39,9 @@ def every_image(
     progress: Progress = lambda *_: None,
     announce: Callable[[str], None] = lambda _: None,
 ) -> list[T]:
-    """`function` of every domain's number, image's number in it, and file; progress after some of them.
+    """The values of `function` for every image: called with the domain's number, the image's number in it, and the file.
 
-    announce: is told what Pillow warns about, and how many files were truncated, with the first file's name. Raises a
+    announce: called with Pillow's warnings, and with the number of truncated files and the name of the first. Raises a
     `UserError` that names the first file that cannot be read, and counts the others.
     """
     image_endings()  # registers plug-ins
@@ -98,7 +98,7 @@ def _refusal(errors: list[UserError]) -> UserError:
 
 @contextmanager
 def _pillow(load_truncated: bool) -> Iterator[None]:
-    """Pillow's switches, which are global. Its limit on pixels is off: `size_of` has its own."""
+    """Set Pillow's global switches. Its limit on pixels is off: `size_of` has its own."""
     before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
     Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, load_truncated
     try:
@@ -109,7 +109,7 @@ def _pillow(load_truncated: bool) -> Iterator[None]:
 
 @contextmanager
 def _warnings_of(at_work: threading.local) -> Iterator[dict[str, dict[Path, None]]]:
-    """Warnings that come from a thread while it is at an image, and the images; others go their way."""
+    """Collects the warnings that a thread raises while it decodes an image; others are passed on."""
     notes: dict[str, dict[Path, None]] = {}
     with warnings.catch_warnings():
         for category in (UserWarning, RuntimeWarning):

@@ -1,4 +1,4 @@
-"""Domains by their names: those of the datasets that are known, and those that `test_domain` stands for.
+"""Names of domains: those of known datasets, and those that `test_domain` stands for.
 
 A run leaves one domain out, or several at once, whose names are then joined: `photo+sketch`.
 """
@@ -15,7 +15,7 @@ GLYPHS = ("chalk", "mosaic", "neon", "print")
 
 
 def known_domains(dataset: str) -> tuple[str, ...] | None:
-    """Of the embedded dataset and of DomainBed's, sorted; None of others."""
+    """The sorted domains of the embedded dataset or one of DomainBed's; None for others."""
     if dataset == "glyphs":
         return GLYPHS
     return tuple(sorted(CONTENTS[dataset].domains)) if dataset in CONTENTS else None

@@ -1,4 +1,4 @@
-"""Fetching an archive: resumed after an interruption, retried, checked, and there under its name only when whole."""
+"""Downloading an archive: resumed after an interruption, retried, verified, and given its name only once it is complete."""
 
 import hashlib
 import shutil
@@ -27,9 +27,9 @@ DISK_TO_UNPACK = 1.2
 
 
 def as_they_arrive(fetches: list[Callable[[], Path]]) -> Iterator[Path]:
-    """What these return, in the order in which they end; `AT_A_TIME` of them run at once. Raises what the first that fails does.
+    """The results of these functions, in the order in which they end; `AT_A_TIME` run at once. The first failure is raised.
 
-    Their threads end with the process: to stop it, nobody waits for a server that says nothing.
+    Their threads end with the process, so that stopping it does not wait for a server that does not answer.
     """
     waiting, ended = iter(fetches), SimpleQueue[Future[Path]]()
 
@@ -49,9 +49,9 @@ def as_they_arrive(fetches: list[Callable[[], Path]]) -> Iterator[Path]:
 
 
 def fetch(url: str, target: Path, checksum: str | None, progress: Progress, retries: int = RETRIES) -> None:
-    """Make `target` from `url`, unless it is there; progress(bytes, bytes in all). What has come of it stays for the next time.
+    """Download `url` to `target`, unless it exists; progress(bytes, bytes in all). A partial download is kept for the next time.
 
-    Google Drive's confirmation page is answered, its quota page recognised. Raises `UserError` that says how to go on by hand.
+    Answers Google Drive's confirmation page and recognises its quota page. Raises `UserError` that says how to fetch it by hand.
     """
     if target.exists():
         _check(target, checksum, url, target)
@@ -94,7 +94,7 @@ def fetch(url: str, target: Path, checksum: str | None, progress: Progress, retr
 
 
 def _download(url: str, whole: Path, progress: Callable[[int, int | None], None], retries: int) -> None:
-    """An earlier download is resumed if the same address still has the same file. A server that is busy is asked again."""
+    """Resume an earlier download if the address still has the same file. Ask a busy server again."""
     source = whole.with_name("source")
     before, _, known = source.read_text().partition("\n") if source.exists() else ("", "", "")
     version = _version(url)
@@ -149,7 +149,7 @@ def _version(url: str) -> str:
 
 
 def _knows_ranges(url: str) -> bool:
-    """False only where the server answers a request for a part with the whole, or says that there is no such part."""
+    """False only if the server answers a request for a part with the whole file, or has no such part."""
     with requests.get(url, headers={"Range": "bytes=1-1"}, stream=True, timeout=TIMEOUT_SECONDS) as response:
         return response.status_code not in (200, 416)
 
@@ -160,7 +160,7 @@ def _is_busy(error: Exception) -> bool:
 
 
 def _check(path: Path, checksum: str | None, url: str, target: Path) -> None:
-    """Raises `UserError` where `path`, which is or becomes `target`, is not what it should be."""
+    """Raises `UserError` if `path`, which is or becomes `target`, has the wrong checksum."""
     if target.suffix != ".txt" and not is_archive(path):
         with path.open("rb") as file:
             start = file.read(512).lstrip().lower()

@@ -18,9 +18,9 @@ from vld.config.errors import UserError
 from vld.config.settings import DatasetConfig
 
 NO_IMAGES = ("EPS", "MPEG")
-"""What Pillow opens, but as no image of pixels."""
+"""Formats that Pillow opens, but not as an image of pixels."""
 PLUGINS = ("pillow_heif.HeifImagePlugin", "pillow_jxl")
-"""Which register more formats with Pillow when they are imported, where they are installed."""
+"""Optional packages that register more formats with Pillow when they are imported."""
 SYSTEM_NAMES = (
     "__MACOSX",
     "Thumbs.db",
@@ -30,7 +30,7 @@ SYSTEM_NAMES = (
     "$RECYCLE.BIN",
     "System Volume Information",
 )
-"""What operating systems leave in folders."""
+"""Files that operating systems leave in folders."""
 # With fewer images the 20 % held-out part of a domain would be empty.
 FEWEST_IMAGES = 5
 
@@ -53,7 +53,7 @@ class DatasetFiles:
     classes: tuple[str, ...]
     domains: tuple[DomainFiles, ...]
     passed_over: dict[str, int] = field(default_factory=dict, compare=False)
-    """What lies beside the images, and how many: by ending, and `hidden`."""
+    """How many other files lie beside the images: by ending, and `hidden`."""
     truncated: str = DatasetConfig.truncated
     max_megapixels: int = DatasetConfig.max_megapixels
 
@@ -68,7 +68,7 @@ class DatasetFiles:
 
 
 def find_dataset(dataset: DatasetConfig, data_dir: Path) -> DatasetFiles:
-    """The dataset that the settings name. Raises `UserError` where it is not there, or is none."""
+    """The dataset that the settings name. Raises `UserError` if it is missing or not a dataset."""
     if dataset.csv is not None:
         files = list_csv(dataset.name, data_dir / dataset.csv)
     else:
@@ -78,7 +78,7 @@ def find_dataset(dataset: DatasetConfig, data_dir: Path) -> DatasetFiles:
 
 @cache
 def image_endings() -> frozenset[str]:
-    """Of the formats that Pillow reads, with the plug-ins that are there."""
+    """Endings of the formats that Pillow reads, with the plug-ins that are installed."""
     from PIL import Image, ImageFile  # not for commands that only look
 
     for plugin in PLUGINS:
@@ -92,7 +92,7 @@ def image_endings() -> frozenset[str]:
 
 
 def _is_stub(reader: object, stub: type) -> bool:
-    """Does it know the format, but read none of it?"""
+    """Whether Pillow knows the format but cannot read it."""
     return isinstance(reader, type) and issubclass(reader, stub)
 
 
@@ -154,7 +154,7 @@ def list_csv(name: str, path: Path) -> DatasetFiles:
 
 
 def list_dataset(name: str, root: Path) -> DatasetFiles:
-    """List a dataset folder. Raises `UserError` where it is not one: missing, one domain, unequal or empty classes."""
+    """List a dataset folder. Raises `UserError` if it is missing, has one domain, or has unequal or empty classes."""
     if not root.is_dir():
         raise missing_dataset(name, root)
     names = subfolders(root)
@@ -186,7 +186,7 @@ def missing_dataset(name: str, root: Path) -> UserError:
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Names, sorted; hidden ones are not counted. Raises `UserError` for a link that leads nowhere: it may be one of them."""
+    """Sorted names, without hidden ones. Raises `UserError` for a broken link, which may be one of them."""
     entries = [entry for entry in folder.iterdir() if not is_hidden(entry.name)]
     for entry in entries:
         if entry.is_symlink() and not entry.exists():
@@ -197,7 +197,7 @@ def subfolders(folder: Path) -> list[str]:
 
 
 def is_hidden(name: str) -> bool:
-    """Is it a file or folder that people do not see, or that an operating system leaves? A Mac leaves some beside every image."""
+    """Whether a file or folder is hidden, or left by an operating system. A Mac leaves some beside every image."""
     return name.startswith(".") or name in SYSTEM_NAMES
 
 
@@ -225,7 +225,7 @@ def _check_equal_classes(name: str, class_lists: dict[str, list[str]]) -> None:
 
 
 def _check_tree(name: str, folder: Path) -> None:
-    """Raises where ImageFolder would pass over a folder that cannot be read, or follow a link and see images twice."""
+    """Raises where ImageFolder would skip an unreadable folder, or follow a link and see images twice."""
 
     def unreadable(error: OSError) -> None:
         raise UserError(f"dataset={name}: {error.filename} cannot be read ({error.strerror})") from error

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vld.config.errors import UserError
@@ -39,9 +40,9 @@ from vld.machine.atomic import write_json
 from vld.machine.lock import StagingFolder, staging_folder
 
 VERSION = 3
-"""Raised whenever the content of stores changes."""
+"""To be raised whenever the content of stores changes."""
 CLOCKS_DIFFER = 2_000_000_000
-"""Nanoseconds: some file systems keep times to two seconds."""
+"""In nanoseconds: some file systems store times to two seconds."""
 ABOUT = "about.json"
 
 
@@ -55,7 +56,7 @@ def open_dataset(
 ) -> Dataset:
     """The dataset, decoded: from a store in one of the folders, or made in the first of them that can be written to.
 
-    announce: is told when another process is making the store, what was passed over, and what images warn about. Raises
+    announce: prints when another process is making the store, what was skipped, and warnings about images. Raises
     `UserError` naming the files that are unreadable or truncated, or where the disk has too little room.
     """
     if files.passed_over:
@@ -80,7 +81,7 @@ def open_dataset(
             if any(missing):
                 sizes = (store_size, image_size)
                 _build(files, folder, list(zip(missing, sizes, strict=True)), place, progress, announce)
-        times = []  # all is seen to
+        times = []  # nothing to look at again
     pixels_dir, views_dir = find()
     if pixels_dir is None or views_dir is None:
         raise UserError(
@@ -157,8 +158,8 @@ def _look_again(files: DatasetFiles, times: list[int], pixels_dir: Path, views_d
 def verify_store(
     files: DatasetFiles, dataset: Dataset, image_size: int, store_size: int, progress: Progress
 ) -> list[Path]:
-    """Decode every image again; those whose pixels or evaluation view in the store are others. Raises `UserError` for files
-    that are unreadable, and where all are right but the fingerprint."""
+    """Decode every image again and return those that differ from the store. Raises `UserError` for unreadable files, and if only
+    the fingerprint differs."""
 
     def compare(domain: int, place: int, path: Path) -> tuple[bool, bytes]:
         image, stored = read_image(path), dataset.domains[domain]
@@ -194,9 +195,9 @@ def _build(
     progress: Progress,
     announce: Callable[[str], None],
 ) -> None:
-    """One pass over the images, for the stores of pixels and of views, or the one of them that is missing.
+    """Make the stores of pixels and of views, or the one of them that is missing, in one pass over the images.
 
-    missing: the name of either store, None if it is there, and the size of its images.
+    missing: for either store, its name, None if it exists, and the size of its images.
     """
     about: dict[str, Any] = {"version": VERSION, "name": files.name, "root": readable(files.root.absolute())}
     about |= {"begun": time.time_ns(), "domains": [domain.name for domain in files.domains]}
@@ -212,10 +213,7 @@ def _build(
         progress(done, of)
 
     try:
-        found = every_image(
-            files, lambda _, __, path: size_of(path, files.max_megapixels), lambda *_: place.lock.check()
-        )
-        sizes = np.array(found, np.int64)
+        sizes = _sizes(files, place)
         height, width = (min(store_size, int(largest)) for largest in sizes.max(0))
         wanted = (pixels is not None) * height * width + (views is not None) * image_size**2
         _check_disk(files.name, folder, total * 3 * wanted)
@@ -223,7 +221,7 @@ def _build(
         evaluation = _arrays(files, views, image_size, image_size)
 
         def decode(domain: int, number: int, path: Path) -> bytes:
-            """Put an image where it belongs; the digest of its pixels at full size, where the store for training is made."""
+            """Write an image to the stores. Returns the digest of its pixels at full size, if the store for training is made."""
             image = read_image(path)
             if evaluation:
                 evaluation[domain][number] = evaluation_view(image, image_size)
@@ -250,10 +248,16 @@ def _build(
         ) from error
 
 
+def _sizes(files: DatasetFiles, place: StagingFolder) -> NDArray[np.int64]:
+    """(height, width) of every image, in order."""
+    found = every_image(files, lambda _, __, path: size_of(path, files.max_megapixels), lambda *_: place.lock.check())
+    return np.array(found, np.int64)
+
+
 def _arrays(
     files: DatasetFiles, part: Path | None, height: int, width: int
 ) -> "list[np.memmap[Any, np.dtype[np.uint8]]]":
-    """For each domain's images, in new files in the new folder `part`; none without one."""
+    """An array per domain, in new files in the new folder `part`; none without a folder."""
     arrays: list[np.memmap[Any, np.dtype[np.uint8]]] = []
     if part is not None:
         part.mkdir()
@@ -267,7 +271,7 @@ def _arrays(
 
 
 def _fingerprint(files: DatasetFiles, digests: Sequence[bytes]) -> str:
-    """Of classes, domains, labels and the digests of all images' pixels, in order."""
+    """A hash of classes, domains, labels and the digests of all images' pixels, in order."""
     whole, images = hashlib.sha256(repr(files.classes).encode()), iter(digests)
     for domain in files.domains:
         whole.update(repr((domain.name, domain.labels)).encode())

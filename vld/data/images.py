@@ -46,7 +46,7 @@ class Dataset:
 
 
 def size_of(path: Path, max_megapixels: int) -> tuple[int, int]:
-    """(height, width), from the file's header. Raises `ValueError` for more pixels than those."""
+    """(height, width), from the file's header. Raises `ValueError` for more pixels than allowed."""
     with Image.open(path) as image:
         if image.height * image.width > max_megapixels * 10**6:
             pixels = math.ceil(image.height * image.width / 10**6)
@@ -86,7 +86,7 @@ def stored_pixels(image: Image.Image, store_size: int) -> NDArray[np.uint8]:
 
 
 def evaluation_view(image: Image.Image, image_size: int) -> NDArray[np.uint8]:
-    """What torchvision's `Resize((image_size, image_size))` makes of it."""
+    """The image after torchvision's `Resize((image_size, image_size))`."""
     return np.asarray(image.resize((image_size, image_size), Image.Resampling.BILINEAR))
 
 

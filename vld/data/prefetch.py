@@ -1,4 +1,4 @@
-"""What the device must not wait for is made ahead of its need by a thread, and copied there in the background."""
+"""Prepare what the device needs next in a thread, and copy it there in the background."""
 
 import ctypes
 import mmap
@@ -18,7 +18,7 @@ COPIED_AT_ONCE = 512
 
 
 class Prefetcher(Generic[T]):
-    """`make(0)`, `make(1)`, …: each asked for in turn, while a thread makes the `depth` that follow (0: no thread)."""
+    """`make(0)`, `make(1)`, … in turn, while a thread makes the next `depth` (0: no thread)."""
 
     def __init__(self, make: Callable[[int], T], depth: int) -> None:
         self._make, self._depth = make, depth
@@ -26,7 +26,7 @@ class Prefetcher(Generic[T]):
         self._made: dict[int, Future[T]] = {}
 
     def __call__(self, number: int) -> T:
-        """`make(number)`, whatever was asked for before. What it raises is raised here."""
+        """`make(number)`, whatever was requested before. Raises what it raises."""
         if self._thread is None:
             return self._make(number)
         wanted = range(number, number + self._depth + 1)
@@ -38,7 +38,7 @@ class Prefetcher(Generic[T]):
         return self._made.pop(number).result()
 
     def close(self) -> None:
-        """Let go of what was made and not asked for, and of the thread."""
+        """Release the thread and what it has made."""
         self._made.clear()
         if self._thread is not None:
             self._thread.shutdown(wait=True, cancel_futures=True)
@@ -52,7 +52,7 @@ class PendingCopy:
     arrived: torch.cuda.Event | None
 
     def wait(self) -> tuple[Tensor, ...]:
-        """For what is computed next on the device's current stream, which waits for them; the host does not."""
+        """For use on the device's current stream, which waits for them; the host does not."""
         if self.arrived is not None:
             stream = torch.cuda.current_stream(self.tensors[0].device)
             stream.wait_event(self.arrived)
@@ -71,7 +71,7 @@ def copied(source: Tensor, rows: Tensor, device: torch.device) -> Tensor:
 
 
 def read_ahead(source: Tensor, rows: Tensor) -> None:
-    """Have the kernel read these rows of a memory map from the disk, all at once rather than page by page as they are touched."""
+    """Let the kernel read these rows of a memory map from disk at once, rather than page by page as they are used."""
     size = source.stride(0) * source.element_size()
     for row in rows.tolist():
         start = source.data_ptr() + row * size
@@ -87,12 +87,12 @@ def _libc() -> ctypes.CDLL:
 
 
 def _madvise(start: int, size: int, advice: int) -> int:
-    """What the C function gives: 0, or -1 where the advice was not taken."""
+    """What the C function returns: 0, or -1 on an error."""
     return int(_libc().madvise(start, size, advice))
 
 
 class DeviceCopier:
-    """Copies tensors to a device, beside what that computes. On a CPU they stay where they are."""
+    """Copies tensors to a device while it computes. On a CPU they stay where they are."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

@@ -1,4 +1,4 @@
-"""Archives from strangers: what comes out lands below the target."""
+"""Unpacking untrusted archives: everything lands below the target."""
 
 import gzip
 import tarfile
@@ -57,7 +57,7 @@ def _unzip(archive: Path, target: Path, progress: Progress) -> None:
     done, size = 0, archive.stat().st_size
     with zipfile.ZipFile(archive) as file:
         for info in file.infolist():
-            if ".." in PurePosixPath(info.filename).parts:  # ZipFile would put it inside, without a word
+            if ".." in PurePosixPath(info.filename).parts:  # ZipFile would silently put it inside
                 raise UserError(f"{archive}: {info.filename} leads out of the folder; do not trust this archive")
             file.extract(info, target)
             done += info.compress_size

@@ -1,4 +1,4 @@
-"""Does a known dataset hold what it must: domains, number of classes, images of each."""
+"""Check that a known dataset is complete: domains, number of classes, images of each."""
 
 from collections import Counter
 
@@ -15,7 +15,7 @@ DUPLICATES = {"clipart": 704, "infograph": 1596, "painting": 3493, "quickdraw": 
 def check_content(
     files: DatasetFiles, verify: str, fix: str = "move it away and let prepare.py get it again"
 ) -> list[str]:
-    """What is to be warned of. Raises `UserError` where the content is wrong, unless verify is warn; fix: what to do then."""
+    """Warnings. Raises `UserError` if the content is wrong, unless verify is warn. fix: what to do then."""
     wrong = discrepancies(files)
     if not wrong:
         return []
@@ -27,7 +27,7 @@ def check_content(
 
 
 def discrepancies(files: DatasetFiles) -> list[str]:
-    """In what a known dataset differs from what is known of it; nothing for datasets that are not known."""
+    """How a known dataset differs from what it should contain; nothing for unknown datasets."""
     known = CONTENTS.get(files.name)
     if known is None:
         return []

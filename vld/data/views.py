@@ -1,4 +1,4 @@
-"""The images that a run is evaluated on, in chunks on the device."""
+"""The images on which a run is evaluated, in chunks on the device."""
 
 from collections.abc import Iterator, Sequence
 
@@ -51,7 +51,7 @@ class EvaluationViews:
             yield pending(number).wait()[0]
 
     def _gathered(self, start: int, size: int) -> Tensor:
-        """Rows `start` to `start + size`, as far as there are."""
+        """Rows `start` to `start + size`, or to the last one."""
         sources, chosen = [], []
         for view, rows in zip(self._views, self._rows, strict=True):
             wanted = rows[max(0, start) : max(0, start + size)]

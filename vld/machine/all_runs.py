@@ -14,12 +14,12 @@ from pathlib import Path
 NOTES = ".steps"
 SECONDS_BETWEEN_LOOKS = 1.0
 STEPS_BEFORE_FORECAST = 10
-"""Made at the pace that the forecast goes by: the first ones are slower."""
+"""The forecast needs this many steps; it leaves the first ones out, which are slower."""
 
 
 @dataclass
 class Begun:
-    """A run that a job has come to: the steps that were made now, and those that are behind it (all of an ended one's)."""
+    """A run that a job has reached: the steps made by this command, and those made ever (all of them once it has ended)."""
 
     made: int = 0
     behind: int = 0
@@ -28,21 +28,21 @@ class Begun:
 
 @dataclass
 class Notes:
-    """The runs of one job, or of several in one process, by id. file: where they are noted for another process to read."""
+    """The runs of one job, or of several in one process, by id. file: where another process can read them."""
 
     file: Path | None = None
     runs: dict[str, Begun] = field(default_factory=dict)
     _written: float = 0.0
 
     def at(self, run: str, step: int) -> None:
-        """The run has made so many steps."""
+        """The run has made `step` steps."""
         begun = self.runs.setdefault(run, Begun(behind=step))
         if step > begun.behind:
             begun.made, begun.behind = begun.made + step - begun.behind, step
         self._write(SECONDS_BETWEEN_LOOKS)
 
     def ended(self, run: str, steps: int) -> None:
-        """Of its `steps`, none are left to make: it is finished, was before, has failed or is left to another process."""
+        """The run has no steps left to make: it finished now or earlier, failed, or is left to another process."""
         begun = self.runs.setdefault(run, Begun())
         begun.behind, begun.ended = steps, True
         self._write(0.0)
@@ -51,14 +51,14 @@ class Notes:
         if self.file and time.monotonic() - self._written >= seconds_between:
             self._written = time.monotonic()
             unfinished = self.file.with_suffix(".writing")
-            with suppress(OSError):  # a full disk, say: training is worth more than its forecast
+            with suppress(OSError):  # a full disk must not stop the training
                 self.file.parent.mkdir(parents=True, exist_ok=True)
                 unfinished.write_text(json.dumps({run: asdict(begun) for run, begun in self.runs.items()}))
                 unfinished.replace(self.file)
 
 
 class Whole:
-    """All runs of a command: how many are done, and the time that the others will take at the pace so far.
+    """All runs of a command: how many are done, and how long the others will take at the pace so far.
 
     runs, steps: of all jobs together. folder: where those in other processes note theirs; None: all are in this one.
     clock: in seconds.
@@ -73,7 +73,7 @@ class Whole:
         """When the pace began to count, and the steps that had been made then."""
 
     def now(self) -> tuple[int, int, float | None]:
-        """Runs that are done, steps that are behind all of them, and the seconds left; None while nobody can know."""
+        """Runs that are done, steps made in all of them, and the seconds left, None while they cannot be estimated."""
         begun = self.here.runs | dict(self._noted())
         made, behind = sum(run.made for run in begun.values()), sum(run.behind for run in begun.values())
         done = sum(run.ended for run in begun.values())
@@ -92,7 +92,7 @@ class Whole:
 
 @contextmanager
 def watching(look: Callable[[], None]) -> Iterator[None]:
-    """Look again and again, in a thread: while jobs are in other processes and this one waits for them."""
+    """Call `look` periodically in a thread, while this process waits for jobs in others."""
     stopping = threading.Event()
 
     def watch() -> None:

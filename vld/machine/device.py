@@ -28,7 +28,7 @@ def resolve_device(wanted: str) -> torch.device:
 
 
 def keep_to_one_gpu(number: int) -> None:
-    """Make one of several GPUs the only one that this process sees: the `number`th, counted round. Before CUDA is in use."""
+    """Make GPU `number` (modulo their count) the only one that this process sees. Call it before CUDA is in use."""
     count = torch.cuda.device_count()
     if count > 1 and not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -44,7 +44,7 @@ def resolve_precision(wanted: str, device: torch.device) -> str:
 
 
 def set_up(device: torch.device, deterministic: bool) -> None:
-    """Process-wide switches, before the first tensor is computed."""
+    """Process-wide switches, to be set before the first tensor is computed."""
     if device.type == "cpu":
         _keep_freed_memory()
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -72,7 +72,7 @@ def _keep_freed_memory() -> None:
 
 
 class MemoryBudget:
-    """Decides what lives in the device's memory, and says what does not fit there."""
+    """Decides which images are kept in the device's memory, and prints what does not fit."""
 
     def __init__(self, device: torch.device, say: Callable[[str], None]) -> None:
         self.device, self._say = device, say
@@ -85,7 +85,7 @@ class MemoryBudget:
     def on_device(self, what: str, size: int, store_size: int | None = None) -> bool:
         """Whether `size` bytes of images are copied there once. A CPU reads the memory map itself.
 
-        store_size: of images whose size is that setting, so that one at which they would fit can be said.
+        store_size: the setting that determines their size, so that a value at which they would fit can be suggested.
         """
         if self.device.type == "cpu":
             return False

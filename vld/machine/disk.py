@@ -1,4 +1,4 @@
-"""Is there room for what is about to be written below data_dir?"""
+"""Free disk space, checked before large files are written below data_dir."""
 
 import shutil
 from pathlib import Path
@@ -11,6 +11,6 @@ def free_disk(folder: Path) -> int:
 
 
 def check_disk(folder: Path, needed: int, what: str) -> None:
-    """Raises `UserError` where `folder` has fewer free bytes."""
+    """Raises `UserError` if `folder` has fewer than `needed` free bytes."""
     if (free := free_disk(folder)) < needed:
         raise UserError(f"data_dir: {needed / 1e9:.1f} GB are needed for {what}, {free / 1e9:.1f} GB are free")

@@ -1,8 +1,8 @@
-"""One process works in a directory: whoever holds its `running.lock`.
+"""Only one process works in a directory: the one that holds its `running.lock`.
 
-The holder renews it three times in `LEASE_SECONDS`. One whose process is gone from this machine is replaced at once; one
-that nobody has seen renewed for `LEASE_SECONDS`, since its machine is gone or stands still, as well. Should it come back, it
-finds out within that time.
+The holder renews it three times in `LEASE_SECONDS`. The lock is taken over at once if its process no longer exists on this
+machine, and otherwise (its machine is down or suspended) if it has not been renewed for `LEASE_SECONDS`. A holder that comes back
+after that notices within the same time.
 """
 
 import shutil
@@ -19,7 +19,7 @@ from vld.config.errors import UserError
 
 LOCK = "running.lock"
 LEASE_SECONDS = 120.0
-# Long enough for a second look, with which a lock left behind on this machine is taken over.
+# Long enough to look twice: the second look takes over a lock that was left behind on this machine.
 PATIENCE_SECONDS = 1.0
 
 
@@ -28,7 +28,7 @@ class RunningElsewhere(Exception):  # noqa: N818  (an outcome of a run)
 
 
 class LockLost(Exception):  # noqa: N818
-    """This process no longer holds the directory: it stood still for too long, or the lock could not be renewed."""
+    """This process no longer holds the directory: it was suspended for too long, or could not renew the lock."""
 
 
 class RunLock:
@@ -36,7 +36,7 @@ class RunLock:
         self._lease = lease
 
     def check(self) -> None:
-        """Raises `LockLost` if a renewal found that out. Costs nothing."""
+        """Raises `LockLost` if a renewal has failed. Costs nothing."""
         if self._lease.compromise is not None:
             raise LockLost(self._lease.compromise.reason)
 
@@ -47,16 +47,16 @@ class RunLock:
 
 @contextmanager
 def hold(directory: Path, *, wait: bool, announce: Callable[[str], None], hint: str = "") -> Iterator[RunLock]:
-    """Hold the directory, which is made if need be. Where another process does, wait for it, or raise `RunningElsewhere`.
+    """Hold the directory, which is created if necessary. If another process holds it, wait, or raise `RunningElsewhere`.
 
-    hint: how not to wait, for the line that says so.
+    hint: how to avoid waiting, for the message.
     """
     lease = SoftFileLease(directory / LOCK, lease_duration=LEASE_SECONDS)
 
     def acquire(poll_interval: float, timeout: float = -1) -> None:
         while True:
             directory.mkdir(parents=True, exist_ok=True)
-            with suppress(FileNotFoundError):  # the one who is done may remove the directory
+            with suppress(FileNotFoundError):  # the process that has finished may remove the directory
                 lease.acquire(timeout=timeout, poll_interval=poll_interval)
                 return
 
@@ -86,13 +86,13 @@ def hold(directory: Path, *, wait: bool, announce: Callable[[str], None], hint: 
 
 @dataclass(frozen=True)
 class StagingFolder:
-    """A folder that is this process's alone, in a directory that it holds."""
+    """A folder that only this process uses, in a directory that it holds."""
 
     path: Path
     lock: RunLock
 
     def move_out(self, made: Path, target: Path) -> None:
-        """Put what was made where it belongs. Raises `LockLost` where that is another process's to do by now."""
+        """Move a result to its final place. Raises `LockLost` if another process has taken over."""
         if not self.lock.holds():
             raise LockLost("not renewed")
         made.rename(target)
@@ -100,10 +100,10 @@ class StagingFolder:
 
 @contextmanager
 def staging_folder(directory: Path, *, announce: Callable[[str], None], another: str) -> Iterator[StagingFolder]:
-    """Hold `directory`, wait for it if need be, and make something in it that is moved out when it is whole.
+    """Hold `directory`, waiting for it if necessary, to make something in it that is moved out once it is complete.
 
-    What a process that was killed has left in it is removed, and in the end the directory is. Should this process lose its
-    lock, it shares no file with the next one. another: what that one does then, for the line that says so. Raises `UserError`.
+    Removes what a killed process has left in it and, at the end, the directory. If this process loses its lock, it shares no file
+    with the next one. another: what that one does then, for the message. Raises `UserError`.
     """
     try:
         with hold(directory, wait=True, announce=announce) as lock:

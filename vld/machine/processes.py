@@ -1,5 +1,5 @@
-"""How processes of ours are started: they import nothing from the folder in which the command was, where a file of the user's may
-have the name of a module (`queue.py`, `wandb.py`)."""
+"""Starting processes that import nothing from the current folder, where a file of the user may have the name of a module
+(`queue.py`, `wandb.py`)."""
 
 import os
 import sys
@@ -12,10 +12,10 @@ def own_python() -> list[str]:
 
 
 def import_nothing_from_here(environment: MutableMapping[str, str]) -> None:
-    """Of all Pythons that this process starts, those of libraries (joblib, submitit, torch) included."""
+    """For all Pythons that this process starts, including those that libraries start (joblib, submitit, torch)."""
     environment["PYTHONSAFEPATH"] = "1"
 
 
 def safe_environment(without: Collection[str]) -> dict[str, str]:
-    """This process's environment as one that it starts gets it."""
+    """The environment for a process that this one starts."""
     return {name: value for name, value in os.environ.items() if name not in without} | {"PYTHONSAFEPATH": "1"}

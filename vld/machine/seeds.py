@@ -1,4 +1,4 @@
-"""Random streams: every number drawn is a pure function of (seed, stream, step), so nothing need be saved to go on."""
+"""Random streams: every number drawn is a pure function of (seed, stream, step), so that resuming needs no saved state."""
 
 import numpy as np
 import torch

@@ -1,22 +1,21 @@
-"""Signals that wait for a safe moment: a run is saved between two steps, and whoever was there before is heard."""
+"""Signals that wait for a safe moment: the run is saved between two steps, then the earlier handlers are called."""
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
-# Ctrl-C, kill and a scheduler's end, a closed terminal, and what schedulers send as a warning.
+# Ctrl-C; kill, and a scheduler that ends the job; a closed terminal; and what schedulers send as a warning.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Interrupted(BaseException):
-    """Raised at a safe moment after a signal came. Not an `Exception`: nothing that handles failures may swallow it."""
+    """Raised at a safe moment after a signal. Not an `Exception`: code that handles failures must not swallow it."""
 
 
 class SignalGuard:
-    """Within its `with` signals are only noted, but for a second Ctrl-C, which stops at once."""
+    """Within its `with` block signals are only recorded, except a second Ctrl-C, which stops at once."""
 
     def __init__(self) -> None:
         self._noted: dict[int, FrameType | None] = {}
@@ -51,16 +50,16 @@ class SignalGuard:
             raise Interrupted
 
     def forward(self) -> None:
-        """Let the handlers that were there before have their signals, say a scheduler's that requeues the job.
+        """Pass recorded signals on to the earlier handlers, for example one of a scheduler that requeues the job.
 
-        Does nothing where no signal came; returns where those handlers return, which means to go on.
+        Does nothing if there were none; returns if those handlers return, and then the run continues.
         """
         noted, self._noted = self._noted, {}
         for number, frame in noted.items():
             if callable(self._previous[number]):
                 self._previous[number](number, frame)
         for number in noted:
-            if not callable(self._previous[number]):  # the system's default action, which would end it without a word
+            if not callable(self._previous[number]):  # else the system would end the process without a message
                 raise SystemExit(128 + number)
 
 
@@ -72,33 +71,14 @@ class Stopped(BaseException):
         self.number = signal.Signals(number)
 
 
-def stop_on_signals() -> None:
-    """From now on they raise `KeyboardInterrupt` or `Stopped`; those that are ignored, as a hang-up is under nohup, stay so."""
+def stop_on_signals(first: Callable[[], object] = lambda: None) -> None:
+    """From now on they do `first`, then raise `KeyboardInterrupt` or `Stopped`; those that are ignored, as a hang-up is under
+    nohup, stay so."""
+
+    def stop(number: int, _: object) -> NoReturn:
+        first()
+        raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
+
     for number in SIGNALS:
-        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-            signal.signal(number, _stop)
-
-
-def _stop(number: int, _: object) -> NoReturn:
-    raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
-
-
-@contextmanager
-def first_on_signals(act: Callable[[], object]) -> Iterator[None]:
-    """Within, do that before what a signal does."""
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
-
-    def acting(number: int, frame: FrameType | None) -> None:
-        act()
-        handler = handlers[signal.Signals(number)]
-        assert callable(handler)
-        handler(number, frame)
-
-    heard = [number for number, handler in handlers.items() if callable(handler)]
-    for number in heard:
-        signal.signal(number, acting)
-    try:
-        yield
-    finally:
-        for number in heard:
-            signal.signal(number, handlers[number])
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, stop)

@@ -1,4 +1,4 @@
-"""Standard streams and cache folders that a process can use, whatever its surroundings have left it."""
+"""Standard streams and cache folders that can be used in any environment."""
 
 import codecs
 import io

@@ -26,7 +26,7 @@ from vld.machine.all_runs import Notes, Whole, watching
 from vld.machine.streams import make_streams_usable
 
 CLEAR_LINE = "\r\x1b[K"
-"""Before each line of jobs that share a terminal: a bar that the command draws is in the last one, and is drawn anew below."""
+"""Before each line of jobs that share a terminal: a bar of the command is in the last line, and is drawn again below it."""
 
 
 SECONDS_BETWEEN_LOOKS = 0.1
@@ -65,20 +65,20 @@ class RunProgress:
 
 
 class AllRuns:
-    """How far all runs of a command are: a bar, or where the output is not a terminal, a plain line when another is done."""
+    """The progress of all runs of a command: a bar, or a line after each run if the output is not a terminal."""
 
     def __init__(self, console: Console, whole: Whole) -> None:
-        self.console, self.whole, self.told, self.looked = console, whole, 0, 0.0
+        self.console, self.whole, self.reported, self.looked = console, whole, 0, 0.0
 
     def say(self) -> None:
         done, _, seconds = self.whole.now()
-        if seconds is not None and self.told < done < self.whole.runs:
+        if seconds is not None and self.reported < done < self.whole.runs:
             line = f"{done} of {self.whole.runs} runs done, about {duration(seconds)} left for all"
             self.console.print(line, soft_wrap=True)
-        self.told = done
+        self.reported = done
 
     def update(self, bar: Progress | None) -> None:
-        """The last row of the bar, or where there is none, what the next line will say; not at every step of many runs."""
+        """Update the last row of the bar, at most every `SECONDS_BETWEEN_LOOKS`."""
         if time.monotonic() - self.looked < SECONDS_BETWEEN_LOOKS:
             return
         self.looked = time.monotonic()
@@ -96,7 +96,7 @@ class AllRuns:
             bar.add_task(ALL, total=self.whole.steps, **fields)
 
     def draw(self, bar: Progress) -> None:
-        """In place of the last line of the terminal, which jobs in other processes write to as well."""
+        """Draw it over the last line of the terminal, to which jobs in other processes write as well."""
         self.update(bar)
         with self.console.capture() as captured:
             self.console.print(bar.get_renderable(), width=self.console.width - 1)
@@ -105,17 +105,17 @@ class AllRuns:
 
 
 class TimeLeft(TimeRemainingColumn):
-    """At the pace of the last half minute, unless the task says what is left."""
+    """At the pace of the last half minute, unless the task has a field for it."""
 
     def render(self, task: Task) -> Text:
         return Text(task.fields["left"], style="progress.remaining") if "left" in task.fields else super().render(task)
 
 
 class Log(io.TextIOBase):
-    """Standard output, which may go away or fill its disk: training is worth more than its log, and goes on in silence."""
+    """Standard output, which may be closed or on a full disk: training continues without it."""
 
     def __init__(self, before: str = "") -> None:
-        """before: what each piece begins with."""
+        """before: written before each piece."""
         self.gone = False
         self.stream, self.before = sys.stdout, before  # rich replaces sys.stdout while it shows a bar
 
@@ -151,9 +151,9 @@ class Terminal:
     """Everything goes to standard output but what a user has to fix, which goes to standard error."""
 
     def __init__(self, job: int | None = None, notes: Notes | None = None, whole: Whole | None = None) -> None:
-        """job: the number of one that shares the terminal with others; it writes lines that say so, and no bars.
+        """job: its number if it shares the terminal with others: it then writes lines with that number, and no bars.
 
-        notes: of the steps that are made here. whole: all runs of a command, if it has several and they run here.
+        notes: take down the steps made here. whole: all runs of a command, if it has several and they run here.
         """
         make_streams_usable()  # a launcher's worker has streams of its own
         # A log or a pipe has no width: tables there are as wide as they need be. Names of domains are no markup.
@@ -169,7 +169,7 @@ class Terminal:
 
     @property
     def gone(self) -> bool:
-        """Nobody reads any more: the pipe is closed, or the disk of the log is full."""
+        """Whether nobody reads any more: the pipe is closed, or the disk of the log is full."""
         return self.log.gone
 
     def say(self, line: str) -> None:
@@ -183,13 +183,13 @@ class Terminal:
 
     @contextmanager
     def counting(self, label: str, *, in_bytes: bool = False) -> Iterator[Callable[[int, int], None]]:
-        """A bar for (done, total) that vanishes when it is done."""
+        """A bar for (done, total) that disappears at the end."""
         with self.counting_several(in_bytes=in_bytes) as row:
             yield row(label)
 
     @contextmanager
     def counting_several(self, *, in_bytes: bool) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
-        """Such bars below each other, in any thread: one for each label, shown while there is something left to count."""
+        """Several such bars, updated from any thread: one per label, shown while there is something left to count."""
         with Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -212,7 +212,7 @@ class Terminal:
 
     @contextmanager
     def doing(self, label: str) -> Iterator[Callable[[str], None]]:
-        """A line that says what is being done at the moment, and vanishes when it is done."""
+        """A line with the current activity, which disappears at the end."""
         if not self.console.is_terminal:
             yield lambda _: None
             return
@@ -235,14 +235,14 @@ class Terminal:
                 bar.remove_task(bar.tasks[-1].id)  # what stays on the screen is this run's
 
     def ended(self, run_id: str, steps: int) -> None:
-        """A run of so many steps has."""
+        """A run of `steps` steps has ended."""
         self.notes.ended(run_id, steps)
         if self.all_runs and not self.console.is_terminal:
             self.all_runs.say()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """While the jobs run in other processes: show how far they are."""
+        """Show the progress of jobs that run in other processes."""
         if not self.all_runs:
             yield
             return
@@ -267,7 +267,7 @@ class Terminal:
         )
 
     def show(self, *parts: RenderableType) -> None:
-        """Tables, and lines between them."""
+        """Print tables, and lines between them."""
         for part in parts:
             if isinstance(part, str):
                 self.say(part)
@@ -275,7 +275,7 @@ class Terminal:
                 self.console.print(part, crop=False)
 
     def clear(self) -> None:
-        """The screen, if it is one: in a log, what follows comes after what was there."""
+        """Clear the screen, if the output is one."""
         if self.console.is_terminal:
             self.console.clear()
 

@@ -1,4 +1,4 @@
-"""How OpenMP's threads wait for each other, which decides what is left of a training that shares its cores.
+"""How OpenMP's threads wait for each other, which decides how fast training is on cores that it shares.
 
 By default GNU OpenMP's threads spin for milliseconds. Beside other busy processes each spins away the time in which the thread
 it waits for could run: of 320 images/s alone, 36 were left beside one busy process (efficientnet_lite0 at 48 pixels on two
@@ -21,7 +21,7 @@ LOOKS, SECONDS_BETWEEN_LOOKS = 5, 0.004
 def spin_briefly(environment: MutableMapping[str, str]) -> None:
     """Set how long threads spin, for this process and those it starts; before torch is imported, which reads it.
 
-    Whoever has set one of OpenMP's variables has decided that.
+    Does nothing if one of OpenMP's variables is set.
     """
     if not any(name.startswith(OPENMP) for name in environment):
         environment["GOMP_SPINCOUNT"] = str(SHARED if cores_are_shared() else ALONE)
@@ -38,7 +38,7 @@ def cores_are_shared() -> bool:
 
 
 def running_processes() -> int:
-    """Of the whole machine, this one included, as far as the system says."""
+    """Of the whole machine, this one included; 1 if the system does not tell."""
     try:
         found = re.search(r"^procs_running (\d+)", Path("/proc/stat").read_text(encoding="ascii"), re.MULTILINE)
     except OSError:

@@ -104,7 +104,7 @@ def readable_results(table: pd.DataFrame, selection: str, choose: str = "iid") -
     columns += settings_columns(table, others)
     columns.append(("runs", [f"{runs}" if runs == expected else f"{runs} of {expected}" for runs, expected in counts]))
     first = len(columns)
-    columns += [(heading, map(_with_error, *cells)) for heading, *cells in numbers]
+    columns += [(heading, map(with_error, *cells)) for heading, *cells in numbers]
     contents = table["dataset.fingerprint"] if "dataset.fingerprint" in table else pd.Series("", index=table.index)
     best = {
         (row, column)
@@ -148,7 +148,7 @@ def _best(values: pd.Series, contents: pd.Series) -> Iterator[int]:
             yield from some.index[some == some.max()]
 
 
-def _with_error(value: float, error: float, complete: bool) -> str:
+def with_error(value: float, error: float, complete: bool) -> str:
     if not math.isfinite(value):
         return NONE
     shown = f"{value:.1f} ± {error:.1f}" if math.isfinite(error) else f"{value:.1f}"

@@ -26,6 +26,7 @@ from vld.report.paper import (
     readable_averages,
 )
 from vld.report.points import learning_curves
+from vld.report.recipes import readable_recipes, recipes_figure, recipes_table
 from vld.report.richness import richness_figures, richness_points, richness_table
 from vld.report.select import Store
 from vld.report.series import Series, large_rate, series_of
@@ -92,7 +93,8 @@ def make_report(
     progress("differences")
     differences = differences_table(series)
     progress("figures")
-    figures = list(drawn_figures(series, results, study))
+    recipes = recipes_table(series, results)
+    figures = [recipes_figure(recipes)] if len(recipes) else list(drawn_figures(series, results, study))
     figures += richness_figures(analysed) if not analysed.empty else []
     if study is None or run:
         figures += _learning_curves(_with_curves(runs, results, selection, run), run is None, damaged)
@@ -104,6 +106,7 @@ def make_report(
         sentences=list(differences.get("sentence", [])),
         headlines=list(differences[differences.headline].sentence) if len(differences) else [],
         tables=_tables(series, selection, choose)
+        | readable_recipes(recipes)
         | ({"richness": richness_table(analysed, series)} if len(analysed) else {}),
         not_compared=not_compared(series),
         figures=figures,

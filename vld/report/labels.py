@@ -16,22 +16,24 @@ SHORT_NAMES = {
     "image_size": "px",
 }
 """Of the settings that a person would distinguish runs by."""
+RECIPE = "recipe"
+"""The name of settings that a recipe sets, in reports of a study that has recipes."""
 INCOMPLETE = "†"
 NONE = "–"
 
 
 def distinguishing(settings: Sequence[Mapping[Any, Any]], *, fewest: bool = False) -> list[str]:
-    """The names of the settings that distinguish these, except the test domain. Settings that follow from the dataset or backbone
-    are left out in favour of its name. fewest: only as many as are needed."""
+    """The names of the settings that distinguish these, except the test domain. Settings set by the dataset, backbone or
+    recipe are left out in favour of its name. fewest: only as many as are needed."""
 
     def kinds(*names: str) -> int:
         return len({tuple(hashable(one.get(name)) for name in names) for one in settings})
 
     varied = [name for name in differing(settings) if name != "test_domain"]
-    for group in ("dataset", "backbone"):
-        if (of := f"{group}.name") in varied:
+    for of, its in (("dataset.name", "dataset."), ("backbone.name", "backbone."), (RECIPE, "")):
+        if of in varied:
             by_name = kinds(of)
-            varied = [n for n in varied if n == of or not n.startswith(f"{group}.") or kinds(of, n) > by_name]
+            varied = [n for n in varied if n == of or not n.startswith(its) or kinds(of, n) > by_name]
     if not fewest:
         return varied
     chosen: list[str] = []

@@ -12,13 +12,14 @@ from vld.config.names import COMBINATIONS
 from vld.config.options import flat_settings
 from vld.data.domains import resolve_test_domains
 from vld.report.grid import PLACE, STATE, among, expected_of, numbered
+from vld.report.labels import RECIPE
 from vld.runs.identity import NOT_IDENTITY, hashable
 from vld.runs.results import COLUMNS, named_settings, read_all, results_frame, settings_frame
 from vld.study.jobs import Job
 from vld.study.planned import PlannedRun
 from vld.study.progress import unfinished_runs
 
-PRESETS = ("dataset", "backbone", "optim")
+PRESETS = ("dataset", "backbone", "optim", RECIPE)
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,21 @@ def read_store(output_dir: str | Path, planned: Iterable[PlannedRun] | None = No
     rows = [row | named_settings(row["settings"]) for row in rows if row["directory"] not in finished]
     settings = [row["settings"] for row in rows]
     unfinished = settings_frame(rows, [*COLUMNS, *STATE], settings)
-    frames = numbered(results_frame(results, every_setting=True), unfinished, expected_of(planned or ()))
+    runs = list(planned or ())
+    frames = numbered(results_frame(results, every_setting=True), unfinished, expected_of(runs))
+    if any(run.config.recipe.name for run in runs):
+        frames = _with_recipes(frames, [run.config.recipe.name for run in runs])
     store = Store(frames[0], frames[1], damaged + damaged_results, empty=not results)
     return store if planned is None else of_study(store, frames[2])
+
+
+def _with_recipes(frames: Sequence[pd.DataFrame], names: Sequence[str | None]) -> list[pd.DataFrame]:
+    """names: the recipes of the last frame's runs. With their names as a setting of all runs that are like these."""
+    known: dict[int, list[str]] = {}
+    for plain, name in zip(frames[-1].plain, names, strict=True):
+        known.setdefault(plain, []).extend([name] if name else [])
+    by_plain = {plain: " or ".join(dict.fromkeys(some)) or None for plain, some in known.items()}
+    return [frame.assign(**{RECIPE: frame.plain.map(by_plain).astype(object)}) for frame in frames]
 
 
 def of_study(store: Store, expected: pd.DataFrame) -> Store:

@@ -84,7 +84,8 @@ class RunResult:
         how = self.content["identity"]
         step = "" if how["member_step"] == "last" else f", step {how['member_step']}"
         average = "" if how.get("average", "logits") == "logits" else f", {how['average']}"
-        return f"{how['method']} of {len(how['members'])}{average}{step}"
+        accept = f", {how['accept']}" if "accept" in how else ""
+        return f"{how['method']} of {len(how['members'])}{average}{accept}{step}"
 
     @property
     def member_axes(self) -> str | None:
@@ -125,8 +126,9 @@ def read_all(output_dir: str | Path) -> tuple[list[RunResult], list[str]]:
         for path in sorted(Path(output_dir).glob(f"{kind}/*/*/*/result.json")):
             try:
                 result = read(path.parent)
+                undefined = ["iid_acc"] if result.settings["holdout"] == 0 else []
                 for row in result.rows():
-                    known = [row[name] for name in ACCURACIES if name != "iid_acc" or row[name] is not None]
+                    known = [row[name] for name in ACCURACIES if name not in undefined]
                     if not all(isinstance(accuracy, float | int) for accuracy in known) or not row["method"]:
                         raise KeyError(ACCURACIES)
                 results.append(result)

@@ -9,6 +9,7 @@ from vld.config.errors import UserError
 from vld.config.settings import Config
 from vld.data.domains import left_out
 from vld.model.backbones import LAST_LAYER
+from vld.runs.identity import ADDED_LATER
 from vld.runs.reading import read_json
 
 
@@ -30,10 +31,10 @@ def check_start(
             raise UserError(
                 f"{begin} trained on {trained_on[0]}, which is left out here; it can start test_domain={its['test_domain']}"
             )
-        if its["split_seed"] != config.split_seed:
+        held_out = its.get("holdout", ADDED_LATER["holdout"])  # the first images of the same shuffle
+        if config.holdout and (its["split_seed"] != config.split_seed or held_out < config.holdout):
             raise UserError(
-                f"{begin} trained on images that are held out here; set split_seed={its['split_seed']} (it is"
-                f" {config.split_seed})"
+                f"{begin} trained on images that are held out here; it has split_seed={its['split_seed']} holdout={held_out:g}"
             )
     if f"{LAST_LAYER}.weight" in weights and (theirs := run.get("classes", list(classes))) != list(classes):
         raise UserError(

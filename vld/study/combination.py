@@ -55,12 +55,14 @@ class Combination:
     def identity(self) -> dict[str, Any]:
         method = self.config.method
         members = [member.run_id for member in self.members]
+        how = {"average": method.average} if method.name == ENSEMBLE_OF_RUNS else {}
+        how |= {"accept": "pooled"} if (method.name, method.accept) == ("greedy_soup", "pooled") else {}
         return {
             "method": method.name,
             "member_step": method.member_step,
             "members": members if method.name == CONNECTIVITY else sorted(members),  # α is the first member's share
             "protocol_version": PROTOCOL_VERSION,
-        } | ({"average": method.average} if method.name == ENSEMBLE_OF_RUNS else {})
+        } | how
 
     @cached_property
     def directory(self) -> RunDirectory:
@@ -337,9 +339,12 @@ def _soup(combination: Combination, dataset: Dataset, device: torch.device, term
             return scores
 
         by_iid_acc = [(member.run_id, member.row(config.method.member_step)["iid_acc"]) for member in members]
-        trace = greedy_soup(by_iid_acc, load, taste)
+        trace = greedy_soup(by_iid_acc, load, taste, config.method.accept)
     kept = [taste for taste in trace if taste.kept]
     return {
         "results": [_row(config, members, kept[-1].scores)],
-        "trace": [{"run_id": t.run_id, "kept": t.kept, **accuracies(t.scores)} for t in trace],
+        "trace": [
+            {"run_id": t.run_id, "kept": t.kept, "pooled_acc": float(t.scores.pooled)} | accuracies(t.scores)
+            for t in trace
+        ],
     }

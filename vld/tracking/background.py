@@ -27,9 +27,9 @@ class Publisher:
     """
 
     down_until: ClassVar[float] = 0.0
-    """After W&B was found down: until then (`time.monotonic`) no job of this process tries it again."""
+    """After W&B was found to be down, no job of this process tries it again before then (`time.monotonic`)."""
     announced: ClassVar[set[str]] = set()
-    """What this process has said of the mode: once is enough for all jobs of a sweep."""
+    """Lines about the mode that have been printed: once is enough for all jobs of a sweep."""
 
     def __init__(
         self, wandb: WandbConfig, output_dir: str, *, say: Callable[[str], None], warn: Callable[[str], None]
@@ -44,11 +44,11 @@ class Publisher:
         self.connected = threading.Event()
         self.heard = 0.0
         self.problem = ""
-        """Why there is no process."""
+        """Why there is no process, if so."""
         self.waiting: dict[str, None] = {}
-        """Directories to upload that nothing has been heard of yet."""
+        """Directories that are still to be uploaded."""
         self.total = 0
-        """How many there ever were."""
+        """All that were to be."""
         self.uploaded: dict[str, list[str]] = {}
         """Where the W&B runs of each directory are."""
         self.not_uploaded: dict[str, str] = {}
@@ -59,7 +59,7 @@ class Publisher:
         self._request("follow", str(directory.absolute()))
 
     def ended(self, directory: Path) -> None:
-        """Upload a finished run, a failed one or a combination, unless that has been done; leave a run that is neither."""
+        """Upload a finished run, a failed run or a combination; stop streaming a run that is neither."""
         if not any((directory / name).exists() for name in ("result.json", "failure.json")):
             self._request("leave", str(directory.absolute()))
         elif self.mode != "disabled":
@@ -68,32 +68,32 @@ class Publisher:
             self._request("upload", str(directory.absolute()))
 
     def connect(self) -> None:
-        """Find out what `mode` comes to, and `why`. Uses no network. Raises `UserError` where W&B cannot be used."""
+        """Resolve `mode` (and `why`), without the network. Raises `UserError` if W&B cannot be used."""
         if self.mode != "disabled" and self._is_started():
             self.connected.wait(timeout=patience_seconds())
         if self.problem:
             raise UserError(f"W&B: {self.problem}")
 
     def finish(self, progress: Callable[[int, int], None] = lambda *_: None) -> None:
-        """Wait until all is uploaded, or W&B is given up; say what was uploaded and what was not, when interrupted at once.
+        """Wait for all uploads, unless interrupted or W&B stops responding; then print what was uploaded and what was not.
 
-        progress(done, of so many directories).
+        progress: called with (directories done, all).
         """
         try:
             self._wait(progress)
         except BaseException:
             self.abandon()
             raise
-        finally:
-            self.summary()
+        self._summarise()
 
     def abandon(self) -> None:
-        """Wait for nothing: the process ends with what it is doing."""
+        """`finish` without waiting: the process ends after what it is doing now."""
         self._give_up("interrupted")
         self._let_go()
+        self._summarise()
 
-    def summary(self) -> None:
-        """Say what was uploaded, and what was not, with the command that does it."""
+    def _summarise(self) -> None:
+        """Print what was uploaded, and what was not, with the command that uploads it."""
         if self.not_uploaded:
             count, why = len(self.not_uploaded), next(iter(self.not_uploaded.values()))
             of_all = f"{count} of {count + len(self.uploaded)} run directories"
@@ -106,7 +106,7 @@ class Publisher:
 
     @property
     def command(self) -> str:
-        """What uploads later."""
+        """Uploads what is left, later."""
         chosen = {"output_dir": self.output_dir, "wandb.project": self.wandb.project, "wandb.entity": self.wandb.entity}
         words = [
             f"{name}={value}" if re.fullmatch(r"[\w./-]+", value) else f'{name}="{value}"'  # for Hydra's own grammar
@@ -120,7 +120,7 @@ class Publisher:
             self.requests.put((what, directory))
 
     def _is_started(self) -> bool:
-        """Start the process, once. Whether that was possible."""
+        """Start the process unless there is one; whether that is possible."""
         if self.process is None and not self.problem:
             options = [asdict(self.wandb), self.output_dir, max(0.0, Publisher.down_until - time.monotonic())]
             try:
@@ -134,13 +134,13 @@ class Publisher:
                     env=environment_of_uploads(),
                 )
                 self.thread.start()
-            except (OSError, RuntimeError) as error:  # no more processes or threads, say
+            except (OSError, RuntimeError) as error:  # no more processes, for example
                 self.problem = f"its process cannot be started: {error}"
         return not self.problem
 
     def _ask(self) -> None:
-        """In the thread: hand over one request at a time. Ends with the process, or when that is let go."""
-        with suppress(OSError, ValueError, EOFError):  # it has ended, or has been let go
+        """In the thread: pass on one request at a time and wait for its answer. Ends with the process."""
+        with suppress(OSError, ValueError, EOFError):  # it has ended, or its input is closed
             hello = self._answer()
             self.mode, self.why = hello.get("mode", self.mode), hello.get("why", self.why)
             self.problem = hello.get("problem", "")
@@ -162,7 +162,7 @@ class Publisher:
         self.connected.set()
 
     def _answer(self) -> dict[str, Any]:
-        """The process's next one. An empty one is a sign of life."""
+        """The next one of the process. Empty ones are signs of life."""
         assert self.process and self.process.stdout
         while line := self.process.stdout.readline():
             self.heard = time.monotonic()
@@ -186,10 +186,10 @@ class Publisher:
         self.heard = time.monotonic()
         while self.waiting and self.mode != "disabled":
             if not self.thread.is_alive():
-                self._give_up(self.problem or "its process ended without a word")
+                self._give_up(self.problem or "its process ended without an answer")
             elif self.process and time.monotonic() - self.heard > patience_seconds():
                 self.process.kill()
-                self._give_up(f"nothing heard of it for {patience_seconds():.0f} s")
+                self._give_up(f"its process has not responded for {patience_seconds():.0f} s")
             progress(self.total - len(self.waiting), self.total)
             time.sleep(0.05)
         progress(self.total - len(self.waiting), self.total)

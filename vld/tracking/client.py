@@ -1,4 +1,4 @@
-"""What is done with wandb, the library: runs are opened, sent and confirmed. In the process of `vld.tracking.upload` alone."""
+"""All use of the wandb library: opening, sending and confirming runs. Only the process of `vld.tracking.upload` imports it."""
 
 import hashlib
 import os
@@ -14,19 +14,19 @@ from vld.tracking.content import History, WandbRun
 from vld.tracking.variables import CONFIRM_SECONDS, FINISH_SECONDS, open_seconds
 
 FAILURES_IN_A_ROW = 2
-"""So many mean that W&B is down; one may be the run's own."""
+"""This many mean that W&B is down; a single one may be due to the run."""
 PAUSE_SECONDS = 300.0
-"""After W&B was found down, nothing is tried for so long: a sweep must not wait for it again and again."""
+"""How long nothing is tried after that: a sweep must not wait for W&B again and again."""
 
 
 class UploadFailed(Exception):  # noqa: N818
-    """W&B could not be reached, refused, or nobody waits for the upload any more."""
+    """W&B could not be reached or refused, or the other process has stopped waiting."""
 
 
 class Client:
-    """mode: online, offline or disabled; why: what decided that. destination: server, account and project.
+    """mode: online, offline or disabled; why: what decided it. destination: server, account and project.
 
-    alive: called before what may take long. pause: so many seconds nothing is tried at first.
+    alive: called before anything that may take long. pause: seconds before anything is tried. All methods raise `UploadFailed`.
     """
 
     def __init__(self, chosen: WandbConfig, output_dir: str, pause: float, alive: Callable[[], None]) -> None:
@@ -44,16 +44,16 @@ class Client:
 
     @property
     def pause_seconds(self) -> float:
-        """For so long nothing is tried from now on."""
+        """How long nothing will be tried from now on."""
         return max(0.0, self.paused_until - time.monotonic())
 
     def check(self) -> None:
-        """Raises `UploadFailed` while nothing is tried."""
+        """Raises during a pause."""
         if self.pause_seconds:
             raise UploadFailed(self.failure)
 
     def open(self, content: WandbRun, *, stats: bool = False) -> None:
-        """stats: W&B's own, of the process that trains. Raises `UploadFailed`, as all here do."""
+        """stats: let W&B record the load of the process that trains."""
         self.alive()
         environment_tags = [tag for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag]
         with self._trying():
@@ -80,13 +80,13 @@ class Client:
                     init_timeout=open_seconds(),
                 ),
             )
-            if run.id != content.id:  # W&B lets some variables go before what it is asked for
+            if run.id != content.id:  # some variables take precedence over the arguments
                 run.finish(exit_code=1)
                 raise UploadFailed(f"W&B opened {run.id} in place of {content.id}")
             self.opened[content.id] = run
 
     def log(self, run_id: str, history: History) -> None:
-        """What an open run does not have yet: one that was opened before, or is streamed, has the first steps."""
+        """Send the steps that an open run does not have yet."""
         if run := self.opened.get(run_id):
             with self._trying():
                 next_step = run.step
@@ -95,7 +95,7 @@ class Client:
                         run.log(values, step=step, commit=True)
 
     def close(self, run_id: str, exit_code: int, *, interrupted: bool = False) -> None:
-        """A run that is open, if it is. interrupted: it may go on later."""
+        """Close the run if it is open; this one does not raise. interrupted: it may be resumed."""
         if run := self.opened.pop(run_id, None):
             with suppress(UploadFailed), self._trying():
                 if interrupted:
@@ -103,7 +103,7 @@ class Client:
                 run.finish(exit_code=exit_code)
 
     def send(self, content: WandbRun) -> str:
-        """All of a run. Where it is then."""
+        """Send all of a run. Returns its address or folder."""
         if content.id not in self.opened:
             self.open(content)
         self.log(content.id, content.history)
@@ -119,7 +119,7 @@ class Client:
         return str(run.url if self.mode == "online" else Path(run.settings.sync_dir).absolute())
 
     def _confirm(self, path: str, content: WandbRun) -> None:
-        """Ask the server for the run: what a server refuses, wandb drops without a word."""
+        """Ask the server for the run: wandb drops silently what a server refuses."""
         until, state = time.monotonic() + CONFIRM_SECONDS, content.summary["state"]
         try:
             run = wandb.Api(timeout=int(CONFIRM_SECONDS)).run(path)
@@ -127,14 +127,14 @@ class Client:
                 self.alive()
                 time.sleep(0.5)
                 run.load(force=True)
-        except Exception:  # it cannot be asked: that what was sent has arrived is all that is known
+        except Exception:  # the server cannot be asked; what was sent has been received
             return
         if run.summary_metrics.get("state") != state:
-            raise UploadFailed(f"W&B did not take what was sent for {content.name}")
+            raise UploadFailed(f"W&B did not accept what was sent for {content.name}")
 
     @contextmanager
     def _trying(self) -> Iterator[None]:
-        """Whatever wandb raises becomes `UploadFailed`; after several failures in a row W&B is left alone for a while."""
+        """Turn any exception into `UploadFailed`; pause after several in a row."""
         try:
             yield
         except Exception as error:
@@ -145,18 +145,18 @@ class Client:
                 self.paused_until = time.monotonic() + PAUSE_SECONDS
             self.opened.clear()
             with suppress(Exception):
-                wandb.teardown(exit_code=1)  # its service may be gone, or keep the run's id as in use
+                wandb.teardown(exit_code=1)  # wandb's service may have died, or hold the run's id
             raise UploadFailed(self.failure) from error
 
 
 def resolve_mode(asked: str) -> tuple[str, str]:
-    """online, offline or disabled, and why. Neither asks anybody nor uses the network."""
+    """online, offline or disabled, and why. Neither prompts nor uses the network."""
     if asked != "auto":
         return asked, f"wandb.mode={asked}"
     of_wandb = str(wandb.setup().settings.mode)
     source = "WANDB_MODE" if os.environ.get("WANDB_MODE") else "the settings of wandb"
     if of_wandb in ("offline", "dryrun", "disabled"):
-        return ("disabled" if of_wandb == "disabled" else "offline"), f"so say {source}"
+        return ("disabled" if of_wandb == "disabled" else "offline"), f"set by {source}"
     try:
         if wandb.login(prompt=False, verify=False):
             return "online", "logged in"

@@ -13,8 +13,8 @@ from vld.runs.quantities import read_analyses
 from vld.runs.reading import read_json, stored_identity, stored_settings
 from vld.runs.results import read
 
-# Settings that runs of one group may differ in: the group's mean is then a number of the results table.
 WITHIN_GROUP = ("test_domain", "seed")
+"""Settings in which runs of a group may differ: the group's mean is then a number of the results table."""
 History = list[tuple[int, dict[str, float]]]
 """(training step, what was measured then)."""
 
@@ -43,7 +43,7 @@ class WandbRun:
 
 
 def wandb_runs(directory: Path) -> list[WandbRun]:
-    """A finished or failed run's W&B runs, one per method, or a combination's one. Raises `UserError` for anything else."""
+    """One per method of a finished or failed run; a single one of a combination. Raises `UserError` for anything else."""
     try:
         if (directory / "result.json").exists():
             result = read(directory)
@@ -64,13 +64,13 @@ def wandb_run_in_training(directory: Path) -> WandbRun:
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
-    """The rows of `metrics.jsonl`, none where there is no such file."""
+    """The rows of `metrics.jsonl`, none if the file is missing."""
     path = directory / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def history_of(rows: Sequence[Mapping[str, Any]], method: str, batch_size: int) -> History:
-    """What a method's curve has, by training step. images_per_second is that since the evaluation before."""
+    """A method's curve. images_per_second: since the evaluation before."""
     history = []
     before: Mapping[str, Any] | None = None
     for row in rows:
@@ -161,7 +161,7 @@ def _run(
     about: Mapping[str, Any] | None = None,
     group_by: Any = None,
 ) -> WandbRun:
-    """source: the settings, run_id and study of a result, or of what is none yet. about: what its config has besides."""
+    """source: has settings, run_id and study, as a `result.json` does. about: further entries of the config."""
     settings, run_id = source["settings"], source["run_id"]
     dataset, test_domain, backbone = settings["dataset.name"], settings["test_domain"], settings["backbone.name"]
     dropout = settings["dropout"]

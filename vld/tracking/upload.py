@@ -29,7 +29,7 @@ LOOK_EVERY_SECONDS = 2.0
 NOTE = "wandb.json"
 LOCK = ".wandb.lock"
 Uploaded = dict[str, dict[str, dict[str, str]]]
-"""What has been uploaded to where: {destination: {W&B run: {"digest", "at"}}}."""
+"""{destination: {W&B run: {"digest", "at"}}}"""
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Uploader:
         self.followed: Followed | None = None
 
     def answer(self, **what: Any) -> None:
-        with suppress(OSError):  # nobody may be there to read it
+        with suppress(OSError):  # the reader may be gone
             print(json.dumps(what), file=self.answers, flush=True)
 
     def serve(self) -> None:
@@ -75,7 +75,8 @@ class Uploader:
         return {}
 
     def follow(self, directory: Path) -> None:
-        """Stream a run's ERM curve from now on. Offline runs are written when they are complete: a killed one keeps nothing."""
+        """Stream a run's ERM curve from now on, when online. An offline run is written once it is complete, so that a killed one
+        leaves no half copy."""
         content = wandb_run_in_training(directory)
         if self.client.mode != "online" or content.id in self.client.opened:
             return
@@ -85,7 +86,7 @@ class Uploader:
         self.followed = Followed(directory, content)
 
     def look(self) -> None:
-        """Pass on what the run that is followed has written since."""
+        """Send what the followed run has written since the last look."""
         if self.followed:
             with suppress(OSError, ValueError, KeyError, UploadFailed):  # it may just be starting again
                 written = (self.followed.directory / "metrics.jsonl").stat().st_mtime
@@ -95,13 +96,13 @@ class Uploader:
                     self.client.log(content.id, history_of(rows, "erm", content.config["batch_size"]))
 
     def leave(self, directory: Path | None = None) -> None:
-        """Close the run that is followed, which has come to no end: it was interrupted, and may go on later."""
+        """Close the followed run, which has not ended: it was interrupted, and may be resumed."""
         if self.followed and directory in (None, self.followed.directory):
             run_id, self.followed = self.followed.content.id, None
             self.client.close(run_id, exit_code=1, interrupted=True)
 
     def upload(self, directory: Path) -> list[str]:
-        """Upload all of a directory that has not been uploaded yet, and note that in it. Returns where its W&B runs are.
+        """Upload what is new in a directory, and note it in `wandb.json`. Returns where its W&B runs are.
 
         Raises `UploadFailed`, or `UserError` where the directory cannot be read.
         """
@@ -110,7 +111,8 @@ class Uploader:
             known = uploaded.setdefault(self.client.destination, {})
             for content in wandb_runs(directory):
                 before = known.get(content.id)
-                if before and before["digest"] == content.digest and self._is_there(before):
+                there = before and (self.client.mode == "online" or Path(before["at"]).is_dir())
+                if before and there and before["digest"] == content.digest:
                     self.client.close(content.id, int(content.failed))  # streamed here, uploaded by another process
                     continue
                 self._check()
@@ -124,7 +126,7 @@ class Uploader:
 
     @contextmanager
     def _locked(self, directory: Path) -> Iterator[None]:
-        """Two processes that share a directory do not upload it at the same time."""
+        """No two processes upload a directory at the same time."""
         lock = SoftFileLease(directory / LOCK, lease_duration=120)
         while True:
             self._check()
@@ -137,24 +139,20 @@ class Uploader:
             lock.release()
 
     def _has_input(self, within: float) -> bool:
-        """Within so many seconds: a request, or the end."""
+        """Whether a request, or the end of all requests, arrives within so many seconds."""
         return bool(select.select([self.requests], [], [], within)[0])
 
     def _check(self) -> None:
-        """A sign of life. Raises `UploadFailed` where nobody waits any more, or W&B is down."""
+        """Give a sign of life. Raises `UploadFailed` when the other process has stopped waiting, or W&B is down."""
         self.answer()
         if self._has_input(0):  # nothing is asked before the last answer: this is the end
             raise UploadFailed("stopped")
         self.client.check()
 
-    def _is_there(self, run: dict[str, str]) -> bool:
-        return self.client.mode == "online" or Path(run["at"]).is_dir()
-
     def _remove_copies(self, run_id: str, uploaded: Uploaded) -> None:
-        """But for those of other projects: two offline runs of one id would be mixed when they are synchronised."""
-        others = [
-            run["at"] for where, runs in uploaded.items() if where != self.client.destination for run in runs.values()
-        ]
+        """Earlier offline copies in this project, which `wandb sync` would mix with the new one."""
+        elsewhere = [runs for where, runs in uploaded.items() if where != self.client.destination]
+        others = [run["at"] for runs in elsewhere for run in runs.values()]
         folder = Path(os.environ.get("WANDB_DIR") or self.output_dir) / "wandb"
         for path in folder.glob(f"offline-run-*-{run_id}"):
             if str(path.absolute()) not in others:
@@ -162,7 +160,7 @@ class Uploader:
 
 
 def read_uploaded(directory: Path) -> Uploaded:
-    """Where `wandb.json` is damaged, nothing."""
+    """What `wandb.json` says; nothing if it is missing or damaged."""
     try:
         note = json.loads((directory / NOTE).read_text(encoding="utf-8"))
         return {
@@ -175,7 +173,7 @@ def read_uploaded(directory: Path) -> Uploaded:
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what wandb prints is no answer
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # wandb may print
     for number in SIGNALS:  # it ends with its input
         signal.signal(number, signal.SIG_IGN)
     wandb, output_dir, pause = json.loads(sys.argv[1])

@@ -1,34 +1,20 @@
-"""The variables of Weights & Biases in the environment: what W&B cannot read, what would merge runs, and how long to wait."""
+"""W&B's variables in the environment: which of them W&B cannot read, which would merge runs, and how long it is waited for."""
 
 import math
 import os
 import re
-from collections.abc import Mapping
 
 from vld.config.errors import UserError
 from vld.machine.processes import safe_environment
 
-# How long W&B may take to open a run, unless WANDB_INIT_TIMEOUT says otherwise; to take what is left of it; and to confirm it.
+# Seconds that W&B may take to open a run, unless WANDB_INIT_TIMEOUT is set; to take the rest of it; and to confirm it.
 OPEN_SECONDS, FINISH_SECONDS, CONFIRM_SECONDS = 20.0, 40.0, 10.0
-
-MERGING = tuple(
-    f"WANDB_{name}"
-    for name in [
-        "RUN_ID",
-        "SWEEP_ID",
-        "SWEEP_PARAM_PATH",
-        "RESUME",
-        "RESUME_FROM",
-        "FORK_FROM",
-        "LAUNCH",
-        "LAUNCH_CONFIG_PATH",
-    ]
+MERGING = (
+    *("WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_RESUME", "WANDB_RESUME_FROM"),
+    *("WANDB_FORK_FROM", "WANDB_LAUNCH", "WANDB_LAUNCH_CONFIG_PATH"),
 )
-"""Under these W&B opens one and the same run whatever id it is asked for: the agent of a sweep sets some of them."""
-ANY_TEXT = {
-    f"WANDB_{name}"
-    for name in ["API_KEY", "PROJECT", "ENTITY", "DIR", "NAME", "NOTES", "TAGS", "RUN_GROUP", "JOB_TYPE"]
-}
+"""With these W&B opens the same run whatever id is asked for; the agent of a sweep sets some of them."""
+ANY_TEXT = re.compile("WANDB_(API_KEY|PROJECT|ENTITY|DIR|NAME|NOTES|TAGS|RUN_GROUP|JOB_TYPE)")
 MODES = ("online", "offline", "dryrun", "disabled")
 
 
@@ -37,43 +23,41 @@ def open_seconds() -> float:
 
 
 def patience_seconds() -> float:
-    """The process is given up when it has said nothing for so long: it says something before everything that may take long."""
+    """The uploading process is given up after being silent for so long: it reports before everything that may take a while."""
     return max(open_seconds(), FINISH_SECONDS, CONFIRM_SECONDS) + 30
 
 
 def environment_of_uploads() -> dict[str, str]:
-    """Without what would merge runs, and without empty variables, which a shell leaves for unset ones and W&B refuses."""
-    left_out = [name for name in _to_read(os.environ) if not os.environ[name]]
-    return safe_environment(without=[*MERGING, *left_out])
+    """Without variables that would merge runs, and without empty ones, which shells leave behind and W&B refuses."""
+    return safe_environment(without=[*MERGING, *(name for name in _parsed() if not os.environ[name])])
 
 
 def is_off(mode: str) -> bool:
-    """Whether nothing of W&B is wanted; of WANDB_MODE this much is looked at here, so that no process is started for nothing."""
+    """Whether W&B is disabled. Looks at WANDB_MODE as well, so that no process is started for nothing."""
     return mode == "disabled" or (mode == "auto" and os.environ.get("WANDB_MODE") == "disabled")
 
 
 def check_environment(mode: str) -> None:
-    """Raises `UserError` for a variable that W&B cannot read; mode: `wandb.mode`."""
-    if is_off(mode):
-        return
-    to_read = {name: os.environ[name] for name in _to_read(os.environ) if os.environ[name]}
-    if to_read.get("WANDB_MODE") in MODES:
-        del to_read["WANDB_MODE"]
-    if not to_read:
+    """Raises `UserError` for a variable that W&B cannot read. mode: `wandb.mode`."""
+    to_check = [name for name in _parsed() if os.environ[name]]
+    if os.environ.get("WANDB_MODE") in MODES:
+        to_check.remove("WANDB_MODE")
+    if is_off(mode) or not to_check:
         return  # importing wandb takes a second
     import wandb
 
-    for name, value in to_read.items():
+    for name in to_check:
+        value = os.environ[name]
         try:
             wandb.Settings().update_from_env_vars({name: value})
             if name == "WANDB_INIT_TIMEOUT" and not 0 < float(value) < math.inf:
                 raise ValueError("it has to be a number of seconds above 0")
-        except ValueError as error:  # pydantic's has several lines, of which the third says what is wrong
+        except ValueError as error:  # pydantic's message has several lines; the third says what is wrong
             lines = str(error).splitlines()
             why = re.sub(r" \[type=.*", "", lines[min(2, len(lines) - 1)].strip())
             raise UserError(f"{name}={value}: W&B cannot read this variable: {why}") from error
 
 
-def _to_read(environment: Mapping[str, str]) -> list[str]:
-    """The names of those that are more than a text to W&B."""
-    return [name for name in environment if name.startswith("WANDB_") and name not in {*ANY_TEXT, *MERGING}]
+def _parsed() -> list[str]:
+    """The names of those in which W&B does not take any text."""
+    return [n for n in os.environ if n.startswith("WANDB_") and n not in MERGING and not ANY_TEXT.fullmatch(n)]

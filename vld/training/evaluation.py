@@ -186,6 +186,12 @@ class Scores:
         return mean_accuracy(count for (domain, _), count in self.counts.items() if domain not in self.left_out)
 
     @property
+    def pooled(self) -> Fraction:
+        """Accuracy on all *out* images of the training domains together, exact. Not defined without held-out images."""
+        held_out = (count for (domain, _), count in self.counts.items() if domain not in self.left_out)
+        return mean_accuracy([sum(held_out, Count(0, 0))])
+
+    @property
     def iid_acc(self) -> float | None:
         return float(self.iid) if "iid" in self.selections else None
 

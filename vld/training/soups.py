@@ -46,10 +46,13 @@ class Candidate:
 
 
 def greedy_soup(
-    members: Sequence[tuple[str, float]], load: Callable[[str], Weights], evaluate: Callable[[Weights], Scores]
+    members: Sequence[tuple[str, float]],
+    load: Callable[[str], Weights],
+    evaluate: Callable[[Weights], Scores],
+    accept: str = "mean",
 ) -> list[Candidate]:
-    """Take members in descending i.i.d. accuracy; keep one when the soup's i.i.d. accuracy does not fall with it (≥, as DiWA,
-    whose accuracy is that of pooled images, while i.i.d. accuracy is the mean over domains).
+    """Take members in descending i.i.d. accuracy; keep one when the soup's accuracy does not fall with it (≥, as DiWA): i.i.d.
+    accuracy, the mean over domains, or (accept: pooled) that of all *out* images together, as DiWA.
 
     members: (run id, i.i.d. accuracy). The soup is that of the members kept; its scores are those of the last one kept.
     """
@@ -58,7 +61,7 @@ def greedy_soup(
     for run_id, _ in sorted(members, key=lambda member: (-member[1], member[0])):
         larger = soup.with_member(load(run_id))
         scores = evaluate(larger.mean())
-        kept = best is None or scores.iid >= best.iid
+        kept = best is None or (scores.pooled >= best.pooled if accept == "pooled" else scores.iid >= best.iid)
         if kept:
             soup, best = larger, scores
         trace.append(Candidate(run_id, scores, kept))

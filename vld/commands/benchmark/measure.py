@@ -65,6 +65,7 @@ def run_benchmark(config: Config, options: Sequence[str], terminal: Terminal) ->
             measured.start(options)
             measured.bookkeeping(output_dir)
             measured.beside(options)
+            measured.profile()
         finally:
             measured.conventional.close()
             measured.batches.close()
@@ -165,6 +166,10 @@ class Measured:
         if self.device.type == "cuda":
             parts["optimiser"] = lambda _: self.ours.optimizer.step()
             self.figures.attempt("device_and_host_seconds", lambda: device_and_host_seconds(parts))
+
+    def profile(self) -> None:
+        """The last part: a profiler may take the process with it."""
+        if self.device.type == "cuda":
             self.figures.attempt("dearest_kernels", lambda: dearest_kernels(self.full))
 
     def add_steps(self, times: dict[str, list[float]], steps: int) -> None:

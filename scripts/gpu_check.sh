@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# What only a GPU can show, within nine minutes on a machine that has torch, torchvision and timm but no network; gpu_pack.sh fills the
+# folder that it needs. Each part has a time limit and says at once in $OUT (default outputs/gpu_check) what it found, the most valuable
+# first; one that fails or lacks something stops no other. GPU_CHECK_SMALL=1: small networks, for rehearsals.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+pack=$PWD/data/gpu_check
+out=$(realpath -m "${OUT:-outputs/gpu_check}")
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+mkdir -p "$out"
+python=${PYTHON:-python3}
+variant=${GPU_CHECK_VARIANT:-40} # seconds for each
+
+part() { # NAME SECONDS FILE COMMAND...: SIGINT at the limit, which commands of ours take as Ctrl-C
+    local name=$1 limit=$2 file=$3 began=$SECONDS code=0
+    shift 3
+    echo "== $name: $*" >>"$out/$file"
+    timeout --signal=INT --kill-after=15 "$limit" "$@" >>"$out/$file" 2>&1 || code=$?
+    echo "$name: exit code $code after $((SECONDS - began)) s (limit $limit s; details in $file)" | tee -a "$out/parts.txt"
+    $python scripts/gpu_summary.py "$work" "$out" || echo "no summary yet"
+}
+
+machine() {
+    $python -m pip install --quiet --no-index --no-deps --find-links "$pack/wheels" --target "$work/site" "$pack"/wheels/*.whl
+    $python -c 'import platform, torch, torchvision, timm; print(platform.python_version(), torch.__version__, torchvision.__version__, timm.__version__)'
+    nvidia-smi
+}
+
+export PYTHONPATH=$work/site:$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 COLUMNS=150
+export -f machine
+export python pack work
+common=(dataset=pacs dataset.verify=warn data_dir="$pack/data" test_domain=sketch device=cuda wandb.mode=disabled)
+if [ "${GPU_CHECK_SMALL:-}" ]; then
+    size=(image_size=32 dataset.store_size=32 batch_size=4 compile=false)
+    steps=4 few=2 run=6 every=2 interrupted=20 large=resnet18 other=mobilenet_v2
+else
+    size=(image_size=224)
+    steps=150 few=30 run=600 every=150 interrupted=35 large=resnet50 other=vit_b_16
+fi
+
+benchmark() { # NAME SECONDS OPTION...: what it has measured by then is in its file
+    local name=$1 limit=$2
+    shift 2
+    part "$name" "$limit" benchmarks.txt $python scripts/benchmark.py "${common[@]}" output_dir="$work/benchmark/$name" "$@"
+}
+
+part machine 60 machine.txt bash -c machine
+# Batch norm is frozen as with ImageNet's weights, whose values change no time.
+for name in resnet18 resnet50 mobilenet_v2 vit_b_16; do
+    $python -c "import sys, torch, torchvision; torch.save(getattr(torchvision.models, sys.argv[1])().state_dict(), sys.argv[2])" \
+        $name "$work/$name.pth"
+done
+on() { echo "backbone=$1 backbone.weights=$work/$1.pth"; }
+
+part tests 90 tests.txt $python -m pytest -q -p no:cacheprovider tests/test_gpu.py
+# shellcheck disable=SC2046
+benchmark main 170 $(on $large) "${size[@]}" optim.steps=$steps
+benchmark eager $variant $(on $large) "${size[@]}" optim.steps=$few compile=false
+benchmark graphs $variant $(on $large) "${size[@]}" optim.steps=$few compile=graphs
+benchmark fp32 $variant $(on $large) "${size[@]}" optim.steps=$few precision=fp32
+benchmark 160_images $variant $(on $large) "${size[@]}" optim.steps=$few batch_size=53
+benchmark $other $variant $(on $other) "${size[@]}" optim.steps=$few
+
+training=($python scripts/train.py "${common[@]}" $(on $large) "${size[@]}" optim.steps=$run eval_every=$every averaging.start=$every ensemble.start=$every
+    "optim.milestones=[$((run / 2))]")
+part interrupted $interrupted training.txt "${training[@]}" output_dir="$work/interrupted"
+part resumed 60 training.txt "${training[@]}" output_dir="$work/interrupted"
+for time in first second; do
+    part "deterministic_$time" 40 training.txt "${training[@]}" "optim.steps=$((run / 6 + 1))" "optim.milestones=[1]" \
+        eval_every=$((run / 6 + 1)) deterministic=true output_dir="$work/deterministic_$time"
+done
+cat "$out/summary.txt"

@@ -1,0 +1,43 @@
+"""What the parts of gpu_check.sh have found so far, in figures and in words: python scripts/gpu_summary.py WORK OUT"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def line_of(name: str, figures: dict[str, Any]) -> str:
+    rates = figures["images_per_second"]
+    words = [f"{name}: {figures['backbone']} at {figures['image_size']} px, {figures['images_per_step']} images a step"]
+    words += [f"{rates['full step']:,.0f} images/s", f"full step {1 / figures['full_step_to_ceiling']:.3f} x bare"]
+    words.append(f"conventional step {figures['conventional_step_to_full_step']:.2f} x ours")
+    if evaluation := figures.get("evaluation_images_per_second"):
+        words.append(f"evaluation {evaluation['both networks in one pass']:,.0f} images/s")
+    if forecast := figures.get("forecast"):
+        words.append(f"the paper's study {sum(entry['hours'] for entry in forecast) / 24:,.1f} GPU-days")
+    if isinstance(first := figures.get("seconds_to_first_step"), dict):
+        words.append(f"first step after {first['cold']:.0f} s, with everything compiled {first['warm']:.0f} s")
+    return ", ".join(words)
+
+
+def deterministic(work: Path) -> str | None:
+    """Whether two runs came to the same."""
+    found = [sorted(work.glob(f"deterministic_{time}/runs/*/*/*/result.json")) for time in ("first", "second")]
+    if not all(found):
+        return None
+    one, other = (json.loads(paths[0].read_text())["results"] for paths in found)
+    return f"deterministic=true twice: {'the same' if one == other else 'DIFFERENT'} results"
+
+
+def main(work: Path, out: Path) -> None:
+    figures = {path.parent.name: json.loads(path.read_text()) for path in work.glob("benchmark/*/benchmark.json")}
+    (out / "benchmarks.json").write_text(json.dumps(figures, indent=1))
+    lines = [
+        line_of(name, its) if "images_per_second" in its else f"{name}: not measured" for name, its in figures.items()
+    ]
+    lines += [line for line in [deterministic(work)] if line]
+    (out / "summary.txt").write_text("\n".join([*lines, ""]))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
