@@ -18,7 +18,7 @@ part() { # NAME SECONDS FILE COMMAND...: SIGINT at the limit, which commands of 
     echo "== $name: $*" >>"$out/$file"
     timeout --signal=INT --kill-after=15 "$limit" "$@" >>"$out/$file" 2>&1 || code=$?
     echo "$name: exit code $code after $((SECONDS - began)) s (limit $limit s; details in $file)" | tee -a "$out/parts.txt"
-    $python scripts/gpu_summary.py "$work" "$out" || echo "no summary yet"
+    $python -m vld.commands.benchmark.gpu_summary "$work" "$out" || echo "no summary yet"
 }
 
 machine() {
