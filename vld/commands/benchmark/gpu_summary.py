@@ -1,4 +1,4 @@
-"""What the parts of gpu_check.sh have found so far, in figures and in words: python -m vld.commands.benchmark.gpu_summary WORK OUT"""
+"""What gpu_check.sh has found so far, in figures and words: python -m vld.commands.benchmark.gpu_summary WORK OUT"""
 
 import json
 import sys
