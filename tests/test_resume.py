@@ -270,7 +270,9 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "checkpoint.pt"
     write_checkpoint(path, {"run_id": "x", "weights": torch.arange(10_000.0)})
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
-    with pytest.raises(UserError, match=rf"{re.escape(str(path))}: damaged \(.+\); remove it to start the run again from step 0"):
+    with pytest.raises(
+        UserError, match=rf"{re.escape(str(path))}: damaged \(.+\); remove it to start the run again from step 0"
+    ):
         read_checkpoint(path, "x")
 
 

@@ -36,10 +36,10 @@ study:
 
 image_size: 16
 batch_size: 1
-eval_every: 100
+eval_every: 200
 optim:
-  steps: 1200
-  milestones: [900]
+  steps: 2400
+  milestones: [1800]
 keep: [erm-last-logits]
 
 hydra:
@@ -203,7 +203,7 @@ def test_a_study_survives_everything(study: list[str], tmp_path: Path) -> None:
     assert shown.count("│ erm") == 2  # a line for each seed in the table at the end
     logs = "".join(path.read_text() for path in (tmp_path / "outputs").rglob("*_log.out"))
     assert "holds the lock; waiting for it" in logs
-    assert logs.count("step 1200/1200") == 4
+    assert logs.count("step 2400/2400") == 4
     until(lambda: begin(first) or not squeue(), "an empty queue")
     code, complete = status(study)
     assert code == 0
@@ -252,7 +252,7 @@ def test_a_preempted_job_goes_on_exactly(study: list[str], tmp_path: Path) -> No
         kill(launcher)
     assert launcher.returncode == 0, (tmp_path / "launcher.log").read_text()
     [log] = (tmp_path / "outputs").rglob(f"{job}_0_log.out")
-    assert re.search(r"resuming at step [1-9]\d* of 1200", log.read_text())
+    assert re.search(r"resuming at step [1-9]\d* of 2400", log.read_text())
     check_as_without_an_interruption(rows.parent, options, tmp_path / "alone")
 
 
