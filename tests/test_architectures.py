@@ -9,6 +9,7 @@ import pytest
 import torch
 import torchvision
 from commands import script, train
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -155,13 +156,43 @@ def test_the_names_of_older_files_are_known(architecture: str, pattern: str, old
         torchvision.models.get_model(architecture, **options).load_state_dict(file)
 
 
-@pytest.mark.parametrize(("library", "name"), [("torchvision", "vit_b_16"), ("timm", "vit_tiny_patch16_224")])
-def test_weights_of_another_resolution_are_refused_by_name(library: str, name: str) -> None:
-    weights = build_backbone(settings(name, library), 64)[0].state_dict()
-    build(settings(name, library, weights="file.pth"), weights, image_size=64)
-    with pytest.raises(UserError) as raised:
-        build(settings(name, library, weights="file.pth"), weights, image_size=32)
-    assert str(raised.value) == "backbone.weights=file.pth: expects images of 64 pixels; set image_size=64 (it is 32)"
+@pytest.mark.parametrize(
+    ("library", "name", "embedding", "more"),
+    [
+        ("torchvision", "vit_b_16", "encoder.pos_embedding", 1),
+        ("timm", "vit_tiny_patch16_224", "pos_embed", 1),
+        ("timm", "vit_small_patch14_reg4_dinov2", "pos_embed", 0),  # embeds patches alone
+    ],
+)
+def test_position_embeddings_of_another_resolution_are_resized_as_timm_does(
+    library: str, name: str, embedding: str, more: int
+) -> None:
+    patch = 14 if "14" in name else 16
+    weights = build_backbone(settings(name, library), 5 * patch)[0].state_dict()
+    weights[embedding] = torch.randn(weights[embedding].shape, generator=torch.Generator().manual_seed(0))
+    for across in (5, 2, 7):
+        model = build(settings(name, library, weights="file.pth"), weights, image_size=across * patch)
+        expected = resample_abs_pos_embed(weights[embedding], [across, across], num_prefix_tokens=more)
+        torch.testing.assert_close(model.backbone.state_dict()[embedding], expected, rtol=0, atol=1e-6)
+        assert model.resized_from == (None if across == 5 else 5 * patch)
+        assert model.eval()(images(1, across * patch)).isfinite().all()
+
+
+def test_a_line_says_that_position_embeddings_are_resized(small_glyphs: Path, tmp_path: Path) -> None:
+    path = tmp_path / "vit.pth"
+    torch.save(build_backbone(settings("vit_tiny_patch16_224", "timm"), 48)[0].state_dict(), path)
+    options = [
+        "dataset=glyphs",
+        f"data_dir={small_glyphs}",
+        f"output_dir={tmp_path}",
+        "test_domain=chalk",
+        "batch_size=1",
+    ]
+    options += ["backbone=timm", "backbone.name=vit_tiny_patch16_224", "optim.steps=1", "eval_every=1", "image_size=32"]
+    shown = train(*options, f"backbone.weights={path}")
+    assert shown.returncode == 0, shown.stderr
+    said = " ".join((shown.stdout + shown.stderr).split())
+    assert said.count("weights of 48 pixel images; position embeddings resized to image_size=32 (bicubic)") == 1
 
 
 def test_a_size_that_a_network_cannot_have_is_refused_in_one_line() -> None:

@@ -5,8 +5,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vld.config.errors import UserError, first_line
 from vld.config.settings import BackboneConfig
@@ -117,10 +119,13 @@ def current_name(key: str) -> str:
     return key
 
 
-def trained_image_size(network: nn.Module, weights: Mapping[str, Tensor], image_size: int) -> int | None:
-    """The image_size that weights of a vision transformer are of, where the network was built for another one; else None.
+def at_image_size(
+    network: nn.Module, weights: Mapping[str, Tensor], image_size: int
+) -> tuple[dict[str, Tensor], int | None]:
+    """The weights of a vision transformer for a network that was built for `image_size`; and the size that they are of, where
+    that is another one.
 
-    A position embedding [1, tokens, d] has a token for each patch, and a few more.
+    A position embedding [1, tokens, d] has a token for each patch, after a few more. The patches' are resized as timm does.
     """
     own = network.state_dict()
     patch = getattr(network, "patch_size", None) or getattr(getattr(network, "patch_embed", None), "patch_size", None)
@@ -132,6 +137,8 @@ def trained_image_size(network: nn.Module, weights: Mapping[str, Tensor], image_
         more = ours.shape[1] - (image_size // side) ** 2
         patches = theirs.shape[1] - more
         across = math.isqrt(max(0, patches))
-        if theirs.shape[1] != ours.shape[1] and theirs.shape[2] == ours.shape[2] and across**2 == patches:
-            return across * side
-    return None
+        if theirs.shape[1] != ours.shape[1] and theirs.shape[2] == ours.shape[2] and 0 < across**2 == patches:
+            grid = theirs[:, more:].reshape(1, across, across, -1).permute(0, 3, 1, 2)
+            resized = functional.interpolate(grid, size=(image_size // side,) * 2, mode="bicubic", antialias=True)
+            return {**weights, name: torch.cat([theirs[:, :more], resized.flatten(2).mT], 1)}, across * side
+    return dict(weights), None

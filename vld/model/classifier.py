@@ -49,6 +49,8 @@ class Classifier(nn.Module):
         self.feature_scale = settings.feature_scale
         self.pretrained, self.batch_norm = pretrained, settings.batch_norm
         self.autocast = autocast
+        self.resized_from: int | None = None
+        """The image size that its weights are of, where their position embeddings were resized."""
         self.compute: Callable[..., Tensor] = represent
         """`represent`, or what it was compiled to."""
         self.register_buffer("mean", torch.tensor(settings.mean).view(1, 3, 1, 1), persistent=False)
@@ -152,12 +154,13 @@ def build_classifier(
         torch.manual_seed(config.seed)
         backbone, features = build_backbone(settings, config.image_size)
     head = seeded_linear(features, classes, config.head_seed)
+    resized_from = None
     if backbone_weights is not None:
-        load_into(backbone, backbone_weights, settings, config.image_size)
+        resized_from = load_into(backbone, backbone_weights, settings, config.image_size)
         load_last_layer(head, backbone_weights, settings)
     place_dropout(backbone, settings)
     backbone = tuned(backbone, settings, features)
-    return Classifier(
+    model = Classifier(
         backbone.to(memory_format=torch.channels_last),
         head,
         settings,
@@ -165,3 +168,5 @@ def build_classifier(
         pretrained=backbone_weights is not None,
         autocast=autocast,
     )
+    model.resized_from = resized_from
+    return model

@@ -17,9 +17,9 @@ from vld.model.backbones import (
     BEYOND,
     CLASSIFIER_NAMES,
     LAST_LAYER,
+    at_image_size,
     check_timm_has,
     current_name,
-    trained_image_size,
 )
 
 PARTS = ("state_dict", "model_state_dict", "model_dict", "model_state", "model", "net", "network", "backbone")
@@ -195,18 +195,18 @@ def unwrapped(weights: Mapping[str, Tensor], expected: Container[str]) -> dict[s
     return max(ways, key=lambda way: sum(key in expected or f"features.{key}" in expected for key in way))
 
 
-def load_into(backbone: nn.Module, weights: Mapping[str, Tensor], settings: BackboneConfig, image_size: int) -> None:
-    """Load weights with or without a last layer, and those of a network's `features` alone."""
+def load_into(
+    backbone: nn.Module, weights: Mapping[str, Tensor], settings: BackboneConfig, image_size: int
+) -> int | None:
+    """Load weights with or without a last layer, and those of a network's `features` alone; a transformer's of another image
+    size are resized, and that size is returned."""
     source = settings.weights or settings.published
     expected = backbone.state_dict()
     weights = unwrapped(weights, expected)
     if any(f"features.{key}" in expected for key in weights):
         weights = {f"features.{key}": value for key, value in weights.items()}
     given = {key: value for key, value in weights.items() if key in expected or key.split(".")[0] not in BEYOND}
-    if size := trained_image_size(backbone, given, image_size):
-        raise UserError(
-            f"backbone.weights={source}: expects images of {size} pixels; set image_size={size} (it is {image_size})"
-        )
+    given, trained_at = at_image_size(backbone, given, image_size)
     # Files from before 2018 lack these counters, which nothing here reads.
     missing = [key for key in expected if key not in given and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in given if key not in expected]
@@ -226,3 +226,4 @@ def load_into(backbone: nn.Module, weights: Mapping[str, Tensor], settings: Back
         raise UserError(f"backbone.weights={source}: does not fit {settings.architecture}: {'; '.join(problems)}")
     expected.update(given)  # with the versions of its modules, which mnasnet asks for
     backbone.load_state_dict(expected)
+    return trained_at

@@ -63,6 +63,10 @@ def check_inputs(config: Config, *, here: bool = True) -> Inputs:
     classes = files.classes if files else glyphs.CLASSES
     check_start(config, weights, classes, test_domains)
     network = initial_classifier(config, weights, precision, len(classes))  # do the weights fit?
+    if size := network.resized_from:
+        source = config.backbone.weights or config.backbone.name
+        resized = f"position embeddings resized to image_size={config.image_size} (bicubic)"
+        warnings = [*warnings, f"{source}: weights of {size} pixel images; {resized}"]
     if config.mixout:
         masked_weights(network.backbone, config.mixout_kind)
     files = files or _listed(config, root, draw=True)
