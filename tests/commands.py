@@ -29,6 +29,8 @@ DOCUMENTATION = "\n".join(page.read_text() for page in PAGES)
 TINY = "test_resnet.r160_in1k"
 TINY_NETWORK = ("backbone=timm", f"backbone.name={TINY}", "backbone.weights=none")
 """400,000 weights: a step on a few small images takes milliseconds."""
+SMALLEST = ("dataset=glyphs", *TINY_NETWORK, "image_size=16", "batch_size=2")
+"""With it, on the twelve images of each domain of `small_glyphs`."""
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from commands import TINY_NETWORK, tiny_weights, train
+from commands import SMALLEST, tiny_weights, train
 from safetensors.torch import load_file
 from tiny import SEED, make_batches, make_evaluation_set, make_model, settings
 
@@ -63,14 +63,8 @@ def test_a_warm_start_leaves_them_and_a_resumed_run_is_the_same_to_the_bit() -> 
 
 
 def test_runs_with_it_are_runs_of_their_own_and_make_soups(small_glyphs: Path, tmp_path: Path) -> None:
-    options = [
-        "dataset=glyphs",
-        f"data_dir={small_glyphs}",
-        f"output_dir={tmp_path}",
-        "test_domain=chalk",
-        *TINY_NETWORK,
-    ]
-    options += [tiny_weights(tmp_path), "image_size=16", "batch_size=2", "optim.steps=2", "eval_every=2"]
+    options = [*SMALLEST, f"data_dir={small_glyphs}", f"output_dir={tmp_path}", "test_domain=chalk"]
+    options += [tiny_weights(tmp_path), "optim.steps=2", "eval_every=2"]
     soup = ["method=model_soup", 'method.members=["seed=0,1"]', "keep=[erm-last]"]
     for more in ([], [*soup, "backbone.batch_norm=trained"]):
         shown = train(*options, *more)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from commands import TINY_NETWORK, script, tiny_weights, train
+from commands import SMALLEST, script, tiny_weights, train
 from tiny import CPU, make_dataset
 from torch import nn
 
@@ -16,7 +16,7 @@ from vld.runs.record import accuracies
 from vld.runs.results import load_results
 from vld.training.evaluation import evaluation_images, evaluation_set, score, select, validation_loss
 
-OPTIONS = ("dataset=glyphs", "image_size=16", "batch_size=2", "optim.steps=2", "eval_every=1", *TINY_NETWORK)
+OPTIONS = (*SMALLEST, "optim.steps=2", "eval_every=1")
 
 
 def test_all_images_are_trained_on_and_the_left_out_domain_is_evaluated_as_ever() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import TINY_NETWORK, script, tiny_weights, train
+from commands import SMALLEST, script, tiny_weights, train
 from report_store import study_runs, write_run
 
 from vld.config.errors import UserError
@@ -54,7 +54,7 @@ def test_a_domain_may_have_a_plus_in_its_name() -> None:
 
 
 SMALL = (
-    *("dataset=glyphs", *TINY_NETWORK, "image_size=16", "batch_size=2", "optim.steps=4", "optim.milestones=[]", "eval_every=2"),
+    *(*SMALLEST, "optim.steps=4", "optim.milestones=[]", "eval_every=2"),
     *("averaging.start=2", "ensemble.start=2", "wandb.mode=disabled"),
 )  # fmt: skip
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands import TINY_NETWORK, train
+from commands import SMALLEST, train
 from test_methods import copied
 from tiny import SEED, make_batches, make_evaluation_set, make_model, settings
 from torch import Tensor, nn
@@ -146,14 +146,8 @@ def test_a_resumed_run_is_the_same_to_the_bit_also_from_within_its_last_evaluati
 
 def test_a_run_with_it(small_glyphs: Path, tmp_path: Path) -> None:
     """Kept, in the result and the table, and said where it does not converge; the other methods do not change."""
-    options = [
-        "dataset=glyphs",
-        f"data_dir={small_glyphs}",
-        f"output_dir={tmp_path}",
-        "test_domain=chalk",
-        *TINY_NETWORK,
-    ]
-    options += ["image_size=16", "batch_size=2", "optim.steps=4", "eval_every=1", "dataset.curve_images=2"]
+    options = [*SMALLEST, f"data_dir={small_glyphs}", f"output_dir={tmp_path}", "test_domain=chalk"]
+    options += ["optim.steps=4", "eval_every=1", "dataset.curve_images=2"]
     asked = ["swad.enabled=true", "swad.start_evaluations=9", "method=swad", "keep=[swad-last,swad-iid-logits]"]
     plain, shown = train(*options), train(*options, *asked)
     assert plain.returncode == shown.returncode == 0, plain.stderr + shown.stderr

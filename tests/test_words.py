@@ -6,11 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from commands import TINY_NETWORK, before_step, script, train
+from commands import SMALLEST, before_step, script, train
 
 from vld.model.published import PRESETS, of_torchvision
 
-RUN = ("dataset=glyphs", "test_domain=0", *TINY_NETWORK, "image_size=16", "batch_size=2", "optim.steps=2", "keep=[]")
+RUN = (*SMALLEST, "test_domain=0", "optim.steps=2", "keep=[]")
 LOOK_ALIKES = ("2026_11_25", "1e5", "0x10", "on", "007", "null_1", "2026-11-25", "1.50", "True", "größe", "été 2026")
 
 

@@ -37,9 +37,7 @@ def _whole(command: Command, folder: Path | None = None) -> Whole | None:
     """All runs of `train.py`, if they are several. folder: where jobs in other processes note what they do."""
     if command.name != "train":
         return None
-    from vld.study.planned import planned_runs
-
-    runs = planned_runs(command.jobs)
+    runs = command.runs
     return Whole(len(runs), sum(run.config.optim.steps for run in runs), folder) if len(runs) > 1 else None
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from hydra.types import RunMode
@@ -19,6 +20,7 @@ from vld.tracking.variables import check_environment
 
 if TYPE_CHECKING:
     from vld.runs.inputs import Inputs
+    from vld.study.planned import PlannedRun
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,13 @@ class Command:
     @property
     def sweep(self) -> bool:
         return bool(self.config.hydra.mode == RunMode.MULTIRUN)
+
+    @cached_property
+    def runs(self) -> "list[PlannedRun]":
+        """All that its jobs train or look at. Raises `UserError` where the domains are not known."""
+        from vld.study.planned import planned_runs
+
+        return planned_runs(self.jobs)
 
     @property
     def title(self) -> str:
@@ -98,14 +107,13 @@ def _allowed(command: str, jobs: list[Job], problems: dict[str, None]) -> list[J
 
 def ready(command: Command) -> bool:
     """Whether the jobs can start: what they need is there. Not after a dry run. Raises `UserError` for everything that is not."""
-    jobs, title = command.jobs, command.title
-    dry_run = jobs[0].config.dry_run
-    if dry_run and said_without_data(jobs, title):
+    jobs, dry_run = command.jobs, command.jobs[0].config.dry_run
+    if dry_run and said_without_data(command):
         return False
     launcher = command.config.hydra.launcher._target_
     inputs = check_needed(jobs, here=not command.sweep or launcher in (BASIC_LAUNCHER, JOBLIB_LAUNCHER))
     if command.name == "train" and (dry_run or (command.sweep and jobs[0].config.study.name)):
-        say_what_is_to_do(jobs, inputs, title, at_a_time(command.config) if command.sweep else 1)
+        say_what_is_to_do(command, inputs)
     return not dry_run
 
 
@@ -133,54 +141,51 @@ def check_needed(jobs: Sequence[Job], *, here: bool) -> "dict[str, Inputs]":
     return checked
 
 
-def said_without_data(jobs: Sequence[Job], name: str) -> bool:
+def said_without_data(command: Command) -> bool:
     """Whether a dry run ends here, since images or weights are still to come: with the runs and how many are finished."""
-    from vld.commands.status import described, summary
+    from vld.commands.status import say_unfinished, summary
     from vld.machine.terminal import Terminal
     from vld.model.published import weights_to_come
-    from vld.study.planned import data_to_come, planned_runs
-    from vld.study.progress import FINISHED, progress_of
+    from vld.study.planned import data_to_come
+    from vld.study.progress import progress_of
 
+    jobs = command.jobs
     # A study's hundreds of jobs share a few.
     backbones = {repr(job.config.backbone): job.config.backbone for job in jobs}
     weights = [line for backbone in backbones.values() if (line := weights_to_come(backbone))]
     if not (to_come := [*data_to_come(job.config for job in jobs), *dict.fromkeys(weights)]):
         return False
     try:
-        progress = progress_of(planned_runs(jobs))
+        progress = progress_of(command.runs)
     except UserError:  # its domains are not known before it is there: that it is not will be said
         return False
     terminal = Terminal()
-    for one in progress:
-        if one.state != FINISHED:
-            terminal.say(f"{one.state}: {described(one)}")
-    for line in (summary(progress, name), *to_come):
+    say_unfinished(progress, terminal)
+    for line in (summary(progress, command.title), *to_come):
         terminal.say(line)
     return True
 
 
-def say_what_is_to_do(jobs: Sequence[Job], inputs: "dict[str, Inputs]", name: str, jobs_at_a_time: int = 1) -> None:
+def say_what_is_to_do(command: Command, inputs: "dict[str, Inputs]") -> None:
     """One line before the first job: how many runs there are, how many are finished, how long the others take, and their disk.
 
     With `dry_run=true` those others first, one a line, and then that is all. Raises `UserError` where the disk has less.
     """
-    from vld.commands.status import described, summary
+    from vld.commands.status import say_unfinished, summary
     from vld.machine.terminal import Terminal, megabytes
     from vld.runs.identity import weights_fingerprint
     from vld.runs.inputs import inputs_key
     from vld.runs.space import check_disk, disk_of_runs
-    from vld.study.planned import planned_runs
     from vld.study.progress import FINISHED, progress_of
     from vld.training.evaluation import evaluation_images
 
-    terminal, config = Terminal(), jobs[0].config
+    terminal, jobs = Terminal(), command.jobs
     weights = {repr(job.config.backbone): inputs[inputs_key(job.config)].weights for job in jobs}
     fingerprints = {backbone: weights_fingerprint(its) for backbone, its in weights.items()}
-    progress = progress_of(planned_runs(jobs), fingerprints)
+    progress = progress_of(command.runs, fingerprints)
     to_do = [one for one in progress if one.state != FINISHED]
-    if config.dry_run:
-        for one in to_do:
-            terminal.say(f"{one.state}: {described(one)}")
+    if jobs[0].config.dry_run:
+        say_unfinished(progress, terminal)
     files = {its.files.name: its.files for its in inputs.values()}
     kept, meanwhile = disk_of_runs(
         (
@@ -191,9 +196,11 @@ def say_what_is_to_do(jobs: Sequence[Job], inputs: "dict[str, Inputs]", name: st
         for one in to_do
         for of in [files[one.wanted.config.dataset.name]]
     )
-    meanwhile *= min(jobs_at_a_time, len(to_do))
+    meanwhile *= min(at_a_time(command.config) if command.sweep else 1, len(to_do))
     check_disk(kept, meanwhile, 0, next(iter(inputs.values())).existing_folder)
-    terminal.say(f"{summary(progress, name)}, {megabytes(kept)} of disk ({megabytes(meanwhile)} more meanwhile)")
+    terminal.say(
+        f"{summary(progress, command.title)}, {megabytes(kept)} of disk ({megabytes(meanwhile)} more meanwhile)"
+    )
 
 
 def at_a_time(config: DictConfig) -> int:

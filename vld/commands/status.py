@@ -84,6 +84,13 @@ def summary(progress: Sequence[Progress], name: str) -> str:
     return f"{line}, about {duration(seconds)} of computing"
 
 
+def say_unfinished(progress: Sequence[Progress], terminal: Terminal) -> None:
+    """Those runs that are not finished, a line each."""
+    for one in progress:
+        if one.state != FINISHED:
+            terminal.say(f"{one.state}: {described(one)}")
+
+
 def described(one: Progress) -> str:
     config = one.wanted.config
     recipe = f" {config.recipe.name}" if config.recipe.name else ""

@@ -10,9 +10,9 @@ from vld.config.settings import Config, option_names, unknown_option
 T = TypeVar("T")
 
 
-def accumulated(config: Config) -> tuple[str, ...]:
-    """The methods along a run with these settings."""
-    return tuple(name for name in METHODS if name not in ON_REQUEST or getattr(config, name).enabled)
+def accumulated(settings: object) -> tuple[str, ...]:
+    """The methods along a run with these settings: all of a run's, or those of its methods alone."""
+    return tuple(name for name in METHODS if name not in ON_REQUEST or getattr(settings, name).enabled)
 
 
 def checked(config: T) -> T:

@@ -160,7 +160,7 @@ def _is_busy(error: Exception) -> bool:
 
 
 def _check(path: Path, checksum: str | None, url: str, target: Path) -> None:
-    """Raises `UserError` if `path`, which is or becomes `target`, has the wrong checksum."""
+    """Raises `UserError` if `path`, which is or becomes `target`, is no archive or has the wrong checksum."""
     if target.suffix != ".txt" and not is_archive(path):
         with path.open("rb") as file:
             start = file.read(512).lstrip().lower()

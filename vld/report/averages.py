@@ -99,10 +99,9 @@ def readable_results(table: pd.DataFrame, selection: str, choose: str = "iid") -
     for domain in domains:
         its_runs = table[f"runs {domain}"] == table.expected // len(domains)
         numbers.append((domain, table[f"ood {domain}"], table[f"ood_se {domain}"], its_runs))
-    counts = zip(table.runs, table.expected, strict=True)
     columns: list[tuple[str, Iterable[str]]] = [("method", table["name"])]
     columns += settings_columns(table, others)
-    columns.append(("runs", [f"{runs}" if runs == expected else f"{runs} of {expected}" for runs, expected in counts]))
+    columns.append(runs_column(table))
     first = len(columns)
     columns += [(heading, map(with_error, *cells)) for heading, *cells in numbers]
     contents = table["dataset.fingerprint"] if "dataset.fingerprint" in table else pd.Series("", index=table.index)
@@ -118,6 +117,12 @@ def readable_results(table: pd.DataFrame, selection: str, choose: str = "iid") -
 def settings_columns(table: pd.DataFrame, names: Iterable[str]) -> list[tuple[str, Iterable[str]]]:
     """The columns of these settings, for people."""
     return [(short_name(name), [text(name, value) for value in table[name]]) for name in names]
+
+
+def runs_column(table: pd.DataFrame) -> tuple[str, Iterable[str]]:
+    """How many runs stand behind each row; of how many, where some are missing."""
+    counts = zip(table.runs, table.expected, strict=True)
+    return "runs", [f"{runs}" if runs == expected else f"{runs} of {expected}" for runs, expected in counts]
 
 
 def looks_of(table: pd.DataFrame) -> tuple[tuple[str, str], ...]:

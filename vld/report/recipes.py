@@ -9,12 +9,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from vld.config.names import METHOD_COLORS, METHOD_MARKERS, METHOD_NAMES, dataset_name
-from vld.report.averages import looks_of, with_error
+from vld.report.averages import looks_of, runs_column, settings_columns, with_error
 from vld.report.differences import difference
 from vld.report.figures import OOD, WIDTH, styled
 from vld.report.grid import Grid, Pair, mean_and_error
 from vld.report.kinds import ReportFigure
-from vld.report.labels import INCOMPLETE, NONE, RECIPE, described, short_name, text
+from vld.report.labels import INCOMPLETE, NONE, RECIPE, described, text
 from vld.report.series import Series, large_rate
 from vld.report.table import Table
 
@@ -93,17 +93,12 @@ def readable_recipes(recipes: pd.DataFrame) -> dict[str, Table]:
 def _readable(table: pd.DataFrame) -> Table:
     names, rows = [str(name) for name in table], table.to_dict("records")
     about = [RECIPE, *(name for name in names[names.index("name") + 1 : names.index("series")] if name != RECIPE)]
-    columns: list[tuple[str, list[str]]] = [(short_name(name), [text(name, r[name]) for r in rows]) for name in about]
-    columns.insert(1, ("method", [row["name"] for row in rows]))
+    columns = settings_columns(table, about)
+    columns.insert(1, ("method", table["name"]))
     left = len(columns)
     varied = ["dropout", "lr", *["weight_decay"] * (table.weight_decay.nunique() > 1)]
-    columns += [(short_name(name), [text(name, row[name]) for row in rows]) for name in varied]
-    whole = [row["runs"] == row["expected"] for row in rows]
-    runs = [
-        f"{r['runs']}" if all_there else f"{r['runs']} of {r['expected']}"
-        for r, all_there in zip(rows, whole, strict=True)
-    ]
-    columns.append(("runs", runs))
+    columns += [*settings_columns(table, varied), runs_column(table)]
+    whole = table.runs == table.expected
     for heading, name in (("i.i.d. %", "iid"), ("o.o.d. %", "ood")):
         cells = zip(table[name], table[f"{name}_se"], whole, strict=True)
         columns.append((heading, [with_error(*cell) for cell in cells]))
@@ -114,7 +109,7 @@ def _readable(table: pd.DataFrame) -> Table:
         columns.append((heading, [_difference(row, name) for row in rows]))
     columns.append(("hours", [text("hours", round(row["hours"], 2)) for row in rows]))
     note = f"{NOTE} {', '.join(table.device.unique())}." + f" {INCOMPLETE} incomplete: over the finished runs." * (
-        not all(whole)
+        not whole.all()
     )
     return Table.of(columns, left, note=note, best=frozenset(best), numbers=table, looks=looks_of(table))
 

@@ -38,7 +38,8 @@ def inputs_key(config: Config) -> str:
     """Equal for settings that need the same inputs, which then are checked once."""
     parts = (
         *(config.dataset, config.data_dir, config.output_dir, config.backbone),
-        *(config.device, config.precision, config.test_domain, config.split_seed, config.holdout),
+        *(config.device, config.precision, config.test_domain),
+        (config.split_seed, config.holdout) if config.backbone.weights else None,  # which a run may have trained with
         *(bool(config.mixout), config.mixout_kind),
         config.image_size,  # which weights may not fit
     )

@@ -96,12 +96,11 @@ def evaluation_images(
     sizes: Mapping[str, int], test_domain: str, limit: int | None = None, holdout: float = HOLDOUT
 ) -> int:
     """How many images `evaluation_set` has, of a dataset with so many in each domain."""
-    images = 0
+    images, outside = 0, left_out(test_domain, sizes)
     for domain, n in sizes.items():
-        outside = domain in left_out(test_domain, sizes)
-        held_out = held_out_count(n, HOLDOUT if outside else holdout)
+        held_out = held_out_count(n, HOLDOUT if domain in outside else holdout)
         images += _limited(held_out, OUT, limit)
-        if outside:
+        if domain in outside:
             images += _limited(n - held_out, IN, limit)
     return images
 
@@ -174,22 +173,26 @@ class Scores:
         return left_out(self.test_domain, {domain for domain, _ in self.counts})
 
     @property
+    def held_out(self) -> list[Count]:
+        """Of the *out* part of each training domain."""
+        outside = self.left_out
+        return [count for (domain, _), count in self.counts.items() if domain not in outside]
+
+    @property
     def selections(self) -> tuple[str, ...]:
         """Those that there are: without held-out images (holdout=0), the last step alone."""
-        held_out = any(count.images for (domain, _), count in self.counts.items() if domain not in self.left_out)
-        return SELECTIONS if held_out else ("last",)
+        return SELECTIONS if any(count.images for count in self.held_out) else ("last",)
 
     @property
     def iid(self) -> Fraction:
         """Unweighted mean, over the training domains, of the accuracy on their *out* part: exact, so that ties are ties. Not
         defined without held-out images."""
-        return mean_accuracy(count for (domain, _), count in self.counts.items() if domain not in self.left_out)
+        return mean_accuracy(self.held_out)
 
     @property
     def pooled(self) -> Fraction:
         """Accuracy on all *out* images of the training domains together, exact. Not defined without held-out images."""
-        held_out = (count for (domain, _), count in self.counts.items() if domain not in self.left_out)
-        return mean_accuracy([sum(held_out, Count(0, 0))])
+        return mean_accuracy([sum(self.held_out, Count(0, 0))])
 
     @property
     def iid_acc(self) -> float | None:
@@ -242,8 +245,10 @@ def score(logits: Tensor, evaluation: EvaluationLabels) -> Scores:
 
 def validation_loss(logits: Tensor, evaluation: EvaluationLabels) -> Tensor:
     """Mean cross entropy on the *out* parts of the training domains, pooled; float32, on the device; NaN without such images."""
-    labels = torch.cat([evaluation.labels[part] for part in evaluation.held_out])
-    return cross_entropy(torch.cat([logits[part] for part in evaluation.held_out]), labels)
+    parts = evaluation.held_out
+    return cross_entropy(
+        torch.cat([logits[part] for part in parts]), torch.cat([evaluation.labels[part] for part in parts])
+    )
 
 
 def select(scores: Sequence[tuple[int, Scores]], selection: str) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from vld.config.checked import accumulated
 from vld.config.settings import AveragingConfig, EnsembleConfig, OptimConfig, SwadConfig
 from vld.data.batches import TrainingBatches
 from vld.machine.seeds import BACKBONE, DROPOUT, MIXOUT, derived_seed, torch_generator
@@ -20,7 +21,7 @@ from vld.model.dropout import dropout_rate
 from vld.model.mixout import Mixout
 from vld.training.collapse import Health, measure
 from vld.training.evaluation import EvaluationSet, Scores, predict, score, validation_loss
-from vld.training.methods import ENSEMBLE, ERM, METHODS_ALONG, SWAD, WEIGHT_AVERAGING, Method, Schedule
+from vld.training.methods import ENSEMBLE, ERM, METHODS_ALONG, WEIGHT_AVERAGING, Method, Schedule
 
 
 class TrainingFailed(Exception):  # noqa: N818  (an outcome of a run, which goes on record as such)
@@ -74,10 +75,8 @@ class Trajectory:
         self.step = 0
         self.model = model
         self.optimizer = make_optimizer(model, optim)
-        swad = swad or SwadConfig()
-        schedule = Schedule(optim.steps, eval_every, averaging, ensemble, swad)
-        along = {name: method for name, method in METHODS_ALONG.items() if name != SWAD or swad.enabled}
-        self.methods = {name: method(model, schedule) for name, method in along.items()}
+        schedule = Schedule(optim.steps, eval_every, averaging, ensemble, swad or SwadConfig())
+        self.methods = {name: METHODS_ALONG[name](model, schedule) for name in accumulated(schedule)}
         self.losses: list[Tensor] = []
         """Of the steps since the last evaluation."""
         self.clock = Clock()

@@ -80,10 +80,10 @@ def chosen_files(
     files: DatasetFiles, test_domain: str, split_seed: int, part: str
 ) -> list[tuple[list[Path], list[int]]]:
     """For each domain, the files and labels that a run trains on (IN) or is evaluated on (OUT)."""
-    chosen = []
+    chosen, left = [], left_out(test_domain, files.domain_names)
     for index, domain in enumerate(files.domains):
         in_indices, out_indices = split_indices(len(domain.files), index, split_seed)
-        outside = domain.name in left_out(test_domain, files.domain_names)
+        outside = domain.name in left
         if outside and part == IN:
             continue
         wanted: NDArray[np.int64] = in_indices if part == IN else out_indices
