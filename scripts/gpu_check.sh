@@ -53,7 +53,7 @@ for name in resnet18 resnet50 mobilenet_v2 vit_b_16; do
 done
 on() { echo "backbone=$1 backbone.weights=$work/$1.pth"; }
 
-part tests 90 tests.txt $python -m pytest -q -p no:cacheprovider tests/test_gpu.py
+part tests 90 tests.txt $python -m pytest -q -p no:cacheprovider tests/training/test_gpu.py
 # shellcheck disable=SC2046
 benchmark main 170 $(on $large) "${size[@]}" optim.steps=$steps
 benchmark eager $variant $(on $large) "${size[@]}" optim.steps=$few compile=false

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from commands import REPOSITORY
 from hydra import initialize_config_dir
+from run_command import REPOSITORY
 
 from vld.config.names import SELECTIONS
 from vld.runs.identity import run_id, run_identity

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from commands import TINY_NETWORK, start, train
+from run_command import TINY_NETWORK, start, train
 
 KILLS_OF_A_SOAK = 20
 KILLS = (signal.SIGKILL, signal.SIGTERM)

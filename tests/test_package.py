@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import REPOSITORY
+from run_command import REPOSITORY
 
 pytestmark = pytest.mark.slow
 

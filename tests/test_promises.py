@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 TESTS = Path(__file__).parent
-MARK = re.compile(r"by hand: \S.*|needs a GPU: test_gpu\.py::test_\w+|CI itself|open: \S.*")
+MARK = re.compile(r"by hand: \S.*|needs a GPU: training/test_gpu\.py::test_\w+|CI itself|open: \S.*")
 NAMED = re.compile(r"([\w/]+\.py)::(test_\w+)")
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import DOCUMENTATION, REPOSITORY, TINY_NETWORK, script, tiny_weights, train
 from hydra import compose, initialize_config_dir
+from run_command import DOCUMENTATION, REPOSITORY, TINY_NETWORK, script, tiny_weights, train
 
 from vld.config.command_settings import LOOKING, AnalyseConfig, PrepareConfig, PublishConfig
 from vld.runs import load_results
@@ -183,7 +183,7 @@ def test_the_study_shown_is_one(tmp_path: Path) -> None:
 
 
 def test_the_cluster_s_command_composes() -> None:
-    """test_slurm.py submits others."""
+    """commands/test_slurm.py submits others."""
     [command] = [command for command in TRAIN_COMMANDS if "hydra/launcher=slurm" in command]
     composed = train(*shlex.split(command)[2:], "--cfg", "hydra")
     assert composed.returncode == 0, composed.stderr
@@ -192,7 +192,7 @@ def test_the_cluster_s_command_composes() -> None:
 
 
 def test_several_jobs_at_a_time_would_run(small_glyphs: Path, tmp_path: Path) -> None:
-    """test_launchers.py has others run."""
+    """commands/test_launchers.py has others run."""
     [command] = [command for command in TRAIN_COMMANDS if "launcher=parallel" in command and "glyphs" in command]
     done = train(*smaller(command, data_dir=str(small_glyphs), output_dir=str(tmp_path), dry_run="true"))
     assert done.returncode == 0, done.stderr
@@ -200,7 +200,7 @@ def test_several_jobs_at_a_time_would_run(small_glyphs: Path, tmp_path: Path) ->
 
 
 def test_the_benchmark_s_command_is_one() -> None:
-    """It takes minutes; test_benchmark_command.py runs a small one."""
+    """It takes minutes; commands/test_benchmark_command.py runs a small one."""
     [command] = [block.strip() for block in BLOCKS if block.strip().startswith("python scripts/benchmark.py")]
     done = script("benchmark.py", *shlex.split(command)[2:], "--cfg", "job", "--resolve")
     assert done.returncode == 0, done.stderr

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-from commands import REPOSITORY
+from run_command import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
 FILE_LINES, FUNCTION_LINES, PARAMETERS = 350, 70, 7
@@ -58,6 +58,11 @@ def test_the_rooms_of_the_readme_are_all_there_is() -> None:
     for room in rooms():
         docstring = ast.get_docstring(ast.parse((REPOSITORY / "vld" / room / "__init__.py").read_text()))
         assert docstring and len(docstring) > 40, f"vld/{room}/__init__.py does not say what lives there"
+
+
+def test_tests_lie_in_the_rooms_that_they_are_about() -> None:
+    folders = {file.parent.name for file in (REPOSITORY / "tests").glob("*/test_*.py")}
+    assert folders == set(rooms())
 
 
 def test_imports_point_down_or_stay_within_a_room_and_never_in_circles() -> None:

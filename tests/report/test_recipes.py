@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from commands import script
 from report_store import study_runs, write_run
+from run_command import script
 
 from vld.report.grid import Grid
 from vld.report.recipes import at_chosen_pair

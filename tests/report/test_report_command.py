@@ -13,8 +13,8 @@ from urllib.parse import unquote
 
 import pandas as pd
 import pytest
-from commands import TINY_NETWORK, script, train
 from report_store import study_runs, write_combinations, write_run
+from run_command import TINY_NETWORK, script, train
 
 from vld.config.names import METHOD_COLORS, series_color
 

@@ -1,0 +1,735 @@
+"""Datasets from archives: each in its true layout, served from this machine, and all that goes wrong on the way."""
+
+import dataclasses
+import hashlib
+import io
+import json
+import re
+import shutil
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from random import Random
+from threading import Barrier, Event
+
+import pytest
+import requests
+from archive_server import ArchiveServer, serving_archives
+from conftest import WriteDataset
+from omegaconf import OmegaConf
+from run_command import REPOSITORY, script, train
+
+from vld.commands.prepare import _fetches, prepare
+from vld.config.command_settings import PrepareConfig
+from vld.config.errors import UserError
+from vld.config.settings import DatasetConfig
+from vld.data import catalog
+from vld.data.catalog import Archive, Source
+from vld.data.download import as_they_arrive, fetch
+from vld.data.folder import DatasetFiles, DomainFiles, list_csv, list_dataset
+from vld.data.verify import check_content
+from vld.machine.terminal import Terminal
+
+CLASSES = ("bird", "car")
+
+
+@pytest.fixture
+def server() -> Iterator[ArchiveServer]:
+    with serving_archives() as server:
+        yield server
+
+
+def config(name: str, data_dir: Path, server: ArchiveServer, verify: str = "warn") -> PrepareConfig:
+    preset = OmegaConf.load(REPOSITORY / f"conf/dataset/{name}.yaml")
+    dataset = DatasetConfig(name=name, folder=preset.folder, verify=verify, mirror=server.url, checksum="off")
+    return PrepareConfig(dataset=dataset, data_dir=str(data_dir))
+
+
+def zipped(folder: Path) -> bytes:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in sorted(folder.rglob("*")):
+            file.write(path, path.relative_to(folder))
+    return archive.getvalue()
+
+
+def tarred(folder: Path) -> bytes:
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:gz") as file:
+        for path in sorted(folder.iterdir()):
+            file.add(path, path.name)
+    return archive.getvalue()
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def nothing_half_made(data_dir: Path) -> None:
+    assert [path.name for path in data_dir.iterdir() if path.name != "archives"] == []
+
+
+Arranged = tuple[dict[str, bytes], dict[str, bytes]]
+"""The archives' content by file name; the files that have to be there in the end."""
+
+
+def pacs(tmp_path: Path, write_dataset: WriteDataset) -> Arranged:
+    root = write_dataset(tmp_path / "source/kfold", domains=("photo", "sketch"))
+    return {"PACS.zip": zipped(tmp_path / "source")}, tree(root)
+
+
+def vlcs(tmp_path: Path, write_dataset: WriteDataset) -> Arranged:
+    root = write_dataset(tmp_path / "source/VLCS", domains=("LabelMe", "SUN09"), classes=CLASSES)
+    return {"VLCS.tar.gz": tarred(tmp_path / "source")}, tree(root)
+
+
+def vlcs_nested(tmp_path: Path, write_dataset: WriteDataset) -> Arranged:
+    root = write_dataset(tmp_path / "expected", domains=("LabelMe", "SUN09"), classes=CLASSES)
+    for domain in root.iterdir():
+        for part in ("full", "train", "test"):
+            shutil.copytree(domain, tmp_path / "source/VLCS" / domain.name / part)
+    return {"VLCS.tar.gz": tarred(tmp_path / "source")}, tree(root)
+
+
+def office_home(tmp_path: Path, write_dataset: WriteDataset) -> Arranged:
+    root = write_dataset(tmp_path / "source/OfficeHomeDataset_10072016", domains=("Art", "Real World"))
+    return {"office_home.zip": zipped(tmp_path / "source")}, tree(root)
+
+
+def terra_incognita(tmp_path: Path, write_dataset: WriteDataset) -> Arranged:
+    """Images of five locations and three categories, one of which is not kept; one image has two of the others."""
+    flat = tmp_path / "images/eccv_18_all_images_sm"
+    annotations = tmp_path / "annotations/eccv_18_annotation_files"
+    flat.mkdir(parents=True)
+    annotations.mkdir(parents=True)
+    pictures = write_dataset(tmp_path / "pictures", domains=("a", "b"), classes=("x",), per_class=40, special=False)
+    files = [path.read_bytes() for path in sorted(pictures.rglob("*.png"))]
+    categories = [{"id": 30, "name": "bird"}, {"id": 7, "name": "dog"}, {"id": 9, "name": "car"}]
+    parts: dict[str, dict[str, list[dict[str, object]]]] = {
+        name: {"categories": categories, "images": [], "annotations": []}  # type: ignore[dict-item]
+        for name in ("cis_test", "cis_val", "train", "trans_test", "trans_val")
+    }
+    expected: dict[str, bytes] = {}
+    for number, content in enumerate(files):
+        name = f"image-{number:03d}.jpg"
+        (flat / name).write_bytes(content)
+        location = (38, 46, 100, 43, 120)[number % 5]
+        part = list(parts.values())[number % 4]
+        part["images"].append({"id": f"i{number}", "file_name": name, "location": location})
+        kept = [(30, "bird"), (7, "dog")] if number == 0 else [((30, "bird"), (7, "dog"), (9, "car"))[number // 5 % 3]]
+        for category, label in kept:
+            for _ in range(2):  # two boxes around two animals of a kind
+                part["annotations"].append({"image_id": f"i{number}", "category_id": category})
+            if location != 120 and label != "car":
+                expected[f"location_{location}/{label}/{name}"] = content
+    for name, told in parts.items():
+        (annotations / f"{name}_annotations.json").write_text(json.dumps(told))
+    archives = {
+        "eccv_18_annotations.tar.gz": tarred(annotations.parent),
+        "eccv_18_all_images_sm.tar.gz": tarred(flat.parent),
+    }
+    assert {path.split("/")[1] for path in expected} == {"bird", "dog"}
+    assert len([path for path in expected if path.endswith("image-000.jpg")]) == 2
+    return archives, expected
+
+
+DOMAIN_NET = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
+
+
+def domain_net(tmp_path: Path, write_dataset: WriteDataset) -> Arranged:
+    root = write_dataset(tmp_path / "all", domains=DOMAIN_NET)
+    everything = tree(root)
+    archives = {}
+    for domain in DOMAIN_NET:
+        (tmp_path / f"in-{domain}").mkdir()
+        shutil.copytree(root / domain, tmp_path / f"in-{domain}/{domain}")
+        archives[f"{domain}.zip"] = zipped(tmp_path / f"in-{domain}")
+    duplicates = ["clipart/cat/000.png", "sketch/dog/003.png"]
+    archives["domain_net_duplicates.txt"] = "\n".join(duplicates).encode()
+    return archives, {path: content for path, content in everything.items() if path not in duplicates}
+
+
+DATASETS: dict[str, tuple[str, Callable[[Path, WriteDataset], Arranged]]] = {
+    "pacs": ("pacs", pacs),
+    "vlcs": ("vlcs", vlcs),
+    "vlcs, nested": ("vlcs", vlcs_nested),
+    "office_home": ("office_home", office_home),
+    "terra_incognita": ("terra_incognita", terra_incognita),
+    "domain_net": ("domain_net", domain_net),
+}
+
+
+@pytest.mark.parametrize("layout", DATASETS)
+def test_each_dataset_is_fetched_and_arranged(
+    layout: str,
+    server: ArchiveServer,
+    tmp_path: Path,
+    write_dataset: WriteDataset,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name, make = DATASETS[layout]
+    archives, expected = make(tmp_path, write_dataset)
+    server.files |= archives
+    monkeypatch.setattr("vld.machine.disk.free_disk", lambda _: 10**12)  # what the whole of DomainNet takes
+    data_dir = tmp_path / "data"
+    files = prepare(config(name, data_dir, server), Terminal())
+    assert tree(files.root) == expected
+    assert sum(len(domain.files) for domain in files.domains) == len(expected)
+    assert f"warning: dataset={name}: " in capsys.readouterr().out  # so few images
+    assert sorted(path.name for path in data_dir.iterdir() if not path.name.startswith(".")) == sorted(
+        {"archives", "stores", files.root.name}
+    )
+    # A dataset that is there is taken as it is.
+    server.files.clear()
+    assert prepare(config(name, data_dir, server), Terminal()) == files
+
+
+def test_too_little_disk_for_the_store_is_said_before_anything(
+    server: ArchiveServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vld.machine.disk.free_disk", lambda _: 10**11)
+    with pytest.raises(
+        UserError,
+        match=r"data_dir: 244.2 GB are needed for the archives, what they unpack to and the image store, 100.0 GB are free",
+    ):
+        prepare(config("domain_net", tmp_path / "data", server), Terminal())
+    assert server.asked == []
+
+
+def test_known_counts_are_required(server: ArchiveServer, tmp_path: Path, write_dataset: WriteDataset) -> None:
+    write_dataset(tmp_path / "source/kfold", domains=("art_painting", "cartoon", "photo", "sketch"))
+    server.files["PACS.zip"] = zipped(tmp_path / "source")
+    with pytest.raises(
+        UserError, match=r"art_painting has 10 images instead of 2048 .*; delete them and run this again"
+    ):
+        prepare(config("pacs", tmp_path / "data", server, verify="strict"), Terminal())
+    nothing_half_made(tmp_path / "data")
+    # Nor is one trained on that lies there already.
+    shutil.copytree(tmp_path / "source/kfold", tmp_path / "there/PACS")
+    small = ("dataset=pacs", "backbone=resnet18", "backbone.weights=none", f"data_dir={tmp_path / 'there'}")
+    small += (f"output_dir={tmp_path / 'outputs'}", "image_size=16", "batch_size=1", "optim.steps=1", "keep=[]")
+    refused = train(*small, "test_domain=0")
+    assert refused.returncode == 2
+    assert "art_painting has 10 images instead of 2048" in refused.stderr
+    assert "dataset.verify=warn" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    warned = train(*small, "test_domain=0", "dataset.verify=warn")
+    assert warned.returncode == 0, warned.stderr
+    assert "warning: dataset=pacs: " in warned.stdout
+
+
+def known_files(name: str, sizes: dict[str, dict[str, int]]) -> DatasetFiles:
+    classes = tuple(sorted(next(iter(sizes.values()))))
+    domains = []
+    for domain, counts in sorted(sizes.items()):
+        labels = tuple(i for i, label in enumerate(classes) for _ in range(counts[label]))
+        domains.append(DomainFiles(domain, (Path("x.png"),) * len(labels), labels))
+    return DatasetFiles(name, Path(name), classes, tuple(domains))
+
+
+@pytest.mark.parametrize(
+    "name, total",
+    [("pacs", 9991), ("vlcs", 10729), ("office_home", 15588), ("terra_incognita", 24788), ("domain_net", 586575)],
+)
+def test_counts_of_every_class_are_required(name: str, total: int) -> None:
+    known = {domain: dict(counts) for domain, counts in catalog.CONTENTS[name].by_class.items()}
+    assert sum(catalog.CONTENTS[name].domains.values()) == total
+    assert check_content(known_files(name, known), "strict") == []
+    domain, label = min(known), min(known[min(known)])
+    known[domain][label] -= 1
+    right = known[domain][label] + 1
+    with pytest.raises(UserError, match=f"{label} {right - 1} instead of {right}.*extraction probably stopped"):
+        check_content(known_files(name, known), "strict")
+
+
+def test_the_other_archive_of_vlcs(server: ArchiveServer, tmp_path: Path, write_dataset: WriteDataset) -> None:
+    root = write_dataset(
+        tmp_path / "source/VLCS", domains=("CALTECH", "LABELME", "PASCAL", "SUN"), classes=tuple("01234")
+    )
+    for domain in list(root.iterdir()):
+        for label in list(domain.iterdir()):
+            for number, image in enumerate(sorted(label.iterdir())):
+                part = "test" if number % 3 == 0 else "full"
+                place = domain / part / label.name / f"{part}_imgs_{number}{image.suffix}"
+                place.parent.mkdir(parents=True, exist_ok=True)
+                image.rename(place)
+            label.rmdir()
+    images = len(tree(root))
+    server.files["VLCS.tar.gz"] = tarred(tmp_path / "source")
+    files = prepare(config("vlcs", tmp_path / "data", server), Terminal())
+    assert files.domain_names == ("Caltech101", "LabelMe", "SUN09", "VOC2007")
+    assert files.classes == ("bird", "car", "chair", "dog", "person")
+    assert sum(files.sizes.values()) == images
+
+
+def test_mirrors_with_another_top_folder(server: ArchiveServer, tmp_path: Path, write_dataset: WriteDataset) -> None:
+    domains = ("art_painting", "cartoon", "photo", "sketch")
+    root = write_dataset(tmp_path / "source/a/PACS_copy", domains=domains)
+    (tmp_path / "source/__MACOSX/a/PACS_copy/photo").mkdir(parents=True)
+    server.files["PACS.zip"] = tarred(tmp_path / "source")
+    assert tree(prepare(config("pacs", tmp_path / "data", server), Terminal()).root) == tree(root)
+
+
+def test_duplicates_list_beside_a_mirror(
+    server: ArchiveServer,
+    tmp_path: Path,
+    write_dataset: WriteDataset,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    archives, expected = domain_net(tmp_path, write_dataset)
+    server.files |= archives
+    server.files["own.txt"] = server.files.pop("domain_net_duplicates.txt") + b"\nclipart/cat/absent.png"
+    first, *others = catalog.SOURCES["domain_net"].archives
+    first = dataclasses.replace(first, url=f"{server.url}/own.txt")
+    source = dataclasses.replace(catalog.SOURCES["domain_net"], archives=(first, *others))
+    monkeypatch.setitem(catalog.SOURCES, "domain_net", source)  # type: ignore[arg-type]
+    monkeypatch.setattr("vld.machine.disk.free_disk", lambda _: 10**12)
+    assert tree(prepare(config("domain_net", tmp_path / "data", server), Terminal()).root) == expected
+    out = capsys.readouterr().out
+    assert "18.4 GB of archives to fetch" in out
+    assert "the first of them clipart/cat/absent.png" in out
+
+
+# Downloads
+
+
+@pytest.fixture
+def archive(tmp_path: Path, write_dataset: WriteDataset) -> bytes:
+    """Of PACS' layout, and of several megabytes: less comes in one piece."""
+    write_dataset(tmp_path / "made/kfold", domains=("photo", "sketch"), sizes=((300, 410),))
+    return zipped(tmp_path / "made")
+
+
+def progress(_done: int, _total: int) -> None:
+    pass
+
+
+def test_a_dropped_connection_goes_on_where_it_was(server: ArchiveServer, archive: bytes, tmp_path: Path) -> None:
+    server.files["PACS.zip"] = archive
+    server.drops = 2
+    told: list[tuple[int, int]] = []
+    fetch(
+        f"{server.url}/PACS.zip",
+        tmp_path / "a/PACS.zip",
+        None,
+        lambda done, total: told.append((done, total)),
+        retries=3,
+    )
+    assert (tmp_path / "a/PACS.zip").read_bytes() == archive
+    starts = [int((wanted or "bytes=0-")[6:-1]) for _, wanted in server.asked]
+    assert len(starts) == 3
+    assert 0 == starts[0] < len(archive) // 4 < starts[1] < len(archive) // 2 < starts[2]
+    assert told[-1] == (len(archive), len(archive))
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["PACS.zip"]
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_an_interrupted_download_goes_on_next_time(
+    server: ArchiveServer, archive: bytes, tmp_path: Path, ranges: bool
+) -> None:
+    """From a server without ranges it comes again from the beginning."""
+    server.files["PACS.zip"] = archive
+    server.drops = 1
+    target = tmp_path / "PACS.zip"
+    with pytest.raises(UserError, match=r"not whole .*; try again, or fetch it with a browser, put it at .*PACS.zip"):
+        fetch(f"{server.url}/PACS.zip", target, None, progress, retries=0)
+    assert not target.exists()
+    server.ranges = ranges
+    fetch(f"{server.url}/PACS.zip", target, None, progress, retries=0)
+    assert target.read_bytes() == archive
+    assert any(wanted for _, wanted in server.asked)
+
+
+@pytest.mark.parametrize("status", [503, 429])
+def test_a_server_that_is_busy_is_asked_again_and_nothing_is_thrown_away(
+    server: ArchiveServer, archive: bytes, tmp_path: Path, status: int
+) -> None:
+    server.files["PACS.zip"] = archive
+    server.drops = 1
+    target = tmp_path / "PACS.zip"
+    with pytest.raises(UserError):
+        fetch(f"{server.url}/PACS.zip", target, None, progress, retries=0)
+    [part] = target.with_name("PACS.zip.arriving").glob("*.part")
+    came = part.stat().st_size
+    assert came > 1_000_000
+    server.busy = [None, status, status]  # to the request for the rest, and to the question whether it knows ranges
+    with pytest.raises(UserError):
+        fetch(f"{server.url}/PACS.zip", target, None, progress, retries=0)
+    assert part.stat().st_size == came
+    server.busy = [status]
+    fetch(f"{server.url}/PACS.zip", target, None, progress, retries=2)
+    assert target.read_bytes() == archive
+    assert f"bytes={came}-" in [wanted for _, wanted in server.asked]
+
+
+def test_what_came_from_elsewhere_is_not_gone_on_with(server: ArchiveServer, archive: bytes, tmp_path: Path) -> None:
+    server.files |= {"PACS.zip": archive[::-1], "other.zip": archive}
+    server.drops = 1
+    target = tmp_path / "PACS.zip"
+    with pytest.raises(UserError):
+        fetch(f"{server.url}/PACS.zip", target, None, progress, retries=0)
+    fetch(f"{server.url}/other.zip", target, None, progress, retries=0)
+    assert target.read_bytes() == archive
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_a_file_changed_on_the_server_is_fetched_anew(
+    server: ArchiveServer, archive: bytes, tmp_path: Path, size: int
+) -> None:
+    """Also where it has the size of the one before: what came of that one is of no use."""
+    server.files["PACS.zip"] = archive[::-1] + bytes(size)
+    server.drops = 1
+    target = tmp_path / "PACS.zip"
+    with pytest.raises(UserError, match="not whole"):
+        fetch(f"{server.url}/PACS.zip", target, None, progress, retries=0)
+    server.files["PACS.zip"] = archive
+    fetch(f"{server.url}/PACS.zip", target, None, progress, retries=0)
+    assert target.read_bytes() == archive
+
+
+def test_a_redirect_and_no_length(server: ArchiveServer, archive: bytes, tmp_path: Path) -> None:
+    server.files["moved.zip"] = archive
+    server.moved["PACS.zip"] = "/moved.zip"
+    server.lengths = False
+    fetch(f"{server.url}/PACS.zip", tmp_path / "PACS.zip", hashlib.md5(archive).hexdigest(), progress)
+    assert (tmp_path / "PACS.zip").read_bytes() == archive
+
+
+def test_a_size_that_is_not_kept_is_named(server: ArchiveServer, archive: bytes, tmp_path: Path) -> None:
+    server.files["PACS.zip"] = archive
+    server.announces = 10
+    with pytest.raises(UserError, match="not whole"):
+        fetch(f"{server.url}/PACS.zip", tmp_path / "PACS.zip", None, progress, retries=0)
+    assert not (tmp_path / "PACS.zip").exists()
+
+
+def test_a_web_page_is_no_archive(server: ArchiveServer, tmp_path: Path) -> None:
+    server.pages["PACS.zip"] = b"<!DOCTYPE html><html><body>Sign in</body></html>"
+    with pytest.raises(UserError, match="a web page instead of an archive"):
+        fetch(f"{server.url}/PACS.zip", tmp_path / "PACS.zip", None, progress)
+    assert not (tmp_path / "PACS.zip").exists()
+
+
+def test_what_is_not_there_or_nobody_answers_is_named(server: ArchiveServer, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot be fetched .*404"):
+        fetch(f"{server.url}/PACS.zip", tmp_path / "PACS.zip", None, progress)
+    with pytest.raises(UserError, match=r"put it at .*PACS.zip and run this again"):
+        fetch("http://127.0.0.1:9/PACS.zip", tmp_path / "PACS.zip", None, progress, retries=0)
+
+
+@pytest.mark.parametrize("kind", ["sha256", "md5"])
+def test_a_wrong_list_is_refused(server: ArchiveServer, tmp_path: Path, kind: str) -> None:
+    server.files["list.txt"] = b"clipart/cat/000.png"
+    digits = hashlib.new(kind).digest_size * 2
+    with pytest.raises(UserError, match=rf"its {kind} is .*, expected 0{{{digits}}}; it is kept as .*list.txt.wrong"):
+        fetch(f"{server.url}/list.txt", tmp_path / "list.txt", "0" * digits, progress)
+    assert not (tmp_path / "list.txt").exists()
+    assert (tmp_path / "list.txt.wrong").exists()
+    right = hashlib.new(kind, server.files["list.txt"]).hexdigest()
+    fetch(f"{server.url}/list.txt", tmp_path / "list.txt", right, progress)
+
+
+def test_too_little_disk_is_said_before_the_download(
+    server: ArchiveServer, archive: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.files["PACS.zip"] = archive
+    monkeypatch.setattr("vld.machine.disk.free_disk", lambda _: len(archive))
+    with pytest.raises(UserError, match=r"data_dir: .* GB are needed for PACS.zip and what it unpacks to"):
+        fetch(f"{server.url}/PACS.zip", tmp_path / "PACS.zip", None, progress)
+    assert not (tmp_path / "PACS.zip").exists()
+
+
+CONFIRM = (
+    b'<html><body><form id="download-form" action="https://drive.usercontent.google.com/download" method="get">'
+    b'<input type="hidden" name="id" value="1JFr8f805nMUelQWWmfnJR3y4_SYoN5Pd">'
+    b'<input type="hidden" name="confirm" value="t"></form></body></html>'
+)
+QUOTA = (
+    b'<html><body><p class="uc-error-subcaption">Too many users have viewed or downloaded this file</p></body></html>'
+)
+
+
+@pytest.fixture
+def drive(server: ArchiveServer, monkeypatch: pytest.MonkeyPatch) -> ArchiveServer:
+    """Google Drive's addresses lead to the server."""
+    request = requests.Session.request
+
+    def elsewhere(session: requests.Session, method: str, url: str, **options: object) -> requests.Response:
+        there = re.sub(r"https://[\w.]*google(usercontent)?\.com", server.url, url)
+        return request(session, method, there, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(requests.Session, "request", elsewhere)
+    return server
+
+
+def test_drive_asks_for_confirmation(drive: ArchiveServer, archive: bytes, tmp_path: Path) -> None:
+    drive.pages["uc"] = CONFIRM
+    drive.files["download"] = archive
+    fetch(catalog.SOURCES["pacs"].archives[0].url, tmp_path / "PACS.zip", None, progress)
+    assert (tmp_path / "PACS.zip").read_bytes() == archive
+    assert "confirm=t" in drive.asked[-1][0]
+
+
+def test_drive_s_quota_is_said(drive: ArchiveServer, tmp_path: Path) -> None:
+    drive.pages["uc"] = QUOTA
+    with pytest.raises(
+        UserError, match=r"Google Drive refuses \(Too many users .*\); later try again, or fetch it with"
+    ):
+        fetch(catalog.SOURCES["pacs"].archives[0].url, tmp_path / "PACS.zip", None, progress)
+
+
+def test_a_dead_drive_file_leads_to_a_copy(drive: ArchiveServer, tmp_path: Path) -> None:
+    settings = config("pacs", tmp_path / "data", drive)
+    settings.dataset.mirror = None
+    with pytest.raises(UserError, match=r"reported dead in 2026-04; use a copy, .*dataset.mirror=https://"):
+        prepare(settings, Terminal())
+
+
+def test_an_archive_put_there_by_hand_is_used(server: ArchiveServer, archive: bytes, tmp_path: Path) -> None:
+    by_hand = tmp_path / "data/archives/pacs/PACS.zip"
+    by_hand.parent.mkdir(parents=True)
+    by_hand.write_bytes(archive)
+    prepare(config("pacs", tmp_path / "data", server), Terminal())
+    assert (tmp_path / "data/PACS/photo").is_dir()
+    assert server.asked == []
+
+
+def test_the_command_says_all_in_one_line(server: ArchiveServer, archive: bytes, tmp_path: Path) -> None:
+    options = (f"data_dir={tmp_path / 'data'}", f"dataset.mirror={server.url}", "dataset.checksum=off")
+    refused = script("prepare.py", *options)
+    assert refused.returncode == 2
+    assert len(refused.stderr.splitlines()) == 1
+    assert f"put it at {tmp_path}/data/archives/pacs/PACS.zip and run this again" in refused.stderr
+    server.files["PACS.zip"] = archive
+    done = script("prepare.py", *options, "dataset.verify=warn")
+    assert done.returncode == 0, done.stderr
+    assert f"{tmp_path}/data/PACS is ready" in done.stdout
+    for bad in (("dataset.verify=maybe", "dataset.mirror=ftp://x"), ("dataset=imagenet",), ("dataset.nome=x",)):
+        refused = script("prepare.py", *options, *bad)
+        assert refused.returncode == 2
+        assert len(refused.stderr.splitlines()) == len(bad), refused.stderr
+
+
+# Archives
+
+
+def damaged_zip(archive: bytes) -> bytes:
+    """A byte of a member's content is another."""
+    with zipfile.ZipFile(io.BytesIO(archive)) as file:
+        place = max(file.infolist(), key=lambda info: info.file_size).header_offset + 200
+    return archive[:place] + bytes([archive[place] ^ 255]) + archive[place + 1 :]
+
+
+def with_member(name: str, content: bytes = b"x", link: str | None = None) -> bytes:
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:gz") as file:
+        info = tarfile.TarInfo(name)
+        if link is not None:
+            info.type, info.linkname = tarfile.SYMTYPE, link
+        else:
+            info.size = len(content)
+        file.addfile(info, io.BytesIO(content))
+    return archive.getvalue()
+
+
+def zip_with(name: str) -> bytes:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr(name, "x")
+    return archive.getvalue()
+
+
+def with_a_byte_changed(_: bytes) -> bytes:
+    """Of a tar.gz that tarfile itself takes for whole."""
+    random = Random(0)
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:gz") as file:
+        for number in range(20):
+            info = tarfile.TarInfo(f"kfold/photo/dog/{number}.jpg")
+            info.size = 20_000
+            file.addfile(info, io.BytesIO(random.randbytes(20_000)))
+    content = bytearray(archive.getvalue())
+    content[len(content) // 2] ^= 1
+    return bytes(content)
+
+
+BAD_ARCHIVES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "damaged member": (damaged_zip, r"damaged \(Bad CRC-32"),
+    "a byte changed, tar.gz": (with_a_byte_changed, "damaged .*CRC"),
+    "truncated": (lambda archive: archive[: len(archive) // 2], "no zip or tar file"),
+    "path out": (lambda _: with_member("../../outside.png"), "outside the destination"),
+    "absolute path": (lambda _: with_member("/tmp/outside.png"), "no folder kfold in it but tmp"),  # inside, then
+    "path out, zip": (lambda _: zip_with("kfold/../../outside.png"), "leads out of the folder"),
+    "link out": (lambda _: with_member("kfold/link", link="/etc"), "is a link to an absolute path|is a symlink"),
+    "another archive": (lambda _: zip_with("elsewhere/a.png"), "no folder kfold in it but elsewhere"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_ARCHIVES)
+def test_bad_archives_leave_nothing(what: str, server: ArchiveServer, archive: bytes, tmp_path: Path) -> None:
+    spoil, said = BAD_ARCHIVES[what]
+    server.files["PACS.zip"] = spoil(archive)
+    with pytest.raises(UserError, match=said):
+        prepare(config("pacs", tmp_path / "data", server), Terminal())
+    nothing_half_made(tmp_path / "data")
+    assert not (tmp_path / "outside.png").exists()
+    # Once a whole one is there, all is well.
+    shutil.rmtree(tmp_path / "data/archives")
+    server.files["PACS.zip"] = archive
+    prepare(config("pacs", tmp_path / "data", server), Terminal())
+
+
+def test_what_a_killed_process_left_is_no_hindrance(server: ArchiveServer, archive: bytes, tmp_path: Path) -> None:
+    left = tmp_path / "data/.preparing-pacs/unpacked/PACS.zip/kfold/photo"
+    left.mkdir(parents=True)
+    (left / "half.png").write_bytes(b"half")
+    server.files["PACS.zip"] = archive
+    files = prepare(config("pacs", tmp_path / "data", server), Terminal())
+    assert not list(files.root.rglob("half.png"))
+    assert not (tmp_path / "data/.preparing-pacs").exists()
+
+
+def test_a_data_dir_that_cannot_be_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "PACS").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "glyphs").write_text("")
+    for name, data_dir in (
+        ("pacs", tmp_path),
+        ("pacs", tmp_path / "file"),
+        ("pacs", Path("/proc/data")),
+        ("glyphs", tmp_path),
+    ):
+        refused = script("prepare.py", f"dataset={name}", f"data_dir={data_dir}", "dataset.mirror=http://127.0.0.1:9")
+        assert refused.returncode == 2
+        assert len(refused.stderr.splitlines()) == 1, refused.stderr
+        assert "data_dir=" in refused.stderr
+    bad = ("image_size=0", "data_dir=", "dataset.mirror='http://[x'")
+    refused = script("prepare.py", *bad)
+    assert refused.returncode == 2
+    assert sorted(line.split("=")[0] for line in refused.stderr.splitlines()) == sorted(
+        option.split("=")[0] for option in bad
+    )
+
+
+def test_verify_reads_what_is_stored(tmp_path: Path, write_dataset: WriteDataset) -> None:
+    write_dataset(tmp_path / "mine")
+    options = ("dataset=folder", "dataset.name=mine", f"data_dir={tmp_path}", "image_size=16", "verify=true")
+    done = script("prepare.py", *options)
+    assert done.returncode == 0, done.stderr
+    assert "verified, fingerprint" in done.stdout
+    for kind in ("pixels", "views"):
+        [path] = (tmp_path / "stores").glob(f"*-{kind}-*/1.uint8")
+        whole = path.read_bytes()
+        path.write_bytes(bytes(len(whole)))
+        refused = script("prepare.py", *options)
+        assert refused.returncode == 2
+        assert re.search(
+            r"10 images are not what the store has of them, the first of them .*photo/cat/000.png", refused.stderr
+        )
+        path.write_bytes(whole)
+
+
+# Your own data
+
+
+def test_hidden_files_are_no_images(tmp_path: Path, write_dataset: WriteDataset) -> None:
+    root = write_dataset(tmp_path / "mine")
+    before = list_dataset("mine", root)
+    (root / "art/cat/._000.png").write_bytes(b"what a Mac leaves")
+    assert list_dataset("mine", root) == before
+
+
+def test_a_csv_s_order_is_a_folder_s(tmp_path: Path, write_dataset: WriteDataset) -> None:
+    root = write_dataset(tmp_path / "mine")
+    for name in ("a", "z"):
+        (root / "art/cat" / name).mkdir()
+    (root / "art/cat/001.png").rename(root / "art/cat/a/1.png")
+    (root / "art/cat/002.png").rename(root / "art/cat/z/0.png")
+    paths = sorted(root.rglob("*.png"), key=lambda path: path.name)
+    lines = [f"{path},{path.relative_to(root).parts[0]},{path.relative_to(root).parts[1]}" for path in paths]
+    (tmp_path / "mine.csv").write_text("\ufeffpath,domain,class\r\n" + "\r\n".join(lines))
+    listed = list_csv("mine", tmp_path / "mine.csv")
+    assert listed.domains == list_dataset("mine", root).domains
+
+
+def test_a_csv_lists_what_a_folder_holds(tmp_path: Path, write_dataset: WriteDataset) -> None:
+    root = write_dataset(tmp_path / "mine")
+    lines = ["class,note,path,domain"]
+    for path in sorted(root.rglob("*.png"), reverse=True):
+        lines.append(f"{path.parent.name},x,{path.relative_to(tmp_path)},{path.parent.parent.name}")
+    (tmp_path / "mine.csv").write_text("\n".join(lines))
+    options = ("dataset=folder", "dataset.name=mine", f"data_dir={tmp_path}", "backbone=resnet18")
+    options += ("backbone.weights=none", "image_size=16", "batch_size=1", "optim.steps=1", "keep=[]", "test_domain=0")
+    from_folder = train(*options, f"output_dir={tmp_path / 'a'}")
+    from_csv = train(*options, "dataset.csv=mine.csv", f"output_dir={tmp_path / 'b'}")
+    assert from_folder.returncode == from_csv.returncode == 0, from_csv.stderr
+    [one], [other] = ([path.parent.name for path in (tmp_path / name).rglob("result.json")] for name in "ab")
+    assert one == other  # the same run
+    assert prepare(
+        PrepareConfig(DatasetConfig(name="mine", folder="none", csv="mine.csv"), str(tmp_path)), Terminal()
+    ).domains == tuple(dataclasses.replace(domain) for domain in list_dataset("mine", root).domains)
+
+
+BAD_CSV = {
+    "no such file": (None, "cannot be read"),
+    "columns": ("file,domain,class\na.png,x,y", "line 2 has no path; its columns must be path, domain, class"),
+    "an empty cell": ("path,domain,class\na.png,,y", "line 2 has no domain"),
+    "nothing": ("path,domain,class\n", "lists 0 domain"),
+    "classes": ("path,domain,class\na.png,x,u\nb.png,y,v", "x lacks v; y lacks u"),
+    "one class": ("path,domain,class\na.png,x,u\nb.png,y,u", "one class only"),
+    "few": ("path,domain,class\na.png,x,u\nb.png,x,v\nc.png,y,u\nd.png,y,v", "domain x has 2 images; at least 5"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_CSV)
+def test_bad_csv_files_are_named(what: str, tmp_path: Path) -> None:
+    text, said = BAD_CSV[what]
+    if text is not None:
+        (tmp_path / "mine.csv").write_text(text)
+    with pytest.raises(UserError, match=re.escape(said) if what != "classes" else said):
+        prepare(PrepareConfig(DatasetConfig(name="mine", folder="none", csv="mine.csv"), str(tmp_path)), Terminal())
+
+
+def test_two_archives_arrive_at_a_time(tmp_path: Path) -> None:
+    both, taken = Barrier(2, timeout=60), Event()
+
+    def first_or_second(name: str) -> Path:
+        both.wait()
+        return tmp_path / name
+
+    def third() -> Path:
+        taken.wait(60)
+        raise UserError("third: is not there")
+
+    arriving = as_they_arrive([partial(first_or_second, "first"), partial(first_or_second, "second"), third])
+    assert {next(arriving).name, next(arriving).name} == {"first", "second"}
+    taken.set()
+    with pytest.raises(UserError, match="third"):
+        next(arriving)
+
+
+def test_archives_that_arrive_together_have_a_bar_each_and_one_for_all(
+    server: ArchiveServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archives = tuple(Archive(name, f"{server.url}/{name}", size=9) for name in ("a.zip", "b.zip", "c.zip"))
+    (tmp_path / "c.zip").write_bytes(b"")  # already there
+    told: dict[str, list[tuple[int, int]]] = {}
+
+    def bars(label: str) -> Callable[[int, int], None]:
+        return lambda done, total: told.setdefault(label, []).append((done, total))
+
+    def fetched(_: str, path: Path, __: str | None, progress: Callable[[int, int], None]) -> None:
+        if path.name != "c.zip":
+            progress(4, 10)
+            progress(10, 10)
+
+    monkeypatch.setattr("vld.commands.prepare.fetch", fetched)
+    source = Source(archives, lambda *_: None)
+    for one in _fetches(DatasetConfig(name="mine", folder="mine"), source, tmp_path, Terminal(), bars):
+        one()
+    assert told["a.zip"] == told["b.zip"] == [(4, 10), (10, 10)]
+    assert told["2 archives"] == [(4, 19), (10, 19), (14, 20), (20, 20)]

@@ -1,0 +1,594 @@
+"""The command end to end, on small real runs: what it prints, writes and exits with."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from PIL import Image
+from run_command import REPOSITORY, TINY_NETWORK, train
+from safetensors.torch import load_file
+from tiny import decode_dataset
+
+from vld.config.errors import UserError
+from vld.data.domains import resolve_test_domains
+from vld.data.folder import list_dataset
+from vld.runs import load_model, load_results
+from vld.training.evaluation import evaluation_set, predict, score
+
+SMALL = (
+    "dataset=folder",
+    "dataset.name=shapes",
+    *TINY_NETWORK,
+    "image_size=16",
+    "batch_size=2",
+    "optim.steps=4",
+    "eval_every=2",
+    "dropout=0.5",
+)
+LARGER = (*(option for option in SMALL if option not in TINY_NETWORK), "backbone=resnet18", "backbone.weights=none")
+COLORS = {"circle": "red", "square": "blue"}
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data_dir with a dataset of three domains (grey, lilac, green backgrounds), two classes, six images each."""
+    data_dir = tmp_path_factory.mktemp("data")
+    for d, domain in enumerate(("alpha", "beta", "gamma")):
+        for name, color in COLORS.items():
+            folder = data_dir / "shapes" / domain / name
+            folder.mkdir(parents=True)
+            for i in range(6):
+                image = Image.new("RGB", (20 + i, 20), (100 * d, 60, 20 * i))
+                image.paste(color, (4, 4, 12 + i % 3, 12))
+                image.save(folder / f"{i}.png")
+    return data_dir
+
+
+@pytest.fixture(scope="module")
+def finished(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The output_dir and the terminal output of one command that leaves each domain out."""
+    output_dir = tmp_path_factory.mktemp("outputs")
+    done = train(*SMALL, f"data_dir={shapes}", f"output_dir={output_dir}")
+    assert done.returncode == 0, done.stderr
+    return output_dir, done.stdout
+
+
+def metrics(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_command_leaves_each_domain_out_and_shows_a_table(finished: tuple[Path, str]) -> None:
+    output_dir, shown = finished
+    assert sorted(path.name for path in (output_dir / "runs/shapes").iterdir()) == ["alpha", "beta", "gamma"]
+    assert re.search(
+        r"shapes, test_resnet.r160_in1k at 16 px, dropout 0.5, sgd lr 0.001, 4 steps of 2 x 2 images, seed 0", shown
+    )
+    for domain in ("alpha", "beta", "gamma"):
+        assert re.search(rf"^{domain}  step 4/4  loss \d", shown, re.M)
+        assert re.search(rf"^{domain}  step 2/4  .*  \d+:\d\d left$", shown, re.M)
+        assert re.search(rf"│ {domain}( \(collapsed\))? +│ +[\d.]+ │ +[\d.]+ │ +\d │", shown)
+    for method in ("erm", "weight_averaging", "ensemble"):
+        assert re.search(rf"│ {method} +│ alpha", shown)
+    assert len(re.findall(r"│ average +│ +[\d.]+ │ +[\d.]+ │", shown)) == 3
+    assert len(re.findall(" left$", shown, re.M)) == 3  # at the first and the last step nobody knows, or asks
+    assert shown.index("keeps up to") < shown.index("step 0/4")  # said before any training
+
+
+def test_run_directory_has_what_the_contract_says(finished: tuple[Path, str]) -> None:
+    [run_dir] = (finished[0] / "runs/shapes/beta").iterdir()
+    rows = metrics(run_dir)
+    assert [row["step"] for row in rows if row["method"] == "erm"] == [0, 2, 4]
+    contract = [
+        "step",
+        "method",
+        "iid_acc",
+        "ood_acc",
+        "ood_in_acc",
+        "ood_out_acc",
+        "domain_acc",
+        "train_loss",
+        "val_loss",
+        "lr",
+        "seconds",
+    ]
+    assert set(contract) <= set(rows[0])
+    assert rows[0]["train_loss"] is None
+    assert set(rows[0]["domain_acc"]) == {"alpha", "beta", "gamma"}
+    assert rows[0]["domain_acc"]["alpha"]["in"] is None
+    result = json.loads((run_dir / "result.json").read_text())
+    assert {(row["method"], row["selection"]) for row in result["results"]} >= {
+        ("erm", "iid"),
+        ("erm", "last"),
+        ("erm", "oracle_step"),
+    }
+    assert result["run_id"] == run_dir.name
+    assert set(result["software"]) >= {"vld", "python", "torch", "torchvision", "timm", "numpy", "pillow"}
+    assert result["threads"] == 1
+    assert result["batch_norm_statistics"].startswith("trained")  # of random initial values; else frozen
+    assert result["images_per_second"] > 0
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    assert config["identity"]["dropout"] == 0.5
+    assert config["identity"]["test_domain"] == "beta"
+    assert config["other"]["output_dir"] == str(finished[0])
+    assert not (run_dir / "failure.json").exists()
+    assert list(run_dir.rglob(".*")) == []
+
+
+def test_bfloat16_trains_on_a_cpu_where_it_is_asked_for(shapes: Path, tmp_path: Path) -> None:
+    """The losses are near those of float32 and not the same; what is kept is float32. `auto` is float32 there.
+
+    At 32 pixels: at 16, ResNet18 convolves single pixels with a stride of 2, whose gradients oneDNN gets wrong in bfloat16.
+    """
+    options = (*SMALL, "image_size=32", "test_domain=beta", "keep=[erm-last]", "device=cpu", f"data_dir={shapes}")
+    directories = []
+    for precision in ("auto", "bf16"):
+        done = train(*options, f"precision={precision}", f"output_dir={tmp_path / precision}")
+        assert done.returncode == 0, done.stdout + done.stderr
+        directories += (tmp_path / precision / "runs/shapes/beta").iterdir()
+    configs = [yaml.safe_load((directory / "config.yaml").read_text()) for directory in directories]
+    assert [config["identity"]["precision"] for config in configs] == ["fp32", "bf16"]
+    fp32, bf16 = ([row["train_loss"] for row in metrics(d) if row["method"] == "erm"][1:] for d in directories)
+    assert bf16 == pytest.approx(fp32, rel=0.2)
+    assert all(one != other for one, other in zip(fp32, bf16, strict=True))
+    weights = load_file(directories[1] / "erm-last.safetensors")
+    head = weights["head.weight"]
+    assert {value.dtype for value in weights.values() if value.is_floating_point()} == {torch.float32}
+    assert not torch.equal(head, head.bfloat16().float())
+
+
+def test_selected_rows_agree_with_the_metrics(finished: tuple[Path, str]) -> None:
+    for run_dir in (finished[0] / "runs/shapes").glob("*/*"):
+        selected = json.loads((run_dir / "result.json").read_text())["results"]
+        assert len(selected) == 9
+        for method in ("erm", "weight_averaging", "ensemble"):
+            rows = [row for row in metrics(run_dir) if row["method"] == method]
+            chosen = {row["selection"]: row for row in selected if row["method"] == method}
+            for selection, key in (("iid", "iid_acc"), ("oracle_step", "ood_out_acc")):
+                best = max(row[key] for row in rows)
+                assert chosen[selection]["step"] == next(row["step"] for row in rows if row[key] == best)
+            assert chosen["last"]["step"] == 4
+            by_step = {row["step"]: row for row in rows}
+            for row in chosen.values():
+                assert row["ood_acc"] == by_step[row["step"]]["ood_acc"]
+                assert row["ood_in_acc"] == by_step[row["step"]]["ood_in_acc"]
+
+
+def test_load_results_has_the_contract_s_columns(finished: tuple[Path, str]) -> None:
+    table = load_results(finished[0])
+    columns = (
+        "run_id dataset test_domain backbone dropout lr weight_decay last_layer_lr_factor seed split_seed steps"
+        " method selection step iid_acc ood_acc ood_in_acc ood_out_acc members"
+    )
+    assert " ".join(table.columns) == columns
+    erm = table[(table.method == "erm") & (table.selection == "last")]
+    assert sorted(erm.test_domain) == ["alpha", "beta", "gamma"]
+    assert set(erm.dropout) == {0.5}
+    assert table.members.isna().all()
+
+
+def test_load_results_leaves_out_unfinished_and_names_damaged_runs(
+    finished: tuple[Path, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(finished[0], tmp_path / "copy")
+    runs = sorted((tmp_path / "copy/runs/shapes").glob("*/*"))
+    (runs[0] / "result.json").unlink()
+    (runs[1] / "result.json").write_text('{"run_id": ')
+    table = load_results(tmp_path / "copy")
+    assert isinstance(table, pd.DataFrame)
+    assert set(table.run_id) == {runs[2].name}
+    assert str(runs[1] / "result.json") in caplog.text
+    assert str(runs[0]) not in caplog.text
+
+
+def test_load_model_reproduces_the_stored_accuracies_and_logits(finished: tuple[Path, str], shapes: Path) -> None:
+    [run_dir] = (finished[0] / "runs/shapes/gamma").iterdir()
+    model = load_model(run_dir)
+    assert not model.training
+    dataset = decode_dataset(list_dataset("shapes", shapes / "shapes"), 16, 256, lambda *_: None)
+    images = evaluation_set(dataset, "gamma", 0, torch.device("cpu"))
+    logits = predict([model], images)[0].logits
+    last = [row for row in metrics(run_dir) if row["method"] == "erm"][-1]
+    assert score(logits, images).iid_acc == last["iid_acc"]
+    assert score(logits, images).ood_acc == last["ood_acc"]
+    stored = load_file(run_dir / "erm-last-logits.safetensors")["logits"]
+    assert stored.dtype == torch.float16
+    assert {tensor.dtype for tensor in load_file(run_dir / "erm-last.safetensors").values()} == {
+        torch.float32,
+        torch.int64,  # batch norm's counters
+    }
+    torch.testing.assert_close(logits.half(), stored, rtol=1e-2, atol=1e-2)
+
+
+def test_same_command_twice_gives_the_same_bytes(shapes: Path, finished: tuple[Path, str], tmp_path: Path) -> None:
+    again = train(*SMALL, f"data_dir={shapes}", f"output_dir={tmp_path}", "test_domain=beta")
+    assert again.returncode == 0, again.stderr
+    [first] = (finished[0] / "runs/shapes/beta").iterdir()
+    [second] = (tmp_path / "runs/shapes/beta").iterdir()
+    assert second.name == first.name
+
+    def without_times(run_dir: Path) -> list[str]:
+        return re.sub(r'"(train_)?seconds": [\d.]+', "", (run_dir / "metrics.jsonl").read_text()).splitlines()
+
+    assert without_times(first) == without_times(second)
+    for weights in ("erm-last", "erm-last-logits"):
+        a, b = (load_file(run_dir / f"{weights}.safetensors") for run_dir in (first, second))
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_finished_run_is_shown_and_not_trained_again(finished: tuple[Path, str], shapes: Path) -> None:
+    results = sorted((finished[0] / "runs").rglob("result.json"))
+    before = [path.stat().st_mtime_ns for path in results]
+    again = train(*SMALL, f"data_dir={shapes}", f"output_dir={finished[0]}", "device=cpu")
+    assert again.returncode == 0
+    assert again.stdout.count("already finished") == 3
+    assert "average" in again.stdout
+    assert [path.stat().st_mtime_ns for path in results] == before
+
+
+def test_a_sweep_ends_with_one_table(shapes: Path, tmp_path: Path) -> None:
+    sweep = train(*SMALL, "dropout=0,0.9", "test_domain=alpha,1", f"data_dir={shapes}", f"output_dir={tmp_path}", "-m")
+    assert sweep.returncode == 0, sweep.stderr
+    assert len(list((tmp_path / "runs").rglob("result.json"))) == 4
+    last_table = sweep.stdout[sweep.stdout.rindex("┏") :]
+    assert re.search(r"dropout ┃ method +┃ i.i.d. % ┃ o.o.d. % ┃ alpha ┃ +beta", last_table)
+    for dropout in ("0", "0.9"):
+        for method in ("erm", "weight_averaging", "ensemble"):
+            assert re.search(rf"│ {dropout} +│ {method} +│", last_table)
+
+
+def test_methods_of_a_sweep_share_one_run(shapes: Path, tmp_path: Path) -> None:
+    methods = "method=erm,weight_averaging,ensemble"
+    sweep = train(*SMALL, methods, "test_domain=0", f"data_dir={shapes}", f"output_dir={tmp_path}", "-m")
+    assert sweep.returncode == 0, sweep.stderr
+    assert len(list((tmp_path / "runs").rglob("result.json"))) == 1
+    assert sweep.stdout.count("already finished") == 2
+    tables = sweep.stdout.split("┡")[1:4]
+    for table, method in zip(tables, ("erm", "weight_averaging", "ensemble"), strict=True):
+        assert re.search(r"│ (\w+)", table).group(1) == method
+
+
+def test_keep_says_which_weights_and_logits_stay(shapes: Path, tmp_path: Path) -> None:
+    wanted = ["erm-iid", "weight_averaging-last", "weight_averaging-iid-logits", "ensemble-last-logits"]
+    options = (
+        *SMALL,
+        "averaging.start=1",
+        "ensemble.start=1",
+        "ensemble.every=1",
+        "test_domain=beta",
+        f"data_dir={shapes}",
+    )
+    done = train(*options, f"keep=[{','.join(wanted)}]", f"output_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    [run_dir] = (tmp_path / "runs/shapes/beta").iterdir()
+    assert sorted(path.stem for path in run_dir.glob("*.safetensors")) == sorted(wanted)
+
+    dataset = decode_dataset(list_dataset("shapes", shapes / "shapes"), 16, 256, lambda *_: None)
+    images = evaluation_set(dataset, "beta", 0, torch.device("cpu"))
+    selected = {
+        (row["method"], row["selection"]): row for row in json.loads((run_dir / "result.json").read_text())["results"]
+    }
+    for name in ("erm-iid", "weight_averaging-last"):
+        method, selection = name.split("-")
+        logits = predict([load_model(run_dir, name)], images)[0].logits
+        assert score(logits, images).ood_acc == selected[method, selection]["ood_acc"]
+        assert score(logits, images).iid_acc == selected[method, selection]["iid_acc"]
+    for name in ("weight_averaging-iid-logits", "ensemble-last-logits"):
+        method, selection, _ = name.split("-")
+        logits = load_file(run_dir / f"{name}.safetensors")["logits"]
+        assert score(logits, images).ood_acc == pytest.approx(selected[method, selection]["ood_acc"], abs=1 / 12)
+
+    again = train(*options, "keep=[erm-last]", f"output_dir={tmp_path}")
+    assert again.returncode == 0
+    assert "did not keep erm-last" in again.stdout
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("mount") is None, reason="mounting a small disk needs root")
+def test_too_little_disk_is_refused_before_training(shapes: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300m", "tmpfs", disk], check=False).returncode:
+        pytest.skip("tmpfs cannot be mounted here")
+    try:
+        refused = train(*LARGER, f"data_dir={shapes}", f"output_dir={disk}/outputs")  # 3 x 45 MB of resnet18
+        assert refused.returncode == 2
+        assert re.search(
+            r"315 MB of disk are free; runs need 13\d MB for what they keep .* and 26\d MB", refused.stderr
+        )
+        assert [path for path in disk.rglob("*") if path.is_file()] == []
+        done = train(*SMALL, f"data_dir={shapes}", f"output_dir={disk}/outputs", "keep=[]")
+        assert done.returncode == 0, done.stderr
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_failed_run_is_recorded_and_the_others_go_on(shapes: Path, tmp_path: Path) -> None:
+    sweep = train(*SMALL, "test_domain=0", "optim.lr=1e-3,1e30", f"data_dir={shapes}", f"output_dir={tmp_path}", "-m")
+    assert sweep.returncode == 1
+    assert len(list((tmp_path / "runs").rglob("result.json"))) == 1
+    [failure_file] = (tmp_path / "runs").rglob("failure.json")
+    failure = json.loads(failure_file.read_text())
+    assert "the training loss became" in failure["what"]
+    assert "step" in failure["what"]
+    assert "TrainingFailed" in failure["where"]
+    assert str(failure_file.parent) in sweep.stdout
+    single = train(*SMALL, "test_domain=0", "optim.lr=1e30", f"data_dir={shapes}", f"output_dir={tmp_path}")
+    assert single.returncode == 1
+    assert "Traceback" not in single.stdout + single.stderr
+
+
+# What a command cannot go on from: one line each.
+BAD_SETTINGS = {
+    "dataset=nothing": "dataset=nothing: must be one of .*pacs",
+    "backbone=nothing": "backbone=nothing: must be one of .*resnet50",
+    "method=nothing": "method=nothing: must be one of .*erm",
+    "optim=nothing": "optim=nothing: must be one of adam, adamw, sgd",
+    "hydra/launcher=nothing": "launcher=nothing",
+    "dropuot=0.5": "dropuot: no such option, did you mean dropout",
+    "dropout=much": "dropout=much: .*Float",
+    "optim.steps=1.5": "optim.steps=1.5: .*Integer",
+    "backbone.architecture=resnet51": "backbone.architecture=resnet51: torchvision has no such classifier",
+    "backbone.weights=/no/such/file": "backbone.weights=/no/such/file: no such file",
+    "device=cuda:99": r"device=cuda:99: \d+ CUDA device",
+    "test_domain=delta": r"test_domain=delta: must be all or one of alpha \(0\), beta \(1\), gamma \(2\)",
+    "data_dir=/no/such/folder": "no folder /no/such/folder/shapes",
+    "dropout=0.1,0.2": "add -m to run each of the values$",
+    "keep=erm-last,erm-iid": r"add -m .*, or write 'keep=\[erm-last,erm-iid\]' for a list",
+    "keep=erm-last": r"keep=erm-last: write 'keep=\[erm-last\]'",
+    "--dropout=0.3": "--dropout=0.3: options are written without dashes, dropout=value",
+    "dropout": "dropout",
+}
+# What is looked at together: a command with many of them has a line for each.
+BAD_VALUES: list[dict[str, str]] = [
+    {
+        "mixout=1": r"mixout=1.0: must be in \[0, 1\)",
+        "mixout_kind=row": "mixout_kind=row: must be one of filter, point",
+        "warm_start=-1": "warm_start=-1: must be a whole number of at least 0",
+        "dropout=-0.1": r"dropout=-0.1: must be in \[0, 1\)",
+        "optim.steps=0": "optim.steps=0: must be a whole number of at least 1",
+        "optim.lr=0": "optim.lr=0.0: must be a number above 0",
+        "optim.weight_decay=-1": "optim.weight_decay=-1.0: must be at least 0",
+        "optim.momentum=1": r"optim.momentum=1.0: must be in \[0, 1\)",
+        "optim.gamma=0": r"optim.gamma=0.0: must be in \(0, 1\]",
+        "optim.milestones=[5,3]": "optim.milestones=.*increasing",
+        "optim.last_layer_lr_factor=0": "optim.last_layer_lr_factor=0.0: must be a number above 0",
+        "batch_size=0": "batch_size=0: must be a whole number of at least 1",
+        "eval_every=0": "eval_every=0: must be",
+        "image_size=4": "image_size=4: must be a whole number of at least 8",
+        "averaging.start=0": "averaging.start=0: must be a whole number of at least 1",
+        "averaging.interval=0": "averaging.interval=0: must be",
+        "ensemble.start=-1": "ensemble.start=-1: must be",
+        "ensemble.every=0": "ensemble.every=0: must be",
+        "keep=[erm-best]": "keep=erm-best: must be one of erm-iid,",
+        "seed=-1": "seed=-1: must be a whole number from 0",
+        "backbone.feature_scale=0": "backbone.feature_scale=0.0: must be a number above 0",
+        "backbone.std=[1,1]": "backbone.std=.*three numbers above 0",
+        "device=tpu": "device=tpu: must be",
+        "data_dir=": "data_dir=: must be a folder's path",
+        "precision=fp8": "precision=fp8: must be one of auto, fp32, bf16",
+        "test_domain=[]": "test_domain=.*must be",
+        "checkpoint_every=-1": "checkpoint_every=-1.0: must be a number of seconds, at least 0",
+        "if_running=leave": "if_running=leave: must be one of wait, skip",
+        "wandb.mode=sometimes": "wandb.mode=sometimes: must be",
+        "dataset.name=": "dataset.name=: must be the name of a folder",
+    },
+    {
+        "dropout=1": r"dropout=1.0: must be in \[0, 1\)",
+        "optim.lr=inf": "optim.lr=inf: must be a number above 0",
+        "batch_size=-2": "batch_size=-2: must be a whole number of at least 1",
+        "optim.milestones=[0]": "optim.milestones=.*at least 1",
+        "keep=[ensemble-last]": "keep=ensemble-last: must be one of",
+        "checkpoint_every=nan": "checkpoint_every=nan: must be",
+        "device=1": "device=1: must be",
+    },
+    {"dropout=nan": "dropout=nan: must be in"},
+    {"warm_start=500": "warm_start=500: must be below optim.steps"},
+    {"optim.warm_up=4": "optim.warm_up=4: must be below optim.steps=4"},
+    {
+        "+dropuot=0.5": "dropuot: no such option, did you mean dropout",
+        "+optim.speed=1": "optim.speed: no such option",
+    },
+]
+
+
+@pytest.mark.parametrize("said", [*({option: line} for option, line in BAD_SETTINGS.items()), *BAD_VALUES], ids=min)
+def test_bad_settings_are_a_line_each_and_exit_code_2(said: dict[str, str], shapes: Path, tmp_path: Path) -> None:
+    refused = train(*LARGER, f"data_dir={shapes}", f"output_dir={tmp_path / 'outputs'}", *said)
+    assert refused.returncode == 2
+    lines = refused.stderr.splitlines()
+    assert len(lines) == len(said), refused.stderr
+    for line in said.values():
+        assert [bool(re.search(line, its)) for its in lines].count(True) == 1, (line, refused.stderr)
+    assert refused.stdout == ""
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("wanted", ["delta", 3, "3", ["alpha", "delta"]])
+def test_domains_that_are_not_there_are_refused(wanted: object) -> None:
+    with pytest.raises(UserError, match=r"^test_domain=(delta|3): must be all or one of alpha \(0\), beta \(1\), gam"):
+        resolve_test_domains(wanted, ("alpha", "beta", "gamma"))
+
+
+def test_everything_wrong_in_any_job_of_a_sweep_is_said_before_the_first_one_starts(
+    shapes: Path, tmp_path: Path
+) -> None:
+    refused = train(
+        *SMALL, "-m", f"data_dir={shapes}", f"output_dir={tmp_path / 'outputs'}", "dropout=0,1,2", "optim.lr=1e-3,0"
+    )
+    assert refused.returncode == 2
+    assert sorted(line.split(":")[0] for line in refused.stderr.splitlines()) == [
+        "dropout=1.0",
+        "dropout=2.0",
+        "optim.lr=0.0",
+    ]
+    assert not (tmp_path / "outputs").exists()
+
+
+def broken_copy(shapes: Path, tmp_path: Path) -> Path:
+    shutil.copytree(shapes, tmp_path / "data")
+    return tmp_path / "data/shapes"
+
+
+def refused_dataset(tmp_path: Path) -> str:
+    refused = train(*SMALL, f"data_dir={tmp_path / 'data'}", f"output_dir={tmp_path / 'outputs'}")
+    assert refused.returncode == 2, refused.stdout
+    assert len(refused.stderr.splitlines()) == 1, refused.stderr
+    assert not list((tmp_path / "outputs").rglob("*.json*"))
+    return refused.stderr
+
+
+def test_class_lists_that_differ_are_refused(shapes: Path, tmp_path: Path) -> None:
+    shutil.rmtree(broken_copy(shapes, tmp_path) / "beta/circle")
+    assert "beta lacks circle" in refused_dataset(tmp_path)
+
+
+def test_a_damaged_image_is_named(shapes: Path, tmp_path: Path) -> None:
+    path = broken_copy(shapes, tmp_path) / "beta/circle/2.png"
+    path.write_bytes(path.read_bytes()[:-30])
+    assert f"unreadable image {path}" in refused_dataset(tmp_path)
+
+
+def test_an_output_folder_that_is_a_file_is_refused(shapes: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    for output_dir in (tmp_path / "file", tmp_path / "file/below"):
+        refused = train(*SMALL, f"data_dir={shapes}", f"output_dir={output_dir}")
+        assert refused.returncode == 2
+        assert "output_dir=" in refused.stderr
+        assert len(refused.stderr.splitlines()) == 1
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_an_output_folder_that_cannot_be_written_to_is_refused(shapes: Path) -> None:
+    refused = train(*SMALL, f"data_dir={shapes}", "output_dir=/proc/outputs")  # where root cannot write either
+    assert refused.returncode == 2
+    assert "/proc" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_cfg_and_info_defaults_work() -> None:
+    composed = train("--cfg", "job", "backbone=resnet18")
+    assert composed.returncode == 0
+    assert yaml.safe_load(composed.stdout)["backbone"]["architecture"] == "resnet18"
+    defaults = train("--info", "defaults")
+    assert defaults.returncode == 0
+    assert "dataset/pacs" in defaults.stdout
+    of_many = train("--cfg", "job", "-m", "dropout=0,0.9")
+    assert of_many.returncode == 2
+    assert of_many.stderr.startswith("--cfg: shows the configuration of one job")
+
+
+def test_a_refused_job_takes_nothing_of_the_user_s_with_it(shapes: Path, tmp_path: Path) -> None:
+    """Hydra may be told to use a folder that holds other things."""
+    path = broken_copy(shapes, tmp_path) / "beta/circle/2.png"
+    path.write_bytes(b"not an image")
+    (tmp_path / "thesis.tex").write_text("precious")
+    refused = train(*SMALL, "data_dir=data", "output_dir=out", "hydra.run.dir=.", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert (tmp_path / "thesis.tex").read_text() == "precious"
+    assert path.exists()
+
+
+def test_the_sweep_table_tells_apart_whatever_was_varied(shapes: Path, tmp_path: Path) -> None:
+    sweep = train(
+        *SMALL, "batch_size=1,2", "backbone.feature_scale=1,0.5", "test_domain=0", "method=ensemble",
+        *(f"data_dir={shapes}", f"output_dir={tmp_path}", "-m", "hydra.sweep.subdir='${batch_size}/${dropout}'"),
+    )  # fmt: skip
+    assert sweep.returncode == 0, sweep.stderr
+    table = sweep.stdout[sweep.stdout.rindex("┏") :]
+    assert re.search(r"backbone.feature_scale ┃ batch_size ┃ method", table)
+    rows = re.findall(r"│ ([\d.]+) +│ (\d) +│ (\w+)", table)
+    assert sorted({row[:2] for row in rows}) == [("0.5", "1"), ("0.5", "2"), ("1", "1"), ("1", "2")]
+    assert len(rows) == 12
+    assert [row[2] for row in rows[:3]] == ["ensemble", "erm", "weight_averaging"]
+
+
+def test_a_reused_sweep_folder_does_not_bring_back_an_earlier_sweep(shapes: Path, tmp_path: Path) -> None:
+    options = (
+        *SMALL,
+        f"data_dir={shapes}",
+        f"output_dir={tmp_path}",
+        f"hydra.sweep.dir={tmp_path}/sweep",
+        "-m",
+        "test_domain=0",
+    )
+    assert train(*options, "optim.lr=1e-3,1e30").returncode == 1
+    again = train(*options, "optim.lr=1e-3")
+    assert again.returncode == 0, again.stdout
+    assert "failed" not in again.stdout
+
+
+def test_a_domain_called_by_a_number_is_meant_by_its_name(shapes: Path, tmp_path: Path) -> None:
+    (tmp_path / "data/shapes").mkdir(parents=True)
+    for name, domain in (("1", "alpha"), ("2", "beta"), ("15", "gamma")):
+        (tmp_path / "data/shapes" / name).symlink_to(shapes / "shapes" / domain)
+    for name in ("1", "15"):
+        done = train(*SMALL, f"test_domain={name}", f"data_dir={tmp_path}/data", f"output_dir={tmp_path}/{name}")
+        assert done.returncode == 0, done.stderr
+        assert [path.name for path in (tmp_path / name / "runs/shapes").iterdir()] == [name]
+
+
+def test_what_an_unfinished_attempt_left_is_not_the_next_one_s(shapes: Path, tmp_path: Path) -> None:
+    options = (*SMALL, "test_domain=0", f"data_dir={shapes}", f"output_dir={tmp_path}")
+    assert train(*options, "keep=[erm-iid]").returncode == 0
+    [run_dir] = (tmp_path / "runs/shapes/alpha").iterdir()
+    (run_dir / "result.json").unlink()
+    (run_dir / ".metrics.jsonl.x1").write_text("half")
+    assert train(*options, "keep=[erm-last]").returncode == 0
+    assert sorted(path.name for path in run_dir.iterdir()) == [
+        "config.yaml",
+        "erm-last.safetensors",
+        "metrics.jsonl",
+        "result.json",
+    ]
+
+
+def test_a_damaged_result_is_named_and_the_other_domains_go_on(
+    finished: tuple[Path, str], shapes: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished[0] / "runs", tmp_path / "runs")
+    [damaged] = (tmp_path / "runs/shapes/beta").rglob("result.json")
+    damaged.write_text("{")
+    shutil.rmtree(tmp_path / "runs/shapes/gamma")
+    done = train(*SMALL, f"data_dir={shapes}", f"output_dir={tmp_path}")
+    assert done.returncode == 1
+    assert f"failed: beta: {damaged}: damaged" in done.stdout
+    assert damaged.read_text() == "{"
+    assert len(list((tmp_path / "runs/shapes/gamma").rglob("result.json"))) == 1
+
+
+def test_weights_that_break_in_the_last_step_are_a_failure(shapes: Path, tmp_path: Path) -> None:
+    done = train(
+        *SMALL, "optim.steps=1", "optim.lr=3e38", "test_domain=0", f"data_dir={shapes}", f"output_dir={tmp_path}"
+    )
+    assert done.returncode == 1
+    assert "no longer finite at step 1" in done.stdout
+    assert not list(tmp_path.rglob("result.json"))
+
+
+def test_a_closed_pipe_does_not_stop_the_training(shapes: Path, tmp_path: Path) -> None:
+    options = f"{' '.join(SMALL)} data_dir={shapes} output_dir={tmp_path}"
+    command = f"{sys.executable} {REPOSITORY}/scripts/train.py {options} | head -n 1"
+    subprocess.run(["bash", "-c", command], check=True, capture_output=True)
+    assert len(list(tmp_path.rglob("result.json"))) == 3
+
+
+def test_a_missing_dataset_is_said_before_weights_are_sought(tmp_path: Path) -> None:
+    refused = train(f"data_dir={tmp_path}", f"output_dir={tmp_path / 'outputs'}")  # the defaults: PACS, ResNet50
+    assert refused.returncode == 2
+    assert f"no folder {tmp_path / 'PACS'}" in refused.stderr
+    assert "dataset=glyphs" in refused.stderr
+
+
+def test_weights_that_were_not_kept_are_named_with_those_that_were(finished: tuple[Path, str]) -> None:
+    [run_dir] = (finished[0] / "runs/shapes/beta").iterdir()
+    with pytest.raises(UserError, match="the run kept erm-last "):
+        load_model(run_dir, "weight_averaging-iid")
+    with pytest.raises(UserError, match="not a run directory"):
+        load_model(finished[0])

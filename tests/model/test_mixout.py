@@ -1,0 +1,159 @@
+"""Mixout and the warm start of the last layer, against their formulas."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from run_command import TINY_NETWORK, train
+from tiny import CPU, SEED, make_batches, make_model, settings
+from torch import Tensor, nn
+
+from vld.config.errors import UserError
+from vld.config.settings import AveragingConfig, EnsembleConfig
+from vld.machine.seeds import MIXOUT, torch_generator
+from vld.model.mixout import Mixout, masked_weights
+from vld.runs import load_results
+from vld.training.loop import Trajectory, update
+
+P = 0.8
+
+
+def network(seed: int = 0) -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return (
+            nn.Sequential(nn.Conv2d(3, 40, 3), nn.BatchNorm2d(40), nn.Flatten(), nn.Linear(40 * 36, 5)).double().eval()
+        )
+
+
+def masked(weight: Tensor, kind: str, generator: torch.Generator) -> Tensor:
+    """m: one for each row, or for each weight."""
+    size = [len(weight), *[1] * (weight.dim() - 1)] if kind == "filter" else list(weight.shape)
+    return torch.empty(torch.Size(size).numel()).bernoulli_(1 - P, generator=generator).view(size)
+
+
+def generator() -> torch.Generator:
+    return torch_generator(SEED, MIXOUT, 3, CPU)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("filter", "0.weight"), ("point", "3.weight")])
+def test_weights_and_gradients_are_the_formula_s(kind: str, name: str) -> None:
+    backbone, images = (
+        network(),
+        torch.randn(4, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1)),
+    )
+    initial = {key: value.clone() for key, value in backbone.state_dict().items()}
+    mixout = Mixout(backbone, P, kind)
+    backbone.load_state_dict(network(1).state_dict())  # trained away from its start
+    before = copy.deepcopy(backbone.state_dict())
+
+    plain = network(1)
+    w = plain.get_parameter(name)
+    m = masked(w, kind, generator())
+    mixed = (m * w + (1 - m) * initial[name] - P * initial[name]) / (1 - P)
+    torch.func.functional_call(plain, {name: mixed}, images).square().sum().backward()
+
+    with mixout.mixed(generator()):
+        assert torch.allclose(backbone.get_parameter(name), mixed, rtol=1e-12)
+        assert {k for k, v in backbone.state_dict().items() if not torch.equal(v, before[k])} == {name}
+        backbone(images).square().sum().backward()
+    assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
+    for key, parameter in backbone.named_parameters():
+        assert torch.allclose(parameter.grad, plain.get_parameter(key).grad, rtol=1e-9)  # type: ignore[arg-type]
+    assert 0 < (m == 0).sum() < m.numel()
+
+
+def test_from_zero_it_is_dropout_on_weights() -> None:
+    backbone = network()
+    for parameter in backbone.parameters():
+        nn.init.zeros_(parameter)
+    mixout = Mixout(backbone, P, "point")
+    backbone.load_state_dict(network(1).state_dict())
+    weight = backbone[3].weight.detach().clone()
+    with mixout.mixed(generator()):
+        mask = masked(weight, "point", generator())
+        assert torch.allclose(backbone[3].weight, weight * mask / (1 - P), rtol=1e-12)
+
+
+def test_weights_are_put_back_when_a_step_fails() -> None:
+    backbone = network()
+    mixout = Mixout(backbone, P, "filter")
+    backbone.load_state_dict(network(1).state_dict())
+    with pytest.raises(RuntimeError), mixout.mixed(generator()):
+        raise RuntimeError
+    assert torch.equal(backbone[0].weight, network(1)[0].weight)
+
+
+def test_attention_s_input_projection_is_a_linear_layer_and_a_shared_weight_is_masked_once() -> None:
+    attention = nn.MultiheadAttention(8, 2)
+    assert {id(w) for w in masked_weights(attention, "point")} == {
+        id(attention.in_proj_weight),
+        id(attention.out_proj.weight),
+    }
+    layer = nn.Linear(3, 3)
+    twin = nn.Linear(3, 3)
+    twin.weight = layer.weight
+    assert len(masked_weights(nn.Sequential(layer, twin), "point")) == 1
+
+
+def test_a_kind_without_a_layer_is_refused() -> None:
+    with pytest.raises(
+        UserError, match="mixout_kind=point: this backbone has no linear layers; use mixout_kind=filter"
+    ):
+        masked_weights(make_model().backbone, "point")
+
+
+def begin(**choices: Any) -> Trajectory:
+    model = make_model()
+    mixout = Mixout(model.backbone, choices["mixout"], "filter") if choices.get("mixout") else None
+    every: dict[str, Any] = {"averaging": AveragingConfig(), "ensemble": EnsembleConfig()}
+    warm_start = choices.get("warm_start", 0)
+    return Trajectory(model, settings(), eval_every=4, mixout=mixout, warm_start=warm_start, **every)
+
+
+def go(trajectory: Trajectory, first: int, end: int) -> dict[str, Tensor]:
+    batches = make_batches()
+    for step in range(first, end):
+        update(trajectory, *batches.batch(step), SEED, step)
+    return copy.deepcopy(trajectory.model.state_dict())
+
+
+def test_a_resumed_run_is_the_same_to_the_bit() -> None:
+    choices = {"mixout": P, "warm_start": 2}
+    whole = go(begin(**choices), 0, 8)
+    for step in (1, 2, 5):
+        part, resumed = begin(**choices), begin(**choices)
+        go(part, 0, step)
+        resumed.load_state_dict(copy.deepcopy(part.state_dict()))
+        assert all(torch.equal(value, whole[key]) for key, value in go(resumed, step, 8).items())
+    assert not torch.equal(whole["backbone.0.weight"], go(begin(), 0, 8)["backbone.0.weight"])
+
+
+def test_a_warm_start_trains_the_last_layer_alone_without_dropout() -> None:
+    trajectory, start = begin(mixout=P, warm_start=3), make_model()
+    optimizer = torch.optim.SGD(start.head.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
+    batches = make_batches()
+    for step in range(3):
+        images, labels = batches.batch(step)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(start.predict(images).logits, labels).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    start.backbone.load_state_dict(make_model().backbone.state_dict())
+    warmed = go(trajectory, 0, 3)
+    for key, value in start.state_dict().items():
+        assert torch.allclose(warmed[key], value, atol=1e-6), key
+    assert trajectory.model.training
+    assert not torch.equal(go(trajectory, 3, 4)["backbone.0.weight"], warmed["backbone.0.weight"])
+
+
+def test_runs_with_them_are_runs_of_their_own(small_glyphs: Any, tmp_path: Any) -> None:
+    options = ["dataset=glyphs", "test_domain=0", "image_size=16", "batch_size=1", "optim.steps=2", "eval_every=2"]
+    places = [f"data_dir={small_glyphs}", f"output_dir={tmp_path}"]
+    for one in ("mixout=0,0.8", "warm_start=1"):
+        done = train("-m", *options, *TINY_NETWORK, *places, one)
+        assert done.returncode == 0, done.stderr
+    assert load_results(tmp_path).run_id.nunique() == 3
+    refused = train(*options, *TINY_NETWORK, *places, "mixout=0.8", "mixout_kind=point")
+    assert refused.returncode == 2
+    assert "mixout_kind=point: this backbone has no linear layers" in refused.stderr

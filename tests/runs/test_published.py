@@ -1,0 +1,147 @@
+"""The published results: what page and README say is what the runs beside them gave, and what their commands would train."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hydra import initialize_config_dir
+from run_command import DOCUMENTATION, PAGES, REPOSITORY
+
+from vld.study.jobs import jobs_of, study_axes
+from vld.study.planned import planned_runs
+
+FOLDER = REPOSITORY / "outputs/published"
+PAGE = (FOLDER / "README.md").read_text()
+README = (REPOSITORY / "README.md").read_text()
+REPORTS = ("pacs_cpu", "pacs_cpu_rates")
+TABLES = {name: FOLDER / name / "tables" for name in REPORTS}
+RUNS = {name: pd.read_csv(tables / "runs.csv") for name, tables in TABLES.items()}
+TABLE = {name: pd.read_csv(tables / "results_pacs.csv") for name, tables in TABLES.items()}
+LABELS = {"erm": "ERM", "weight_averaging": "weight averaging", "ensemble": "ensemble"}
+
+
+def of_method(report: str, name: str, rate: float) -> pd.Series:
+    [row] = [row for _, row in TABLE[report].iterrows() if (row["name"], row.dropout) == (name, rate)]
+    return row
+
+
+def runs_of(report: str, method: str, rate: float) -> pd.DataFrame:
+    runs = RUNS[report]
+    return runs[(runs.method == method) & (runs.dropout == rate) & (runs.selection == "iid") & runs.members.isna()]
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("method", LABELS)
+@pytest.mark.parametrize("report", REPORTS)
+def test_the_table_follows_from_the_runs(report: str, method: str, rate: float) -> None:
+    """Step by step: means over seeds, learning rates and domains; the error from the averages that each seed has."""
+    mine = runs_of(report, method, rate)
+    row = of_method(report, LABELS[method], rate)
+    assert row.runs == row.expected == len(mine)
+    for name in ("iid", "ood"):
+        by_seed = [
+            np.mean([np.mean(in_domain[f"{name}_acc"]) for _, in_domain in of_seed.groupby("test_domain")])
+            for _, of_seed in mine.groupby("seed")
+        ]
+        assert row[name] == pytest.approx(100 * np.mean(by_seed))
+        error = np.std(by_seed, ddof=1) / np.sqrt(len(by_seed)) if len(by_seed) > 1 else np.nan
+        assert row[f"{name}_se"] == pytest.approx(100 * error, nan_ok=True)
+    for domain, in_domain in mine.groupby("test_domain"):
+        assert row[f"ood {domain}"] == pytest.approx(100 * in_domain.ood_acc.mean())
+
+
+def test_the_learning_rate_is_the_one_of_better_iid_accuracy() -> None:
+    """For every method, dropout rate and domain left out; and what the page says of the other one."""
+    runs = RUNS["pacs_cpu_rates"]
+    along = runs[(runs.selection == "iid") & runs.members.isna()]
+    assert set(along.lr) == {1e-3, 5e-4}
+    for _, of_one in along.groupby(["method", "dropout", "test_domain"]):
+        assert of_one.loc[of_one.iid_acc.idxmax()].lr == 1e-3
+    assert set(RUNS["pacs_cpu"].lr.dropna()) == {1e-3}
+    [said] = re.findall(
+        r"by less: ([\d.]+), where ERM has ([\d.]+), weight averaging ([\d.]+) and\s+the ensemble (\d+\.\d)", PAGE
+    )
+    lower = along[along.lr == 5e-4]
+    of = [("erm", 0.9), *((method, 0.0) for method in LABELS)]
+    means = [lower[(lower.method == method) & (lower.dropout == rate)].ood_acc.mean() for method, rate in of]
+    assert list(said) == [f"{100 * mean:.1f}" for mean in means]
+    assert means[0] > max(means[1:])
+
+
+@pytest.mark.parametrize("report", REPORTS)
+def test_the_page_has_the_table_and_the_sentences(report: str) -> None:
+    assert (TABLES[report] / "results_pacs.md").read_text().strip() in PAGE
+    differences = pd.read_csv(TABLES[report] / "differences.csv")
+    headlines = differences[differences.headline].sentence.str.removeprefix("PACS: ")
+    assert len(headlines) >= 3
+    for sentence in headlines:
+        assert f"- {sentence}\n" in PAGE
+
+
+def test_the_readme_s_table_is_the_page_s() -> None:
+    [header] = re.findall(r"^\| method \| (dropout .*) \|$", README, re.MULTILINE)
+    rates = [float(name.removeprefix("dropout ")) for name in header.split(" | ")]
+    names = list(dict.fromkeys(TABLE["pacs_cpu"]["name"]))
+    for name in names:
+        [cells] = re.findall(rf"^\| {name} \| (.*) \|$", README, re.MULTILINE)
+        rows = [of_method("pacs_cpu", name, rate) for rate in rates]
+        expected = [f"{row.ood:.1f}" + (f" ± {row.ood_se:.1f}" if np.isfinite(row.ood_se) else "") for row in rows]
+        assert cells.split(" | ") == expected
+
+
+def test_the_runs_are_those_of_the_commands() -> None:
+    commands = re.findall(r"^    python scripts/(\w+)\.py study=pacs_cpu ?(.*)$", PAGE, re.MULTILINE)
+    assert [name for name, _ in commands] == ["train", "combine", "report"] * len(REPORTS)
+    for report, (_, options) in zip(np.repeat(REPORTS, 3), commands, strict=True):
+        axes = [word for word in options.split() if not word.startswith("hydra")]
+        with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+            problems: dict[str, None] = {}
+            jobs = list(jobs_of([*study_axes("pacs_cpu", []), *axes], problems))
+            assert not problems
+            wanted = {
+                (run.test_domain, run.config.dropout, run.config.optim.lr, run.config.seed, run.config.optim.steps)
+                for run in planned_runs(jobs)
+            }
+        there = RUNS[report][RUNS[report].members.isna()][["test_domain", "dropout", "lr", "seed", "steps"]]
+        assert set(there.itertuples(index=False, name=None)) == wanted
+
+
+def test_ratios_are_the_benchmark_s() -> None:
+    measured = json.loads((FOLDER / "benchmark.json").read_text())
+    evaluation = measured["evaluation_images_per_second"]
+    ratios = {
+        "input pipeline, images/s on one core": measured["input_images_per_second_and_core"]["ratio"],
+        "training, images/s of a full step": measured["conventional_step_to_full_step"],
+        "a run of the paper, evaluations included": measured["paper_run_hours"]["ratio"],
+        "evaluation, images/s of one network": evaluation["both networks in one pass"] / evaluation["conventional"],
+    }
+    for name, ratio in ratios.items():
+        [shown] = re.findall(rf"^\| {name} \| ([\d.]+)", PAGE, re.MULTILINE)
+        assert float(shown) == pytest.approx(ratio, abs=0.06 if ratio > 2 else 0.006)
+    of_input, of_step, of_run, _ = (re.findall(rf"^\| {name} \| ([\d.]+)", PAGE, re.MULTILINE)[0] for name in ratios)
+    assert (
+        f"input on one core {of_input} times as fast, a training step {of_step} times, a whole run {of_run} times"
+        in DOCUMENTATION
+    )
+
+
+def test_links_lead_somewhere_and_no_machine_is_named() -> None:
+    found = 0
+    for page in (FOLDER / "README.md", *PAGES):
+        links = [
+            link for link in re.findall(r'(?:\]\(|src=")([^")]+)', page.read_text()) if not link.startswith("http")
+        ]
+        assert not [link for link in links if not (page.parent / link.partition("#")[0]).exists()], page
+        found += len(links)
+    assert found > 15
+    for report in REPORTS:
+        page = (FOLDER / report / "index.html").read_text()
+        links = [link for link in re.findall(r'href="([^"]+)"', page) if not link.startswith(("#", "data:"))]
+        assert len(links) > 20
+        assert not [link for link in links if not (FOLDER / report / link).exists()]
+    texts = [path for path in FOLDER.rglob("*") if path.suffix in (".csv", ".md", ".html", ".json", ".tex")]
+    assert not [path for path in texts if re.search(r"/(tmp|root|home|work)/", path.read_text())]
+    assert sum(path.stat().st_size for path in Path(FOLDER).rglob("*") if path.is_file()) < 3e6

@@ -1,0 +1,77 @@
+"""Every preset in conf/ composes, and one's own; what no other test trains with trains."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from run_command import REPOSITORY, TINY_NETWORK, train
+
+from vld.config.settings import Config
+from vld.study.compose import typed_config
+
+PRESETS = sorted(path for path in (REPOSITORY / "conf").glob("*/*.yaml") if path.parent.name != "study")
+SMALL = ("dataset=glyphs", "test_domain=0", "image_size=32", "batch_size=1", "optim.steps=1", "dropout=0.5", "keep=[]")
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_preset_composes(path: Path) -> None:
+    group, preset = path.parent.name, path.stem
+    named = preset in ("folder", "timm")  # any dataset, any network: its name has to be said
+    extra = [f"{group}.name=mine"] if named else []
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        config = typed_config(compose("train", overrides=[f"{group}={preset}", *extra]), Config)
+    assert getattr(config, group).name == ("mine" if extra else preset)
+
+
+def test_options_win_over_a_recipe_s() -> None:
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        words = ["recipe=high_rate_mixout", "optim=sgd", "optim.steps=7", "mixout=0.5"]
+        config = typed_config(compose("train", overrides=words), Config)
+    assert (config.optim.name, config.optim.steps, config.mixout) == ("sgd", 7, 0.5)
+    assert (config.optim.lr, config.dropout) == (3e-5, 0)
+
+
+@pytest.mark.parametrize("recipe", ["swad", "erm_plus_plus", "high_rate_mixout"])
+def test_a_recipe_trains_and_puts_its_method_forward(recipe: str, small_glyphs: Path, tmp_path: Path) -> None:
+    small = [option for option in SMALL if not option.startswith("optim.steps")]
+    small += ["optim.steps=3", "eval_every=1", "warm_start=1", "averaging.start=2", f"recipe={recipe}"]
+    done = train(*small, *TINY_NETWORK, f"data_dir={small_glyphs}", f"output_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    method = {"swad": "swad", "erm_plus_plus": "weight_averaging"}.get(recipe, "erm")
+    assert re.search(rf"│ {method}\b", done.stdout)
+    [path] = (tmp_path / "runs/glyphs").rglob("result.json")
+    result = json.loads(path.read_text())
+    assert ("swad" in {row["method"] for row in result["results"]}) == (recipe == "swad")
+    assert result["settings"]["optim.name"] == "adam"
+
+
+def test_adam_trains(small_glyphs: Path, tmp_path: Path) -> None:
+    """The tests of the model train networks of all presets, most other tests methods and SGD."""
+    done = train(*SMALL, *TINY_NETWORK, "optim=adam", f"data_dir={small_glyphs}", f"output_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr + done.stdout
+    [path] = (tmp_path / "runs/glyphs").rglob("result.json")
+    result = json.loads(path.read_text())
+    assert {row["method"] for row in result["results"]} == {"erm", "weight_averaging", "ensemble"}
+    assert result["settings"]["optim.name"] == "adam"
+
+
+def test_presets_of_one_s_own(tmp_path: Path) -> None:
+    """In a folder that the command names, with what the README says that they need."""
+    backbone = {"name": "mine", "architecture": "resnet34", "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+    for group, content in (("dataset", {"name": "mine", "folder": "pictures"}), ("backbone", backbone)):
+        (tmp_path / group).mkdir()
+        (tmp_path / group / "mine.yaml").write_text(yaml.safe_dump(content))
+    mine = ("--config-dir", str(tmp_path), "dataset=mine", "backbone=mine")
+    composed = train("--cfg", "job", *mine)
+    assert composed.returncode == 0, composed.stderr
+    config = yaml.safe_load(composed.stdout)
+    assert (config["dataset"]["name"], config["dataset"]["folder"]) == ("mine", "pictures")
+    assert backbone.items() <= config["backbone"].items()
+    (tmp_path / "dataset/mine.yaml").write_text("name: mine\n")
+    refused = train(*mine, f"output_dir={tmp_path / 'outputs'}")
+    assert refused.returncode == 2
+    assert refused.stderr == "dataset.folder: a value is needed, set dataset.folder=…\n"
+    assert not (tmp_path / "outputs").exists()

@@ -1,0 +1,159 @@
+"""Several domains left out at once, and the choice of hyper-parameters by leave-one-domain-out validation that this allows."""
+
+import json
+import statistics
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from report_store import study_runs, write_run
+from run_command import SMALLEST, script, tiny_weights, train
+
+from vld.config.errors import UserError
+from vld.data.domains import left_out, resolve_test_domains
+from vld.data.split import held_out_count
+from vld.report import read_store
+from vld.report.build import make_report
+
+DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "names"),
+    [
+        ("sketch+photo", ["photo+sketch"]),
+        ("3+photo+3", ["photo+sketch"]),
+        (["0", "2+0", "photo+art_painting"], ["art_painting", "art_painting+photo"]),
+        ("0+1+2", ["art_painting+cartoon+photo"]),
+        ("2+2", ["photo"]),
+        ("pairs", ["+".join(two) for two in combinations(DOMAINS, 2)]),
+    ],
+)
+def test_which_domains_are_left_out(wanted: Any, names: list[str]) -> None:
+    assert list(resolve_test_domains(wanted, DOMAINS)) == names
+
+
+@pytest.mark.parametrize(
+    ("wanted", "domains"),
+    [("0+1+2+3", DOMAINS), ("photo+", DOMAINS), ("photo+moon", DOMAINS), ("0+4", DOMAINS), ("pairs", ("a", "b"))],
+)
+def test_what_leaves_nothing_to_train_on_or_is_not_there_is_refused(wanted: str, domains: tuple[str, ...]) -> None:
+    with pytest.raises(
+        UserError, match=r"^test_domain=.*: must be all or one of .*, pairs, or some of them joined by \+$"
+    ):
+        resolve_test_domains(wanted, domains)
+
+
+def test_a_domain_may_have_a_plus_in_its_name() -> None:
+    names = ("a+b", "a", "b", "c")
+    assert resolve_test_domains("a+b", names) == ("a+b",)
+    assert left_out("a+b", names) == ("a+b",)
+    assert left_out("a+c", names) == ("a", "c")
+
+
+SMALL = (
+    *(*SMALLEST, "optim.steps=4", "optim.milestones=[]", "eval_every=2"),
+    *("averaging.start=2", "ensemble.start=2", "wandb.mode=disabled"),
+)  # fmt: skip
+
+
+def test_a_run_trains_on_the_others_and_tells_each_accuracy(small_glyphs: Path, tmp_path: Path) -> None:
+    folders = (f"data_dir={small_glyphs}", f"output_dir={tmp_path}")
+    done = train(*SMALL, *folders, "test_domain=[neon+chalk,print]", tiny_weights(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "4 steps of 2 x 2 images" in done.stdout
+    [path] = tmp_path.glob("runs/glyphs/chalk+neon/*/result.json")
+    rows = [json.loads(line) for line in path.with_name("metrics.jsonl").read_text().splitlines()]
+    held_out = held_out_count(12)
+    for result in json.loads(path.read_text())["results"]:
+        [row] = [one for one in rows if (one["method"], one["step"]) == (result["method"], result["step"])]
+        accuracy = row["domain_acc"]
+        whole = {
+            domain: (held_out * accuracy[domain]["out"] + (12 - held_out) * accuracy[domain]["in"]) / 12
+            for domain in ("chalk", "neon")
+        }
+        assert result["ood_by_domain"] == pytest.approx(whole)
+        assert result["ood_acc"] == row["ood_acc"] == pytest.approx(statistics.fmean(whole.values()))
+        assert result["iid_acc"] == pytest.approx((accuracy["mosaic"]["out"] + accuracy["print"]["out"]) / 2)
+        assert accuracy["mosaic"]["in"] is accuracy["print"]["in"] is None
+    [alone] = tmp_path.glob("runs/glyphs/print/*/result.json")
+    assert all("ood_by_domain" not in row for row in json.loads(alone.read_text())["results"])
+
+    analysed = script("analyse.py", *folders, f"run={path.parent.name}", "wandb.mode=disabled")
+    assert analysed.returncode == 0, analysed.stderr
+    assert "chalk+neon: analysed" in analysed.stdout
+    reported = script("report.py", f"output_dir={tmp_path}", "choose=leave_one_out")
+    assert reported.returncode == 0, reported.stderr
+    assert "lack runs that leave two domains out" in reported.stdout
+    assert "chalk+neon" not in reported.stdout  # it is no fifth domain to average over
+
+
+def test_pairs_are_chosen_by_the_accuracy_on_other_domains_left_out_as_well(tmp_path: Path) -> None:
+    """Against loops over the files, with accuracies at random."""
+    random = np.random.default_rng(0)
+    narrow = ("dropout=0.9", "seed=0,1", "optim.lr=1e-3,5e-4")
+    for run in study_runs("leave_one_out", *narrow):
+        path = write_run(tmp_path, run, curves=False) / "result.json"
+        content = json.loads(path.read_text())
+        for row in content["results"]:
+            row["ood_acc"], row["iid_acc"] = random.random(2)
+            if "+" in run.test_domain:
+                row["ood_by_domain"] = dict(zip(run.test_domain.split("+"), random.random(2), strict=True))
+        path.write_text(json.dumps(content))
+
+    def accuracies(folder: str, lr: float, seed: int) -> dict[str, Any]:
+        for path in tmp_path.glob(f"runs/pacs/{folder}/*/result.json"):
+            content = json.loads(path.read_text())
+            if (content["settings"]["optim.lr"], content["settings"]["seed"]) == (lr, seed):
+                return next(row for row in content["results"] if (row["method"], row["selection"]) == ("erm", "iid"))
+        raise AssertionError(folder, lr, seed)
+
+    expected = {}
+    for domain in DOMAINS:
+        for seed in (0, 1):
+            validation = {
+                lr: statistics.fmean(
+                    accuracies("+".join(sorted((domain, other))), lr, seed)["ood_by_domain"][other]
+                    for other in DOMAINS
+                    if other != domain
+                )
+                for lr in (1e-3, 5e-4)
+            }
+            lr = max(validation, key=lambda its: validation[its])
+            expected[domain, seed] = lr, accuracies(domain, lr, seed)["ood_acc"]
+
+    store = read_store(tmp_path)
+    reports = {choose: make_report(store, title="x", choose=choose) for choose in ("iid", "leave_one_out")}
+    found = {}
+    for choose, report in reports.items():
+        assert report.missing.empty
+        rows = report.data["chosen_pairs"]
+        rows = rows[rows.method == "erm"]
+        found[choose] = {(r.test_domain, r.seed): (r.lr, r.ood_acc) for r in rows.itertuples()}
+    assert found["leave_one_out"] == expected
+    assert found["iid"] != expected
+    table = reports["leave_one_out"].tables["results_pacs"]
+    chosen = table.numbers.set_index("method").chosen_ood["erm"]
+    assert chosen == pytest.approx(100 * statistics.fmean(ood for _, ood in expected.values()))
+    assert "leave-one-domain-out validation" in table.note
+    assert "best i.i.d. accuracy, for each test domain" in reports["iid"].tables["results_pacs"].note
+
+
+def test_nothing_is_chosen_where_a_run_that_leaves_two_domains_out_is_missing(tmp_path: Path) -> None:
+    runs = study_runs("leave_one_out", "dropout=0.9", "seed=0")
+    for run in runs:
+        path = write_run(tmp_path, run, curves=False) / "result.json"
+        content = json.loads(path.read_text())
+        if "+" in run.test_domain:
+            for row in content["results"]:
+                row["ood_by_domain"] = dict.fromkeys(run.test_domain.split("+"), 0.5)
+        path.write_text(json.dumps(content))
+        if run.test_domain == "cartoon+photo":
+            for file in path.parent.iterdir():
+                file.unlink()
+    report = make_report(read_store(tmp_path), title="x", choose="leave_one_out")
+    chosen = report.data["chosen_pairs"]
+    assert set(chosen.test_domain) == {"art_painting", "sketch"}
+    assert sum("lack runs that leave two domains out" in line for line in report.warnings) == 1

@@ -1,0 +1,601 @@
+"""Studies: their grids are the protocol's, they are checked and counted before the first job, and told from run directories."""
+
+import itertools
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf, open_dict
+from run_command import REPOSITORY, TINY, script, tiny_weights, train
+
+from vld.commands.preflight import at_a_time
+from vld.commands.status import show_jobs, show_status
+from vld.config.errors import UserError
+from vld.config.settings import Config
+from vld.machine.lock import LOCK
+from vld.machine.terminal import Terminal
+from vld.runs.identity import run_id, run_identity
+from vld.study.compose import typed_config, with_values
+from vld.study.jobs import Job, axes_of, jobs_of, study_axes
+from vld.study.planned import PlannedRun, left_out_domains, planned_runs
+from vld.study.progress import Progress, is_running, progress_of, seconds_to_go
+
+STUDIES = sorted(path.stem for path in (REPOSITORY / "conf/study").glob("*.yaml"))
+# Protocol, section 4: the runs that each figure adds to those before it.
+NEW_RUNS = {
+    "figure2": 576,
+    "figure3": 576,
+    "figure4": 432,
+    "figure5": 288,
+    "figure6": 576,
+    "figure7": 0,
+    "figure8": 576,
+    "figure9": 192,
+    "figure10": 0,
+}
+
+
+@pytest.fixture(autouse=True)
+def presets() -> Iterator[None]:
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        yield
+
+
+@cache
+def jobs(study: str, *words: str) -> list[Job]:
+    """Composed once for all tests: to be changed as copies only."""
+    problems: dict[str, None] = {}
+    axes = study_axes(study, list(words))
+    assert axes is not None
+    made = list(jobs_of(axes, problems))
+    assert not problems
+    return made
+
+
+def jobs_of_command(study: str, *words: str) -> list[Job]:
+    """Of `study=… words`, which may also replace an axis by values that it does not have."""
+    composed = compose("train", overrides=[f"study={study}"], return_hydra_config=True)
+    with open_dict(composed):
+        composed.hydra.overrides.task = [f"study={study}", *words]
+    problems: dict[str, None] = {}
+    made = list(jobs_of(axes_of(composed), problems))
+    assert not problems
+    return made
+
+
+def test_another_study_is_narrowed_to_the_runs_that_it_has() -> None:
+    assert study_axes("figure2", ["dropout=0.5"]) is None
+    assert len(jobs("figure2", "dropout=0.5,0.9", "dataset=pacs", "wandb.mode=offline")) == 72
+
+
+def test_each_study_adds_the_protocol_s_runs() -> None:
+    seen: set[str] = set()
+    added = {}
+    for study in NEW_RUNS:
+        wanted = {run.key for run in planned_runs(jobs(study))}
+        added[study] = len(wanted - seen)
+        seen |= wanted
+    assert added == NEW_RUNS
+    assert len(seen) == 3216
+    # Figure 1 here is an analogue of the paper's: its probes come on top, its fine-tuned runs are Figure 2's.
+    figure1 = {run.key: run.config.backbone.tuning for run in planned_runs(jobs("figure1"))}
+    assert len(figure1) == 96
+    assert {tuning for key, tuning in figure1.items() if key in seen} == {"full"}
+    assert len(figure1.keys() & seen) == 48
+
+
+def settings_of(study: str) -> dict[str, set[Any]]:
+    configs = [job.config for job in jobs(study)]
+    return {
+        "datasets": {config.dataset.name for config in configs},
+        "backbones": {config.backbone.name for config in configs},
+        "dropout": {config.dropout for config in configs},
+        "lr": {config.optim.lr for config in configs},
+        "weight_decay": {config.optim.weight_decay for config in configs},
+        "seeds": {config.seed for config in configs},
+        "steps": {config.optim.steps for config in configs},
+        "milestones": {tuple(config.optim.milestones) for config in configs},
+        "factor with dropout": {c.optim.last_layer_lr_factor for c in configs if c.dropout},
+        "factor without": {c.optim.last_layer_lr_factor for c in configs if not c.dropout},
+        "eval_every": {config.eval_every for config in configs},
+        "averaging": {(config.averaging.start, config.averaging.interval) for config in configs},
+        "ensemble": {(config.ensemble.start, config.ensemble.every) for config in configs},
+        "batch_size": {config.batch_size for config in configs},
+        "image_size": {config.image_size for config in configs},
+        "optim": {config.optim.name for config in configs},
+        "tuning": {config.backbone.tuning for config in configs},
+    }
+
+
+SMALL = {"vlcs", "pacs", "office_home", "terra_incognita"}
+FIGURE2: dict[str, set[Any]] = {
+    "datasets": SMALL,
+    "backbones": {"resnet50"},
+    "dropout": {0.0, 0.9},
+    "lr": {1e-3, 5e-4},
+    "weight_decay": {1e-4, 5e-5, 1e-5},
+    "seeds": {0, 1, 2},
+    "steps": {10_000},
+    "milestones": {(5_000,)},
+    "factor with dropout": {1.0},
+    "factor without": {1.0},
+    "eval_every": {300},
+    "averaging": {(300, 1)},
+    "ensemble": {(300, 300)},
+    "batch_size": {32},
+    "image_size": {224},
+    "optim": {"sgd"},
+    "tuning": {"full"},
+}
+RATES = {0.0, 0.5, 0.9, 0.95}
+
+
+@pytest.mark.parametrize(
+    ("study", "differences"),
+    [
+        ("figure2", {}),
+        ("figure3", {"dropout": {0.5, 0.95}, "factor without": set()}),
+        (
+            "figure4",
+            {
+                "datasets": {"domain_net"},
+                "dropout": RATES,
+                "lr": {3e-3, 5e-3},
+                "steps": {30_000},
+                "milestones": {(15_000, 25_000)},
+                "eval_every": {1_000},
+                "ensemble": {(1_000, 1_000)},
+            },
+        ),
+        (
+            "figure5",
+            {"datasets": {"vlcs"}, "backbones": {"resnet50_scratch"}, "dropout": RATES, "lr": {5e-3, 1e-2}},
+        ),
+        ("figure6", {"factor with dropout": {10.0}, "factor without": {10.0}}),
+        ("figure7", {"dropout": {0.9}, "factor without": set()}),
+        ("figure8", {"backbones": {"resnet50_v1"}, "factor with dropout": {10.0}}),
+        (
+            "figure9",
+            {"datasets": {"vlcs"}, "dropout": RATES, "weight_decay": {1e-2, 5e-3}, "tuning": {"linear"}},
+        ),
+        (
+            "figure10",
+            {"datasets": {"vlcs"}, "dropout": RATES, "weight_decay": {1e-2, 5e-3}, "tuning": {"linear"}},
+        ),
+        (
+            "figure1",
+            {
+                "dropout": {0.0},
+                "lr": {1e-3},
+                "weight_decay": {1e-4},
+                "tuning": {"full", "head"},
+                "factor with dropout": set(),
+            },
+        ),
+    ],
+)
+def test_grids_are_the_protocol_s(study: str, differences: dict[str, set[Any]]) -> None:
+    assert settings_of(study) == FIGURE2 | differences
+
+
+def test_pacs_on_a_cpu_is_48_runs_and_a_quarter_of_them_for_one_seed_and_rate() -> None:
+    assert len(planned_runs(jobs("pacs_cpu"))) == 48
+    narrowed = jobs("pacs_cpu", "seed=0", "optim.lr=1e-3")
+    assert len(planned_runs(narrowed)) == 12
+    assert {job.config.seed for job in narrowed} == {0}
+    assert {job.config.optim.lr for job in narrowed} == {1e-3}
+    its = settings_of("pacs_cpu")
+    assert its["datasets"] == {"pacs"}
+    assert its["backbones"] == {"efficientnet_lite0"}
+    assert its["dropout"] == {0.0, 0.5, 0.9}
+    assert its["image_size"] == {48}
+    assert its["steps"] == {2_000}
+
+
+def test_rivals_on_a_cpu_differ_in_their_part_alone_and_come_a_seed_after_another() -> None:
+    runs = planned_runs([*jobs("rivals_pacs_cpu"), *jobs("rivals_pacs_cpu_rates")])
+    assert [run.config.seed for run in runs] == sorted([0, 1, 2] * 32) + [0] * 32
+    seed = runs[:32]
+    assert len({(run.test_domain, run.config.recipe.name, run.config.dropout) for run in seed}) == 32
+    parts = {run.config.recipe.name: (run.config.mixout, run.config.warm_start) for run in runs}
+    assert parts == {"erm": (0, 0), "mixout_05": (0.5, 0), "mixout_08": (0.8, 0), "warm_start_100": (0, 100)}
+    assert all(run.config.swad.enabled for run in runs)
+    equal = {"mixout": 0.0, "mixout_kind": "filter", "warm_start": 0, "recipe.name": None}
+    without = [with_values(run.config, equal | {"study.name": None, "study.shares": []}) for run in runs]
+    rates = [config for config in without if config.optim.lr == 3e-4]
+    assert len(rates) == 32
+    same = {"test_domain": 0, "seed": 0, "dropout": 0.0, "optim.lr": 1e-3}
+    [(steps, milestones)] = {(c.optim.steps, tuple(c.optim.milestones)) for c in without}
+    assert (steps, milestones) == (1_000, (500,))
+    assert all(with_values(config, same) == with_values(without[0], same) for config in without)
+
+
+def test_rivals_are_crossed_with_dropout() -> None:
+    runs = planned_runs(jobs("rivals", "seed=0", "test_domain=0"))
+    assert len({run.key for run in runs}) == len(runs)
+    assert all(run.config.swad.enabled == (run.config.recipe.name == "swad") for run in runs)
+    recipes = {run.config.recipe.name for run in runs}
+    assert {(run.config.recipe.name, run.config.dropout) for run in runs} == set(itertools.product(recipes, (0.0, 0.9)))
+    assert {"paper", "swad", "erm_plus_plus", "high_rate_mixout", "lp_ft"} <= recipes
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_study_says_its_name_and_knows_the_studies_it_shares_runs_with(study: str) -> None:
+    config = jobs(study)[0].config
+    assert config.study.name == study
+    assert set(config.study.shares) <= set(STUDIES)
+    axes = compose("train", overrides=[f"study={study}"], return_hydra_config=True).hydra.sweeper.params
+    assert set(config.study.members) <= set(axes)
+
+
+def test_figure8_and_figure6_share_the_other_backbone_s_runs() -> None:
+    """#2 with all tricks is Figure 6's with dropout, #2 naive Figure 2's without."""
+    tricks = {run.key for run in planned_runs(jobs_of_command("figure8", "backbone=resnet50", "dropout=0.9"))}
+    naive = {run.key for run in planned_runs(jobs_of_command("figure8", "backbone=resnet50", "dropout=0"))}
+    assert tricks == {run.key for run in planned_runs(jobs("figure6", "dropout=0.9"))}
+    assert naive == {run.key for run in planned_runs(jobs("figure2", "dropout=0"))}
+
+
+def test_any_axis_is_narrowed_on_the_command_line() -> None:
+    words = ["dataset=pacs", "seed=1,2", "optim.lr=2e-3", "test_domain=sketch"]
+    narrowed = jobs_of_command("figure2", *words)
+    assert len(narrowed) == 2 * 3 * 2
+    assert {job.config.dataset.name for job in narrowed} == {"pacs"}
+    assert {job.config.optim.lr for job in narrowed} == {2e-3}
+    assert {run.test_domain for run in planned_runs(narrowed)} == {"sketch"}
+
+
+def test_jobs_are_what_hydra_composes() -> None:
+    """Made quickly from a few compositions, where settings refer to others (of figure 8 one does) and where none does; each
+    equals its own."""
+    for study in ("figure8", "figure2"):
+        presets = ("dataset=pacs,vlcs", "optim=adam,sgd", "backbone=resnet50_v1,resnet18")
+        values = ("optim.milestones=[5],[6]", "output_dir=a,b", "data_dir=here,${output_dir}")
+        made = jobs_of_command(study, *presets, "seed=0", "optim.weight_decay=1e-4", "test_domain=0", *values)
+        assert len(made) == 2**5 * 2**3
+        for job in made[::13]:
+            assert typed_config(compose("train", overrides=list(job.overrides)), Config) == job.config
+        made[0].config.optim.milestones.append(7)
+        assert all(job.config.optim.milestones in ([5], [6]) for job in made[1:])
+
+
+def test_everything_wrong_is_said_before_anything_is_done(tmp_path: Path) -> None:
+    """Neither does the first job's, where both values are bad, hide the others'."""
+    done = train("study=demo", "dropout=1.5,0,-1", "seed=x,0", f"output_dir={tmp_path / 'o'}", f"data_dir={tmp_path}")
+    assert done.returncode == 2
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 3
+    assert {line.split(":")[0] for line in lines} == {"dropout=1.5", "dropout=-1.0", "seed=x"}
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["train.py", "status.py", "combine.py"])
+def test_a_study_that_is_none_is_refused(command: str, tmp_path: Path) -> None:
+    done = script(command, "study=figur2", f"output_dir={tmp_path}")
+    assert done.returncode == 2
+    assert done.stderr.startswith("study=figur2: must be one of demo, figure1, figure10, figure2, ")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "# @package _global_\nstudy:\n  name: bad\nhydra:\n  sweeper:\n    params:\n      seed: 0,1\n",
+            "study=bad: its file must say hydra.mode: MULTIRUN",
+        ),
+        (
+            "# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      seed: 0,1\n",
+            "study=bad: its file must say study.name",
+        ),
+        (
+            "# @package _global_\nstudy:\n  name: bad\n  members: [sed]\nhydra:\n  mode: MULTIRUN\n",
+            "study.members: sed: no such option, did you mean seed?",
+        ),
+    ],
+)
+def test_a_study_file_that_lacks_something_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study/bad.yaml").write_text(text)
+    done = train("--config-dir", str(tmp_path), "study=bad", "dataset=glyphs", f"output_dir={tmp_path / 'o'}")
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert not (tmp_path / "o").exists()
+
+
+def test_the_dry_run_of_a_combination_has_its_members(small_glyphs: Path, tmp_path: Path) -> None:
+    done = train(
+        "dataset=glyphs", "backbone=efficientnet_lite0", "test_domain=0", "method=ensemble_of_runs", "dry_run=true",
+        'method.members=["seed=0,1,2"]', f"data_dir={small_glyphs}", f"output_dir={tmp_path / 'o'}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "this command: 3 runs, 0 finished" in done.stdout
+
+
+def test_a_dry_run_without_images_counts_runs_and_says_where_images_come_from(tmp_path: Path) -> None:
+    """It fetches, draws and makes nothing, not even weights."""
+    places = (f"data_dir={tmp_path / 'data'}", f"output_dir={tmp_path / 'o'}")
+    done = train("study=figure2", "dataset=pacs,vlcs", "seed=0", "dry_run=true", *places)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("missing: ") == 96
+    assert "figure2: 96 runs, 0 finished, 96 to do" in done.stdout
+    fetching = [line for line in done.stdout.splitlines() if "scripts/prepare.py" in line]
+    assert [line.split(":")[0] for line in fetching] == ["dataset=pacs", "dataset=vlcs"]
+    assert f"python scripts/prepare.py dataset=vlcs data_dir={tmp_path / 'data'}" in fetching[1]
+    glyphs = train("dataset=glyphs", "dry_run=true", *places)
+    assert "this command: 4 runs, 0 finished" in glyphs.stdout
+    assert "glyphs is not there yet; it is drawn before the first run" in glyphs.stdout
+    own = train("dataset=folder", "dataset.name=mine", "dry_run=true", *places)
+    assert own.returncode == 2
+    assert own.stderr.startswith(f"dataset=mine: no folder {tmp_path / 'data/mine'}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_random_and_published_weights_are_other_runs() -> None:
+    words = ("dropout=0", "seed=0", "test_domain=0", "backbone.weights=null,none", "precision=fp32,bf16")
+    assert len(planned_runs(jobs_of_command("demo", *words))) == 4
+
+
+def test_the_domains_are_those_of_the_folder_that_is_there(tmp_path: Path) -> None:
+    """A copy of VLCS may call them otherwise (`dataset.verify=warn` takes it); without one the known names hold."""
+    for domain in ("CALTECH", "LABELME", ".hidden"):
+        (tmp_path / "VLCS" / domain).mkdir(parents=True)
+    [here] = jobs(
+        "figure2", "dataset=vlcs", "dropout=0", "optim.lr=1e-3", "optim.weight_decay=1e-4", "seed=0", "test_domain=0"
+    )
+    assert left_out_domains(here.config) == ("Caltech101",)
+    there = replace(here.config, data_dir=str(tmp_path))
+    assert left_out_domains(there) == ("CALTECH",)
+    assert left_out_domains(replace(there, test_domain="all")) == ("CALTECH", "LABELME")
+
+
+def test_all_cores_are_so_many_jobs_at_a_time() -> None:
+    launchers = {"n_jobs": -1}, {"n_jobs": 3}, {"array_parallelism": 64}, {}
+    at_once = [at_a_time(OmegaConf.create({"hydra": {"launcher": launcher}})) for launcher in launchers]
+    assert at_once == [len(os.sched_getaffinity(0)), 3, 64, 1]
+
+
+@pytest.mark.parametrize("command", ["combine.py", "benchmark.py"])
+def test_only_training_can_be_tried_dry(command: str, tmp_path: Path) -> None:
+    refused = script(command, "dataset=glyphs", "dry_run=true", f"data_dir={tmp_path}", f"output_dir={tmp_path}/out")
+    assert refused.returncode == 2
+    assert "dry_run=true: train.py alone has it" in refused.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_study_s_combinations_are_not_train_s(tmp_path: Path) -> None:
+    done = train("study=demo", "method=model_soup", f"output_dir={tmp_path}", f"data_dir={tmp_path}")
+    assert done.returncode == 2
+    assert "combine.py study=demo" in done.stderr
+
+
+# A custom study, run small.
+
+SMALL_STUDY = """
+# @package _global_
+study:
+  name: mine
+  combinations: [model_soup, ensemble_of_runs]
+  members: [optim.lr, seed]
+  shares: [demo]
+
+image_size: 16
+batch_size: 1
+eval_every: 2
+optim:
+  steps: 2
+keep: [erm-last, erm-last-logits]
+
+hydra:
+  mode: MULTIRUN
+  sweeper:
+    params:
+      dataset: glyphs
+      backbone: timm
+      backbone.name: {network}
+      backbone.weights: {weights}
+      optim.lr: 1e-3,1e-4
+      seed: 0,1
+      dropout: 0,0.5
+      test_domain: 0,1
+"""
+
+
+@pytest.fixture(scope="module")
+def own_study(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("conf")
+    (folder / "study").mkdir()
+    weights = tiny_weights(folder).partition("=")[2]
+    (folder / "study/mine.yaml").write_text(SMALL_STUDY.lstrip().format(network=TINY, weights=weights))
+    return ["--config-dir", str(folder), "study=mine"]
+
+
+def test_a_study_of_one_s_own_from_end_to_end(own_study: list[str], small_glyphs: Path, tmp_path: Path) -> None:
+    options = [*own_study, f"data_dir={small_glyphs}", f"output_dir={tmp_path / 'outputs'}"]
+
+    def status(*more: str) -> tuple[int, str]:
+        done = script("status.py", *options, *more)
+        assert done.stderr == ""
+        return done.returncode, done.stdout
+
+    planned = train(*options, "dry_run=true")
+    assert planned.returncode == 0, planned.stderr
+    assert planned.stdout.count("missing: glyphs/") == 16
+    assert "mine: 16 runs, 0 finished, 16 to do; no estimate yet: no comparable run has finished" in planned.stdout
+    assert " MB of disk" in planned.stdout
+    assert not list((tmp_path / "outputs").rglob("runs"))
+    nothing = script("combine.py", *options)
+    assert nothing.returncode == 1
+    for rate in ("0", "0.5"):
+        line = rf"^not combined: dropout={rate}: method=\w+: \d of \d members are not finished"
+        assert re.search(line, nothing.stdout, re.MULTILINE)
+    alone = script("combine.py", *options, "optim.lr=1e-3", "seed=0")
+    assert alone.returncode == 0, alone.stderr
+    assert alone.stdout.count(": one run for each test domain: nothing to combine") == 2  # dropout rates
+
+    half = train(*options, "dropout=0.5")
+    assert half.returncode == 0, half.stderr
+    assert "mine: 8 runs, 0 finished, 8 to do" in half.stdout
+    # Each command's options are noted, and what each job got of them. Nothing from here on needs that.
+    notes = tmp_path / "outputs/jobs"
+    [of_command] = [yaml.safe_load(path.read_text()) for path in notes.rglob("multirun.yaml")]
+    assert set(of_command["hydra"]["overrides"]["task"]) >= {"study=mine", "dropout=0.5", options[-1]}
+    of_jobs = [yaml.safe_load(path.read_text()) for path in notes.rglob("overrides.yaml")]
+    assert len(of_jobs) == 8
+    assert all(options[-1] in words and any(word.startswith("seed=") for word in words) for words in of_jobs)
+    shutil.rmtree(notes)
+    code, table = status()
+    assert code == 1
+    assert "mine: 16 runs, 8 finished, 8 to do, about " in table
+    assert "its figure shows runs of demo as well: 0 of " in table
+    assert status("dropout=0.5")[0] == 0
+    combined = script("combine.py", *options)
+    assert combined.returncode == 1  # of dropout 0 nothing is there
+    made = [json.loads(path.read_text()) for path in (tmp_path / "outputs/combined").rglob("result.json")]
+    assert {result["settings"]["dropout"] for result in made} == {0.5}
+    trained = [json.loads(path.read_text()) for path in (tmp_path / "outputs/runs").rglob("result.json")]
+    assert {result["batch_norm_statistics"] for result in trained} == {"frozen"}  # since weights are given
+    assert "random" not in {result["settings"]["backbone.weights_fingerprint"] for result in trained}
+    assert sorted((r["identity"]["method"], r["settings"]["test_domain"], len(r["members"])) for r in made) == [
+        (method, domain, 4) for method in ("ensemble_of_runs", "model_soup") for domain in ("chalk", "mosaic")
+    ]
+
+    # A run that fails, one that was left, one that another process trains.
+    runs = [path.parent for path in (tmp_path / "outputs/runs").rglob("result.json")]
+    for path in runs[:3]:
+        (path / "result.json").unlink()
+    (runs[0] / "failure.json").write_text(json.dumps({"what": "the loss became nan at step 7"}))
+    (runs[1] / LOCK).write_text("4242\nanother-machine\n")
+    code, table = status("dropout=0.5")
+    assert code == 1
+    assert "the loss became nan at step 7" in table
+    counts = json.loads(status("dropout=0.5", "format=json")[1])["counts"]
+    assert counts == {"finished": 5, "running": 1, "interrupted": 1, "failed": 1, "missing": 0}
+    (runs[1] / LOCK).unlink()
+    again = train(*options, "dropout=0.5")
+    assert again.returncode == 0, again.stderr
+    assert "mine: 8 runs, 5 finished, 3 to do, about " in again.stdout
+    assert again.stdout.count("already finished, skipped") == 5
+    assert status("dropout=0.5", "watch=true")[0] == 0  # ends, since all is finished
+
+
+def test_status_of_a_plain_sweep_and_of_one_command(tmp_path: Path) -> None:
+    options = [
+        "dataset=glyphs",
+        "backbone=resnet18",
+        "backbone.weights=none",
+        "test_domain=0",
+        f"output_dir={tmp_path}",
+    ]
+    for words, runs in (
+        (options, "1 run"),
+        ([*options, "-m", "seed=0,1,2"], "3 runs"),
+        ([*options, "seed=0,1"], "2 runs"),
+    ):
+        done = script("status.py", *words)
+        assert done.returncode == 1, done.stderr
+        assert f"this sweep: {runs}, 0 finished" in done.stdout
+    with pytest.raises(UserError, match=r"^format=xml: must be one of table, json$"):
+        show_jobs([], "this sweep", OmegaConf.create({"format": "xml", "watch": False}))
+    misspelt = script("status.py", *options, "wtch=true")
+    assert misspelt.returncode == 2
+    assert "did you mean watch?" in misspelt.stderr
+
+
+def wanted(**changes: Any) -> PlannedRun:
+    [job] = jobs_of_command(
+        "demo", "dropout=0", "seed=0", "test_domain=chalk", "optim.steps=200", *(f"{k}={v}" for k, v in changes.items())
+    )
+    return planned_runs([job])[0]
+
+
+def test_a_run_is_known_by_its_settings_whatever_its_data_weights_and_precision(tmp_path: Path) -> None:
+    run = wanted(output_dir=tmp_path)
+
+    def write(precision: str, name: str, content: dict[str, Any], **other: Any) -> None:
+        identity = run_identity(
+            run.config, "chalk", dataset_fingerprint=precision, weights_fingerprint="w", precision=precision
+        )
+        identity |= other
+        path = tmp_path / "runs/glyphs/chalk" / run_id(identity)
+        path.mkdir(parents=True)
+        (path / "config.yaml").write_text(yaml.safe_dump({"identity": identity}))
+        (path / name).write_text(json.dumps({"settings": identity} | content))
+
+    [nothing] = progress_of([run])
+    assert nothing.state == "missing"
+    write("fp32", "failure.json", {"what": "why"}, seed=5)  # another run's
+    assert progress_of([run]) == [nothing]
+    write("fp32", "failure.json", {"what": "why"})
+    assert [(p.state, p.reason) for p in progress_of([run])] == [("failed", "why")]
+    write("bf16", "result.json", {"run_id": "", "results": [], "seconds": 50.0})
+    assert [(p.state, p.seconds) for p in progress_of([run])] == [("finished", 50.0)]
+    backbone = repr(run.config.backbone)
+    assert [p.state for p in progress_of([run], {backbone: "w"})] == ["finished"]
+    assert progress_of([run], {backbone: "of another file"}) == [nothing]
+    run.config.precision = "fp32"
+    assert [p.state for p in progress_of([run])] == ["failed"]
+
+
+def test_a_run_that_trains_tells_its_step_and_the_time_left(tmp_path: Path) -> None:
+    run = wanted(output_dir=tmp_path)
+    content = {"dataset_fingerprint": "d", "weights_fingerprint": "w", "precision": "fp32"}
+    identity = run_identity(run.config, "chalk", **content)
+    path = tmp_path / "runs/glyphs/chalk" / run_id(identity)
+    path.mkdir(parents=True)
+    (path / "config.yaml").write_text(yaml.safe_dump({"identity": identity}))
+    rows = ({"step": 0, "seconds": 0.0}, {"step": 50, "seconds": 10.0})  # of 200 steps
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (path / LOCK).write_text("4242\nanother-machine\n")
+    assert [(p.state, p.step, p.seconds_left) for p in progress_of([run])] == [("running", 50, 30.0)]
+    (path / LOCK).unlink()
+    assert [(p.state, p.step, p.seconds_left) for p in progress_of([run])] == [("interrupted", 50, 30.0)]
+
+
+def test_watching_shows_it_again_until_all_is_finished(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = wanted()
+    looks = [[Progress(run, state, step=50)] for state in ("running", "interrupted", "finished")]
+    slept: list[float] = []
+    monkeypatch.setattr("vld.commands.status.progress_of", lambda _: looks[len(slept)])
+    monkeypatch.setattr("vld.commands.status.time", SimpleNamespace(sleep=slept.append))
+
+    def shown(watch: bool) -> bool:
+        return show_status([run], {}, name="mine", watch=watch, as_json=False, terminal=Terminal())
+
+    assert not shown(watch=False)
+    assert not slept
+    assert capsys.readouterr().out.count("mine: 1 run, 0 finished") == 1
+    assert shown(watch=True)
+    assert slept == [5.0, 5.0]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("mine: 1 run, ")]
+    assert [line.split(", ")[1] for line in lines] == ["0 finished", "0 finished", "1 finished"]
+
+
+def test_seconds_to_go_are_those_of_runs_alike() -> None:
+    done, begun, other = wanted(), wanted(), wanted(image_size=64)
+    finished = [Progress(done, "finished", seconds=seconds) for seconds in (10.0, 20.0, 90.0)]
+    assert seconds_to_go([*finished, Progress(begun, "running", step=50)]) == pytest.approx(150 * 20 / 200)
+    assert seconds_to_go(finished) == 0
+    assert seconds_to_go([*finished, Progress(other, "missing")]) is None
+
+
+def test_a_lock_tells_whether_a_process_works(tmp_path: Path) -> None:
+    lock = tmp_path / LOCK
+    assert not is_running(tmp_path)
+    lock.write_text("4242\nanother-machine\n")
+    assert is_running(tmp_path)
+    old = time.time() - 1000
+    os.utime(lock, (old, old))
+    assert not is_running(tmp_path)

@@ -1,0 +1,111 @@
+"""What only a GPU can show: the same numbers by either way to it, no waiting for it, bf16 beside float32."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from run_command import train
+from tiny import SEED, make_dataset, make_model, settings
+
+from vld.config.settings import AveragingConfig, EnsembleConfig
+from vld.data.batches import TrainingBatches
+from vld.data.split import split_indices
+from vld.machine.device import set_up
+from vld.training import compiled as compilation
+from vld.training.evaluation import evaluation_set, predict
+from vld.training.loop import Trajectory
+from vld.training.loop import train as train_from
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.fixture(autouse=True)
+def float32_without_tf32() -> None:
+    set_up(torch.device("cuda"), deterministic=False)
+
+
+OPTIONS = [
+    "dataset=glyphs", "test_domain=chalk", "backbone=resnet18", "backbone.weights=none", "image_size=64",
+    "batch_size=8", "dropout=0.5", "device=cuda", "wandb.mode=disabled",
+]  # fmt: skip
+
+
+def gpu_batches(device: str = "cuda", **how: object) -> TrainingBatches:
+    domains = make_dataset().domains
+    indices = [split_indices(20, i, 0)[0] for i in range(2)]
+    return TrainingBatches(domains[:2], indices, 4, 8, torch.device(device), SEED, **how)
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_batches_are_those_of_a_cpu(resident: bool) -> None:
+    on_gpu, on_cpu = gpu_batches(resident=resident), gpu_batches("cpu")
+    for step in (0, 1, 2, 9, 10, 3):
+        images, labels = on_gpu.batch(step)
+        expected, expected_labels = on_cpu.batch(step)
+        assert torch.equal(labels.cpu(), expected_labels)
+        torch.testing.assert_close(images.cpu(), expected, rtol=0.0, atol=1e-4)
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_evaluation_is_that_of_a_cpu(resident: bool) -> None:
+    on_gpu = evaluation_set(make_dataset(), "c", 0, torch.device("cuda"), resident=resident)
+    on_cpu = evaluation_set(make_dataset(), "c", 0, torch.device("cpu"))
+    logits = [predict([make_model().to(e.labels.device)], e)[0].logits.cpu() for e in (on_gpu, on_cpu)]
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("resident", [True, False])
+def test_nothing_between_evaluations_waits_for_the_gpu(resident: bool, compiled: bool) -> None:
+    """PyTorch raises where the host would wait."""
+    model, batches = make_model().cuda(), gpu_batches(resident=resident)
+    images = evaluation_set(make_dataset(), "c", 0, torch.device("cuda"), resident=resident)
+    if compiled:
+        compilation.compile_run(model, batches, images, print)
+        assert model.compiled
+    trajectory = Trajectory(
+        model, settings(steps=20), eval_every=20, averaging=AveragingConfig(2, 1), ensemble=EnsembleConfig(20, 20)
+    )
+
+    def on_step(step: int) -> None:
+        torch.cuda.set_sync_debug_mode("error" if 5 <= step < 20 else "default")
+
+    try:
+        evaluations = list(train_from(trajectory, batches, images, seed=SEED, on_step=on_step))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert [evaluation.step for evaluation in evaluations] == [0, 20]
+
+
+def test_a_deterministic_run_is_the_same_again(tmp_path: Path) -> None:
+    rows = []
+    for name in ("a", "b"):
+        output_dir = tmp_path / name
+        done = train(
+            *OPTIONS, "deterministic=true", "optim.steps=40", "eval_every=10", f"data_dir={tmp_path}",
+            f"output_dir={output_dir}",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        [path] = output_dir.rglob("metrics.jsonl")
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        rows.append([{k: v for k, v in line.items() if "seconds" not in k} for line in lines])
+    assert rows[0] == rows[1]
+
+
+def test_bf16_and_float32_learn_alike(tmp_path: Path) -> None:
+    """Three seeds each: the means of the training loss differ by less than the seeds do, with room for chance."""
+    losses: dict[str, list[float]] = {"bf16": [], "fp32": []}
+    for precision, values in losses.items():
+        for seed in range(3):
+            output_dir = tmp_path / f"{precision}{seed}"
+            done = train(
+                *OPTIONS, f"precision={precision}", f"seed={seed}", "optim.steps=200", "eval_every=100", "optim.lr=0.01",
+                f"data_dir={tmp_path}", f"output_dir={output_dir}",
+            )  # fmt: skip
+            assert done.returncode == 0, done.stdout + done.stderr
+            [path] = output_dir.rglob("metrics.jsonl")
+            values.append(json.loads(path.read_text().splitlines()[-1])["train_loss"])
+    bf16, fp32 = (torch.tensor(losses[name]) for name in ("bf16", "fp32"))
+    spread = max(float(bf16.std()), float(fp32.std()), 0.02)
+    assert abs(float(bf16.mean() - fp32.mean())) < 3 * spread
