@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vld.config.errors import UserError
+from vld.config.errors import UserError, damaged
 from vld.config.settings import BackboneConfig, Config
 from vld.model.classifier import Classifier, build_classifier
 from vld.runs.identity import RANDOM_WEIGHTS
@@ -36,7 +36,7 @@ def load_weights(run_dir: Path, weights: str) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: damaged ({error}); move its directory away and train the run again") from error
+        raise damaged(path, error, "move its directory away and train the run again") from error
 
 
 def network(identity: Mapping[str, Any], state: Mapping[str, Tensor], *, autocast: bool = False) -> Classifier:

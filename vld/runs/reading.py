@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from vld.config.errors import UserError
+from vld.config.errors import UserError, damaged
 from vld.runs.identity import run_id
 
 
@@ -14,9 +14,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: damaged ({error}); move its directory away and run again") from error
+        raise damaged(path, error) from error
     if not isinstance(value, dict):
-        raise UserError(f"{path}: damaged (not a JSON object); move its directory away and run again")
+        raise damaged(path, "not a JSON object")
     return value
 
 
@@ -34,7 +34,7 @@ def stored_identity(run_dir: Path) -> dict[str, Any]:
     try:
         identity = yaml.safe_load(path.read_text(encoding="utf-8"))["identity"]
     except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: damaged ({error!r}); move its directory away and run again") from error
+        raise damaged(path, repr(error)) from error
     check_identity(identity, path)
     assert isinstance(identity, dict)
     return identity
@@ -46,7 +46,7 @@ def stored_settings(run_dir: Path) -> dict[str, Any]:
     try:
         other = dict(yaml.safe_load(path.read_text(encoding="utf-8"))["other"])
     except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: damaged ({error!r}); move its directory away and run again") from error
+        raise damaged(path, repr(error)) from error
     return other | identity
 
 
