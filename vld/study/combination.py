@@ -1,5 +1,6 @@
 """Combine finished runs, once: find the members, make soup or ensemble, write `combined/…/result.json`."""
 
+import copy
 import itertools
 import statistics
 import time
@@ -27,7 +28,7 @@ from vld.runs.environment import now, software_versions
 from vld.runs.identity import ADDED_LATER, run_id
 from vld.runs.inputs import check_output_dir
 from vld.runs.keep import read_logits
-from vld.runs.networks import load_weights, network
+from vld.runs.networks import evaluated_network, load_weights
 from vld.runs.once import SKIP_HINT, Listener, Outcome, explained
 from vld.runs.record import accuracies
 from vld.runs.results import read
@@ -35,8 +36,9 @@ from vld.study.member_axes import CONNECTIVITY, ENSEMBLE_OF_RUNS, kept_file, mem
 from vld.study.members import Member, find_members
 from vld.study.planned import left_out_domains
 from vld.study.runner import Datasets, decoded, run_all
+from vld.training.compiled import resolve_compile
 from vld.training.connectivity import ALPHAS, REPRESENTATIONS, WEIGHTS, along_representations, between
-from vld.training.evaluation import EvaluationSet, Scores, evaluation_set, predict, score
+from vld.training.evaluation import EvaluationSet, Scores, predict, score
 from vld.training.soups import by_number_of_members, ensemble_of_runs, greedy_soup, outputs, uniform_soup
 
 # For accuracy against the number of members: about as many random subsets of each size.
@@ -238,10 +240,14 @@ def _over(statistic: Callable[[list[float]], float], accuracies: list[Any]) -> f
     return None if None in accuracies else statistic(accuracies)
 
 
-def _evaluation_set(combination: Combination, dataset: Dataset, device: torch.device) -> EvaluationSet:
-    settings = ADDED_LATER | combination.members[0].settings
-    arguments = (dataset, combination.test_domain, settings["split_seed"], device)
-    return evaluation_set(*arguments, holdout=settings["holdout"])
+def _network_and_images(
+    combination: Combination, dataset: Dataset, device: torch.device, terminal: Terminal
+) -> tuple[Classifier, EvaluationSet]:
+    """A network for weights of the members, and what they are evaluated on."""
+    config, first = combination.config, combination.members[0]
+    how = resolve_compile(config.compile, device, config.deterministic)
+    weights = load_weights(first.path, kept_file(config))
+    return evaluated_network(first.settings, weights, dataset, device, how, terminal.say)
 
 
 def _row(config: Config, members: list[Member], scores: Scores) -> dict[str, Any]:
@@ -290,12 +296,13 @@ def _connectivity(
     combination: Combination, dataset: Dataset, device: torch.device, terminal: Terminal
 ) -> dict[str, Any]:
     """Accuracies at every α along both lines; the result's row is that of the weights' midpoint."""
-    config, settings = combination.config, combination.members[0].settings
-    images = _evaluation_set(combination, dataset, device)
+    config = combination.config
+    model, images = _network_and_images(combination, dataset, device, terminal)
     first, second = (load_weights(member.path, kept_file(config)) for member in combination.members)
 
     def with_weights(weights: Mapping[str, Tensor]) -> Classifier:
-        return network(settings, weights, autocast=settings["precision"] == "bf16").to(device)
+        model.load_state_dict(weights)
+        return model
 
     logits: dict[tuple[str, float], Tensor] = {}
     with terminal.counting(f"{combination.test_domain}: along the line") as progress:
@@ -303,7 +310,7 @@ def _connectivity(
             [prediction] = predict([with_weights(between(first, second, alpha))], images)
             logits[WEIGHTS, alpha] = prediction.logits
             progress(done, len(ALPHAS) + 1)
-        mixed = along_representations(with_weights(first), with_weights(second), images)
+        mixed = along_representations(copy.deepcopy(with_weights(first)), with_weights(second), images)
         logits |= {(REPRESENTATIONS, alpha): its for alpha, its in zip(ALPHAS, mixed, strict=True)}
     scores = {point: score(its, images) for point, its in logits.items()}
     return {
@@ -315,16 +322,15 @@ def _connectivity(
 
 
 def _soup(combination: Combination, dataset: Dataset, device: torch.device, terminal: Terminal) -> dict[str, Any]:
-    config, members, settings = combination.config, combination.members, combination.members[0].settings
-    images = _evaluation_set(combination, dataset, device)
+    config, members = combination.config, combination.members
+    model, images = _network_and_images(combination, dataset, device, terminal)
     by_id = {member.run_id: member for member in members}
-    autocast = settings["precision"] == "bf16"
 
     def load(member: str) -> dict[str, Tensor]:
         return load_weights(by_id[member].path, kept_file(config))
 
     def evaluate(weights: Mapping[str, Tensor]) -> Scores:
-        model = network(settings, weights, autocast=autocast).to(device)
+        model.load_state_dict(weights)
         return score(predict([model], images)[0].logits, images)
 
     if config.method.name == "model_soup":
