@@ -170,16 +170,19 @@ def test_no_memory_for_the_trial_may_be_enough_for_the_run(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("wanted", "device", "deterministic", "expected"),
     [
-        ("auto", "cuda", False, "true"),
-        ("auto", "cuda", True, "false"),
-        ("auto", "cpu", False, "false"),
-        ("true", "cpu", True, "true"),
-        ("false", "cuda", False, "false"),
-        ("graphs", "cuda", True, "graphs"),
+        ("auto", "cuda", False, True),
+        ("auto", "cuda", True, False),
+        ("auto", "cpu", False, False),
+        ("true", "cpu", True, True),
+        ("false", "cuda", False, False),
+        ("graphs", "cuda", True, True),
     ],
 )
-def test_who_compiles(wanted: str, device: str, deterministic: bool, expected: str) -> None:
-    assert compilation.resolve_compile(wanted, torch.device(device), deterministic) == expected
+def test_who_compiles(
+    wanted: str, device: str, deterministic: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.are_deterministic_algorithms_enabled", lambda: deterministic)
+    assert compilation.is_wanted(wanted, torch.device(device)) == expected
 
 
 @pytest.mark.slow

@@ -25,7 +25,6 @@ from vld.runs.reading import stored_identity, stored_settings
 from vld.study.probing import analysis_of
 from vld.study.runner import Datasets, decoded
 from vld.tracking.background import Publisher
-from vld.training.compiled import resolve_compile
 
 SHOWN = ("acc", "effective_rank", "probe_acc", MASKED[0.9], "ece", "nll")
 """In the table of several runs."""
@@ -124,8 +123,8 @@ def _analysed(
     began = time.perf_counter()
     weights = load_weights(directory, config.weights)
     dataset = _runs_dataset(directory, settings, config, datasets, terminal)
-    how, identity = resolve_compile(config.compile, device), stored_identity(directory)
-    model, images = evaluated_network(identity, weights, dataset, device, how, terminal.say)
+    identity = stored_identity(directory)
+    model, images = evaluated_network(identity, weights, dataset, device, config.compile, terminal.say)
     with terminal.counting(f"{test_domain}: features of {directory.name}") as progress:
         try:
             analysis = analysis_of(model, dataset, images, settings["split_seed"], progress)

@@ -30,7 +30,7 @@ from vld.runs.keep import drop_stale, missing_files, save_kept
 from vld.runs.record import Record, finite_or_none, selected_rows
 from vld.runs.reevaluate import SUBSET, evaluate_in_full, kept_while_training
 from vld.training.collapse import CollapseWatch, dropout_noise, noise_warning
-from vld.training.compiled import compile_network, resolve_compile
+from vld.training.compiled import compile_network
 from vld.training.evaluation import EvaluationSet, evaluation_images, evaluation_set
 from vld.training.loop import Evaluation, Trajectory, is_evaluated, train
 
@@ -146,8 +146,7 @@ class Session:
         self.collapses = CollapseWatch(feature_scale, config.dropout, self.noise, self.model.pretrained)
         if saved is None and (warning := noise_warning(self.noise, config.dropout, feature_scale)):
             self.warn(warning)
-        how = resolve_compile(config.compile, self.device, config.deterministic)
-        compile_network(how, self.model, self.images, self.say, self.batches)
+        compile_network(config.compile, self.model, self.images, self.say, self.batches)
         self.environments = [environment_now(self.device, config.deterministic, self.model.compiled)]
         self.trajectory = Trajectory(
             self.model,

@@ -36,7 +36,6 @@ from vld.study.member_axes import CONNECTIVITY, ENSEMBLE_OF_RUNS, kept_file, mem
 from vld.study.members import Member, find_members
 from vld.study.planned import left_out_domains
 from vld.study.runner import Datasets, decoded, run_all
-from vld.training.compiled import resolve_compile
 from vld.training.connectivity import ALPHAS, REPRESENTATIONS, WEIGHTS, along_representations, between
 from vld.training.evaluation import EvaluationSet, Scores, predict, score
 from vld.training.soups import by_number_of_members, ensemble_of_runs, greedy_soup, outputs, uniform_soup
@@ -245,9 +244,8 @@ def _network_and_images(
 ) -> tuple[Classifier, EvaluationSet]:
     """A network for weights of the members, and what they are evaluated on."""
     config, first = combination.config, combination.members[0]
-    how = resolve_compile(config.compile, device, config.deterministic)
     weights = load_weights(first.path, kept_file(config))
-    return evaluated_network(first.settings, weights, dataset, device, how, terminal.say)
+    return evaluated_network(first.settings, weights, dataset, device, config.compile, terminal.say)
 
 
 def _row(config: Config, members: list[Member], scores: Scores) -> dict[str, Any]:
@@ -264,17 +262,14 @@ def _row(config: Config, members: list[Member], scores: Scores) -> dict[str, Any
 def _ensemble(combination: Combination) -> dict[str, Any]:
     """From stored logits."""
     config, members = combination.config, combination.members
-    given, labels = [], None
-    for member in members:
-        logits, its_labels = read_logits(member.path / f"{kept_file(config)}.safetensors")
-        labels = labels or its_labels
+    read = [read_logits(member.path / f"{kept_file(config)}.safetensors") for member in members]
+    labels = read[0][1]
+    for member, (_, its_labels) in zip(members, read, strict=True):
         if its_labels.parts != labels.parts or not torch.equal(its_labels.labels, labels.labels):
             raise UserError(f"{member.path}: its logits are not of the same images as those of {members[0].path}")
-        given.append(outputs(logits, config.method.average))
-    assert labels is not None
-    of_these = labels
+    given = [outputs(logits, config.method.average) for logits, _ in read]
     permutations = max(1, round(SUBSETS / len(members)))
-    curve = by_number_of_members(given, lambda total: score(total, of_these), permutations, seed=0)
+    curve = by_number_of_members(given, lambda total: score(total, labels), permutations, seed=0)
     return {
         "results": [_row(config, members, score(ensemble_of_runs(given), labels))],
         "by_number_of_members": [
@@ -334,15 +329,13 @@ def _soup(combination: Combination, dataset: Dataset, device: torch.device, term
         return score(predict([model], images)[0].logits, images)
 
     if config.method.name == "model_soup":
-        scores = evaluate(uniform_soup(map(load, by_id)))
-        return {"results": [_row(config, members, scores)]}
+        return {"results": [_row(config, members, evaluate(uniform_soup(map(load, by_id))))]}
     with terminal.counting(f"{combination.test_domain}: evaluating candidates") as progress:
-        evaluated = itertools.count(1)
+        evaluated = itertools.count()
 
         def taste(weights: Mapping[str, Tensor]) -> Scores:
-            scores = evaluate(weights)
             progress(next(evaluated), len(members))
-            return scores
+            return evaluate(weights)
 
         by_iid_acc = [(member.run_id, member.row(config.method.member_step)["iid_acc"]) for member in members]
         trace = greedy_soup(by_iid_acc, load, taste, config.method.accept)

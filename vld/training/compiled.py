@@ -21,11 +21,11 @@ ANNOUNCED_SECONDS = 10
 """A compilation that takes longer has its time said; from the cache it takes a few seconds."""
 
 
-def resolve_compile(wanted: str, device: torch.device, deterministic: bool = False) -> str:
-    """auto: on a GPU, unless the numbers have to be the same again."""
-    if wanted == "auto":
-        return "true" if device.type == "cuda" and not deterministic else "false"
-    return wanted
+def is_wanted(how: str, device: torch.device) -> bool:
+    """auto: on a GPU, unless the numbers have to be the same again (`set_up`)."""
+    return how in ("true", "graphs") or (
+        how == "auto" and device.type == "cuda" and not torch.are_deterministic_algorithms_enabled()
+    )
 
 
 def compile_network(
@@ -37,17 +37,18 @@ def compile_network(
 ) -> None:
     """Have `model` compute by a compiled program, after trying that on a copy; or as before where it fails.
 
-    how: false does nothing; true; graphs: the network's kernels are recorded and launched as one CUDA graph, which spares the
-    host. batches: of a model that is to be trained; on a GPU their augmentation is compiled as well.
+    how: the setting `compile`; graphs: the network's kernels are recorded and launched as one CUDA graph, which spares the host.
+    batches: of a model that is to be trained; on a GPU their augmentation is compiled as well.
     """
-    if how == "false":
+    device = model.head.weight.device
+    if not is_wanted(how, device):
         return
     # A choice: `set_up` keeps float32 what it says.
     warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # no CUDA on a CPU machine is no news
     torch._dynamo.config.recompile_limit = 64  # a sweep in one process has many networks and sizes
     began = time.perf_counter()
-    compute, device = _compiled(represent, how == "graphs"), model.head.weight.device
+    compute = _compiled(represent, how == "graphs")
     augment = batches.augment if batches else augment_together
     try:
         trial = copy.deepcopy(model)

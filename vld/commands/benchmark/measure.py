@@ -37,7 +37,7 @@ from vld.runs.inputs import check_inputs, initial_classifier
 from vld.runs.run import Run, run_evaluation_set, training_batches
 from vld.runs.space import bytes_kept
 from vld.study.runner import decoded
-from vld.training.compiled import compile_network, resolve_compile
+from vld.training.compiled import compile_network
 from vld.training.evaluation import IMAGES_AT_ONCE, EvaluationSet, predict
 from vld.training.loop import Trajectory, update
 from vld.training.methods import WEIGHT_AVERAGING
@@ -121,9 +121,8 @@ class Measured:
 
     def compile(self) -> float:
         """Seconds that it takes where nothing has been compiled before."""
-        how = resolve_compile(self.config.compile, self.device, self.config.deterministic)
         began = time.perf_counter()
-        compile_network(how, self.ours.model, self.images, self.terminal.say, self.batches)
+        compile_network(self.config.compile, self.ours.model, self.images, self.terminal.say, self.batches)
         return time.perf_counter() - began if self.ours.model.compiled else 0.0
 
     def full(self, step: int) -> None:
