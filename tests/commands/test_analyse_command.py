@@ -218,7 +218,7 @@ def test_all_runs_with_weights_are_analysed_once(
     # Nothing is computed: there is not even a dataset.
     again = analyse(trained, small_glyphs / "none")
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("analysed before") == 2
+    assert again.stdout.count("already analysed") == 2
     assert again.stdout[again.stdout.index("┏") :] == table
     assert {path: path.read_bytes() for path in trained.glob("runs/*/*/*/analysis.json")} == before
     assert not list(trained.glob("runs/*/*/*/.*"))

@@ -408,7 +408,7 @@ def test_other_images_are_refused(trained: Path, small_glyphs: Path, tmp_path: P
 def test_bad_combinations_are_one_line_and_exit_code_2(trained: Path, small_glyphs: Path) -> None:
     here = (*BASE, f"data_dir={small_glyphs}", f"output_dir={trained}", "test_domain=0")
     bad = {
-        "method=erm": "method=erm: combine.py makes one of model_soup, greedy_soup, ensemble_of_runs",
+        "method=erm": "method=erm: combine.py needs one of model_soup, greedy_soup, ensemble_of_runs",
         "test_domain=9": "test_domain=9: must be all or one of chalk",
     }
     for option, said in bad.items():

@@ -628,7 +628,7 @@ def test_verify_reads_what_is_stored(tmp_path: Path, write_dataset: WriteDataset
         refused = script("prepare.py", *options)
         assert refused.returncode == 2
         assert re.search(
-            r"10 images are not what the store has of them, the first of them .*photo/cat/000.png", refused.stderr
+            r"10 images differ from those in the store, the first of them .*photo/cat/000.png", refused.stderr
         )
         path.write_bytes(whole)
 

@@ -1,5 +1,5 @@
-"""From words on the command line, which Hydra composes, to an exit code: `main` (words), `preflight` (checks), `launch` (jobs),
-`task` (one of them). Beside them a file per command, and the benchmark.
+"""From the words of a command to an exit code. `main` composes them by Hydra, `preflight` checks them, `launch` runs the jobs,
+`task` is one of them; beside these a file per command, and the benchmark.
 
 Imports from every room.
 """
