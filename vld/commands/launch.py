@@ -158,7 +158,8 @@ def _show_end(command: Command, ended: Sequence[Ended]) -> int:
     """Show the results of all jobs in one table, then what failed. Returns the exit code."""
     terminal = Terminal()
     outcomes = [outcome for one in ended for outcome in one.outcomes]
-    show_results(outcomes, command.config.method.name, terminal, of_sweep=True)
+    if outcomes:
+        show_results(outcomes, command.config.method.name, terminal, of_sweep=True)
     terminal.show(*(f"skipped: {outcome.directory}: {outcome.skipped}" for outcome in outcomes if outcome.skipped))
     if not_uploaded := sum(one.not_uploaded for one in ended):
         publish = next(one.publish for one in ended if one.not_uploaded)
