@@ -33,6 +33,7 @@ from vld.data.verify import check_content
 from vld.machine.terminal import Terminal
 
 CLASSES = ("bird", "car")
+FROM_CSV = DatasetConfig(name="mine", folder="none", csv="mine.csv")
 
 
 @pytest.fixture
@@ -69,6 +70,13 @@ def tarred(folder: Path) -> bytes:
 
 def tree(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def refusal(*options: str) -> list[str]:
+    """The lines on standard error of a command that has to be refused."""
+    done = script("prepare.py", *options)
+    assert done.returncode == 2, done.stdout
+    return done.stderr.splitlines()
 
 
 def nothing_half_made(data_dir: Path) -> None:
@@ -200,16 +208,14 @@ def test_each_dataset_is_fetched_and_arranged(
     server.files |= archives
     monkeypatch.setattr("vld.machine.disk.free_disk", lambda _: 10**12)  # what the whole of DomainNet takes
     data_dir = tmp_path / "data"
-    files = prepared(server, tmp_path / "data", name)
+    files = prepared(server, data_dir, name)
     assert tree(files.root) == expected
     assert sum(len(domain.files) for domain in files.domains) == len(expected)
     assert f"warning: dataset={name}: " in capsys.readouterr().out  # so few images
-    assert sorted(path.name for path in data_dir.iterdir() if not path.name.startswith(".")) == sorted(
-        {"archives", "stores", files.root.name}
-    )
+    assert {path.name for path in data_dir.glob("[!.]*")} == {"archives", "stores", files.root.name}
     # A dataset that is there is taken as it is.
     server.files.clear()
-    assert prepared(server, tmp_path / "data", name) == files
+    assert prepared(server, data_dir, name) == files
 
 
 def test_too_little_disk_for_the_store_is_said_before_anything(
@@ -486,18 +492,14 @@ def test_an_archive_put_there_by_hand_is_used(server: ArchiveServer, archive: by
 
 def test_the_command_says_all_in_one_line(server: ArchiveServer, archive: bytes, tmp_path: Path) -> None:
     options = (f"data_dir={tmp_path / 'data'}", f"dataset.mirror={server.url}", "dataset.checksum=off")
-    refused = script("prepare.py", *options)
-    assert refused.returncode == 2
-    assert len(refused.stderr.splitlines()) == 1
-    assert f"put it at {tmp_path}/data/archives/pacs/PACS.zip and run this again" in refused.stderr
+    [line] = refusal(*options)
+    assert f"put it at {tmp_path}/data/archives/pacs/PACS.zip and run this again" in line
     server.files["PACS.zip"] = archive
     done = script("prepare.py", *options, "dataset.verify=warn")
     assert done.returncode == 0, done.stderr
     assert f"{tmp_path}/data/PACS is ready" in done.stdout
     for bad in (("dataset.verify=maybe", "dataset.mirror=ftp://x"), ("dataset=imagenet",), ("dataset.nome=x",)):
-        refused = script("prepare.py", *options, *bad)
-        assert refused.returncode == 2
-        assert len(refused.stderr.splitlines()) == len(bad), refused.stderr
+        assert len(refusal(*options, *bad)) == len(bad)
 
 
 # Archives
@@ -586,19 +588,13 @@ def test_a_data_dir_that_cannot_be_is_one_line(tmp_path: Path) -> None:
     for name, data_dir in (
         ("pacs", tmp_path),
         ("pacs", tmp_path / "file"),
-        ("pacs", Path("/proc/data")),
+        ("pacs", "/proc/data"),
         ("glyphs", tmp_path),
     ):
-        refused = script("prepare.py", f"dataset={name}", f"data_dir={data_dir}", "dataset.mirror=http://127.0.0.1:9")
-        assert refused.returncode == 2
-        assert len(refused.stderr.splitlines()) == 1, refused.stderr
-        assert "data_dir=" in refused.stderr
-    bad = ("image_size=0", "data_dir=", "dataset.mirror='http://[x'")
-    refused = script("prepare.py", *bad)
-    assert refused.returncode == 2
-    assert sorted(line.split("=")[0] for line in refused.stderr.splitlines()) == sorted(
-        option.split("=")[0] for option in bad
-    )
+        [line] = refusal(f"dataset={name}", f"data_dir={data_dir}", "dataset.mirror=http://127.0.0.1:9")
+        assert "data_dir=" in line
+    lines = refusal("image_size=0", "data_dir=", "dataset.mirror='http://[x'")
+    assert sorted(line.split("=")[0] for line in lines) == ["data_dir", "dataset.mirror", "image_size"]
 
 
 def test_verify_reads_what_is_stored(tmp_path: Path, write_dataset: WriteDataset) -> None:
@@ -611,11 +607,8 @@ def test_verify_reads_what_is_stored(tmp_path: Path, write_dataset: WriteDataset
         [path] = (tmp_path / "stores").glob(f"*-{kind}-*/1.uint8")
         whole = path.read_bytes()
         path.write_bytes(bytes(len(whole)))
-        refused = script("prepare.py", *options)
-        assert refused.returncode == 2
-        assert re.search(
-            r"10 images differ from those in the store, the first of them .*photo/cat/000.png", refused.stderr
-        )
+        [line] = refusal(*options)
+        assert re.search("10 images differ from those in the store, the first of them .*photo/cat/000.png", line)
         path.write_bytes(whole)
 
 
@@ -648,9 +641,8 @@ def test_a_csv_lists_what_a_folder_holds(tmp_path: Path, write_dataset: WriteDat
     assert from_folder.returncode == from_csv.returncode == 0, from_csv.stderr
     [one], [other] = ([path.parent.name for path in (tmp_path / name).rglob("result.json")] for name in "ab")
     assert one == other  # the same run
-    assert prepare(
-        PrepareConfig(DatasetConfig(name="mine", folder="none", csv="mine.csv"), str(tmp_path)), Terminal()
-    ).domains == tuple(dataclasses.replace(domain) for domain in list_dataset("mine", root).domains)
+    listed = prepare(PrepareConfig(FROM_CSV, str(tmp_path)), Terminal())
+    assert listed.domains == list_dataset("mine", root).domains
 
 
 BAD_CSV = {
@@ -670,7 +662,7 @@ def test_bad_csv_files_are_named(what: str, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / "mine.csv").write_text(text)
     with pytest.raises(UserError, match=re.escape(said) if what != "classes" else said):
-        prepare(PrepareConfig(DatasetConfig(name="mine", folder="none", csv="mine.csv"), str(tmp_path)), Terminal())
+        prepare(PrepareConfig(FROM_CSV, str(tmp_path)), Terminal())
 
 
 def test_two_archives_arrive_at_a_time(tmp_path: Path) -> None:

@@ -384,6 +384,8 @@ BAD_VALUES: list[dict[str, str]] = [
         "batch_size=-2": "batch_size=-2: must be a whole number of at least 1",
         "optim.milestones=[0]": "optim.milestones=.*at least 1",
         "keep=[ensemble-last]": "keep=ensemble-last: must be one of",
+        "method.member_step=oracle_step": "method.member_step=oracle_step: must be one of last, iid",
+        "method.average=median": "method.average=median: must be one of logits, softmax",
         "checkpoint_every=nan": "checkpoint_every=nan: must be",
         "device=1": "device=1: must be",
     },
