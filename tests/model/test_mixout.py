@@ -142,7 +142,7 @@ def test_a_warm_start_trains_the_last_layer_alone_without_dropout() -> None:
     for step in range(3):
         images, labels = batches.batch(step)
         optimizer.zero_grad()
-        nn.functional.cross_entropy(start.predict(images).logits, labels).backward()  # type: ignore[no-untyped-call]
+        nn.functional.cross_entropy(start.head(start.representation(images)), labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     start.backbone.load_state_dict(make_model().backbone.state_dict())
     warmed = go(trajectory, 0, 3)

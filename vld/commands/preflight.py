@@ -203,7 +203,7 @@ def say_what_is_to_do(command: Command, inputs: "dict[str, Inputs]") -> None:
     With `dry_run=true` those others first, one a line, and then that is all. Raises `UserError` where the disk has less.
     """
     from vld.commands.status import say_unfinished, summary
-    from vld.machine.terminal import Terminal, megabytes
+    from vld.machine.terminal import Terminal, size_text
     from vld.runs.identity import weights_fingerprint
     from vld.runs.inputs import inputs_key
     from vld.runs.space import check_disk, disk_of_runs
@@ -230,7 +230,7 @@ def say_what_is_to_do(command: Command, inputs: "dict[str, Inputs]") -> None:
     meanwhile *= min(at_a_time(command.config) if command.sweep else 1, len(to_do))
     check_disk(kept, meanwhile, 0, next(iter(inputs.values())).existing_folder)
     terminal.say(
-        f"{summary(progress, command.title)}, {megabytes(kept)} of disk ({megabytes(meanwhile)} more meanwhile)"
+        f"{summary(progress, command.title)}, {size_text(kept)} of disk ({size_text(meanwhile)} more meanwhile)"
     )
 
 

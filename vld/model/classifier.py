@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +12,6 @@ from vld.model.dropout import place_dropout
 from vld.model.linear import tuned
 from vld.model.mixout import masked_weights
 from vld.model.weights import load_into, load_last_layer
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the classifier says of n images: logits float32 [n, classes]; squared_norms float32 [n], of the representation."""
-
-    logits: Tensor
-    squared_norms: Tensor
 
 
 class Classifier(nn.Module):
@@ -86,11 +77,6 @@ class Classifier(nn.Module):
         self.train(self.training)
         logits: Tensor = self.head(representation)
         return logits
-
-    def predict(self, images: Tensor) -> Prediction:
-        """Logits and norms of the representation, without dropout."""
-        representation = self.representation(images)
-        return Prediction(self.head(representation), representation.square().sum(1))
 
     def train(self, mode: bool = True) -> "Classifier":
         super().train(mode)

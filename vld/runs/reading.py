@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from vld.config.errors import UserError
+from vld.config.errors import UserError, damaged
 from vld.runs.identity import run_id
 
 
@@ -14,9 +14,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: damaged ({error}); move its directory away and run again") from error
+        raise damaged(path, error) from error
     if not isinstance(value, dict):
-        raise UserError(f"{path}: damaged (not a JSON object); move its directory away and run again")
+        raise damaged(path, "not a JSON object")
     return value
 
 
@@ -36,7 +36,7 @@ def stored_config(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         identity, other = content["identity"], dict(content.get("other", {}))
     except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path}: damaged ({error!r}); move its directory away and run again") from error
+        raise damaged(path, repr(error)) from error
     check_identity(identity, path)
     assert isinstance(identity, dict)
     return identity, other
