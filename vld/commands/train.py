@@ -4,7 +4,9 @@
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
@@ -12,10 +14,11 @@ from omegaconf import DictConfig
 from vld.commands.preflight import Command
 from vld.commands.status import show_unfinished, summary
 from vld.config.errors import UserError
-from vld.machine.terminal import Terminal, megabytes
+from vld.config.settings import Config
+from vld.machine.terminal import Terminal, size_text
 from vld.model.published import weights_to_come
 from vld.study.jobs import BASIC_LAUNCHER, JOBLIB_LAUNCHER, Job
-from vld.study.planned import data_to_come
+from vld.study.planned import data_to_come, left_out_domains
 from vld.study.progress import FINISHED, Progress, progress_of
 from vld.tracking.variables import check_environment
 
@@ -44,19 +47,24 @@ def check_needed(jobs: Sequence[Job], *, here: bool) -> "dict[str, Inputs]":
 
     problems: dict[str, None] = {}
     checked: dict[str, Inputs] = {}
-    try:
+    with _noted(problems):
         for mode in {job.config.wandb.mode for job in jobs}:
             check_environment(mode)
-    except UserError as error:
-        problems[str(error)] = None
     for key, config in {inputs_key(job.config): job.config for job in jobs}.items():
-        try:
+        with _noted(problems):
             checked[key] = check_inputs(config, here=here)
-        except UserError as error:
-            problems |= dict.fromkeys(str(error).splitlines())
     if problems:
         raise UserError("\n".join(problems))
     return checked
+
+
+@contextmanager
+def _noted(problems: dict[str, None]) -> Iterator[None]:
+    """Add the lines of a `UserError` to the problems instead of raising it."""
+    try:
+        yield
+    except UserError as error:
+        problems |= dict.fromkeys(str(error).splitlines())
 
 
 def _shown_without_data(command: Command) -> bool:
@@ -70,10 +78,36 @@ def _shown_without_data(command: Command) -> bool:
         progress = progress_of(command.runs)
     except UserError:  # the check of the inputs says what is missing
         return False
+    _check_networks(configs)
     terminal = Terminal()
     show_unfinished(progress, terminal)
     terminal.show(summary(progress, command.title), *to_come)
     return True
+
+
+def _check_networks(configs: Sequence[Config]) -> None:
+    """Raises `UserError` for settings that do not suit the network, and for the user's weights if they do not.
+
+    Published networks as they are need no check: building one takes longer than all else in a dry run.
+    """
+    unsure = [
+        config
+        for config in configs
+        if (of := config.backbone).weights or of.published == "timm" or of.stage_dropout or config.mixout
+    ]
+    if not unsure:
+        return
+    from vld.runs.inputs import check_without_images, inputs_key
+
+    def key(config: Config) -> str:  # the test domain only matters to weights of a run, which may have seen it
+        return inputs_key(config if config.backbone.weights else replace(config, test_domain="all"))
+
+    problems: dict[str, None] = {}
+    for config in {key(config): config for config in unsure}.values():
+        with _noted(problems):
+            check_without_images(config, left_out_domains(config))
+    if problems:
+        raise UserError("\n".join(problems))
 
 
 def _show_plan(command: Command, inputs: "dict[str, Inputs]") -> None:
@@ -104,7 +138,7 @@ def _disk(to_do: Sequence[Progress], inputs: "dict[str, Inputs]", at_once: int) 
         for run, config, its in runs
     )
     check_disk(kept, of_one * at_once, 0, next(iter(inputs.values())).existing_folder)
-    return f"{megabytes(kept)} of disk ({megabytes(of_one * at_once)} more meanwhile)"
+    return f"{size_text(kept)} of disk ({size_text(of_one * at_once)} more meanwhile)"
 
 
 def at_a_time(config: DictConfig) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vld.config.errors import UserError
+from vld.config.errors import UserError, damaged
 from vld.config.names import KEEPABLE
 from vld.runs.directory import RunDirectory
 from vld.runs.record import Record
@@ -94,7 +94,7 @@ def read_logits(path: Path) -> tuple[Tensor, EvaluationLabels]:
         parts = tuple(EvaluationPart(*part) for part in about["parts"])
         return logits, EvaluationLabels(about["test_domain"], labels, parts)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: damaged ({error}); move its directory away and train the run again") from error
+        raise damaged(path, error, "move its directory away and train the run again") from error
 
 
 def missing_files(directory: Path, keep: Iterable[str]) -> list[str]:

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vld.config.errors import UserError
+from vld.config.errors import UserError, damaged
 from vld.config.names import ACCURACIES, SETTING_COLUMNS
 from vld.runs.identity import ADDED_LATER, hashable
 from vld.runs.reading import check_identity, read_json
@@ -113,15 +113,13 @@ def read(directory: Path) -> RunResult:
     content = read_json(path)
     check_identity(content.get("identity" if "members" in content else "settings"), path)
     if missing := {"run_id", "settings", "results"} - content.keys():
-        raise UserError(
-            f"{path}: damaged (it lacks {', '.join(sorted(missing))}); move its directory away and run again"
-        )
+        raise damaged(path, f"it lacks {', '.join(sorted(missing))}")
     return RunResult(directory, content)
 
 
 def read_all(output_dir: str | Path) -> tuple[list[RunResult], list[str]]:
     """Every finished run and combination; and a line for each damaged one."""
-    results, damaged = [], []
+    results, problems = [], []
     for kind in ("runs", "combined"):
         for path in sorted(Path(output_dir).glob(f"{kind}/*/*/*/result.json")):
             try:
@@ -133,10 +131,10 @@ def read_all(output_dir: str | Path) -> tuple[list[RunResult], list[str]]:
                         raise KeyError(ACCURACIES)
                 results.append(result)
             except UserError as error:
-                damaged.append(str(error))
+                problems.append(str(error))
             except (KeyError, TypeError, IndexError) as error:
-                damaged.append(f"{path}: damaged ({error!r})")
-    return results, damaged
+                problems.append(str(damaged(path, repr(error))))
+    return results, problems
 
 
 def load_results(output_dir: str | Path, every_setting: bool = False) -> "pd.DataFrame":

@@ -1,16 +1,15 @@
 """The disk space of runs: what they keep, and their checkpoints while they train."""
 
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 from torch import nn
 
 from vld.config.checked import accumulated
-from vld.config.errors import UserError
 from vld.config.names import KEPT_WEIGHTS
 from vld.config.settings import Config
-from vld.machine.terminal import megabytes
+from vld.machine.disk import check_room
+from vld.machine.terminal import size_text
 from vld.runs.inputs import initial_classifier
 from vld.runs.keep import LOGITS
 
@@ -52,9 +51,5 @@ def _bytes(model: nn.Module) -> int:
 
 def check_disk(kept: int, meanwhile: int, there_already: int, output_dir: Path) -> None:
     """Raises `UserError` if `output_dir` has too little free disk, not counting what interrupted runs already hold."""
-    free = shutil.disk_usage(output_dir).free + there_already
-    if kept + meanwhile > free:
-        raise UserError(
-            f"output_dir={output_dir}: {megabytes(free)} of disk are free; runs need {megabytes(kept)} for what they keep"
-            f" (none with keep=[]) and {megabytes(meanwhile)} for checkpoints while they train"
-        )
+    what = f"what the runs keep ({size_text(kept)}; none with keep=[]) and checkpoints while they train"
+    check_room(f"output_dir={output_dir}", output_dir, kept + meanwhile, what, held=there_already)

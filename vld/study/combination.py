@@ -1,5 +1,6 @@
 """Combine finished runs, once: find the members, make soup or ensemble, write `combined/…/result.json`."""
 
+import copy
 import itertools
 import statistics
 import time
@@ -27,7 +28,7 @@ from vld.runs.environment import now, software_versions
 from vld.runs.identity import ADDED_LATER, run_id
 from vld.runs.inputs import check_output_dir
 from vld.runs.keep import read_logits
-from vld.runs.networks import load_weights, network
+from vld.runs.networks import evaluated_network, load_weights
 from vld.runs.once import SKIP_HINT, Listener, Outcome, explained
 from vld.runs.record import accuracies
 from vld.runs.results import read
@@ -36,7 +37,7 @@ from vld.study.members import Member, find_members
 from vld.study.planned import left_out_domains
 from vld.study.runner import Datasets, decoded, run_all
 from vld.training.connectivity import ALPHAS, REPRESENTATIONS, WEIGHTS, along_representations, between
-from vld.training.evaluation import EvaluationSet, Scores, evaluation_set, predict, score
+from vld.training.evaluation import EvaluationSet, Scores, predict, score
 from vld.training.soups import by_number_of_members, ensemble_of_runs, greedy_soup, outputs, uniform_soup
 
 # For accuracy against the number of members: about as many random subsets of each size.
@@ -238,10 +239,13 @@ def _over(statistic: Callable[[list[float]], float], accuracies: list[Any]) -> f
     return None if None in accuracies else statistic(accuracies)
 
 
-def _evaluation_set(combination: Combination, dataset: Dataset, device: torch.device) -> EvaluationSet:
-    settings = ADDED_LATER | combination.members[0].settings
-    arguments = (dataset, combination.test_domain, settings["split_seed"], device)
-    return evaluation_set(*arguments, holdout=settings["holdout"])
+def _network_and_images(
+    combination: Combination, dataset: Dataset, device: torch.device, terminal: Terminal
+) -> tuple[Classifier, EvaluationSet]:
+    """A network for weights of the members, and what they are evaluated on."""
+    config, first = combination.config, combination.members[0]
+    weights = load_weights(first.path, kept_file(config))
+    return evaluated_network(first.settings, weights, dataset, device, config.compile, terminal.say)
 
 
 def _row(config: Config, members: list[Member], scores: Scores) -> dict[str, Any]:
@@ -258,17 +262,14 @@ def _row(config: Config, members: list[Member], scores: Scores) -> dict[str, Any
 def _ensemble(combination: Combination) -> dict[str, Any]:
     """From stored logits."""
     config, members = combination.config, combination.members
-    given, labels = [], None
-    for member in members:
-        logits, its_labels = read_logits(member.path / f"{kept_file(config)}.safetensors")
-        labels = labels or its_labels
+    read = [read_logits(member.path / f"{kept_file(config)}.safetensors") for member in members]
+    labels = read[0][1]
+    for member, (_, its_labels) in zip(members, read, strict=True):
         if its_labels.parts != labels.parts or not torch.equal(its_labels.labels, labels.labels):
             raise UserError(f"{member.path}: its logits are not of the same images as those of {members[0].path}")
-        given.append(outputs(logits, config.method.average))
-    assert labels is not None
-    of_these = labels
+    given = [outputs(logits, config.method.average) for logits, _ in read]
     permutations = max(1, round(SUBSETS / len(members)))
-    curve = by_number_of_members(given, lambda total: score(total, of_these), permutations, seed=0)
+    curve = by_number_of_members(given, lambda total: score(total, labels), permutations, seed=0)
     return {
         "results": [_row(config, members, score(ensemble_of_runs(given), labels))],
         "by_number_of_members": [
@@ -290,12 +291,13 @@ def _connectivity(
     combination: Combination, dataset: Dataset, device: torch.device, terminal: Terminal
 ) -> dict[str, Any]:
     """Accuracies at every α along both lines; the result's row is that of the weights' midpoint."""
-    config, settings = combination.config, combination.members[0].settings
-    images = _evaluation_set(combination, dataset, device)
+    config = combination.config
+    model, images = _network_and_images(combination, dataset, device, terminal)
     first, second = (load_weights(member.path, kept_file(config)) for member in combination.members)
 
     def with_weights(weights: Mapping[str, Tensor]) -> Classifier:
-        return network(settings, weights, autocast=settings["precision"] == "bf16").to(device)
+        model.load_state_dict(weights)
+        return model
 
     logits: dict[tuple[str, float], Tensor] = {}
     with terminal.counting(f"{combination.test_domain}: along the line") as progress:
@@ -303,7 +305,7 @@ def _connectivity(
             [prediction] = predict([with_weights(between(first, second, alpha))], images)
             logits[WEIGHTS, alpha] = prediction.logits
             progress(done, len(ALPHAS) + 1)
-        mixed = along_representations(with_weights(first), with_weights(second), images)
+        mixed = along_representations(copy.deepcopy(with_weights(first)), with_weights(second), images)
         logits |= {(REPRESENTATIONS, alpha): its for alpha, its in zip(ALPHAS, mixed, strict=True)}
     scores = {point: score(its, images) for point, its in logits.items()}
     return {
@@ -315,28 +317,25 @@ def _connectivity(
 
 
 def _soup(combination: Combination, dataset: Dataset, device: torch.device, terminal: Terminal) -> dict[str, Any]:
-    config, members, settings = combination.config, combination.members, combination.members[0].settings
-    images = _evaluation_set(combination, dataset, device)
+    config, members = combination.config, combination.members
+    model, images = _network_and_images(combination, dataset, device, terminal)
     by_id = {member.run_id: member for member in members}
-    autocast = settings["precision"] == "bf16"
 
     def load(member: str) -> dict[str, Tensor]:
         return load_weights(by_id[member].path, kept_file(config))
 
     def evaluate(weights: Mapping[str, Tensor]) -> Scores:
-        model = network(settings, weights, autocast=autocast).to(device)
+        model.load_state_dict(weights)
         return score(predict([model], images)[0].logits, images)
 
     if config.method.name == "model_soup":
-        scores = evaluate(uniform_soup(map(load, by_id)))
-        return {"results": [_row(config, members, scores)]}
+        return {"results": [_row(config, members, evaluate(uniform_soup(map(load, by_id))))]}
     with terminal.counting(f"{combination.test_domain}: evaluating candidates") as progress:
-        evaluated = itertools.count(1)
+        evaluated = itertools.count()
 
         def taste(weights: Mapping[str, Tensor]) -> Scores:
-            scores = evaluate(weights)
             progress(next(evaluated), len(members))
-            return scores
+            return evaluate(weights)
 
         by_iid_acc = [(member.run_id, member.row(config.method.member_step)["iid_acc"]) for member in members]
         trace = greedy_soup(by_iid_acc, load, taste, config.method.accept)

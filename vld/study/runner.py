@@ -12,7 +12,7 @@ from vld.data.images import Dataset
 from vld.data.samples import draw_samples
 from vld.machine.atomic import write_atomically
 from vld.machine.device import describe, set_up
-from vld.machine.terminal import Terminal, megabytes
+from vld.machine.terminal import Terminal, size_text
 from vld.runs.identity import weights_fingerprint
 from vld.runs.inputs import Inputs, check_inputs, inputs_key
 from vld.runs.keep import check_kept
@@ -120,5 +120,5 @@ def _check_disk(runs: list[Run], terminal: Terminal) -> None:
     ]
     check_disk(kept, meanwhile, sum(path.stat().st_size for path in there), unfinished[0].inputs.existing_folder)
     terminal.say(
-        f"keeps up to {megabytes(kept)} in {config.output_dir}; checkpoints take up to {megabytes(meanwhile)} meanwhile"
+        f"keeps up to {size_text(kept)} in {config.output_dir}; checkpoints take up to {size_text(meanwhile)} meanwhile"
     )
