@@ -47,7 +47,7 @@ from vld.machine.terminal import Terminal
 from vld.runs import load_results
 from vld.runs.checkpoint import read_checkpoint, write_checkpoint
 from vld.runs.directory import RunDirectory
-from vld.runs.record import Record, selected_rows
+from vld.runs.record import Record
 from vld.study import runner
 from vld.study.compose import typed_config
 from vld.study.runner import run_all
@@ -113,7 +113,7 @@ def assert_same(a: tuple[Trajectory, Record], b: tuple[Trajectory, Record]) -> N
         ]
 
     assert without_times(its_record) == without_times(other_record)
-    assert selected_rows(its_record.history) == selected_rows(other_record.history)
+    assert its_record.selected_rows() == other_record.selected_rows()
     for name, method in one.methods.items():
         left, right = method.model, other.methods[name].model
         if left is None or right is None:

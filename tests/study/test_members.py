@@ -104,8 +104,8 @@ def test_members_are_found_whatever_else_is_there(config: Config, published: str
     finished_run(with_values(config, {"seed": 3}), weights=published)
     finished_run(with_values(config, {"dropout": 0.5}), weights=published)
     (Path(config.output_dir) / "runs/pacs/sketch/unfinished").mkdir()
-    found = find_members(config, "sketch", ())
-    assert [member.path for member in found] == paths
+    found = find_members(config, "sketch")
+    assert [member.directory for member in found] == paths
     assert [member.values for member in found] == [{"seed": seed} for seed in range(3)]
 
 
@@ -158,10 +158,10 @@ def test_runs_from_other_weights_are_no_members(config: Config, published: str) 
     assert "3 of 3 members are not finished" in refusal(config)
     for member in members(config):
         finished_run(member, weights=published)
-    found = find_members(config, "sketch", ())
+    found = find_members(config, "sketch")
     assert {member.settings["backbone.weights_fingerprint"] for member in found} == {published}
     config.backbone.weights = "none"
-    found = find_members(config, "sketch", ())
+    found = find_members(config, "sketch")
     assert {member.settings["backbone.weights_fingerprint"] for member in found} == {RANDOM_WEIGHTS}
 
 
@@ -169,11 +169,11 @@ def test_runs_of_a_gpu_are_combined_and_this_machine_s_come_first(config: Config
     first, *others = members(config)
     for member in (first, *others):
         finished_run(member, weights=published, precision="bf16")
-    assert {member.settings["precision"] for member in find_members(config, "sketch", ())} == {"bf16"}
+    assert {member.settings["precision"] for member in find_members(config, "sketch")} == {"bf16"}
     for member in members(config):
         finished_run(member, weights=published, precision="fp32")
-    assert {member.settings["precision"] for member in find_members(config, "sketch", ())} == {"fp32"}
-    found = find_members(replace(config, precision="bf16"), "sketch", ())
+    assert {member.settings["precision"] for member in find_members(config, "sketch")} == {"fp32"}
+    found = find_members(replace(config, precision="bf16"), "sketch")
     assert {member.settings["precision"] for member in found} == {"bf16"}
 
 

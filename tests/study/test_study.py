@@ -529,7 +529,7 @@ def test_a_run_is_known_by_its_settings_whatever_its_data_weights_and_precision(
         identity |= other
         path = tmp_path / "runs/glyphs/chalk" / run_id(identity)
         path.mkdir(parents=True)
-        (path / "config.yaml").write_text(yaml.safe_dump({"identity": identity}))
+        (path / "config.yaml").write_text(yaml.safe_dump({"identity": identity, "other": {}}))
         (path / name).write_text(json.dumps({"settings": identity} | content))
 
     [nothing] = progress_of([run])
@@ -553,7 +553,7 @@ def test_a_run_that_trains_tells_its_step_and_the_time_left(tmp_path: Path) -> N
     identity = run_identity(run.config, "chalk", **content)
     path = tmp_path / "runs/glyphs/chalk" / run_id(identity)
     path.mkdir(parents=True)
-    (path / "config.yaml").write_text(yaml.safe_dump({"identity": identity}))
+    (path / "config.yaml").write_text(yaml.safe_dump({"identity": identity, "other": {}}))
     rows = ({"step": 0, "seconds": 0.0}, {"step": 50, "seconds": 10.0})  # of 200 steps
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (path / LOCK).write_text("4242\nanother-machine\n")

@@ -13,6 +13,7 @@ from vld.runs.once import Outcome
 from vld.runs.results import RunResult
 from vld.study.combination import combine_all
 from vld.study.jobs import Job
+from vld.study.members import MissingMembers
 from vld.study.planned import left_out_domains
 from vld.study.runner import Datasets
 from vld.tracking.background import Publisher
@@ -49,10 +50,8 @@ def combine_study(jobs: Sequence[Job], terminal: Terminal) -> int:
                 try:
                     outcomes += combine_all(config, terminal, publisher, datasets=datasets)
                 except UserError as error:
-                    for line in str(error).splitlines():
-                        what, trains, _ = line.partition("; this trains them")
-                        problems[f"{label}{what}"] = None
-                        to_train |= bool(trains)
+                    problems |= dict.fromkeys(f"{label}{line}" for line in str(error).splitlines())
+                    to_train |= isinstance(error, MissingMembers)
     if results := [RunResult(outcome.directory, outcome.result) for outcome in outcomes if outcome.result]:
         terminal.show(*sweep_table(results, study.combinations[0]))
         terminal.say(f"{counted(len(results), 'combination')} in {Path(jobs[0].config.output_dir) / 'combined'}")

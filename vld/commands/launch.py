@@ -144,13 +144,13 @@ def show_end(command: Command, ended: Sequence[Ended]) -> int:
         publish = next(one.publish for one in ended if one.not_uploaded)
         terminal.warn(f"W&B: {not_uploaded} run directories were not uploaded; to upload them: {publish}")
     failures = [(words, one.failures) for words, one in zip(command.words, ended, strict=False)]
-    failures += [(list(run.wanted.overrides), [f"{run.path}: {run.reason}"]) for run in lost if run.state == RUN_FAILED]
+    failures += [(list(run.run.overrides), [f"{run.path}: {run.reason}"]) for run in lost if run.state == RUN_FAILED]
     for words, lines in failures:
         for line in lines:
             terminal.fail(line)
         if lines:
             terminal.say(f"  again, just that: {shlex.join([*command.again, '-m', *words])}")
-    unfinished = {run.wanted.overrides for run in lost if run.state not in (FINISHED, RUN_FAILED)}
+    unfinished = {run.run.overrides for run in lost if run.state not in (FINISHED, RUN_FAILED)}
     if without := len(unfinished) if lost else len(command.words) - len(ended):
         terminal.fail(f"{without} of {len(command.words)} jobs ended without a result; status.py says how far they are")
     return USER_ERROR if any(one.refused for one in ended) else max([0, *(one.code for one in ended)])

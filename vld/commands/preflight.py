@@ -177,7 +177,6 @@ def say_what_is_to_do(command: Command, inputs: "dict[str, Inputs]") -> None:
     from vld.runs.inputs import inputs_key
     from vld.runs.space import check_disk, disk_of_runs
     from vld.study.progress import FINISHED, progress_of
-    from vld.training.evaluation import evaluation_images
 
     terminal, jobs = Terminal(), command.jobs
     weights = {repr(job.config.backbone): inputs[inputs_key(job.config)].weights for job in jobs}
@@ -188,13 +187,7 @@ def say_what_is_to_do(command: Command, inputs: "dict[str, Inputs]") -> None:
         say_unfinished(progress, terminal)
     files = {its.files.name: its.files for its in inputs.values()}
     kept, meanwhile = disk_of_runs(
-        (
-            one.wanted.config,
-            evaluation_images(of.sizes, one.wanted.test_domain, holdout=one.wanted.config.holdout),
-            len(of.classes),
-        )
-        for one in to_do
-        for of in [files[one.wanted.config.dataset.name]]
+        (one.run.config, one.run.test_domain, files[one.run.config.dataset.name]) for one in to_do
     )
     meanwhile *= min(at_a_time(command.config) if command.sweep else 1, len(to_do))
     check_disk(kept, meanwhile, 0, next(iter(inputs.values())).existing_folder)

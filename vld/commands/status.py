@@ -57,7 +57,7 @@ def show_status(
 def show(progress: Sequence[Progress], others: Mapping[str, Sequence[Progress]], name: str, terminal: Terminal) -> None:
     rows: dict[tuple[str, ...], Counter[str]] = {}
     for one in progress:
-        config = one.wanted.config
+        config = one.run.config
         rows.setdefault((config.dataset.name, f"{config.dropout:g}"), Counter())[one.state] += 1
     terminal.show(counts_table(("dataset", "dropout"), STATES, rows))
     for state in (RUNNING, INTERRUPTED, FAILED):
@@ -92,10 +92,10 @@ def say_unfinished(progress: Sequence[Progress], terminal: Terminal) -> None:
 
 
 def described(one: Progress) -> str:
-    config = one.wanted.config
+    config = one.run.config
     recipe = f" {config.recipe.name}" if config.recipe.name else ""
     line = (
-        f"{config.dataset.name}/{one.wanted.test_domain} {config.backbone.name}{recipe} dropout {config.dropout:g}"
+        f"{config.dataset.name}/{one.run.test_domain} {config.backbone.name}{recipe} dropout {config.dropout:g}"
         f" lr {config.optim.lr:g} wd {config.optim.weight_decay:g} seed {config.seed}"
     )
     if one.step is not None:
@@ -119,21 +119,21 @@ def as_dictionary(progress: Sequence[Progress], others: Mapping[str, Sequence[Pr
         "shares": {study: by_state(its_progress) for study, its_progress in others.items()},
         "runs": [
             {
-                "dataset": one.wanted.config.dataset.name,
-                "test_domain": one.wanted.test_domain,
-                "backbone": one.wanted.config.backbone.name,
-                "dropout": one.wanted.config.dropout,
-                "lr": one.wanted.config.optim.lr,
-                "weight_decay": one.wanted.config.optim.weight_decay,
-                "last_layer_lr_factor": one.wanted.config.optim.last_layer_lr_factor,
-                "seed": one.wanted.config.seed,
+                "dataset": one.run.config.dataset.name,
+                "test_domain": one.run.test_domain,
+                "backbone": one.run.config.backbone.name,
+                "dropout": one.run.config.dropout,
+                "lr": one.run.config.optim.lr,
+                "weight_decay": one.run.config.optim.weight_decay,
+                "last_layer_lr_factor": one.run.config.optim.last_layer_lr_factor,
+                "seed": one.run.config.seed,
                 "state": one.state,
                 "step": one.step,
-                "steps": one.wanted.config.optim.steps,
+                "steps": one.run.config.optim.steps,
                 "seconds_left": one.seconds_left,
                 "reason": one.reason,
                 "directory": None if one.path is None else str(one.path),
-                "overrides": list(one.wanted.overrides),
+                "overrides": list(one.run.overrides),
             }
             for one in progress
         ],

@@ -28,7 +28,8 @@ class TrainingBatches:
     domains: the training domains, with all their images; in_indices: for each, which of them training may draw. With
     `resident`, the pixels of these are copied to the device once, where batches are gathered; else they are gathered from the
     memory map and copied, some steps before they are needed, as is all else that a batch is made from. On a CPU they are
-    always there: images are cropped straight from the memory map, by as many threads as torch has.
+    always there: images are cropped straight from the memory map, by as many threads as torch has. resize_dtype: in which a GPU
+    computes the sums that resize an image.
     """
 
     def __init__(
@@ -41,12 +42,12 @@ class TrainingBatches:
         seed: int,
         *,
         resident: bool = False,
+        resize_dtype: torch.dtype = torch.float32,
     ) -> None:
         self.domains, self.in_indices = tuple(domains), tuple(in_indices)
         self.images_per_domain, self.image_size = images_per_domain, image_size
         self.device, self.seed = device, seed
-        self.resize_dtype = torch.float32
-        """In which a GPU computes the sums that resize an image."""
+        self.resize_dtype = resize_dtype
         self.augment: Callable[..., Tensor] = augment_together
         """On a GPU."""
         self.resident = resident or device.type == "cpu"

@@ -13,7 +13,7 @@ from vld.config.settings import BackboneConfig, Config
 from vld.model.classifier import Classifier, build_classifier
 from vld.runs.identity import RANDOM_WEIGHTS
 from vld.runs.keep import LOGITS
-from vld.runs.reading import stored_identity
+from vld.runs.reading import damaged, stored_identity
 
 
 def load_model(run_dir: str | Path, weights: str = "erm-last") -> Classifier:
@@ -36,7 +36,7 @@ def load_weights(run_dir: Path, weights: str) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: damaged ({error}); move its directory away and train the run again") from error
+        raise damaged(path, error) from error
 
 
 def network(identity: Mapping[str, Any], state: Mapping[str, Tensor], *, autocast: bool = False) -> Classifier:

@@ -9,14 +9,21 @@ import yaml
 from vld.config.errors import UserError
 from vld.runs.identity import run_id
 
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""Several times as fast, where libyaml is installed."""
+
+
+def damaged(path: Path, why: object) -> UserError:
+    return UserError(f"{path}: damaged ({why}); move its directory away and run again")
+
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: damaged ({error}); move its directory away and run again") from error
+        raise damaged(path, error) from error
     if not isinstance(value, dict):
-        raise UserError(f"{path}: damaged (not a JSON object); move its directory away and run again")
+        raise damaged(path, "not a JSON object")
     return value
 
 
@@ -30,24 +37,24 @@ def read_if_whole(path: Path) -> dict[str, Any]:
 
 def stored_identity(run_dir: Path) -> dict[str, Any]:
     """The settings in `config.yaml` that make the run. Raises `UserError` if the file is damaged or another run's."""
-    path = run_dir / "config.yaml"
-    try:
-        identity = yaml.safe_load(path.read_text(encoding="utf-8"))["identity"]
-    except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: damaged ({error!r}); move its directory away and run again") from error
-    check_identity(identity, path)
-    assert isinstance(identity, dict)
-    return identity
+    return _read_config(run_dir)["identity"]
 
 
 def stored_settings(run_dir: Path) -> dict[str, Any]:
     """All settings in `config.yaml`: `stored_identity`'s, and the others as the run's last command had them."""
-    identity, path = stored_identity(run_dir), run_dir / "config.yaml"
+    config = _read_config(run_dir)
+    return config["other"] | config["identity"]
+
+
+def _read_config(run_dir: Path) -> dict[str, dict[str, Any]]:
+    path = run_dir / "config.yaml"
     try:
-        other = dict(yaml.safe_load(path.read_text(encoding="utf-8"))["other"])
-    except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: damaged ({error!r}); move its directory away and run again") from error
-    return other | identity
+        config = yaml.load(path.read_text(encoding="utf-8"), LOADER)
+        config = {part: dict(config[part]) for part in ("identity", "other")}
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+        raise damaged(path, repr(error)) from error
+    check_identity(config["identity"], path)
+    return config
 
 
 def check_identity(identity: Any, path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vld.config.errors import UserError
 from vld.config.names import ACCURACIES, SETTING_COLUMNS
 from vld.runs.identity import ADDED_LATER, hashable
-from vld.runs.reading import check_identity, read_json
+from vld.runs.reading import check_identity, damaged, read_json
 
 if TYPE_CHECKING:  # pandas takes a second to import, and reading one result does not need it
     import pandas as pd
@@ -107,36 +107,38 @@ class RunResult:
         return [about | row for row in self.scores]
 
 
-def read(directory: Path) -> RunResult:
-    """The result in the directory of a finished run or combination. Raises `UserError` if it is damaged or another run's."""
+def read(directory: Path, *, renamed: bool = False) -> RunResult:
+    """The result in the directory of a finished run or combination. Raises `UserError` if it is damaged or another run's.
+
+    renamed: whether the directory may have another name than the run's id.
+    """
     path = directory / "result.json"
     content = read_json(path)
-    check_identity(content.get("identity" if "members" in content else "settings"), path)
+    if not renamed:
+        check_identity(content.get("identity" if "members" in content else "settings"), path)
     if missing := {"run_id", "settings", "results"} - content.keys():
-        raise UserError(
-            f"{path}: damaged (it lacks {', '.join(sorted(missing))}); move its directory away and run again"
-        )
+        raise damaged(path, f"it lacks {', '.join(sorted(missing))}")
     return RunResult(directory, content)
 
 
 def read_all(output_dir: str | Path) -> tuple[list[RunResult], list[str]]:
     """Every finished run and combination; and a line for each damaged one."""
-    results, damaged = [], []
-    for kind in ("runs", "combined"):
-        for path in sorted(Path(output_dir).glob(f"{kind}/*/*/*/result.json")):
-            try:
-                result = read(path.parent)
-                undefined = ["iid_acc"] if result.settings["holdout"] == 0 else []
-                for row in result.rows():
-                    known = [row[name] for name in ACCURACIES if name not in undefined]
-                    if not all(isinstance(accuracy, float | int) for accuracy in known) or not row["method"]:
-                        raise KeyError(ACCURACIES)
-                results.append(result)
-            except UserError as error:
-                damaged.append(str(error))
-            except (KeyError, TypeError, IndexError) as error:
-                damaged.append(f"{path}: damaged ({error!r})")
-    return results, damaged
+    results, problems = [], []
+    for path in [
+        path for kind in ("runs", "combined") for path in sorted(Path(output_dir).glob(f"{kind}/*/*/*/result.json"))
+    ]:
+        try:
+            result = read(path.parent)
+            defined = [name for name in ACCURACIES if name != "iid_acc" or result.settings["holdout"] != 0]
+            for row in result.rows():
+                if not row["method"] or not all(isinstance(row[name], float | int) for name in defined):
+                    raise KeyError(ACCURACIES)
+            results.append(result)
+        except UserError as error:
+            problems.append(str(error))
+        except (KeyError, TypeError, IndexError) as error:
+            problems.append(str(damaged(path, repr(error))))
+    return results, problems
 
 
 def load_results(output_dir: str | Path, every_setting: bool = False) -> "pd.DataFrame":
@@ -145,8 +147,8 @@ def load_results(output_dir: str | Path, every_setting: bool = False) -> "pd.Dat
     `members` are the run ids of a combination's members; what varies among them is null. every_setting: adds a column for every
     setting of a run's identity, and what else is known about the run (`ABOUT`).
     """
-    results, damaged = read_all(output_dir)
-    for line in damaged:
+    results, problems = read_all(output_dir)
+    for line in problems:
         log.warning("%s", line)
     return results_frame(results, every_setting)
 

@@ -10,19 +10,23 @@ from vld.config.checked import accumulated
 from vld.config.errors import UserError
 from vld.config.names import KEPT_WEIGHTS
 from vld.config.settings import Config
+from vld.data.folder import DatasetFiles
+from vld.data.images import Dataset
 from vld.machine.terminal import megabytes
 from vld.runs.inputs import initial_classifier
 from vld.runs.keep import LOGITS
+from vld.training.evaluation import evaluation_images
 
 TEXT_BYTES = 200_000
 """Of a run's config.yaml, metrics.jsonl and result.json, generously."""
 
 
-def disk_of_runs(runs: Iterable[tuple[Config, int, int]]) -> tuple[int, int]:
-    """Bytes that all runs (settings, evaluation images, classes) keep; and the most that one needs besides while it trains."""
+def disk_of_runs(runs: Iterable[tuple[Config, str, Dataset | DatasetFiles]]) -> tuple[int, int]:
+    """Bytes that all runs (settings, test domain, dataset) keep; and the most that one needs besides while it trains."""
     networks: dict[str, nn.Module] = {}
     kept = meanwhile = 0
-    for config, images, classes in runs:
+    for config, test_domain, dataset in runs:
+        images, classes = evaluation_images(dataset.sizes, test_domain, holdout=config.holdout), len(dataset.classes)
         key = repr((config.backbone, config.image_size, classes))
         if key not in networks:
             networks[key] = initial_classifier(config, None, "fp32", classes)
