@@ -1,6 +1,7 @@
 """A run that is interrupted anywhere goes on exactly; nothing that was finished is lost or repeated."""
 
 import fcntl
+import io
 import itertools
 import json
 import os
@@ -136,16 +137,21 @@ def assert_same(a: tuple[Trajectory, Record], b: tuple[Trajectory, Record]) -> N
     "choices", [{}, {"pretrained": False}, {"optim": "adam"}], ids=["sgd", "trained batch-norm", "adam"]
 )
 def test_going_on_from_any_step_changes_nothing(tmp_path: Path, choices: dict[str, Any]) -> None:
+    """Of several attempts, each of which is interrupted; and of one that was interrupted again and again."""
     whole = begin(**choices)
     go_on(*whole)
+    often = begin(**choices)
     for step in range(STEPS + 1):
-        part = begin(**choices)
-        with pytest.raises(Stopped):
-            go_on(*part, until=step)
-        resumed = through_a_file(tmp_path / "checkpoint.pt", *part, **choices)
+        once = begin(**choices)
+        for part in (once, often):
+            with pytest.raises(Stopped):
+                go_on(*part, until=step)
+        resumed, often = (through_a_file(tmp_path / "checkpoint.pt", *part, **choices) for part in (once, often))
         assert resumed[0].step == step
         go_on(*resumed)
         assert_same(resumed, whole)
+    go_on(*often)
+    assert_same(often, whole)
 
 
 def test_a_checkpoint_from_before_the_table_of_methods_is_read() -> None:
@@ -210,18 +216,6 @@ def test_checkpoints_are_so_many_seconds_apart(
     assert saved_at == [(4, 5.0), (8, 10.0), (12, 15.0), (16, 20.0), (20, 25.0)]
 
 
-def test_interrupted_again_and_again(tmp_path: Path) -> None:
-    whole = begin()
-    go_on(*whole)
-    part = begin()
-    for step in range(1, STEPS + 1):
-        with pytest.raises(Stopped):
-            go_on(*part, until=step)
-        part = through_a_file(tmp_path / "checkpoint.pt", *part)
-    go_on(*part)
-    assert_same(part, whole)
-
-
 def test_a_stopped_evaluation_leaves_the_models_in_their_modes() -> None:
     model = make_model(pretrained=False).train()
 
@@ -255,58 +249,43 @@ def test_times_add_up_over_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fresh.clock.train_seconds() == (state["seconds"] - state["aside"]) + 70 + 2
 
 
-DAMAGES: dict[str, Callable[[bytes], bytes]] = {
-    "truncated": lambda content: content[: len(content) // 2],
-    "empty": lambda _: b"",
-    "a flipped bit": lambda content: (
-        content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 1]) + content[len(content) // 2 + 1 :]
-    ),
-    "something else": lambda _: b"not a checkpoint",
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
-    path = tmp_path / "checkpoint.pt"
-    write_checkpoint(path, {"run_id": "x", "weights": torch.arange(10_000.0)})
-    path.write_bytes(DAMAGES[damage](path.read_bytes()))
-    with pytest.raises(
-        UserError, match=rf"{re.escape(str(path))}: damaged \(.+\); remove it to start the run again from step 0"
-    ):
-        read_checkpoint(path, "x")
-
-
-def test_another_run_s_checkpoint_is_refused(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path / "checkpoint.pt", {"run_id": "y"})
-    with pytest.raises(UserError, match="it belongs to run y"):
-        read_checkpoint(tmp_path / "checkpoint.pt", "x")
-
-
 class Evil:
     def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
         return os.system, ("touch executed",)
 
 
-def test_a_checkpoint_executes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def saved(**state: Any) -> bytes:
+    file = io.BytesIO()
+    torch.save({"run_id": "x", "weights": torch.arange(10_000.0), **state}, file)
+    return file.getvalue()
+
+
+WHOLE = saved()
+HALF = len(WHOLE) // 2
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        pytest.param(WHOLE[:HALF], ".+", id="truncated"),
+        pytest.param(b"", ".+", id="empty"),
+        pytest.param(WHOLE[:HALF] + bytes([WHOLE[HALF] ^ 1]) + WHOLE[HALF + 1 :], ".+", id="a flipped bit"),
+        pytest.param(b"not a checkpoint", ".+", id="something else"),
+        pytest.param(saved(run_id="y"), "it belongs to run y", id="another run's"),
+        pytest.param(saved(evil=Evil()), ".+", id="code"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named(
+    content: bytes, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing in it is executed."""
     monkeypatch.chdir(tmp_path)
-    torch.save({"run_id": "x", "evil": Evil()}, tmp_path / "checkpoint.pt")
-    with pytest.raises(UserError, match="damaged"):
-        read_checkpoint(tmp_path / "checkpoint.pt", "x")
-    assert not (tmp_path / "executed").exists()
-
-
-def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
-    write_checkpoint(path, {"run_id": "x", "weights": torch.zeros(1000)})
-    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            write_checkpoint(path, {"run_id": "x", "weights": torch.zeros(100_000)})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert path.read_bytes() == before
-    assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint.pt"]
+    path.write_bytes(content)
+    remedy = "remove it to start the run again from step 0"
+    with pytest.raises(UserError, match=rf"{re.escape(str(path))}: damaged \({why}\); {remedy}"):
+        read_checkpoint(path, "x")
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_write_that_is_stopped_leaves_what_was_there(tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ from vld.config.errors import UserError
 from vld.config.options import flat_settings
 from vld.config.settings import Config
 from vld.machine.terminal import Terminal, counted
-from vld.report.labels import distinguishing, text
+from vld.report.labels import distinguishing
 from vld.report.summary import sweep_table
 from vld.runs.once import Outcome
 from vld.runs.results import RunResult
 from vld.study.combination import combine_all
 from vld.study.jobs import Job
+from vld.study.member_axes import shown_values
 from vld.study.members import MissingMembers
 from vld.study.planned import left_out_domains
 from vld.study.runner import Datasets
@@ -72,5 +73,4 @@ def combine_study(jobs: Sequence[Job], terminal: Terminal) -> int:
 def _label(varied: Sequence[str], config: Config) -> str:
     """What tells a group of members from the study's others, to begin a line with."""
     settings = flat_settings(config)
-    values = " ".join(f"{name}={text(name, settings[name])}" for name in varied)
-    return f"{values}: " if values else ""
+    return f"{shown_values({name: settings[name] for name in varied})}: " if varied else ""

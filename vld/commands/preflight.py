@@ -175,7 +175,7 @@ def say_what_is_to_do(command: Command, inputs: "dict[str, Inputs]") -> None:
     from vld.machine.terminal import Terminal, megabytes
     from vld.runs.identity import weights_fingerprint
     from vld.runs.inputs import inputs_key
-    from vld.runs.space import check_disk, disk_of_runs
+    from vld.runs.space import needed_disk
     from vld.study.progress import FINISHED, progress_of
 
     terminal, jobs = Terminal(), command.jobs
@@ -186,11 +186,9 @@ def say_what_is_to_do(command: Command, inputs: "dict[str, Inputs]") -> None:
     if jobs[0].config.dry_run:
         say_unfinished(progress, terminal)
     files = {its.files.name: its.files for its in inputs.values()}
-    kept, meanwhile = disk_of_runs(
-        (one.run.config, one.run.test_domain, files[one.run.config.dataset.name]) for one in to_do
-    )
-    meanwhile *= min(at_a_time(command.config) if command.sweep else 1, len(to_do))
-    check_disk(kept, meanwhile, 0, next(iter(inputs.values())).existing_folder)
+    wanted = [(one.run.config, one.run.test_domain, files[one.run.config.dataset.name]) for one in to_do]
+    at_once = min(at_a_time(command.config) if command.sweep else 1, len(to_do))
+    kept, meanwhile = needed_disk(wanted, next(iter(inputs.values())).existing_folder, at_once=at_once)
     terminal.say(
         f"{summary(progress, command.title)}, {megabytes(kept)} of disk ({megabytes(meanwhile)} more meanwhile)"
     )

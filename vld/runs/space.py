@@ -21,8 +21,14 @@ TEXT_BYTES = 200_000
 """Of a run's config.yaml, metrics.jsonl and result.json, generously."""
 
 
-def disk_of_runs(runs: Iterable[tuple[Config, str, Dataset | DatasetFiles]]) -> tuple[int, int]:
-    """Bytes that all runs (settings, test domain, dataset) keep; and the most that one needs besides while it trains."""
+def needed_disk(
+    runs: Iterable[tuple[Config, str, Dataset | DatasetFiles]], folder: Path, *, there: int = 0, at_once: int = 1
+) -> tuple[int, int]:
+    """Bytes that all runs (settings, test domain, dataset) keep in the folder; and the most that they need besides meanwhile.
+
+    there: bytes that interrupted attempts at them already hold. at_once: how many runs train at a time. Raises `UserError` if
+    less is free.
+    """
     networks: dict[str, nn.Module] = {}
     kept = meanwhile = 0
     for config, test_domain, dataset in runs:
@@ -31,7 +37,13 @@ def disk_of_runs(runs: Iterable[tuple[Config, str, Dataset | DatasetFiles]]) -> 
         if key not in networks:
             networks[key] = initial_classifier(config, None, "fp32", classes)
         kept += bytes_kept(config.keep, networks[key], images, classes)
-        meanwhile = max(meanwhile, bytes_meanwhile(config, networks[key]))
+        meanwhile = max(meanwhile, at_once * bytes_meanwhile(config, networks[key]))
+    free = shutil.disk_usage(folder).free + there
+    if kept + meanwhile > free:
+        raise UserError(
+            f"output_dir={folder}: {megabytes(free)} of disk are free; runs need {megabytes(kept)} for what they keep"
+            f" (none with keep=[]) and {megabytes(meanwhile)} for checkpoints while they train"
+        )
     return kept, meanwhile
 
 
@@ -52,13 +64,3 @@ def bytes_meanwhile(config: Config, model: nn.Module) -> int:
 
 def _bytes(model: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-
-
-def check_disk(kept: int, meanwhile: int, there_already: int, output_dir: Path) -> None:
-    """Raises `UserError` if `output_dir` has too little free disk, not counting what interrupted runs already hold."""
-    free = shutil.disk_usage(output_dir).free + there_already
-    if kept + meanwhile > free:
-        raise UserError(
-            f"output_dir={output_dir}: {megabytes(free)} of disk are free; runs need {megabytes(kept)} for what they keep"
-            f" (none with keep=[]) and {megabytes(meanwhile)} for checkpoints while they train"
-        )

@@ -30,7 +30,6 @@ from vld.runs.keep import read_logits
 from vld.runs.networks import load_weights, network
 from vld.runs.once import SKIP_HINT, Listener, Outcome, explained
 from vld.runs.record import accuracies
-from vld.runs.results import read
 from vld.study.member_axes import CONNECTIVITY, ENSEMBLE_OF_RUNS, kept_file, member_configs
 from vld.study.members import Member, find_members
 from vld.study.planned import left_out_domains
@@ -74,13 +73,6 @@ class Combination:
         parts = ("combined", self.config.dataset.name, self.test_domain, run_id(self.identity))
         return RunDirectory(Path(self.config.output_dir).joinpath(*parts))
 
-    def result(self) -> dict[str, Any] | None:
-        """Its `result.json`, None if there is none yet. Raises `UserError` if it is damaged."""
-        if not self.directory.result_file.exists():
-            return None
-        self.directory.tidy()
-        return read(self.directory.path).content
-
     def weights_of(self, member: Member) -> dict[str, Tensor]:
         return load_weights(member.directory, kept_file(self.config))
 
@@ -116,7 +108,7 @@ def train_and_combine(config: Config, terminal: Terminal, listener: Listener) ->
             if outcome.result is not None
         ]
         if missing := len(planned) - len(members):
-            terminal.say(f"{test_domain}: not combined: {missing} of {len(planned)} members are not finished")
+            terminal.say(f"{test_domain}: not combined, since {missing} of {len(planned)} members are not finished")
         else:
             combinations.append(Combination(config, test_domain, members))
     unfinished = [outcome for outcome in trained if outcome.result is None]
@@ -189,7 +181,8 @@ def _combine_once(
     """Make a combination, or take the existing result. An error fails only this combination."""
     config, test_domain, directory = combination.config, combination.test_domain, combination.directory
     try:
-        if result := combination.result():
+        if result := directory.result():
+            directory.tidy()
             terminal.say(f"{test_domain}: already combined, skipped ({directory.path})")
             return Outcome(test_domain, directory.path, result)
         with hold(
@@ -198,7 +191,7 @@ def _combine_once(
             announce=lambda line: terminal.say(f"{test_domain}: {line}"),
             hint=SKIP_HINT,
         ):
-            if (result := combination.result()) is None:  # not made by the process that this one waited for
+            if (result := directory.result()) is None:  # not made by the process that this one waited for
                 result = _made(combination, dataset, device, terminal)
                 directory.finish(result)
         return Outcome(test_domain, directory.path, result)

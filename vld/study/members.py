@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vld.config.errors import UserError
+from vld.config.options import written
 from vld.config.settings import Config
 from vld.machine.device import resolve_device, resolve_precision
 from vld.model.weights import load_backbone_weights
@@ -129,7 +130,7 @@ def _nearest(missing: Config, test_domain: str, others: list[Member]) -> str:
     of_others = [{name: value for name, value in run.settings.items() if name not in CONTENT} for run in others]
     differences = [(differing([wanted, settings]), settings) for settings in of_others]
     names, other = min(differences, key=lambda pair: len(pair[0]), default=([], {}))
-    shown = ", ".join(f"{name}: {other.get(name)} instead of {wanted.get(name)}" for name in names)
+    shown = ", ".join(f"{name}: {written(other.get(name))} instead of {written(wanted.get(name))}" for name in names)
     return f" (the nearest run differs in {shown})" if 0 < len(names) <= 3 else ""
 
 

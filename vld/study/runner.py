@@ -18,7 +18,7 @@ from vld.runs.inputs import Inputs, check_inputs, inputs_key
 from vld.runs.keep import check_kept
 from vld.runs.once import Listener, Outcome, train_once
 from vld.runs.run import Run
-from vld.runs.space import check_disk, disk_of_runs
+from vld.runs.space import needed_disk
 from vld.training.methods import first_member
 
 Datasets = dict[tuple[Path, int, int], Dataset]
@@ -110,9 +110,9 @@ def _check_disk(runs: list[Run], terminal: Terminal) -> None:
     unfinished = [run for run in runs if not run.directory.result_file.exists()]
     if not unfinished:
         return
-    kept, meanwhile = disk_of_runs((run.config, run.test_domain, run.dataset) for run in unfinished)
     files = [path for run in unfinished for path in run.directory.path.glob("*")]
     there = sum(path.stat().st_size for path in files if path.suffix in (".pt", ".safetensors"))
-    check_disk(kept, meanwhile, there, unfinished[0].inputs.existing_folder)
+    wanted = [(run.config, run.test_domain, run.dataset) for run in unfinished]
+    kept, meanwhile = needed_disk(wanted, unfinished[0].inputs.existing_folder, there=there)
     folder = unfinished[0].config.output_dir
     terminal.say(f"keeps up to {megabytes(kept)} in {folder}; checkpoints take up to {megabytes(meanwhile)} meanwhile")
