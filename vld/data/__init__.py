@@ -1,4 +1,4 @@
-"""From archives over folders and the image store to batches on the device.
+"""From archives, via folders and the image store, to batches on the device.
 
 Imports from `machine` and `config`.
 """

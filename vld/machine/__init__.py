@@ -1,4 +1,4 @@
-"""What a run stands on: device, signals, locks, whole files, disk, terminal, streams of random numbers.
+"""System services: device, signals, locks, atomic file writes, disk, terminal, streams of random numbers.
 
 Imports from `config`.
 """

@@ -1,4 +1,5 @@
-"""The network: backbone and its weights, dropout, the last layer, equation 1.
+"""The network: backbone and its weights, the paper's dropout and the last layer (`classifier`), dropout elsewhere (`dropout`),
+equation 1 (`linear`).
 
 Imports from `data` and below.
 """

@@ -1,4 +1,7 @@
-"""Run directories: identity, content, and reading them back."""
+"""One run, from start to `result.json` (`run`): its identity, its directory, its checkpoint, and reading results back.
+
+Imports from `training` and below.
+"""
 
 from typing import TYPE_CHECKING, Any
 
