@@ -188,7 +188,7 @@ def say_what_is_to_do(command: Command, inputs: "dict[str, Inputs]") -> None:
     files = {its.files.name: its.files for its in inputs.values()}
     wanted = [(one.run.config, one.run.test_domain, files[one.run.config.dataset.name]) for one in to_do]
     at_once = min(at_a_time(command.config) if command.sweep else 1, len(to_do))
-    kept, meanwhile = needed_disk(wanted, next(iter(inputs.values())).existing_folder, at_once=at_once)
+    kept, meanwhile = needed_disk(wanted, jobs[0].config.output_dir, at_once=at_once)
     terminal.say(
         f"{summary(progress, command.title)}, {megabytes(kept)} of disk ({megabytes(meanwhile)} more meanwhile)"
     )

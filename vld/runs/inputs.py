@@ -29,8 +29,6 @@ class Inputs:
     files: DatasetFiles
     test_domains: tuple[str, ...]
     weights: dict[str, Tensor] | None
-    existing_folder: Path
-    """output_dir, or its nearest parent that exists."""
     warnings: list[str]
 
 
@@ -53,7 +51,7 @@ def check_inputs(config: Config, *, here: bool = True) -> Inputs:
     """
     device = resolve_device(config.device if here else "cpu")
     precision = resolve_precision(config.precision, device)
-    existing_folder = check_output_dir(Path(config.output_dir))
+    check_output_dir(Path(config.output_dir))
     root = Path(config.data_dir) / config.dataset.folder
     to_draw = config.dataset.name == "glyphs" and config.dataset.csv is None and not root.exists()
     # The slowest check comes last: weights may have to be downloaded.
@@ -71,7 +69,7 @@ def check_inputs(config: Config, *, here: bool = True) -> Inputs:
     if config.mixout:
         masked_weights(network.backbone, config.mixout_kind)
     files = files or _listed(config, root, draw=True)
-    return Inputs(device, precision, files, test_domains, weights, existing_folder, warnings)
+    return Inputs(device, precision, files, test_domains, weights, warnings)
 
 
 def _listed(config: Config, root: Path, *, draw: bool = False) -> DatasetFiles:

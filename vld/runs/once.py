@@ -15,7 +15,7 @@ from vld.machine.signals import Interrupted, SignalGuard
 from vld.machine.terminal import Terminal
 from vld.runs.environment import now
 from vld.runs.keep import missing_files
-from vld.runs.run import Run, train_run
+from vld.runs.run import Run, Session
 from vld.training.loop import TrainingFailed
 
 SKIP_HINT = " (if_running=skip does not)"
@@ -83,7 +83,7 @@ def _attempt(run: Run, guard: SignalGuard, terminal: Terminal, listener: Listene
             return finished
         try:
             with guard:
-                result = train_run(run, lock, guard.check, terminal, listener.started)
+                result = Session(run, lock, guard.check, terminal).complete(listener.started)
         except Exception as error:
             if not lock.holds():  # whatever the error, the files may now be another process's
                 raise LockLost("not renewed") from error

@@ -101,24 +101,11 @@ def results_line(evaluation: Evaluation, method: str, images_per_step: int) -> s
     return line
 
 
-def train_run(
-    run: Run, lock: RunLock, check: Callable[[], None], terminal: Terminal, started: Callable[[Path], None]
-) -> dict[str, Any]:
-    """Train a run whose directory is locked, from its checkpoint or the beginning to its result.
-
-    started(directory) is called once its files exist. check() is called during steps and evaluations; what it raises
-    (`Interrupted`) is raised again once the run is saved.
-    """
-    session = Session(run, lock, check, terminal)
-    with closing(session.batches):
-        session.open(started)
-        return session.finish(session.train())
-
-
 class Session:
-    """One attempt at a run, by the process that holds its directory."""
+    """One attempt at a run, by the process that holds its directory: from its checkpoint or the beginning to its result."""
 
     def __init__(self, run: Run, lock: RunLock, check: Callable[[], None], terminal: Terminal) -> None:
+        """check: called during steps and evaluations; what it raises (`Interrupted`) is raised again once the run is saved."""
         self.run, self.config, self.directory = run, run.config, run.directory
         self.lock, self.check, self.terminal = lock, check, terminal
         self.device = run.inputs.device
@@ -134,6 +121,12 @@ class Session:
 
     def warn(self, line: str) -> None:
         self.terminal.warn(f"{self.run.test_domain}: {line}")
+
+    def complete(self, started: Callable[[Path], None]) -> dict[str, Any]:
+        """Train to the end; returns the result. started(directory) is called once its files exist."""
+        with closing(self.batches):
+            self.open(started)
+            return self.finish(self.train())
 
     def open(self, started: Callable[[Path], None]) -> None:
         """Set up the network and all other state, as at the beginning or at the last checkpoint."""

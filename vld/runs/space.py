@@ -13,7 +13,7 @@ from vld.config.settings import Config
 from vld.data.folder import DatasetFiles
 from vld.data.images import Dataset
 from vld.machine.terminal import megabytes
-from vld.runs.inputs import initial_classifier
+from vld.runs.inputs import check_output_dir, initial_classifier
 from vld.runs.keep import LOGITS
 from vld.training.evaluation import evaluation_images
 
@@ -22,9 +22,9 @@ TEXT_BYTES = 200_000
 
 
 def needed_disk(
-    runs: Iterable[tuple[Config, str, Dataset | DatasetFiles]], folder: Path, *, there: int = 0, at_once: int = 1
+    runs: Iterable[tuple[Config, str, Dataset | DatasetFiles]], output_dir: str, *, there: int = 0, at_once: int = 1
 ) -> tuple[int, int]:
-    """Bytes that all runs (settings, test domain, dataset) keep in the folder; and the most that they need besides meanwhile.
+    """Bytes that all runs (settings, test domain, dataset) keep in output_dir; and the most that they need besides meanwhile.
 
     there: bytes that interrupted attempts at them already hold. at_once: how many runs train at a time. Raises `UserError` if
     less is free.
@@ -38,10 +38,10 @@ def needed_disk(
             networks[key] = initial_classifier(config, None, "fp32", classes)
         kept += bytes_kept(config.keep, networks[key], images, classes)
         meanwhile = max(meanwhile, at_once * bytes_meanwhile(config, networks[key]))
-    free = shutil.disk_usage(folder).free + there
+    free = shutil.disk_usage(check_output_dir(Path(output_dir))).free + there
     if kept + meanwhile > free:
         raise UserError(
-            f"output_dir={folder}: {megabytes(free)} of disk are free; runs need {megabytes(kept)} for what they keep"
+            f"output_dir={output_dir}: {megabytes(free)} of disk are free; runs need {megabytes(kept)} for what they keep"
             f" (none with keep=[]) and {megabytes(meanwhile)} for checkpoints while they train"
         )
     return kept, meanwhile

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vld.config.errors import UserError
-from vld.config.settings import BackboneConfig, Config
+from vld.config.settings import BackboneConfig
 from vld.machine.lock import LEASE_SECONDS, LOCK
 from vld.runs.identity import ADDED_LATER, identity_key, may_have, weights_fingerprint
 from vld.runs.reading import read_if_whole, read_json, stored_identity
@@ -76,23 +76,17 @@ def seconds_to_go(progress: Iterable[Progress]) -> float | None:
     """The time that unfinished runs will take one after another, by the median seconds per step of finished runs with the same
     network, image size and batch size. None if some have no such run."""
     per_step: dict[tuple[str, int, int], list[float]] = {}
-    progress = list(progress)
-    for one in progress:
-        if one.seconds is not None:
-            per_step.setdefault(_kind(one.run.config), []).append(one.seconds / one.run.config.optim.steps)
-    total = 0.0
+    steps_to_go: dict[tuple[str, int, int], int] = {}
     for one in progress:
         config = one.run.config
-        if one.state == FINISHED:
-            continue
-        if _kind(config) not in per_step:
-            return None
-        total += (config.optim.steps - (one.step or 0)) * statistics.median(per_step[_kind(config)])
-    return total
-
-
-def _kind(config: Config) -> tuple[str, int, int]:
-    return config.backbone.name, config.image_size, config.batch_size
+        kind, steps = (config.backbone.name, config.image_size, config.batch_size), config.optim.steps
+        if one.seconds is not None:
+            per_step.setdefault(kind, []).append(one.seconds / steps)
+        if one.state != FINISHED:
+            steps_to_go[kind] = steps_to_go.get(kind, 0) + steps - (one.step or 0)
+    if steps_to_go.keys() - per_step.keys():
+        return None
+    return sum((steps * statistics.median(per_step[kind]) for kind, steps in steps_to_go.items()), 0.0)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], RunResult | None]:

@@ -19,7 +19,6 @@ from vld.runs.keep import check_kept
 from vld.runs.once import Listener, Outcome, train_once
 from vld.runs.run import Run
 from vld.runs.space import needed_disk
-from vld.training.methods import first_member
 
 Datasets = dict[tuple[Path, int, int], Dataset]
 """Decoded datasets, by folder, image_size and dataset.store_size."""
@@ -99,10 +98,6 @@ def _announce(run: Run, terminal: Terminal) -> None:
         f" {domains} x {config.batch_size} images, seed {config.seed};"
         f" on {describe(run.inputs.device)} in {run.inputs.precision}"
     )
-    for method, start in (("weight_averaging", config.averaging.start), ("ensemble", config.ensemble.start)):
-        if start > config.optim.steps:
-            begins = first_member(start, config.optim.steps, config.eval_every)
-            terminal.say(f"{method} begins at step {begins}, since its start ({start}) is after the last step")
 
 
 def _check_disk(runs: list[Run], terminal: Terminal) -> None:
@@ -113,6 +108,8 @@ def _check_disk(runs: list[Run], terminal: Terminal) -> None:
     files = [path for run in unfinished for path in run.directory.path.glob("*")]
     there = sum(path.stat().st_size for path in files if path.suffix in (".pt", ".safetensors"))
     wanted = [(run.config, run.test_domain, run.dataset) for run in unfinished]
-    kept, meanwhile = needed_disk(wanted, unfinished[0].inputs.existing_folder, there=there)
-    folder = unfinished[0].config.output_dir
-    terminal.say(f"keeps up to {megabytes(kept)} in {folder}; checkpoints take up to {megabytes(meanwhile)} meanwhile")
+    output_dir = unfinished[0].config.output_dir
+    kept, meanwhile = needed_disk(wanted, output_dir, there=there)
+    terminal.say(
+        f"keeps up to {megabytes(kept)} in {output_dir}; checkpoints take up to {megabytes(meanwhile)} meanwhile"
+    )
