@@ -193,7 +193,7 @@ def test_too_little_disk_for_the_store_is_said_before_anything(
     monkeypatch.setattr("vld.machine.disk.free_disk", lambda _: 10**11)
     with pytest.raises(
         UserError,
-        match=r"data_dir: 244.2 GB are needed for the archives, what they unpack to and the image store, 100.0 GB are free",
+        match=r"data_dir: 244.2 GB of disk are needed for the archives, what they unpack to and the image store; 100.0 GB are",
     ):
         prepare(config("domain_net", tmp_path / "data", server), Terminal())
     assert server.asked == []
@@ -438,7 +438,7 @@ def test_too_little_disk_is_said_before_the_download(
 ) -> None:
     server.files["PACS.zip"] = archive
     monkeypatch.setattr("vld.machine.disk.free_disk", lambda _: len(archive))
-    with pytest.raises(UserError, match=r"data_dir: .* GB are needed for PACS.zip and what it unpacks to"):
+    with pytest.raises(UserError, match=r"data_dir: .* MB of disk are needed for PACS.zip and what it unpacks to"):
         fetch(f"{server.url}/PACS.zip", tmp_path / "PACS.zip", None, progress)
     assert not (tmp_path / "PACS.zip").exists()
 
@@ -678,7 +678,7 @@ BAD_CSV = {
     "no such file": (None, "cannot be read"),
     "columns": ("file,domain,class\na.png,x,y", "line 2 has no path; its columns must be path, domain, class"),
     "an empty cell": ("path,domain,class\na.png,,y", "line 2 has no domain"),
-    "nothing": ("path,domain,class\n", "lists 0 domain"),
+    "nothing": ("path,domain,class\n", ": 0 domain(s) found"),
     "classes": ("path,domain,class\na.png,x,u\nb.png,y,v", "x lacks v; y lacks u"),
     "one class": ("path,domain,class\na.png,x,u\nb.png,y,u", "one class only"),
     "few": ("path,domain,class\na.png,x,u\nb.png,x,v\nc.png,y,u\nd.png,y,v", "domain x has 2 images; at least 5"),

@@ -150,4 +150,7 @@ def test_a_dry_run_fetches_no_weights(small_glyphs: Path, tmp_path: Path) -> Non
         assert done.returncode == 0, done.stdout + done.stderr
         assert "this command: 4 runs, 0 finished, 4 to do" in done.stdout
         assert "its weights are not there yet; 4" in done.stdout
+        refused = train(*words[:2], *network, "mixout=0.5", "mixout_kind=point", f"output_dir={tmp_path / 'out'}",
+                        env={"TORCH_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path), **proxies})  # fmt: skip
+        assert (refused.returncode, refused.stderr[:18]) == (2, "mixout_kind=point:")  # before they are downloaded
     assert not list(tmp_path.rglob("*.*"))

@@ -2,6 +2,8 @@
 
 import hashlib
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
 
@@ -117,25 +119,25 @@ def test_an_existing_folder_is_left_untouched(tmp_path: Path) -> None:
     assert (folder / "mine.txt").read_text() == "mine"
 
 
-def test_a_folder_made_meanwhile_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_made_by_another_process_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This one waits for it, and draws nothing."""
     folder = tmp_path / "glyphs"
 
-    def other_process(_rng: random.Random, _letter: str) -> Image.Image:
-        # While drawing goes on, only a hidden folder is to be seen, until the other process is done.
-        assert all(path.name.startswith(".glyphs") for path in tmp_path.iterdir() if path != folder)
-        folder.mkdir(exist_ok=True)
-        (folder / "theirs.txt").write_text("theirs")
-        return Image.new("RGB", (64, 64))
+    @contextmanager
+    def waited(*_: object, **__: object) -> Iterator[None]:
+        folder.mkdir()
+        yield
 
-    monkeypatch.setattr(glyphs, "_DRAWN", {"print": other_process})
+    monkeypatch.setattr(glyphs, "staging_folder", waited)
     draw_glyphs(folder)
-    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["glyphs", "glyphs/theirs.txt"]
+    assert list(tmp_path.rglob("*")) == [folder]
 
 
 def test_a_failure_midway_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn_before = []
 
     def fails_late(_rng: random.Random, letter: str) -> Image.Image:
+        assert [path.name for path in tmp_path.iterdir()] == [".drawing-glyphs"]
         if len(drawn_before) == IMAGES_PER_CLASS + 3:
             raise KeyboardInterrupt
         drawn_before.append(letter)
@@ -145,11 +147,4 @@ def test_a_failure_midway_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(KeyboardInterrupt):
         draw_glyphs(tmp_path / "glyphs")
     assert len(drawn_before) == IMAGES_PER_CLASS + 3
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_failed_rename_is_reported_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(glyphs, "_DRAWN", {})
-    with pytest.raises(OSError):  # nothing was drawn, so there is nothing to rename
-        draw_glyphs(tmp_path / "glyphs")
     assert list(tmp_path.iterdir()) == []

@@ -206,7 +206,7 @@ def test_several_unreadable_files_are_counted(own_dataset_dir: Path) -> None:
 
 
 def test_too_large_for_the_disk(dataset_dir: Path) -> None:
-    with pytest.raises(UserError, match=r"dataset=some: its image store needs .* GB of disk .*image_size"):
+    with pytest.raises(UserError, match=r"dataset=some: .* GB of disk are needed for the image store \(.*image_size"):
         decode(dataset_dir, image_size=2_000_000)
 
 

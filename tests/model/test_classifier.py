@@ -539,10 +539,8 @@ def test_no_dropout_in_evaluation_nor_at_rate_zero() -> None:
     generator = torch.Generator().manual_seed(0)
     state = generator.get_state()
     assert torch.equal(model(images(), generator), expected)
-    assert torch.equal(model.predict(images()).logits, expected)
     assert torch.equal(tiny(dropout=0.0, pretrained=True).train()(images(), generator), expected)
     assert torch.equal(generator.get_state(), state)
-    assert torch.equal(model.train().predict(images()).logits, expected)
 
 
 def test_gradients_are_dropped_alike() -> None:
@@ -559,10 +557,8 @@ def test_images_are_normalised_and_the_representation_scaled() -> None:
     assert float(expected.detach().abs().max()) > 0.1
     torch.testing.assert_close(model.representation(images()), expected)
     torch.testing.assert_close(scaled.representation(images()), 0.1 * expected)
-    prediction = scaled.predict(images())
-    torch.testing.assert_close(prediction.squared_norms, (0.01 * expected.square()).sum(1))
     torch.testing.assert_close(
-        prediction.logits, functional.linear(0.1 * expected, scaled.head.weight, scaled.head.bias)
+        scaled(images()), functional.linear(0.1 * expected, scaled.head.weight, scaled.head.bias)
     )
 
 
@@ -576,7 +572,7 @@ def test_head_is_float32_under_autocast() -> None:
     assert representation.dtype == torch.float32
     assert torch.equal(representation, representation.bfloat16().float())  # the backbone did run in bfloat16
     assert not torch.equal(representation, tiny(pretrained=True).eval().representation(images(16)))
-    for logits in (model(images(16)), model.predict(images(16)).logits, model.train()(images(16))):
+    for logits in (model(images(16)), model.train()(images(16))):
         assert logits.dtype == torch.float32
         assert not torch.equal(logits, logits.bfloat16().float())
     logits = model.eval()(images(16))

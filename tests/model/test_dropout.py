@@ -188,8 +188,8 @@ def test_training_draws_by_the_seed_and_evaluation_not_at_all(kind: str) -> None
     torch.manual_seed(0)
     state = torch.random.get_rng_state()
     with torch.no_grad():
-        evaluated = model.eval().predict(images()).logits
-        assert torch.equal(evaluated, plain.eval().predict(images()).logits)
+        evaluated = model.eval()(images())
+        assert torch.equal(evaluated, plain.eval()(images()))
     assert torch.equal(torch.random.get_rng_state(), state)
     assert not torch.equal(first, plain.train().representation(images()))
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vld.config.errors import UserError
 from vld.config.settings import AveragingConfig, EnsembleConfig
 from vld.machine.seeds import MIXOUT, torch_generator
-from vld.model.mixout import Mixout, masked_weights
+from vld.model.mixout import Mixout, masked_share, masked_weights
 from vld.runs import load_results
 from vld.training.loop import Trajectory, update
 
@@ -104,6 +104,11 @@ def test_a_kind_without_a_layer_is_refused() -> None:
         masked_weights(make_model().backbone, "point")
 
 
+def test_a_kind_that_masks_little_is_warned_of() -> None:
+    assert masked_share(network(), "filter") == 1080 / (1080 + 40 + 80 + 7200 + 5)
+    assert masked_share(network(), "point") == 7200 / (1080 + 40 + 80 + 7200 + 5)
+
+
 def begin(**choices: Any) -> Trajectory:
     model = make_model()
     mixout = Mixout(model.backbone, choices["mixout"], "filter") if choices.get("mixout") else None
@@ -137,7 +142,7 @@ def test_a_warm_start_trains_the_last_layer_alone_without_dropout() -> None:
     for step in range(3):
         images, labels = batches.batch(step)
         optimizer.zero_grad()
-        nn.functional.cross_entropy(start.predict(images).logits, labels).backward()  # type: ignore[no-untyped-call]
+        nn.functional.cross_entropy(start.head(start.representation(images)), labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     start.backbone.load_state_dict(make_model().backbone.state_dict())
     warmed = go(trajectory, 0, 3)

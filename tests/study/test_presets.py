@@ -27,6 +27,28 @@ def test_preset_composes(path: Path) -> None:
     assert getattr(config, group).name == ("mine" if extra else preset)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "dataset", "steps", "eval_every", "threshold"),
+    [
+        ("swad", "pacs", 5000, 100, 1.3),
+        ("swad", "vlcs", 5000, 50, 1.2),
+        ("swad", "domain_net", 15000, 500, 1.3),
+        ("domainbed", "vlcs", 5000, 300, 1.3),
+        ("domainbed", "domain_net", 15000, 1000, 1.3),
+        ("erm_plus_plus", "pacs", 20000, 300, 1.3),
+        ("erm_plus_plus", "domain_net", 60000, 300, 1.3),
+        ("high_rate_mixout", "office_home", 10000, 300, 1.3),
+        ("high_rate_mixout", "domain_net", 15000, 300, 1.3),
+        ("paper", "glyphs", 10000, 300, 1.3),
+        ("paper", "domain_net", 30000, 1000, 1.3),
+    ],
+)
+def test_a_recipe_follows_the_dataset(recipe: str, dataset: str, steps: int, eval_every: int, threshold: float) -> None:
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        config = typed_config(compose("train", overrides=[f"recipe={recipe}", f"dataset={dataset}"]), Config)
+    assert (config.optim.steps, config.eval_every, config.swad.threshold) == (steps, eval_every, threshold)
+
+
 def test_options_win_over_a_recipe_s() -> None:
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
         words = ["recipe=high_rate_mixout", "optim=sgd", "optim.steps=7", "mixout=0.5"]

@@ -350,6 +350,35 @@ def test_a_dry_run_without_images_counts_runs_and_says_where_images_come_from(tm
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (("mixout=0.8", "mixout_kind=point"), "mixout_kind=point: this backbone has no linear layers; use mixout_kind"),
+        (("backbone.weights=no/such",), "backbone.weights=no/such: no such file"),
+        (
+            ("backbone.weights={given}", "backbone.last_layer=given"),
+            "its last layer is for 1000 classes of 96 features, not",
+        ),
+        (("backbone.weights={given}", "image_size=32", "backbone.architecture=resnet10t"), "does not fit resnet10t"),
+        (
+            ("backbone.published=timm", "backbone.architecture=nope"),
+            "backbone.architecture=nope: timm has no such model",
+        ),
+        (("backbone.stage_dropout=[0.1,0.2]",), "has 4 stages; give one rate for each, or one for all"),
+    ],
+)
+def test_a_dry_run_without_images_refuses_what_does_not_suit_the_network(
+    options: tuple[str, ...], line: str, tmp_path: Path
+) -> None:
+    given = tiny_weights(tmp_path).partition("=")[2]
+    tiny = ("backbone=timm", f"backbone.name={TINY}", "dataset=pacs", "image_size=32", "device=cpu")
+    places = (f"data_dir={tmp_path / 'data'}", f"output_dir={tmp_path / 'o'}", "dry_run=true")
+    refused = train(*tiny, *(option.format(given=given) for option in options), *places)
+    assert refused.returncode == 2, refused.stdout
+    assert line in refused.stderr and len(refused.stderr.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.pth"]
+
+
 def test_random_and_published_weights_are_other_runs() -> None:
     words = ("dropout=0", "seed=0", "test_domain=0", "backbone.weights=null,none", "precision=fp32,bf16")
     assert len(planned_runs(jobs_of_command("demo", *words))) == 4

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vld.config.settings import BackboneConfig
-from vld.model.classifier import Classifier, Prediction, seeded_linear
+from vld.model.classifier import Classifier, seeded_linear
 from vld.training.collapse import QUIET, TOO_NOISY, CollapseWatch, Health, dropout_noise, measure, noise_warning
+from vld.training.evaluation import Prediction
 
 FEATURES = 40
 
@@ -41,7 +42,7 @@ def test_noise_is_the_spread_of_the_logits_over_masks(rate: float, feature_scale
     noise = dropout_noise(model, images())
     assert noise > 0
     assert abs(spread / noise - 1) < 0.03
-    clean = model.predict(images()).logits
+    clean = model.eval()(images())
     assert float((logits.mean(0) - clean).abs().max()) < 6 * float(logits.std(0).max()) / 3000**0.5
 
 

@@ -17,7 +17,7 @@ from tiny import SEED, make_batches, make_evaluation_set, make_model, settings
 from torch._dynamo.utils import counters
 from torch._inductor.utils import clear_caches
 
-from vld.config.settings import AveragingConfig, Config, EnsembleConfig
+from vld.config.settings import AveragingConfig, EnsembleConfig
 from vld.data.augment import augment_together, draw_parameters
 from vld.data.views import EvaluationViews
 from vld.training import compiled as compilation
@@ -58,7 +58,7 @@ def trained(*, compiled: bool, **network: Any) -> tuple[list[Evaluation], list[s
         [],
     )
     if compiled:
-        compilation.compile_run(model, batches, images, said.append)
+        compilation.compile_network("true", model, images, said.append, batches)
     programs = counters["stats"]["unique_graphs"]
     every = {"averaging": AveragingConfig(1, 1), "ensemble": EnsembleConfig(4, 4)}
     trajectory = Trajectory(model, settings(steps=8), eval_every=4, **every)
@@ -90,7 +90,7 @@ def test_the_next_job_finds_what_the_first_one_compiled(tmp_path: Path, monkeypa
         compilation._compiled.cache_clear()
         clear_caches()
         counters.clear()
-        compilation.compile_run(make_model(), make_batches(), make_evaluation_set(), print)
+        compilation.compile_network("true", make_model(), make_evaluation_set(), print, make_batches())
         compiled.append(counters["inductor"]["fxgraph_cache_miss"])
         found.append(counters["inductor"]["fxgraph_cache_hit"])
         libraries.append({path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.so")})
@@ -105,7 +105,7 @@ def test_trying_leaves_the_network_as_it_was() -> None:
     model = make_model(pretrained=False)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.random.get_rng_state()
-    compilation.compile_run(model, make_batches(), make_evaluation_set(), print)
+    compilation.compile_network("true", model, make_evaluation_set(), print, make_batches())
     assert model.compiled
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -122,7 +122,7 @@ def test_the_last_chunk_is_filled_up_and_cut_again(monkeypatch: pytest.MonkeyPat
     images = replace(images, images=views)
     eager = predict([model], images)[0]
     assert len(images.images) % 8
-    compilation.compile_run(model, make_batches(), images, print)
+    compilation.compile_network("true", model, images, print, make_batches())
     programs = counters["stats"]["unique_graphs"]
     compiled = predict([model], images)[0]
     assert counters["stats"]["unique_graphs"] == programs
@@ -162,7 +162,7 @@ def test_no_memory_for_the_trial_may_be_enough_for_the_run(monkeypatch: pytest.M
     monkeypatch.setattr(compilation, "predict", full)
     monkeypatch.setattr(compilation, "_compiled", lambda function, graphs=False: function)  # noqa: ARG005
     model, said = make_model(), []
-    compilation.compile_run(model, make_batches(), make_evaluation_set(), said.append)
+    compilation.compile_network("true", model, make_evaluation_set(), said.append, make_batches())
     assert not model.compiled
     assert "OutOfMemoryError: full" in said[0]
 
@@ -178,9 +178,11 @@ def test_no_memory_for_the_trial_may_be_enough_for_the_run(monkeypatch: pytest.M
         ("graphs", "cuda", True, True),
     ],
 )
-def test_who_compiles(wanted: str, device: str, deterministic: bool, expected: bool) -> None:
-    config = Config(compile=wanted, deterministic=deterministic)
-    assert compilation.is_wanted(config, torch.device(device)) == expected
+def test_who_compiles(
+    wanted: str, device: str, deterministic: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.are_deterministic_algorithms_enabled", lambda: deterministic)
+    assert compilation.is_wanted(wanted, torch.device(device)) == expected
 
 
 @pytest.mark.slow

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from run_command import train
-from tiny import SEED, make_dataset, make_model, settings
+from tiny import SEED, make_dataset, make_evaluation_set, make_model, settings
 
 from vld.config.settings import AveragingConfig, EnsembleConfig
 from vld.data.batches import TrainingBatches
 from vld.data.split import split_indices
-from vld.machine.device import set_up
+from vld.machine.device import MemoryBudget, set_up
 from vld.training import compiled as compilation
-from vld.training.evaluation import evaluation_set, predict
+from vld.training.evaluation import EvaluationSet, evaluation_set, predict
 from vld.training.loop import Trajectory
 from vld.training.loop import train as train_from
 
@@ -37,6 +37,11 @@ def gpu_batches(device: str = "cuda", **how: object) -> TrainingBatches:
     return TrainingBatches(domains[:2], indices, 4, 8, torch.device(device), SEED, **how)
 
 
+def gpu_images(*, resident: bool) -> EvaluationSet:
+    device = torch.device("cuda")
+    return evaluation_set(make_dataset(), "c", 0, device, memory=MemoryBudget(device, print) if resident else None)
+
+
 @pytest.mark.parametrize("resident", [True, False])
 def test_batches_are_those_of_a_cpu(resident: bool) -> None:
     on_gpu, on_cpu = gpu_batches(resident=resident), gpu_batches("cpu")
@@ -49,8 +54,7 @@ def test_batches_are_those_of_a_cpu(resident: bool) -> None:
 
 @pytest.mark.parametrize("resident", [True, False])
 def test_evaluation_is_that_of_a_cpu(resident: bool) -> None:
-    on_gpu = evaluation_set(make_dataset(), "c", 0, torch.device("cuda"), resident=resident)
-    on_cpu = evaluation_set(make_dataset(), "c", 0, torch.device("cpu"))
+    on_gpu, on_cpu = gpu_images(resident=resident), make_evaluation_set()
     logits = [predict([make_model().to(e.labels.device)], e)[0].logits.cpu() for e in (on_gpu, on_cpu)]
     torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
 
@@ -60,9 +64,9 @@ def test_evaluation_is_that_of_a_cpu(resident: bool) -> None:
 def test_nothing_between_evaluations_waits_for_the_gpu(resident: bool, compiled: bool) -> None:
     """PyTorch raises where the host would wait."""
     model, batches = make_model().cuda(), gpu_batches(resident=resident)
-    images = evaluation_set(make_dataset(), "c", 0, torch.device("cuda"), resident=resident)
+    images = gpu_images(resident=resident)
     if compiled:
-        compilation.compile_run(model, batches, images, print)
+        compilation.compile_network("true", model, images, print, batches)
         assert model.compiled
     trajectory = Trajectory(
         model, settings(steps=20), eval_every=20, averaging=AveragingConfig(2, 1), ensemble=EnsembleConfig(20, 20)

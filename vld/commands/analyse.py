@@ -18,7 +18,7 @@ from vld.report.labels import text
 from vld.report.table import Table
 from vld.runs.directory import RunDirectory
 from vld.runs.environment import now, software_versions
-from vld.runs.networks import load_weights, network
+from vld.runs.networks import evaluated_network, load_weights
 from vld.runs.once import explained
 from vld.runs.quantities import ANALYSIS, MASKED, QUANTITIES, SIDES, add_analysis, read_analyses
 from vld.runs.reading import stored_identity, stored_settings
@@ -123,10 +123,11 @@ def _analysed(
     began = time.perf_counter()
     weights = load_weights(directory, config.weights)
     dataset = _runs_dataset(directory, settings, config, datasets, terminal)
-    model = network(stored_identity(directory), weights, autocast=settings["precision"] == "bf16").to(device)
+    identity = stored_identity(directory)
+    model, images = evaluated_network(identity, weights, dataset, device, config.compile, terminal.say)
     with terminal.counting(f"{test_domain}: features of {directory.name}") as progress:
         try:
-            analysis = analysis_of(model, dataset, test_domain, settings["split_seed"], device, progress)
+            analysis = analysis_of(model, dataset, images, settings["split_seed"], progress)
         except FloatingPointError as error:
             raise UserError(f"{directory}: {error}, so that there is nothing to analyse") from error
     seconds = round(time.perf_counter() - began, 1)

@@ -1,8 +1,9 @@
 """Before the first job of a command: all of them composed and checked, what is wrong in one list, and what there is to do."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -126,19 +127,24 @@ def check_needed(jobs: Sequence[Job], *, here: bool) -> "dict[str, Inputs]":
 
     problems: dict[str, None] = {}
     checked: dict[str, Inputs] = {}
-    try:
+    with noted(problems):
         for mode in {job.config.wandb.mode for job in jobs}:
             check_environment(mode)
-    except UserError as error:
-        problems[str(error)] = None
     for key, config in {inputs_key(job.config): job.config for job in jobs}.items():
-        try:
+        with noted(problems):
             checked[key] = check_inputs(config, here=here)
-        except UserError as error:
-            problems |= dict.fromkeys(str(error).splitlines())
     if problems:
         raise UserError("\n".join(problems))
     return checked
+
+
+@contextmanager
+def noted(problems: dict[str, None]) -> Iterator[None]:
+    """Add the lines of a `UserError` to the problems, in place of raising it."""
+    try:
+        yield
+    except UserError as error:
+        problems |= dict.fromkeys(str(error).splitlines())
 
 
 def said_without_data(command: Command) -> bool:
@@ -159,11 +165,36 @@ def said_without_data(command: Command) -> bool:
         progress = progress_of(command.runs)
     except UserError:  # its domains are not known before it is there: that it is not will be said
         return False
+    check_networks(jobs)
     terminal = Terminal()
     say_unfinished(progress, terminal)
     for line in (summary(progress, command.title), *to_come):
         terminal.say(line)
     return True
+
+
+def check_networks(jobs: Sequence[Job]) -> None:
+    """Where images or weights are still to come: networks whose settings may not suit them, or whose weights are the user's. The
+    others are right, and building one takes longer than all else in a dry run. Raises `UserError`."""
+    unsure = [
+        config
+        for config in (job.config for job in jobs)
+        if (of := config.backbone).weights or of.published == "timm" or of.stage_dropout or config.mixout
+    ]
+    if not unsure:
+        return
+    from vld.runs.inputs import check_without_images, inputs_key
+    from vld.study.planned import left_out_domains
+
+    def key(config: Config) -> str:  # only what a run's weights have seen depends on the domain
+        return inputs_key(config if config.backbone.weights else replace(config, test_domain="all"))
+
+    problems: dict[str, None] = {}
+    for config in {key(config): config for config in unsure}.values():
+        with noted(problems):
+            check_without_images(config, left_out_domains(config))
+    if problems:
+        raise UserError("\n".join(problems))
 
 
 def say_what_is_to_do(command: Command, inputs: "dict[str, Inputs]") -> None:
@@ -172,7 +203,7 @@ def say_what_is_to_do(command: Command, inputs: "dict[str, Inputs]") -> None:
     With `dry_run=true` those others first, one a line, and then that is all. Raises `UserError` where the disk has less.
     """
     from vld.commands.status import say_unfinished, summary
-    from vld.machine.terminal import Terminal, megabytes
+    from vld.machine.terminal import Terminal, size_text
     from vld.runs.identity import weights_fingerprint
     from vld.runs.inputs import inputs_key
     from vld.runs.space import needed_disk
@@ -190,7 +221,7 @@ def say_what_is_to_do(command: Command, inputs: "dict[str, Inputs]") -> None:
     at_once = min(at_a_time(command.config) if command.sweep else 1, len(to_do))
     kept, meanwhile = needed_disk(wanted, jobs[0].config.output_dir, at_once=at_once)
     terminal.say(
-        f"{summary(progress, command.title)}, {megabytes(kept)} of disk ({megabytes(meanwhile)} more meanwhile)"
+        f"{summary(progress, command.title)}, {size_text(kept)} of disk ({size_text(meanwhile)} more meanwhile)"
     )
 
 

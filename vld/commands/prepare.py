@@ -17,7 +17,7 @@ from vld.data.glyphs import draw_glyphs
 from vld.data.image_store import open_dataset, source_key, verify_store
 from vld.data.unpack import unpack
 from vld.data.verify import check_content
-from vld.machine.disk import check_disk
+from vld.machine.disk import check_room
 from vld.machine.lock import StagingFolder, staging_folder
 from vld.machine.terminal import Terminal
 
@@ -81,7 +81,9 @@ def _make(config: PrepareConfig, source: Source, root: Path, terminal: Terminal)
     to_fetch = sum(one.size for one in source.archives if not (archives / one.file).exists())
     unpacked = int(sum(one.size for one in source.archives) * DISK_TO_UNPACK)
     store = images * 3 * (dataset.store_size**2 + config.image_size**2)
-    check_disk(root.parent, to_fetch + unpacked + store, "the archives, what they unpack to and the image store")
+    check_room(
+        "data_dir", root.parent, to_fetch + unpacked + store, "the archives, what they unpack to and the image store"
+    )
     if to_fetch:
         terminal.say(f"{to_fetch / 1e9:.1f} GB of archives to fetch")
     staging = root.with_name(f".preparing-{dataset.name}")
@@ -103,7 +105,7 @@ def _arranged(dataset: DatasetConfig, source: Source, archives: Path, place: Sta
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)
                 continue
-            check_disk(path.parent, int(path.stat().st_size * DISK_TO_UNPACK), f"what {path} unpacks to")
+            check_room("data_dir", path.parent, int(path.stat().st_size * DISK_TO_UNPACK), f"what {path} unpacks to")
             unpack(path, target, bars(f"unpacking {path.name}"))
             place.lock.check()
     try:

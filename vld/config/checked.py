@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import TypeVar
 
+from vld.config.command_settings import AnalyseConfig
 from vld.config.names import COMBINATIONS, METHODS, ON_REQUEST
 from vld.config.options import check_values, flat_settings
 from vld.config.settings import Config, option_names, unknown_option
@@ -17,7 +18,7 @@ def accumulated(settings: object) -> tuple[str, ...]:
 
 def checked(config: T) -> T:
     """The same, or a `UserError` with a line for every value that is not allowed."""
-    if isinstance(config, Config):
+    if isinstance(config, Config | AnalyseConfig):
         config.compile = config.compile.lower()  # Hydra reads true as a boolean
     check_values(type(config), flat_settings(config), _contradictions(config) if isinstance(config, Config) else ())
     return config

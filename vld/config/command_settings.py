@@ -53,6 +53,7 @@ class AnalyseConfig:
     data_dir: str = same(Config, "data_dir", "where the datasets are, with the images that the run was trained on")
     output_dir: str = same(Config, "output_dir", "where the runs are")
     device: str = same(Config, "device")
+    compile: str = same(Config, "compile", "compile the network, as training does; auto: on a GPU")
     wandb: WandbConfig = group(WandbConfig, identity=NEVER)
 
 

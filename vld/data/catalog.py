@@ -13,6 +13,10 @@ from vld.data.arrange import (
     arrange_vlcs,
 )
 
+ARCHIVES = Path(__file__).with_name("archives.csv")
+"""All files to fetch; bytes are empty where they are unknown. A checksum of 32 digits is md5, of 64 sha256."""
+COUNTS = Path(__file__).with_name("counts")
+
 
 @dataclass(frozen=True)
 class Archive:
@@ -47,106 +51,32 @@ class Content:
     by_class: Mapping[str, Mapping[str, int]]
 
 
-def _drive(file_id: str) -> str:
-    return f"https://drive.google.com/uc?id={file_id}"
-
-
-_VISDA = "https://csr.bu.edu/ftp/visda/2019/multi-source"
-_LILA = "https://storage.googleapis.com/public-datasets-lila/caltechcameratraps"
-_DUPLICATES = (
-    "https://raw.githubusercontent.com/facebookresearch/DomainBed/b93c22a1cfc3b2428398272c1a116c8de1f4139e"
-    "/domainbed/misc/domain_net_duplicates.txt"
+PACS_COPY = (
+    "this file was reported dead in 2026-04; use a copy, for example with"
+    " dataset.mirror=https://wjdcloud.blob.core.windows.net/dataset dataset.checksum=off (the images of every"
+    " class are counted all the same)"
 )
 
+
+def _source(dataset: str, arrange: Callable[[Path, Path], str | None], instead: str = "") -> Source:
+    rows = csv.DictReader(ARCHIVES.read_text(encoding="utf-8").splitlines())
+    return Source(
+        tuple(
+            Archive(row["file"], row["url"], row["checksum"], int(row["bytes"] or 0), instead)
+            for row in rows
+            if row["dataset"] == dataset
+        ),
+        arrange,
+    )
+
+
 SOURCES: Mapping[str, Source] = {
-    "pacs": Source(
-        (
-            Archive(
-                "PACS.zip",
-                _drive("1JFr8f805nMUelQWWmfnJR3y4_SYoN5Pd"),
-                "fd5db817f7cdafeef3bfd525aaf9b42e",
-                instead="this file was reported dead in 2026-04; use a copy, for example with"
-                " dataset.mirror=https://wjdcloud.blob.core.windows.net/dataset dataset.checksum=off (the images of every"
-                " class are counted all the same)",
-            ),
-        ),
-        arrange_pacs,
-    ),
-    "vlcs": Source(
-        (Archive("VLCS.tar.gz", _drive("1skwblH1_okBwxWxmRsp9_qi15hyPpxg8"), "8870171eba660927d9668f4e515928e4"),),
-        arrange_vlcs,
-    ),
-    "office_home": Source(
-        (Archive("office_home.zip", _drive("1uY0pj7oFsjMxRwaD3Sxy0jgel0fsYXLC"), "b1c14819770c4448fd5b6d931031c91c"),),
-        arrange_office_home,
-    ),
-    "terra_incognita": Source(
-        (
-            Archive(
-                "eccv_18_annotations.tar.gz",
-                f"{_LILA}/eccv_18_annotations.tar.gz",
-                "e31d0162d411fb031ba4741758a54fa15cc7257df6f344581f5fda612b2cc974",
-                2997071,
-            ),
-            Archive(
-                "eccv_18_all_images_sm.tar.gz",
-                f"{_LILA}/eccv_18_all_images_sm.tar.gz",
-                "50d0e46d4f42c4891d99a13cda80b6c062d3586d79296edc9d1406a5e7cc4b20",
-                6492615601,
-            ),
-        ),
-        arrange_terra_incognita,
-    ),
-    "domain_net": Source(
-        (
-            Archive(
-                "domain_net_duplicates.txt",
-                _DUPLICATES,
-                "a52b4ab70203f4f3df381077694dba3e33ff44c26407e1c5faca76919c702770",
-            ),
-            Archive(
-                "clipart.zip",
-                f"{_VISDA}/groundtruth/clipart.zip",
-                "f8f248a3e8bbc9868c523ae24e6601b4c2ad102afc60c0efeb4f3255df22354d",
-                1270909081,
-            ),
-            Archive(
-                "infograph.zip",
-                f"{_VISDA}/infograph.zip",
-                "891e14f476317e97b6f06d6498c11d0a5b8d0c8b57210765ed9beb072da611fa",
-                4338659804,
-            ),
-            Archive(
-                "painting.zip",
-                f"{_VISDA}/groundtruth/painting.zip",
-                "fa47e6d405503ea0286cabd767f176bd30e988b63ddd7b9db16cf030c9770015",
-                3679366174,
-            ),
-            Archive(
-                "quickdraw.zip",
-                f"{_VISDA}/quickdraw.zip",
-                "9f37df2a8c3733703dbb35ad9964202a65f675ca30137756457537536b485d84",
-                459920701,
-            ),
-            Archive(
-                "real.zip",
-                f"{_VISDA}/real.zip",
-                "d7fe010b430c5b510f85d657d38c4a1924822695fabea4fef57bd00dba251d63",
-                6062039589,
-            ),
-            Archive(
-                "sketch.zip",
-                f"{_VISDA}/sketch.zip",
-                "23a7dbae7016b343e934399beaa8a68728fb5e570ebe2c71df9b75cf91c499fc",
-                2633992926,
-            ),
-        ),
-        arrange_domain_net,
-    ),
+    "pacs": _source("pacs", arrange_pacs, PACS_COPY),
+    "vlcs": _source("vlcs", arrange_vlcs),
+    "office_home": _source("office_home", arrange_office_home),
+    "terra_incognita": _source("terra_incognita", arrange_terra_incognita),
+    "domain_net": _source("domain_net", arrange_domain_net),
 }
-
-
-COUNTS = Path(__file__).parent / "counts"
 
 
 def content(counts: Path) -> Content:

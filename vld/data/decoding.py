@@ -4,7 +4,7 @@ import itertools
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,14 +38,17 @@ def every_image(
     function: Callable[[int, int, Path], T],
     progress: Progress = lambda *_: None,
     announce: Callable[[str], None] = lambda _: None,
+    only: Collection[Path] | None = None,
 ) -> list[T]:
     """The values of `function` for every image: called with the domain's number, the image's number in it, and the file.
 
-    announce: called with Pillow's warnings, and with the number of truncated files and the name of the first. Raises a
+    announce: called with Pillow's warnings, and with the number of truncated files and the name of the first. only: these
+    images alone. Raises a
     `UserError` that names the first file that cannot be read, and counts the others.
     """
     image_endings()  # registers plug-ins
     jobs = [(number, i, path) for number, domain in enumerate(files.domains) for i, path in enumerate(domain.files)]
+    jobs = jobs if only is None else [job for job in jobs if job[2] in only]
     at_work = threading.local()
 
     def attempt(job: tuple[int, int, Path]) -> T | UserError:

@@ -15,7 +15,7 @@ from gdown.exceptions import DownloadError, FileURLRetrievalError
 
 from vld.config.errors import UserError
 from vld.data.unpack import is_archive
-from vld.machine.disk import check_disk
+from vld.machine.disk import check_room
 
 Progress = Callable[[int, int], None]
 
@@ -64,7 +64,7 @@ def fetch(url: str, target: Path, checksum: str | None, progress: Progress, retr
         nonlocal checked
         if total is not None and not checked:
             needed = int(total - done + total * DISK_TO_UNPACK)
-            check_disk(target.parent, needed, f"{target.name} and what it unpacks to")
+            check_room("data_dir", target.parent, needed, f"{target.name} and what it unpacks to")
             checked = True
         progress(done, total or 0)
 

@@ -15,10 +15,9 @@ three times too large, rotated by nearest neighbour and reduced, all of which Pi
 """
 
 import random
-import shutil
-import tempfile
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from string import ascii_lowercase
 
@@ -27,6 +26,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 from vld.data.domains import GLYPHS
+from vld.machine.lock import staging_folder
 
 # No letter looks like another one mirrored (training flips images) or turned, nor differs from it only by case.
 CLASSES: tuple[str, ...] = ("A", "E", "G", "H", "K", "P", "Q", "S", "T", "X")
@@ -191,28 +191,18 @@ _DRAWN: dict[str, Callable[[random.Random, str], Image.Image]] = dict(
 
 
 def draw_glyphs(folder: Path) -> None:
-    """Draw all images as folder/domain/class/0000.png, unless `folder` is there already.
-
-    They are drawn in a hidden folder beside it that is renamed at the end, so `folder` is only ever seen whole.
-    If another process makes `folder` meanwhile, that one is kept. On failure nothing is left behind.
-    """
+    """Draw all images as folder/domain/class/0000.png, unless `folder` is there already. It is only ever seen whole."""
     if folder.is_dir():
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    hidden = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        whole = hidden / folder.name  # one level down, as mkdtemp's own folder is closed to other users
+    staging = folder.with_name(f".drawing-{folder.name}")
+    with staging_folder(staging, announce=lambda _: None, another="draws the images") as place:
+        if folder.is_dir():  # by the process that this one waited for
+            return
+        whole = place.path / folder.name
         for domain, drawn in _DRAWN.items():
-            for letter in CLASSES:
-                place = whole / domain / letter
-                place.mkdir(parents=True)
-                for index in range(IMAGES_PER_CLASS):
-                    picture = drawn(random.Random(f"glyphs/{domain}/{letter}/{index}"), letter)
-                    picture.save(place / f"{index:04d}.png", compress_level=1)
-        try:
-            whole.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)
+            for letter, index in product(CLASSES, range(IMAGES_PER_CLASS)):
+                path = whole / domain / letter / f"{index:04d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                picture = drawn(random.Random(f"glyphs/{domain}/{letter}/{index}"), letter)
+                picture.save(path, compress_level=1)
+        place.move_out(whole, folder)

@@ -13,9 +13,8 @@ import shutil
 import stat
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vld.config.errors import UserError
+from vld.config.errors import UserError, damaged
 from vld.data.decoding import Progress, every_image
 from vld.data.folder import DatasetFiles, readable
 from vld.data.images import (
@@ -37,13 +36,17 @@ from vld.data.images import (
     stored_pixels,
 )
 from vld.machine.atomic import write_json
+from vld.machine.disk import check_room
 from vld.machine.lock import StagingFolder, staging_folder
 
 VERSION = 3
 """To be raised whenever the content of stores changes."""
 CLOCKS_DIFFER = 2_000_000_000
 """In nanoseconds: some file systems store times to two seconds."""
-ABOUT = "about.json"
+ABOUT, SIZES, DIGESTS = "about.json", "original_sizes.npy", "digests.npy"
+PIXELS, VIEWS = "pixels", "views"
+
+Array = np.memmap[Any, np.dtype[np.uint8]]
 
 
 def open_dataset(
@@ -63,32 +66,33 @@ def open_dataset(
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(files.passed_over.items()))
         announce(f"dataset={files.name}: passed over {kinds}")
     source, times = _source(files)
-    names = (f"{files.name}-{source}-pixels-{store_size}", f"{files.name}-{source}-views-{image_size}")
+    names = {
+        PIXELS: f"{files.name}-{source}-{PIXELS}-{store_size}",
+        VIEWS: f"{files.name}-{source}-{VIEWS}-{image_size}",
+    }
 
-    def find() -> list[Path | None]:
-        return [
-            next((folder / name for folder in folders if (folder / name / ABOUT).is_file()), None) for name in names
-        ]
+    def find() -> dict[str, Path]:
+        # Where several folders have one, the first folder's is taken.
+        there = ((kind, folder / name) for kind, name in names.items() for folder in reversed(folders))
+        return {kind: path for kind, path in there if (path / ABOUT).is_file()}
 
-    if None in find():
+    if len(find()) < len(names):
         folder = _writable(files.name, folders)
         building = folder / f".building-{files.name}-{source}"
         with staging_folder(
             building, announce=lambda line: announce(f"images of {files.name}: {line}"), another="makes the image store"
         ) as place:
             # Without what the process has made that this one waited for.
-            missing = [name if path is None else None for name, path in zip(names, find(), strict=True)]
-            if any(missing):
-                sizes = (store_size, image_size)
-                _build(files, folder, list(zip(missing, sizes, strict=True)), place, progress, announce)
+            if missing := {kind: folder / name for kind, name in names.items() if kind not in find()}:
+                _build(files, missing, {PIXELS: store_size, VIEWS: image_size}, place, progress, announce)
         times = []  # nothing to look at again
-    pixels_dir, views_dir = find()
-    if pixels_dir is None or views_dir is None:
+    found = find()
+    if len(found) < len(names):
         raise UserError(
             f"dataset={files.name}: its image store was removed while this command was running; run it again"
         )
-    dataset = _opened(files, pixels_dir, views_dir, image_size, store_size)
-    _look_again(files, times, pixels_dir, views_dir)
+    dataset = _opened(files, found, image_size, store_size)
+    _look_again(files, times, found)
     return dataset
 
 
@@ -126,29 +130,24 @@ def _source(files: DatasetFiles) -> tuple[str, list[int]]:
     return digest.hexdigest()[:12], times
 
 
-def _look_again(files: DatasetFiles, times: list[int], pixels_dir: Path, views_dir: Path) -> None:
+def _look_again(files: DatasetFiles, times: list[int], store: dict[str, Path]) -> None:
     """An image that is not older than the store can have been replaced by one of its size and time: decode it and compare.
 
     Raises `UserError` where one was. What was looked at is trusted from now on.
     """
-    now, abouts = time.time_ns(), {part: json.loads((part / ABOUT).read_text()) for part in (pixels_dir, views_dir)}
+    now, abouts = time.time_ns(), {part: json.loads((part / ABOUT).read_text()) for part in store.values()}
     trusted = min(about["begun"] for about in abouts.values()) - CLOCKS_DIFFER
     recent = [i for i, changed in enumerate(times) if changed >= trusted]
     if not recent:
         return
-    before, domains, start, digests = set(recent), [], 0, np.load(pixels_dir / "digests.npy")
-    for domain in files.domains:
-        chosen = [i for i in range(len(domain.files)) if start + i in before]
-        paths, labels = zip(*((domain.files[i], domain.labels[i]) for i in chosen), strict=True) if chosen else ((), ())
-        domains.append(replace(domain, files=paths, labels=labels))
-        start += len(domain.files)
-    looked_at = replace(files, domains=tuple(domains))
-    found = every_image(looked_at, lambda _, __, path: (path, pixel_digest(read_image(path))))
-    for number, (path, digest) in zip(recent, found, strict=True):
-        if digest != digests[number].tobytes():
+    paths = [path for domain in files.domains for path in domain.files]
+    digests = dict(zip((paths[i] for i in recent), np.load(store[PIXELS] / DIGESTS)[recent], strict=True))
+    found = every_image(files, lambda _, __, path: (path, pixel_digest(read_image(path))), only=digests)
+    for path, digest in found:
+        if digest != digests[path].tobytes():
             raise UserError(
                 f"dataset={files.name}: {readable(path)} was replaced by an image of the same size and time after the image"
-                f" store was made; remove {pixels_dir} and {views_dir}, they are made again"
+                f" store was made; remove {store[PIXELS]} and {store[VIEWS]}, they are made again"
             )
     with suppress(OSError):  # of a store that cannot be written to they are looked at again
         for part, about in abouts.items():
@@ -189,63 +188,61 @@ def _writable(name: str, folders: Sequence[Path]) -> Path:
 
 def _build(
     files: DatasetFiles,
-    folder: Path,
-    missing: Sequence[tuple[str | None, int]],
+    missing: dict[str, Path],
+    sizes: dict[str, int],
     place: StagingFolder,
     progress: Progress,
     announce: Callable[[str], None],
 ) -> None:
-    """Make the stores of pixels and of views, or the one of them that is missing, in one pass over the images.
-
-    missing: for either store, its name, None if it exists, and the size of its images.
-    """
-    about: dict[str, Any] = {"version": VERSION, "name": files.name, "root": readable(files.root.absolute())}
-    about |= {"begun": time.time_ns(), "domains": [domain.name for domain in files.domains]}
-    pixels, views = (None if name is None else place.path / name for name, _ in missing)
-    store_size, image_size = (size for _, size in missing)
-    total = sum(len(domain.files) for domain in files.domains)
-    for part in (pixels, views):
-        if part is not None:  # one that was half removed would be in the way
-            shutil.rmtree(folder / part.name, ignore_errors=True)
+    """Make the stores that are missing in one pass over the images. sizes: of the images in either store."""
+    began = time.time_ns()
+    for target in missing.values():  # one that was half removed would be in the way
+        shutil.rmtree(target, ignore_errors=True)
 
     def passed(done: int, of: int) -> None:
         place.lock.check()
         progress(done, of)
 
     try:
-        sizes = _sizes(files, place)
-        height, width = (min(store_size, int(largest)) for largest in sizes.max(0))
-        wanted = (pixels is not None) * height * width + (views is not None) * image_size**2
-        _check_disk(files.name, folder, total * 3 * wanted)
-        stored = _arrays(files, pixels, height, width)
-        evaluation = _arrays(files, views, image_size, image_size)
-
-        def decode(domain: int, number: int, path: Path) -> bytes:
-            """Write an image to the stores. Returns the digest of its pixels at full size, if the store for training is made."""
-            image = read_image(path)
-            if evaluation:
-                evaluation[domain][number] = evaluation_view(image, image_size)
-            if not stored:
-                return b""
-            reduced = stored_pixels(image, store_size)
-            stored[domain][number, : reduced.shape[0], : reduced.shape[1]] = reduced
-            return pixel_digest(image)
-
-        digests = every_image(files, decode, passed, announce)
-        for array in (*stored, *evaluation):
+        original_sizes = _sizes(files, place)
+        height, width = (min(sizes[PIXELS], int(largest)) for largest in original_sizes.max(0))
+        shapes = {PIXELS: (height, width), VIEWS: (sizes[VIEWS], sizes[VIEWS])}
+        _check_room(files, [shapes[kind] for kind in missing], place.path)
+        arrays = {kind: _arrays(files, place.path / target.name, shapes[kind]) for kind, target in missing.items()}
+        digests = every_image(files, _writing(arrays, sizes), passed, announce)
+        for array in itertools.chain(*arrays.values()):
             array.flush()
-        if pixels is not None:
+        about: dict[str, Any] = {"version": VERSION, "name": files.name, "root": readable(files.root.absolute())}
+        about |= {"begun": began, "domains": list(files.domain_names)}
+        if PIXELS in missing:
             about |= {"height": height, "width": width, "fingerprint": _fingerprint(files, digests)}
-            np.save(pixels / "original_sizes.npy", sizes)
-            np.save(pixels / "digests.npy", np.frombuffer(b"".join(digests), np.uint8).reshape(total, -1))
-        for part in (pixels, views):
-            if part is not None:
-                (part / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
-                place.move_out(part, folder / part.name)
+            new = place.path / missing[PIXELS].name
+            np.save(new / SIZES, original_sizes)
+            np.save(new / DIGESTS, np.frombuffer(b"".join(digests), np.uint8).reshape(len(digests), -1))
+        for target in missing.values():
+            (place.path / target.name / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
+            place.move_out(place.path / target.name, target)
     except OSError as error:
+        [folder, *_] = (target.parent for target in missing.values())
         raise UserError(
             f"dataset={files.name}: the image store in {folder} cannot be written: {error.strerror}"
         ) from error
+
+
+def _writing(arrays: dict[str, list[Array]], sizes: dict[str, int]) -> Callable[[int, int, Path], bytes]:
+    """What writes an image into these stores, and returns the digest of its pixels at full size if training's is one of them."""
+
+    def write(domain: int, number: int, path: Path) -> bytes:
+        image = read_image(path)
+        if VIEWS in arrays:
+            arrays[VIEWS][domain][number] = evaluation_view(image, sizes[VIEWS])
+        if PIXELS not in arrays:
+            return b""
+        reduced = stored_pixels(image, sizes[PIXELS])
+        arrays[PIXELS][domain][number, : reduced.shape[0], : reduced.shape[1]] = reduced
+        return pixel_digest(image)
+
+    return write
 
 
 def _sizes(files: DatasetFiles, place: StagingFolder) -> NDArray[np.int64]:
@@ -254,19 +251,21 @@ def _sizes(files: DatasetFiles, place: StagingFolder) -> NDArray[np.int64]:
     return np.array(found, np.int64)
 
 
-def _arrays(
-    files: DatasetFiles, part: Path | None, height: int, width: int
-) -> "list[np.memmap[Any, np.dtype[np.uint8]]]":
-    """An array per domain, in new files in the new folder `part`; none without a folder."""
-    arrays: list[np.memmap[Any, np.dtype[np.uint8]]] = []
-    if part is not None:
-        part.mkdir()
-        for number, domain in enumerate(files.domains):
-            shape = (len(domain.files), height, width, 3)
-            path = part / f"{number}.uint8"
-            with path.open("wb") as file:  # all of it now: a disk that fills up later would kill the process
-                os.posix_fallocate(file.fileno(), 0, int(np.prod(shape)))
-            arrays.append(np.memmap(path, np.uint8, "r+", shape=shape))
+def _check_room(files: DatasetFiles, shapes: Iterable[tuple[int, int]], folder: Path) -> None:
+    needed = sum(files.sizes.values()) * 3 * sum(height * width for height, width in shapes)
+    what = "the image store (less with a smaller dataset.store_size or image_size)"
+    check_room(f"dataset={files.name}", folder, needed, what)
+
+
+def _arrays(files: DatasetFiles, part: Path, shape: tuple[int, int]) -> list[Array]:
+    """An array per domain of images of this (height, width), in new files in the new folder `part`."""
+    part.mkdir()
+    arrays: list[Array] = []
+    for number, images in enumerate(files.sizes.values()):
+        path, whole = part / f"{number}.uint8", (images, *shape, 3)
+        with path.open("wb") as file:  # all of it now: a disk that fills up later would kill the process
+            os.posix_fallocate(file.fileno(), 0, int(np.prod(whole)))
+        arrays.append(np.memmap(path, np.uint8, "r+", shape=whole))
     return arrays
 
 
@@ -279,28 +278,26 @@ def _fingerprint(files: DatasetFiles, digests: Sequence[bytes]) -> str:
     return whole.hexdigest()
 
 
-def _opened(files: DatasetFiles, pixels_dir: Path, views_dir: Path, image_size: int, store_size: int) -> Dataset:
+def _opened(files: DatasetFiles, store: dict[str, Path], image_size: int, store_size: int) -> Dataset:
     try:
-        about = json.loads((pixels_dir / ABOUT).read_text())
-        sizes = torch.from_numpy(np.load(pixels_dir / "original_sizes.npy"))
-        domains, start = [], 0
-        for number, domain in enumerate(files.domains):
-            n = len(domain.files)
-            original_sizes = sizes[start : start + n]
-            start += n
-            domains.append(
-                DomainImages(
-                    name=domain.name,
-                    pixels=_mapped(pixels_dir / f"{number}.uint8", (n, about["height"], about["width"], 3)),
-                    stored_sizes=original_sizes.clamp(max=store_size),
-                    original_sizes=original_sizes,
-                    evaluation=_mapped(views_dir / f"{number}.uint8", (n, image_size, image_size, 3)),
-                    labels=torch.tensor(domain.labels, dtype=torch.int64),
-                )
+        about = json.loads((store[PIXELS] / ABOUT).read_text())
+        stored = (about["height"], about["width"], 3)
+        sizes = torch.split(torch.from_numpy(np.load(store[PIXELS] / SIZES)), list(files.sizes.values()))
+        domains = [
+            DomainImages(
+                name=domain.name,
+                pixels=_mapped(store[PIXELS] / f"{number}.uint8", (len(domain.files), *stored)),
+                stored_sizes=original_sizes.clamp(max=store_size),
+                original_sizes=original_sizes,
+                evaluation=_mapped(store[VIEWS] / f"{number}.uint8", (len(domain.files), image_size, image_size, 3)),
+                labels=torch.tensor(domain.labels, dtype=torch.int64),
             )
+            for number, (domain, original_sizes) in enumerate(zip(files.domains, sizes, strict=True))
+        ]
         return Dataset(files.name, files.classes, tuple(domains), about["fingerprint"])
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{pixels_dir} or {views_dir}: damaged ({error}); remove them, they are made again") from error
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        where = f"{store[PIXELS]} or {store[VIEWS]}"
+        raise damaged(where, error, "remove them, they are made again") from error
 
 
 def _mapped(path: Path, shape: tuple[int, ...]) -> Tensor:
@@ -311,12 +308,3 @@ def _mapped(path: Path, shape: tuple[int, ...]) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(mapped)
-
-
-def _check_disk(name: str, folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise UserError(
-            f"dataset={name}: its image store needs {needed / 1e9:.1f} GB of disk and {folder} has {free / 1e9:.1f} GB left;"
-            " a smaller dataset.store_size or image_size needs less"
-        )

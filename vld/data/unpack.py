@@ -8,7 +8,7 @@ from collections.abc import Callable
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 
-from vld.config.errors import UserError
+from vld.config.errors import UserError, damaged
 
 Progress = Callable[[int, int], None]
 
@@ -23,6 +23,7 @@ DAMAGE = (
     RuntimeError,
     ValueError,
 )
+FIX = "remove it and run this again, or put a whole one there"
 GZIP = b"\x1f\x8b"
 
 
@@ -33,13 +34,13 @@ def unpack(archive: Path, target: Path, progress: Progress) -> None:
     """
     target.mkdir(parents=True)
     if not is_archive(archive):
-        raise damaged(archive, "no zip or tar file")
+        raise damaged(archive, "no zip or tar file", FIX)
     try:
         (_unzip if zipfile.is_zipfile(archive) else _untar)(archive, target, progress)
     except tarfile.FilterError as error:
         raise UserError(f"{archive}: {error}; do not trust this archive") from error
     except DAMAGE as error:
-        raise damaged(archive, f"{error}") from error
+        raise damaged(archive, error, FIX) from error
 
 
 def is_archive(path: Path) -> bool:
@@ -47,10 +48,6 @@ def is_archive(path: Path) -> bool:
         return zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
     except (EOFError, zlib.error, LZMAError, gzip.BadGzipFile):
         return False
-
-
-def damaged(archive: Path, why: str) -> UserError:
-    return UserError(f"{archive}: damaged ({why}); remove it and run this again, or put a whole one there")
 
 
 def _unzip(archive: Path, target: Path, progress: Progress) -> None:

@@ -291,5 +291,8 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-def megabytes(size: int) -> str:
+def size_text(size: int) -> str:
+    """Of bytes."""
+    if size >= 1e10:
+        return f"{size / 1e9:,.1f} GB"
     return f"{size / 1e6:,.0f} MB" if size >= 1e7 else f"{size / 1e6:.1f} MB"

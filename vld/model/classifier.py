@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,15 +10,8 @@ from vld.config.settings import BackboneConfig, Config
 from vld.model.backbones import build_backbone
 from vld.model.dropout import place_dropout
 from vld.model.linear import tuned
+from vld.model.mixout import masked_weights
 from vld.model.weights import load_into, load_last_layer
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the classifier says of n images: logits float32 [n, classes]; squared_norms float32 [n], of the representation."""
-
-    logits: Tensor
-    squared_norms: Tensor
 
 
 class Classifier(nn.Module):
@@ -86,11 +78,6 @@ class Classifier(nn.Module):
         logits: Tensor = self.head(representation)
         return logits
 
-    def predict(self, images: Tensor) -> Prediction:
-        """Logits and norms of the representation, without dropout."""
-        representation = self.representation(images)
-        return Prediction(self.head(representation), representation.square().sum(1))
-
     def train(self, mode: bool = True) -> "Classifier":
         super().train(mode)
         if self.frozen_batch_norm:
@@ -146,8 +133,8 @@ def build_classifier(
     """The classifier at step 0: backbone weights as loaded, or from `seed` where they are None; the head from
     `head_seed`, unless the weights bring theirs.
 
-    Raises `UserError` for an architecture that the library does not have or that settings do not suit, and for weights that do
-    not fit it.
+    Raises `UserError` for an architecture that the library does not have or that settings do not suit (Mixout's kind among
+    them), and for weights that do not fit it.
     """
     settings = config.backbone
     with torch.random.fork_rng(devices=[]):
@@ -158,6 +145,8 @@ def build_classifier(
     if backbone_weights is not None:
         resized_from = load_into(backbone, backbone_weights, settings, config.image_size)
         load_last_layer(head, backbone_weights, settings)
+    if config.mixout:
+        masked_weights(backbone, config.mixout_kind)
     place_dropout(backbone, settings)
     backbone = tuned(backbone, settings, features)
     model = Classifier(

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vld.config.errors import UserError, first_line
+from vld.config.errors import damaged, first_line
 from vld.machine.atomic import write_atomically
 
 
@@ -25,14 +25,12 @@ def read_checkpoint(path: Path, run_id: str) -> dict[str, Any]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            if damaged := archive.testzip():  # torch does not look at the checksums
-                raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
+            if wrong := archive.testzip():  # torch does not look at the checksums
+                raise zipfile.BadZipFile(f"wrong checksum of {wrong}")
         state = torch.load(path, map_location="cpu", weights_only=True)
         if state["run_id"] != run_id:
             raise ValueError(f"it belongs to run {state['run_id']}")
     except Exception as error:  # whatever torch and pickle make of arbitrary bytes
-        raise UserError(
-            f"{path}: damaged ({first_line(error)}); remove it to start the run again from step 0"
-        ) from error
+        raise damaged(path, first_line(error), "remove it to start the run again from step 0") from error
     assert isinstance(state, dict)
     return state

@@ -12,10 +12,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vld.config.errors import UserError
+from vld.config.errors import UserError, damaged
 from vld.config.names import KEEPABLE
 from vld.runs.directory import RunDirectory
-from vld.runs.reading import damaged
 from vld.runs.record import Record
 from vld.training.evaluation import EvaluationLabels, EvaluationPart
 from vld.training.loop import Evaluation

@@ -1,19 +1,24 @@
 """The network of a finished run, from the weights that it kept."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vld.config.errors import UserError
+from vld.config.errors import UserError, damaged
 from vld.config.settings import BackboneConfig, Config
+from vld.data.images import Dataset
+from vld.machine.device import MemoryBudget
 from vld.model.classifier import Classifier, build_classifier
-from vld.runs.identity import RANDOM_WEIGHTS
+from vld.runs.identity import ADDED_LATER, RANDOM_WEIGHTS
 from vld.runs.keep import LOGITS
-from vld.runs.reading import damaged, stored_identity
+from vld.runs.reading import stored_identity
+from vld.training.compiled import compile_network
+from vld.training.evaluation import EvaluationSet, evaluation_set
 
 
 def load_model(run_dir: str | Path, weights: str = "erm-last") -> Classifier:
@@ -51,3 +56,23 @@ def network(identity: Mapping[str, Any], state: Mapping[str, Tensor], *, autocas
     model.load_state_dict(state)
     model.pretrained = pretrained
     return model.eval()
+
+
+def evaluated_network(
+    identity: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    dataset: Dataset,
+    device: torch.device,
+    how: str,
+    say: Callable[[str], None],
+) -> tuple[Classifier, EvaluationSet]:
+    """The network of a run, for weights like these, and the images that it is evaluated on: both as while it was trained.
+
+    So in the run's precision, compiled as `compile_network` has it, and the images in a GPU's memory where they fit.
+    """
+    settings = ADDED_LATER | dict(identity)
+    memory, chosen = MemoryBudget(device, say), (dataset, settings["test_domain"], settings["split_seed"], device)
+    images = evaluation_set(*chosen, holdout=settings["holdout"], memory=memory)
+    model = network(identity, state, autocast=identity["precision"] == "bf16").to(device)
+    compile_network(how, model, images, say)
+    return model, images

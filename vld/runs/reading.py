@@ -6,15 +6,11 @@ from typing import Any
 
 import yaml
 
-from vld.config.errors import UserError
+from vld.config.errors import UserError, damaged
 from vld.runs.identity import run_id
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """Several times as fast, where libyaml is installed."""
-
-
-def damaged(path: Path, why: object) -> UserError:
-    return UserError(f"{path}: damaged ({why}); move its directory away and run again")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -35,26 +31,27 @@ def read_if_whole(path: Path) -> dict[str, Any]:
         return {}
 
 
+def stored_config(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings in `config.yaml` that make the run, and the others as the run's last command had them. Raises `UserError` if
+    the file is damaged or another run's."""
+    path = run_dir / "config.yaml"
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), LOADER)
+        identity, other = dict(content["identity"]), dict(content.get("other", {}))
+    except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
+        raise damaged(path, repr(error)) from error
+    check_identity(identity, path)
+    return identity, other
+
+
 def stored_identity(run_dir: Path) -> dict[str, Any]:
-    """The settings in `config.yaml` that make the run. Raises `UserError` if the file is damaged or another run's."""
-    return _read_config(run_dir)["identity"]
+    return stored_config(run_dir)[0]
 
 
 def stored_settings(run_dir: Path) -> dict[str, Any]:
-    """All settings in `config.yaml`: `stored_identity`'s, and the others as the run's last command had them."""
-    config = _read_config(run_dir)
-    return config["other"] | config["identity"]
-
-
-def _read_config(run_dir: Path) -> dict[str, dict[str, Any]]:
-    path = run_dir / "config.yaml"
-    try:
-        config = yaml.load(path.read_text(encoding="utf-8"), LOADER)
-        config = {part: dict(config[part]) for part in ("identity", "other")}
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
-        raise damaged(path, repr(error)) from error
-    check_identity(config["identity"], path)
-    return config
+    """All settings in `config.yaml`."""
+    identity, other = stored_config(run_dir)
+    return other | identity
 
 
 def check_identity(identity: Any, path: Path) -> None:

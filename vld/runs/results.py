@@ -1,5 +1,6 @@
 """The results of finished runs: the one reader of `result.json`, and the table of all results."""
 
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,10 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vld.config.errors import UserError
+from vld.config.errors import UserError, damaged
 from vld.config.names import ACCURACIES, SETTING_COLUMNS
 from vld.runs.identity import ADDED_LATER, hashable
-from vld.runs.reading import check_identity, damaged, read_json
+from vld.runs.reading import check_identity, read_json
 
 if TYPE_CHECKING:  # pandas takes a second to import, and reading one result does not need it
     import pandas as pd
@@ -124,9 +125,8 @@ def read(directory: Path, *, renamed: bool = False) -> RunResult:
 def read_all(output_dir: str | Path) -> tuple[list[RunResult], list[str]]:
     """Every finished run and combination; and a line for each damaged one."""
     results, problems = [], []
-    for path in [
-        path for kind in ("runs", "combined") for path in sorted(Path(output_dir).glob(f"{kind}/*/*/*/result.json"))
-    ]:
+    paths = (sorted(Path(output_dir).glob(f"{kind}/*/*/*/result.json")) for kind in ("runs", "combined"))
+    for path in itertools.chain(*paths):
         try:
             result = read(path.parent)
             defined = [name for name in ACCURACIES if name != "iid_acc" or result.settings["holdout"] != 0]

@@ -31,8 +31,8 @@ from vld.runs.inputs import Inputs, initial_classifier
 from vld.runs.keep import drop_stale, missing_files, save_kept
 from vld.runs.record import Record, finite_or_none
 from vld.runs.reevaluate import SUBSET, evaluate_in_full, kept_while_training
-from vld.training import compiled
 from vld.training.collapse import CollapseWatch, dropout_noise, noise_warning
+from vld.training.compiled import compile_network
 from vld.training.evaluation import EvaluationSet, evaluation_images, evaluation_set, predict
 from vld.training.loop import Evaluation, Trajectory, is_evaluated, train
 
@@ -83,11 +83,8 @@ def training_batches(run: Run, memory: MemoryBudget) -> TrainingBatches:
 
 def run_evaluation_set(run: Run, memory: MemoryBudget, limit: int | None = None) -> EvaluationSet:
     """The images that the run is evaluated on; with a limit, a fixed subset of them."""
-    holdout = run.config.holdout
-    size = evaluation_images(run.dataset.sizes, run.test_domain, limit, holdout) * run.config.image_size**2 * 3
-    resident = memory.on_device("evaluation images", size)
-    arguments = (run.dataset, run.test_domain, run.config.split_seed, run.inputs.device)
-    return evaluation_set(*arguments, holdout=holdout, limit=limit, resident=resident)
+    arguments = (run.dataset, run.test_domain, run.config.split_seed, memory.device)
+    return evaluation_set(*arguments, holdout=run.config.holdout, limit=limit, memory=memory)
 
 
 def results_line(evaluation: Evaluation, method: str, images_per_step: int) -> str:
@@ -141,9 +138,7 @@ class Session:
         self.collapses = CollapseWatch(feature_scale, config.dropout, self.noise, self.model.pretrained)
         if saved is None and (warning := noise_warning(self.noise, config.dropout, feature_scale)):
             self.warn(warning)
-        if compiled.is_wanted(config, self.device):
-            graphs = config.compile == "graphs"
-            compiled.compile_run(self.model, self.batches, self.images, self.say, graphs=graphs)
+        compile_network(config.compile, self.model, self.images, self.say, self.batches)
         self.environments = [environment_now(self.device, config.deterministic, self.model.compiled)]
         self.trajectory = Trajectory(
             self.model,

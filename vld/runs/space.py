@@ -1,18 +1,17 @@
 """The disk space of runs: what they keep, and their checkpoints while they train."""
 
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 from torch import nn
 
 from vld.config.checked import accumulated
-from vld.config.errors import UserError
 from vld.config.names import KEPT_WEIGHTS
 from vld.config.settings import Config
 from vld.data.folder import DatasetFiles
 from vld.data.images import Dataset
-from vld.machine.terminal import megabytes
+from vld.machine.disk import check_room
+from vld.machine.terminal import size_text
 from vld.runs.inputs import check_output_dir, initial_classifier
 from vld.runs.keep import LOGITS
 from vld.training.evaluation import evaluation_images
@@ -22,11 +21,11 @@ TEXT_BYTES = 200_000
 
 
 def needed_disk(
-    runs: Iterable[tuple[Config, str, Dataset | DatasetFiles]], output_dir: str, *, there: int = 0, at_once: int = 1
+    runs: Iterable[tuple[Config, str, Dataset | DatasetFiles]], output_dir: str, *, held: int = 0, at_once: int = 1
 ) -> tuple[int, int]:
     """Bytes that all runs (settings, test domain, dataset) keep in output_dir; and the most that they need besides meanwhile.
 
-    there: bytes that interrupted attempts at them already hold. at_once: how many runs train at a time. Raises `UserError` if
+    held: bytes that interrupted attempts at them already hold. at_once: how many runs train at a time. Raises `UserError` if
     less is free.
     """
     networks: dict[str, nn.Module] = {}
@@ -38,12 +37,9 @@ def needed_disk(
             networks[key] = initial_classifier(config, None, "fp32", classes)
         kept += bytes_kept(config.keep, networks[key], images, classes)
         meanwhile = max(meanwhile, at_once * bytes_meanwhile(config, networks[key]))
-    free = shutil.disk_usage(check_output_dir(Path(output_dir))).free + there
-    if kept + meanwhile > free:
-        raise UserError(
-            f"output_dir={output_dir}: {megabytes(free)} of disk are free; runs need {megabytes(kept)} for what they keep"
-            f" (none with keep=[]) and {megabytes(meanwhile)} for checkpoints while they train"
-        )
+    what = f"what the runs keep ({size_text(kept)}; none with keep=[]) and checkpoints while they train"
+    existing = check_output_dir(Path(output_dir))
+    check_room(f"output_dir={output_dir}", existing, kept + meanwhile, what, held=held)
     return kept, meanwhile
 
 

@@ -1,5 +1,6 @@
 """Combine finished runs, once: find the members, make soup or ensemble, write `combined/…/result.json`."""
 
+import copy
 import itertools
 import statistics
 import time
@@ -27,7 +28,7 @@ from vld.runs.environment import now, software_versions
 from vld.runs.identity import ADDED_LATER, run_id
 from vld.runs.inputs import check_output_dir
 from vld.runs.keep import read_logits
-from vld.runs.networks import load_weights, network
+from vld.runs.networks import evaluated_network, load_weights
 from vld.runs.once import SKIP_HINT, Listener, Outcome, explained
 from vld.runs.record import accuracies
 from vld.study.member_axes import CONNECTIVITY, ENSEMBLE_OF_RUNS, kept_file, member_configs
@@ -35,7 +36,7 @@ from vld.study.members import Member, find_members
 from vld.study.planned import left_out_domains
 from vld.study.runner import Datasets, decoded, run_all
 from vld.training.connectivity import ALPHAS, REPRESENTATIONS, WEIGHTS, along_representations, between
-from vld.training.evaluation import EvaluationSet, Scores, evaluation_set, predict, score
+from vld.training.evaluation import EvaluationSet, Scores, predict, score
 from vld.training.soups import by_number_of_members, ensemble_of_runs, greedy_soup, outputs, uniform_soup
 
 SUBSETS = 20
@@ -75,9 +76,6 @@ class Combination:
 
     def weights_of(self, member: Member) -> dict[str, Tensor]:
         return load_weights(member.directory, kept_file(self.config))
-
-    def network(self, weights: Mapping[str, Tensor], device: torch.device) -> Classifier:
-        return network(self.settings, weights, autocast=self.settings["precision"] == "bf16").to(device)
 
     def row(self, scores: Scores) -> dict[str, Any]:
         """The one row of its result."""
@@ -211,15 +209,15 @@ def _made(
 ) -> dict[str, Any]:
     """The content of a combination's `result.json`."""
     began = time.perf_counter()
-    members, method, settings = combination.members, combination.config.method, combination.settings
+    members, method = combination.members, combination.config.method
     if method.name == ENSEMBLE_OF_RUNS:
         made = _ensemble(combination)
     elif dataset is None:  # another process's result existed at the check, and was moved away since
         raise UserError("its result was removed while this command was running; run it again")
     else:
-        arguments = (dataset, combination.test_domain, settings["split_seed"], device)
-        images = evaluation_set(*arguments, holdout=settings["holdout"])
-        made = (_connectivity if method.name == CONNECTIVITY else _soup)(combination, images, terminal)
+        weights, how = combination.weights_of(members[0]), combination.config.compile
+        model, images = evaluated_network(combination.settings, weights, dataset, device, how, terminal.say)
+        made = (_connectivity if method.name == CONNECTIVITY else _soup)(combination, model, images, terminal)
     rows = [member.row(method.member_step) for member in members]
     return {
         "run_id": combination.directory.path.name,
@@ -274,18 +272,21 @@ def _ensemble(combination: Combination) -> dict[str, Any]:
     }
 
 
-def _connectivity(combination: Combination, images: EvaluationSet, terminal: Terminal) -> dict[str, Any]:
+def _connectivity(
+    combination: Combination, model: Classifier, images: EvaluationSet, terminal: Terminal
+) -> dict[str, Any]:
     """Accuracies at every α along both lines; the result's row is that of the weights' midpoint."""
-    device = images.labels.device
     first, second = map(combination.weights_of, combination.members)
     logits: dict[tuple[str, float], Tensor] = {}
     with terminal.counting(f"{combination.test_domain}: along the line") as progress:
         for done, alpha in enumerate(ALPHAS, 1):
-            model = combination.network(between(first, second, alpha), device)
+            model.load_state_dict(between(first, second, alpha))
             logits[WEIGHTS, alpha] = predict([model], images)[0].logits
             progress(done, len(ALPHAS) + 1)
-        ends = combination.network(first, device), combination.network(second, device)
-        mixed = along_representations(*ends, images)
+        other = copy.deepcopy(model)
+        model.load_state_dict(first)
+        other.load_state_dict(second)
+        mixed = along_representations(model, other, images)
         logits |= {(REPRESENTATIONS, alpha): its for alpha, its in zip(ALPHAS, mixed, strict=True)}
     scores = {point: score(its, images) for point, its in logits.items()}
     return {
@@ -296,25 +297,24 @@ def _connectivity(combination: Combination, images: EvaluationSet, terminal: Ter
     }
 
 
-def _soup(combination: Combination, images: EvaluationSet, terminal: Terminal) -> dict[str, Any]:
+def _soup(combination: Combination, model: Classifier, images: EvaluationSet, terminal: Terminal) -> dict[str, Any]:
     method, members = combination.config.method, {member.run_id: member for member in combination.members}
 
     def load(member: str) -> dict[str, Tensor]:
         return combination.weights_of(members[member])
 
     def evaluate(weights: Mapping[str, Tensor]) -> Scores:
-        model = combination.network(weights, images.labels.device)
+        model.load_state_dict(weights)
         return score(predict([model], images)[0].logits, images)
 
     if method.name == "model_soup":
         return {"results": [combination.row(evaluate(uniform_soup(map(load, members))))]}
     with terminal.counting(f"{combination.test_domain}: evaluating candidates") as progress:
-        evaluated = itertools.count(1)
+        evaluated = itertools.count()
 
         def evaluate_candidate(weights: Mapping[str, Tensor]) -> Scores:
-            scores = evaluate(weights)
             progress(next(evaluated), len(members))
-            return scores
+            return evaluate(weights)
 
         by_iid_acc = [(name, member.row(method.member_step)["iid_acc"]) for name, member in members.items()]
         trace = greedy_soup(by_iid_acc, load, evaluate_candidate, method.accept)

@@ -13,7 +13,7 @@ from vld.data.split import split_indices
 from vld.data.views import EvaluationViews
 from vld.model.classifier import Classifier
 from vld.runs.quantities import MASKED, QUANTITIES, SIDES
-from vld.training.evaluation import IMAGES_AT_ONCE, EvaluationLabels, evaluation_set, score
+from vld.training.evaluation import EvaluationLabels, EvaluationSet, representations, score
 from vld.training.representation import (
     BINS,
     PROBE_ITERATIONS,
@@ -52,22 +52,21 @@ Pair = tuple[float, float]
 def analysis_of(
     model: Classifier,
     dataset: Dataset,
-    test_domain: str,
+    evaluation: EvaluationSet,
     split_seed: int,
-    device: torch.device,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> dict[str, Any]:
-    """The quantities of a network that was trained with `test_domain` left out, and the constants behind them.
+    """The quantities of a network that is evaluated on these images of the dataset, and the constants behind them.
 
-    model: in eval mode, on the device. i.i.d. values are unweighted means over the training domains' *out* parts, o.o.d. values
+    i.i.d. values are unweighted means over the training domains' *out* parts, o.o.d. values
     are over the whole left-out domain; the effective rank is of all those images together. Raises `FloatingPointError` for a
     representation that is not finite.
     """
-    evaluation = evaluation_set(dataset, test_domain, split_seed, device)
+    test_domain, device = evaluation.test_domain, evaluation.labels.device
     views, labels = _probe_images(dataset, test_domain, split_seed, device)
     total = len(evaluation.images) + len(views)
-    features = _features(model, evaluation.images, device, lambda done: progress(done, total))
-    to_learn = _features(model, views, device, lambda done: progress(len(features) + done, total))
+    features = _features(model, evaluation.images, lambda done: progress(done, total))
+    to_learn = _features(model, views, lambda done: progress(len(features) + done, total))
     if not (features.isfinite().all() and to_learn.isfinite().all()):
         raise FloatingPointError("the representation is not a number")
     outside = torch.ones(len(features), dtype=torch.bool, device=device)
@@ -123,16 +122,13 @@ def _probe_images(
     return views, torch.cat([dataset.domains[i].labels[rows] for i, rows in chosen.items()]).to(device)
 
 
-@torch.no_grad()
-def _features(
-    model: Classifier, views: EvaluationViews, device: torch.device, progress: Callable[[int], None]
-) -> Tensor:
+def _features(model: Classifier, views: EvaluationViews, progress: Callable[[int], None]) -> Tensor:
     """The penultimate representation of all images, float32 [n, d], before dropout."""
     features: list[Tensor] = []
     done = 0
-    for images in views.chunks(IMAGES_AT_ONCE[device.type]):
-        features.append(model.representation(images))
-        done += len(images)
+    for [chunk] in representations([model], views):
+        features.append(chunk)
+        done += len(chunk)
         progress(done)
     return torch.cat(features)
 

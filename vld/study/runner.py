@@ -12,7 +12,7 @@ from vld.data.images import Dataset
 from vld.data.samples import draw_samples
 from vld.machine.atomic import write_atomically
 from vld.machine.device import describe, set_up
-from vld.machine.terminal import Terminal, megabytes
+from vld.machine.terminal import Terminal, size_text
 from vld.runs.identity import weights_fingerprint
 from vld.runs.inputs import Inputs, check_inputs, inputs_key
 from vld.runs.keep import check_kept
@@ -106,10 +106,10 @@ def _check_disk(runs: list[Run], terminal: Terminal) -> None:
     if not unfinished:
         return
     files = [path for run in unfinished for path in run.directory.path.glob("*")]
-    there = sum(path.stat().st_size for path in files if path.suffix in (".pt", ".safetensors"))
+    held = sum(path.stat().st_size for path in files if path.suffix in (".pt", ".safetensors"))
     wanted = [(run.config, run.test_domain, run.dataset) for run in unfinished]
     output_dir = unfinished[0].config.output_dir
-    kept, meanwhile = needed_disk(wanted, output_dir, there=there)
+    kept, meanwhile = needed_disk(wanted, output_dir, held=held)
     terminal.say(
-        f"keeps up to {megabytes(kept)} in {output_dir}; checkpoints take up to {megabytes(meanwhile)} meanwhile"
+        f"keeps up to {size_text(kept)} in {output_dir}; checkpoints take up to {size_text(meanwhile)} meanwhile"
     )

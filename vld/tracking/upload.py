@@ -93,7 +93,7 @@ class Uploader:
                 if written != self.followed.read:
                     content, rows = self.followed.content, read_metrics(self.followed.directory)
                     self.followed.read = written
-                    self.client.log(content.id, history_of(rows, "erm", content.config["batch_size"]))
+                    self.client.log(content.id, history_of(rows, content))
 
     def leave(self, directory: Path | None = None) -> None:
         """Close the followed run, which has not ended: it was interrupted, and may be resumed."""

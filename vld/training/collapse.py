@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vld.model.classifier import Classifier, Prediction
+from vld.model.classifier import Classifier
+from vld.training.evaluation import Prediction
 
 # Standard deviation of the logits' dropout noise at the start. efficientnet_lite0 on PACS (sketch left out, 48 px, 400 steps,
 # dropout 0.9): at 1.1 it learns, at 1.6 hardly, at 2.3 it shrinks its representation until one class is predicted.

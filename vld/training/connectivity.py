@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from vld.model.classifier import Classifier
-from vld.training.evaluation import IMAGES_AT_ONCE, EvaluationSet
+from vld.training.evaluation import EvaluationSet, representations
 
 ALPHAS = tuple(i / 10 for i in range(11))
 WEIGHTS, REPRESENTATIONS = ("weights", "representations")
@@ -24,11 +24,10 @@ def between(first: Mapping[str, Tensor], second: Mapping[str, Tensor], alpha: fl
 @torch.no_grad()
 def along_representations(first: Classifier, second: Classifier, images: EvaluationSet) -> list[Tensor]:
     """For each of `ALPHAS` the logits, float32 [evaluation images, classes], of α Φ₁ + (1−α) Φ₂ under the head whose weights are
-    interpolated likewise. Both networks in evaluation mode."""
+    interpolated likewise."""
     heads = [between(first.head.state_dict(), second.head.state_dict(), alpha) for alpha in ALPHAS]
     logits: list[list[Tensor]] = [[] for _ in ALPHAS]
-    for chunk in images.images.chunks(IMAGES_AT_ONCE[images.labels.device.type]):
-        phi_1, phi_2 = first.representation(chunk), second.representation(chunk)
+    for phi_1, phi_2 in representations([first, second], images.images):
         for alpha, head, its_logits in zip(ALPHAS, heads, logits, strict=True):
             its_logits.append(linear(alpha * phi_1 + (1 - alpha) * phi_2, head["weight"], head["bias"]))
     return [torch.cat(chunks) for chunks in logits]

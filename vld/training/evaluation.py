@@ -1,7 +1,7 @@
 """Accuracies in and out of distribution, and the choice of the evaluation step that stands for a run."""
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from statistics import fmean
@@ -15,7 +15,8 @@ from vld.data.domains import left_out
 from vld.data.images import Dataset
 from vld.data.split import HOLDOUT, held_out_count, split_indices
 from vld.data.views import EvaluationViews
-from vld.model.classifier import Classifier, Prediction
+from vld.machine.device import MemoryBudget
+from vld.model.classifier import Classifier
 
 IN, OUT = "in", "out"
 
@@ -66,13 +67,13 @@ def evaluation_set(
     *,
     holdout: float = HOLDOUT,
     limit: int | None = None,
-    resident: bool = False,
+    memory: MemoryBudget | None = None,
 ) -> EvaluationSet:
     """The images on which a run that leaves `test_domain` out is evaluated, on `device`.
 
     holdout: of the training domains; those left out have both parts always. limit: at most so many of each *out* part, and four
     times as many of the *in* part, which keeps a whole domain's proportions: a fixed random choice, since the split has shuffled
-    them. resident: as in `EvaluationViews`.
+    them. memory: holds the images on the device if they fit.
     """
     views, rows, labels, parts = [], [], [], []
     outside = left_out(test_domain, [domain.name for domain in dataset.domains])
@@ -88,6 +89,8 @@ def evaluation_set(
             labels.append(domain.labels[chosen])
             parts.append(EvaluationPart(domain.name, part, start, start + len(chosen)))
             start += len(chosen)
+    size = start * views[0][0].numel()
+    resident = memory is not None and memory.on_device("evaluation images", size)
     images = EvaluationViews(views, rows, device, resident=resident)
     return EvaluationSet(test_domain, torch.cat(labels).to(device), tuple(parts), images)
 
@@ -109,38 +112,58 @@ def _limited(images: int, part: str, limit: int | None) -> int:
     return images if limit is None else min(images, limit if part == OUT else 4 * limit)
 
 
-@torch.no_grad()  # inference tensors beside others would be another program each, where networks are compiled
+@dataclass(frozen=True)
+class Prediction:
+    """What a classifier says of n images: logits float32 [n, classes]; squared_norms float32 [n], of the representation."""
+
+    logits: Tensor
+    squared_norms: Tensor
+
+
+@torch.no_grad()
 def predict(
     models: Sequence[Classifier],
     evaluation: EvaluationSet,
     check: Callable[[], None] = lambda: None,
     at_most: int | None = None,
 ) -> list[Prediction]:
-    """What each model says of every evaluation image, in one pass over the images (of the first `at_most` chunks only).
+    """What each model says of every evaluation image, in one pass over them; the arguments are those of `representations`."""
+    logits: list[list[Tensor]] = [[] for _ in models]
+    squared_norms: list[list[Tensor]] = [[] for _ in models]
+    for chunk in representations(models, evaluation.images, check, at_most):
+        for i, features in enumerate(chunk):
+            logits[i].append(models[i].head(features))
+            squared_norms[i].append(features.square().sum(1))
+    return [Prediction(torch.cat(its), torch.cat(norms)) for its, norms in zip(logits, squared_norms, strict=True)]
 
-    Draws no random numbers and leaves the models' modes as they were. check() may stop it by raising, every few images.
+
+@torch.no_grad()  # inference tensors beside others would be another program each, where networks are compiled
+def representations(
+    models: Sequence[Classifier],
+    images: EvaluationViews,
+    check: Callable[[], None] = lambda: None,
+    at_most: int | None = None,
+) -> Iterator[list[Tensor]]:
+    """Each model's representation, float32 [n, d], of one chunk of images after another (of the first `at_most` chunks only).
+
+    Whatever is evaluated is computed here. Draws no random numbers and leaves the models' modes as they were. check() may stop
+    it by raising, every few images.
     """
     modes = [model.training for model in models]
-    parts: list[list[Prediction]] = [[] for _ in models]
+    at_once = IMAGES_AT_ONCE[models[0].head.weight.device.type]
     try:
         for model in models:
             model.eval()
-        at_once = IMAGES_AT_ONCE[evaluation.labels.device.type]
-        for images in itertools.islice(evaluation.images.chunks(at_once), at_most):
+        for chunk in itertools.islice(images.chunks(at_once), at_most):
             check()
-            n = len(images)
+            n = len(chunk)
             if n < at_once and any(model.compiled for model in models):  # for them another size is another program
-                images = torch.cat([images, images.new_zeros(at_once - n, *images.shape[1:])])
-            for model, predictions in zip(models, parts, strict=True):
-                prediction = model.predict(images)
-                predictions.append(Prediction(prediction.logits[:n], prediction.squared_norms[:n]))
+                chunk = torch.cat([chunk, chunk.new_zeros(at_once - n, *chunk.shape[1:])])
+            # Cloned, since a CUDA graph writes the next over it.
+            yield [model.representation(chunk)[:n].clone() for model in models]
     finally:
         for model, mode in zip(models, modes, strict=True):
             model.train(mode)
-    return [
-        Prediction(torch.cat([p.logits for p in predictions]), torch.cat([p.squared_norms for p in predictions]))
-        for predictions in parts
-    ]
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from vld.config.checked import accumulated
 from vld.config.settings import AveragingConfig, EnsembleConfig, OptimConfig, SwadConfig
 from vld.data.batches import TrainingBatches
 from vld.machine.seeds import BACKBONE, DROPOUT, MIXOUT, derived_seed, torch_generator
-from vld.model.classifier import Classifier, Prediction
+from vld.model.classifier import Classifier
 from vld.model.dropout import dropout_rate
 from vld.model.mixout import Mixout
 from vld.training.collapse import Health, measure
-from vld.training.evaluation import EvaluationSet, Scores, predict, score, validation_loss
+from vld.training.evaluation import EvaluationSet, Prediction, Scores, predict, score, validation_loss
 from vld.training.methods import ENSEMBLE, ERM, METHODS_ALONG, WEIGHT_AVERAGING, Method, Schedule
 
 

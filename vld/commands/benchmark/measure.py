@@ -37,7 +37,7 @@ from vld.runs.inputs import check_inputs, initial_classifier
 from vld.runs.run import Run, run_evaluation_set, training_batches
 from vld.runs.space import bytes_kept
 from vld.study.runner import decoded
-from vld.training import compiled as compilation
+from vld.training.compiled import compile_network
 from vld.training.evaluation import IMAGES_AT_ONCE, EvaluationSet, predict
 from vld.training.loop import Trajectory, update
 from vld.training.methods import WEIGHT_AVERAGING
@@ -104,7 +104,7 @@ class Measured:
         self.batches = training_batches(run, memory)
         self.ours, self.usual = self.trajectory(self.inputs.precision), self.trajectory("fp32")
         self.average = self.ours.methods[WEIGHT_AVERAGING]
-        self.compiling = self.compile() if compilation.is_wanted(config, self.device) else 0.0
+        self.compiling = self.compile()
         files, image_size = self.inputs.files, config.image_size
         self.conventional = ConventionalBatches(
             files, self.test_domain, config.split_seed, config.batch_size, image_size, self.device
@@ -122,9 +122,8 @@ class Measured:
     def compile(self) -> float:
         """Seconds that it takes where nothing has been compiled before."""
         began = time.perf_counter()
-        graphs = self.config.compile == "graphs"
-        compilation.compile_run(self.ours.model, self.batches, self.images, self.terminal.say, graphs=graphs)
-        return time.perf_counter() - began
+        compile_network(self.config.compile, self.ours.model, self.images, self.terminal.say, self.batches)
+        return time.perf_counter() - began if self.ours.model.compiled else 0.0
 
     def full(self, step: int) -> None:
         update(self.ours, *self.batches.batch(step), self.config.seed, step)
