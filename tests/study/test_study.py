@@ -19,11 +19,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 from run_command import REPOSITORY, TINY, script, tiny_weights, train
 
-from vld.commands.preflight import at_a_time
 from vld.commands.status import show_status
+from vld.commands.train import at_a_time
 from vld.config.settings import Config
 from vld.machine.lock import LOCK
-from vld.machine.terminal import Terminal
 from vld.runs.identity import run_id, run_identity
 from vld.study.compose import typed_config, with_values
 from vld.study.jobs import Job, axes_of, jobs_of, study_axes
@@ -285,8 +284,8 @@ STUDY_FILE = "# @package _global_\nstudy: {study}\nhydra: {hydra}\n"
 @pytest.mark.parametrize(
     ("study", "hydra", "said"),
     [
-        ("{name: bad}", "{sweeper: {params: {seed: '0,1'}}}", "study=bad: its file must say hydra.mode: MULTIRUN"),
-        ("{}", "{mode: MULTIRUN, sweeper: {params: {seed: '0,1'}}}", "study=bad: its file must say study.name"),
+        ("{name: bad}", "{sweeper: {params: {seed: '0,1'}}}", "study=bad: its file must set hydra.mode: MULTIRUN"),
+        ("{}", "{mode: MULTIRUN, sweeper: {params: {seed: '0,1'}}}", "study=bad: its file must set study.name"),
         ("{name: bad, members: [sed]}", "{mode: MULTIRUN}", "study.members: sed: no such option, did you mean seed?"),
     ],
 )
@@ -307,7 +306,7 @@ def test_a_study_file_that_lacks_something_is_refused(study: str, hydra: str, sa
             for command in ("train.py", "status.py", "combine.py")
         ),
         *(
-            (command, ["dataset=glyphs", "dry_run=true"], "dry_run=true: train.py alone has it")
+            (command, ["dataset=glyphs", "dry_run=true"], "dry_run=true: only train.py has it")
             for command in ("combine.py", "benchmark.py")
         ),
         ("train.py", ["study=demo", "method=model_soup"], "combine.py study=demo"),
@@ -481,7 +480,7 @@ def test_a_study_of_one_s_own_from_end_to_end(own_study: list[str], small_glyphs
     code, table = status()
     assert code == 1
     assert "mine: 16 runs, 8 finished, 8 to do, about " in table
-    assert "its figure shows runs of demo as well: 0 of " in table
+    assert "its figure also shows runs of demo: 0 of " in table
     assert status("dropout=0.5")[0] == 0
     combined = script("combine.py", *options)
     assert combined.returncode == 1  # of dropout 0 nothing is there
@@ -582,18 +581,20 @@ def test_watching_shows_it_again_until_all_is_finished(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = planned()
+    jobs = [Job((), run.config)]
     looks = [[Progress(run, state, step=50)] for state in ("running", "interrupted", "finished")]
     slept: list[float] = []
     monkeypatch.setattr("vld.commands.status.progress_of", lambda _: looks[len(slept)])
     monkeypatch.setattr("vld.commands.status.time", SimpleNamespace(sleep=slept.append))
 
-    def shown(watch: bool) -> bool:
-        return show_status([run], {}, name="mine", watch=watch, as_json=False, terminal=Terminal())
+    def shown(watch: bool) -> int:
+        config = OmegaConf.create({"format": "table", "watch": watch, "hydra": {"overrides": {"task": []}}})
+        return show_status(SimpleNamespace(config=config, jobs=jobs, runs=[run], title="mine"))
 
-    assert not shown(watch=False)
+    assert shown(watch=False) == 1
     assert not slept
     assert capsys.readouterr().out.count("mine: 1 run, 0 finished") == 1
-    assert shown(watch=True)
+    assert shown(watch=True) == 0
     assert slept == [5.0, 5.0]
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("mine: 1 run, ")]
     assert [line.split(", ")[1] for line in lines] == ["0 finished", "0 finished", "1 finished"]

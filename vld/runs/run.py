@@ -68,17 +68,17 @@ def training_batches(run: Run, memory: MemoryBudget) -> TrainingBatches:
     outside = left_out(run.test_domain, run.dataset.sizes)
     chosen = [(i, domain) for i, domain in enumerate(run.dataset.domains) if domain.name not in outside]
     in_indices = [split_indices(len(domain.labels), i, config.split_seed, config.holdout)[0] for i, domain in chosen]
-    drawn = sum(len(rows) * domain.pixels[0].numel() for rows, (_, domain) in zip(in_indices, chosen, strict=True))
-    return TrainingBatches(
+    batches = TrainingBatches(
         domains=[domain for _, domain in chosen],
         in_indices=in_indices,
         images_per_domain=config.batch_size,
         image_size=config.image_size,
         device=device,
         seed=config.seed,
-        resident=memory.on_device("training images", drawn, config.dataset.store_size),
         resize_dtype=torch.float16 if (device.type, run.inputs.precision) == ("cuda", "bf16") else torch.float32,
     )
+    batches.hold_if_it_fits(memory)
+    return batches
 
 
 def run_evaluation_set(run: Run, memory: MemoryBudget, limit: int | None = None) -> EvaluationSet:
