@@ -19,7 +19,7 @@ from vld.machine.terminal import Terminal, size_text
 from vld.model.published import weights_to_come
 from vld.study.jobs import BASIC_LAUNCHER, JOBLIB_LAUNCHER, Job
 from vld.study.planned import data_to_come, left_out_domains
-from vld.study.progress import FINISHED, Progress, progress_of
+from vld.study.progress import FINISHED, progress_of
 from vld.tracking.variables import check_environment
 
 if TYPE_CHECKING:
