@@ -349,7 +349,6 @@ def test_no_process_imports_from_the_folder_of_the_command(
         (tmp_path / name).write_text("raise SystemExit('a module of the user')")
     shutil.copytree(trained / "runs", tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Publisher, "down_until", 0.0)
     published(run_dir(tmp_path), tmp_path)
     assert len(read_offline(tmp_path)) == 3
 
