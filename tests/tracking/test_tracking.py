@@ -502,6 +502,7 @@ def test_the_dashboard_s_view_is_what_would_be_sent(trained: Path) -> None:
     assert (against_dropout["xAxis"], against_dropout["yAxis"]) == ("config:dropout.value", "summary:ood_acc")
     kind, bars = panels["o.o.d. accuracy by the domain left out"]
     assert (kind, bars["metrics"], bars["groupBy"]) == ("Bar Chart", ["ood_acc"], "test_domain.value")
+    assert "o.o.d. accuracy by recipe" not in panels
     kind, curve = panels["o.o.d. accuracy"]
     assert (kind, curve["metrics"], curve["xAxis"]) == ("Run History Line Plot", ["ood_acc"], "_step")
     colors = view["spec"]["section"]["customRunColors"]
