@@ -401,7 +401,7 @@ def test_a_signal_saves_the_run_and_the_same_command_goes_on(
     assert stopped.returncode == 128 + number, stopped.stderr
     run_dir = the_run(tmp_path / "outputs")
     assert f"{number.name}: saved in {run_dir}" in stopped.stdout
-    assert stopped.stderr == f"stopped by {number.name}; the same command goes on, and does nothing twice\n"
+    assert stopped.stderr == f"interrupted ({number.name}); run the same command again to resume\n"
     assert sorted(path.name for path in run_dir.iterdir()) == ["checkpoint.pt", "config.yaml", "metrics.jsonl"]
     again = train(*command)
     assert again.returncode == 0, again.stderr
@@ -436,7 +436,7 @@ def test_a_second_ctrl_c_saves_nothing(command: tuple[str, ...], tmp_path: Path)
     with before_step(15, impatient):
         stopped = train(*command)
     assert stopped.returncode == 130
-    assert stopped.stderr == "stopped by SIGINT; the same command goes on, and does nothing twice\n"
+    assert stopped.stderr == "interrupted (SIGINT); run the same command again to resume\n"
     assert not list((tmp_path / "outputs").rglob("checkpoint.pt"))
 
 
@@ -683,7 +683,7 @@ def test_signals_while_waiting_end_with_their_codes(background: Background, tmp_
             process.send_signal(number)
             said, _ = process.communicate()
             assert process.returncode == 128 + number
-            assert f"stopped by {number.name}" in said
+            assert f"interrupted ({number.name})" in said
 
 
 def test_a_damaged_finished_run_is_named(whole: Path, tmp_path: Path) -> None:

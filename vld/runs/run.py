@@ -67,7 +67,6 @@ def training_batches(run: Run, memory: MemoryBudget) -> TrainingBatches:
     outside = left_out(run.test_domain, run.dataset.sizes)
     chosen = [(i, domain) for i, domain in enumerate(run.dataset.domains) if domain.name not in outside]
     in_indices = [split_indices(len(domain.labels), i, config.split_seed, config.holdout)[0] for i, domain in chosen]
-    drawn = sum(len(rows) * domain.pixels[0].numel() for rows, (_, domain) in zip(in_indices, chosen, strict=True))
     batches = TrainingBatches(
         domains=[domain for _, domain in chosen],
         in_indices=in_indices,
@@ -75,8 +74,8 @@ def training_batches(run: Run, memory: MemoryBudget) -> TrainingBatches:
         image_size=config.image_size,
         device=device,
         seed=config.seed,
-        resident=memory.on_device("training images", drawn, config.dataset.store_size),
     )
+    batches.hold_if_it_fits(memory)
     if device.type == "cuda" and run.inputs.precision == "bf16":
         batches.resize_dtype = torch.float16
     return batches
