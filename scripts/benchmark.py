@@ -1,4 +1,4 @@
-"""What the methods along a run cost on this machine: python scripts/benchmark.py dataset=glyphs optim.steps=50 ..."""
+"""What training costs on this machine: python scripts/benchmark.py --help"""
 
 from vld.commands.main import benchmark
 

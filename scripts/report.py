@@ -1,4 +1,4 @@
-"""Tables and figures of what runs have left: python scripts/report.py --help"""
+"""Tables and figures of finished runs: python scripts/report.py --help"""
 
 from vld.commands.main import report
 

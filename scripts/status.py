@@ -1,4 +1,4 @@
-"""How far a study or a sweep is: python scripts/status.py --help"""
+"""The progress of a study or a sweep: python scripts/status.py --help"""
 
 from vld.commands.main import status
 

@@ -35,7 +35,7 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
 
 
 def tiny_weights(folder: Path) -> str:
-    """The option that has it begin from a file: its batch-norm statistics are frozen then, and soups can be made of its runs."""
+    """The option to start from a file: then batch-norm statistics are frozen, and the runs can be members of soups."""
     path = folder / "weights.pth"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -43,26 +43,17 @@ def tiny_weights(folder: Path) -> str:
     return f"backbone.weights={path}"
 
 
-def train(
-    *options: str,
-    cwd: Path = REPOSITORY,
-    env: Mapping[str, str] | None = None,
-    fresh: bool = False,
-) -> "subprocess.CompletedProcess[str]":
-    """`python scripts/train.py` with these options, on one thread."""
-    return script("train.py", *options, cwd=cwd, env=env, fresh=fresh)
+def train(*options: str, **how: Any) -> "subprocess.CompletedProcess[str]":
+    """`script("train.py", …)`."""
+    return script("train.py", *options, **how)
 
 
 def script(
-    name: str,
-    *options: str,
-    cwd: Path = REPOSITORY,
-    env: Mapping[str, str] | None = None,
-    fresh: bool = False,
+    name: str, *options: str, cwd: Path = REPOSITORY, env: Mapping[str, str] | None = None, fresh: bool = False
 ) -> "subprocess.CompletedProcess[str]":
-    """A script of scripts/ with these options, on one thread: its command in this process, which takes no time to start.
+    """Run a script of scripts/ with these options, on one thread, in this process, which saves its start.
 
-    fresh: in a process of its own, for what is about processes: several of them, signals, what is imported and when.
+    fresh: in a process of its own, for tests about processes: several at once, signals, what is imported and when.
     """
     command = [str(REPOSITORY / "scripts" / name), *options]
     environment = os.environ | ENVIRONMENT | (env or {})
@@ -77,15 +68,11 @@ def script(
 
 
 def start(
-    name: str,
-    *options: str,
-    cwd: Path = REPOSITORY,
-    env: Mapping[str, str] | None = None,
-    **popen: Any,
+    name: str, *options: str, cwd: Path = REPOSITORY, env: Mapping[str, str] | None = None, **popen: Any
 ) -> "subprocess.Popen[str]":
-    """A script in the background, by its name or path; what it says on both streams is its `stdout`, line by line.
+    """Start a script, by its name or path, in the background; its `stdout` has the lines of both streams.
 
-    Read it by `wait_for`, then by `communicate()`: without a limit, which would lose what is in Python's buffer.
+    Read it by `wait_for`, then by `communicate()`, without a time limit, which would lose what is in Python's buffer.
     """
     command = [sys.executable, str(REPOSITORY / "scripts" / name), *options]
     environment = os.environ | ENVIRONMENT | {"PYTHONUNBUFFERED": "1"} | (env or {})
@@ -94,19 +81,19 @@ def start(
 
 
 def wait_for(process: "subprocess.Popen[str]", text: str) -> None:
-    """Until it has said a line with that text."""
+    """Wait until it prints a line with that text."""
     assert process.stdout
-    said = []
+    printed = []
     for line in process.stdout:
-        said.append(line)
+        printed.append(line)
         if text in line:
             return
-    raise AssertionError(f"ended without saying {text!r}: {''.join(said)}")
+    raise AssertionError(f"ended without printing {text!r}: {''.join(printed)}")
 
 
 @contextmanager
 def before_step(step: int, act: Callable[[], object]) -> Iterator[None]:
-    """Do that before this step of whatever is trained within in the test's own process."""
+    """Within, call `act` before this step of every run that this process trains."""
     update = training.update
 
     def acting(trajectory: Any, *arguments: Any) -> torch.Tensor:
@@ -122,13 +109,13 @@ def before_step(step: int, act: Callable[[], object]) -> Iterator[None]:
 def stopped_at(
     step: int, *options: str, by: signal.Signals = signal.SIGTERM, env: Mapping[str, str] | None = None
 ) -> "subprocess.CompletedProcess[str]":
-    """`train` in this process, which gets a signal before that step and does it yet."""
+    """`train` in this process, which gets a signal before that step; it still makes the step."""
     with before_step(step, lambda: os.kill(os.getpid(), by)):
         return train(*options, env=env)
 
 
 def _exit_code(name: str, argv: list[str]) -> int:
-    """What the interpreter would make of how the command ends."""
+    """The exit code that the interpreter would give."""
     try:
         return main(name, argv)
     except BaseException:
@@ -138,12 +125,12 @@ def _exit_code(name: str, argv: list[str]) -> int:
 
 @contextmanager
 def _as_a_process(cwd: Path, env: Mapping[str, str], out: int, err: int) -> Iterator[None]:
-    """Within, this process is to a command what one of its own would be: folder, environment, output, signals, memory."""
+    """Within, a command finds this process as it would find a new one: folder, environment, output, signals, memory."""
     before = dict(os.environ), Path.cwd(), sys.stdout, sys.stderr
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     deterministic = torch.are_deterministic_algorithms_enabled()
     log = logging.getLogger()
-    log_before = log.level, [*log.handlers]  # Hydra's --info has it say everything, on this command's output
+    log_before = log.level, [*log.handlers]  # Hydra's --info makes it print everything, to this command's output
     kept = os.dup(1), os.dup(2)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -152,7 +139,6 @@ def _as_a_process(cwd: Path, env: Mapping[str, str], out: int, err: int) -> Iter
     sys.stdout, sys.stderr = (os.fdopen(number, "w", 1, encoding="utf-8", closefd=False) for number in (1, 2))
     hydra = GlobalHydra.instance().hydra  # a test may be composing something itself
     GlobalHydra.instance().clear()
-    Publisher.down_until = 0.0
     Publisher.announced.clear()
     try:
         _set_environment(env)

@@ -170,7 +170,7 @@ def test_representations_are_analysed(small_glyphs: Path, tmp_path: Path) -> Non
     done = script("analyse.py", *places)
     assert done.returncode == 0, done.stderr
     assert (first / "analysis.json").exists()
-    assert "analysed before" in done.stdout
+    assert "already analysed" in done.stdout
 
 
 def test_the_study_shown_is_one(tmp_path: Path) -> None:

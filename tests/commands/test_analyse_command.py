@@ -38,16 +38,8 @@ from vld.training.representation import (
     probe_logits,
 )
 
-SMALL = (
-    "dataset=glyphs",
-    *TINY_NETWORK,
-    "image_size=16",
-    "batch_size=2",
-    "optim.steps=6",
-    "optim.milestones=[4]",
-    "eval_every=3",
-    "test_domain=0",
-)
+SMALL = ("dataset=glyphs", *TINY_NETWORK, "image_size=16", "batch_size=2", "test_domain=0")
+SMALL += ("optim.steps=6", "optim.milestones=[4]", "eval_every=3")
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +68,8 @@ def copied(trained: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def analyse(
-    output_dir: Path, data_dir: Path, *options: str, env: dict[str, str] | None = None
-) -> "subprocess.CompletedProcess[str]":
-    return script("analyse.py", f"output_dir={output_dir}", f"data_dir={data_dir}", *options, env=env)
+def analyse(output_dir: Path, data_dir: Path, *options: str) -> "subprocess.CompletedProcess[str]":
+    return script("analyse.py", f"output_dir={output_dir}", f"data_dir={data_dir}", *options)
 
 
 def analyse_here(output_dir: Path, data_dir: Path, wandb: str = "disabled", **options: str) -> None:
@@ -97,6 +87,13 @@ def run_of(output_dir: Path, dropout: float) -> Path:
 def analysis_of(run_dir: Path, weights: str = "erm-last") -> dict[str, Any]:
     found: dict[str, Any] = json.loads((run_dir / "analysis.json").read_text())["analyses"][weights]
     return found
+
+
+def own_row(run_dir: Path, method: str, selection: str) -> dict[str, Any]:
+    """What the run itself has at this selection."""
+    rows = json.loads((run_dir / "result.json").read_text())["results"]
+    [row] = [row for row in rows if (row["method"], row["selection"]) == (method, selection)]
+    return row
 
 
 def entropy_rank(features: np.ndarray) -> float:
@@ -193,12 +190,7 @@ def test_its_accuracy_is_the_run_s_own(trained: Path, analysed: "subprocess.Comp
     del analysed
     for dropout in (0.0, 0.9):
         run_dir = run_of(trained, dropout)
-        [row] = [
-            row
-            for row in json.loads((run_dir / "result.json").read_text())["results"]
-            if (row["method"], row["selection"]) == ("erm", "last")
-        ]
-        analysis = analysis_of(run_dir)
+        row, analysis = own_row(run_dir, "erm", "last"), analysis_of(run_dir)
         assert (analysis["iid"]["acc"], analysis["ood"]["acc"]) == (row["iid_acc"], row["ood_acc"])
         for side in ("iid", "ood"):
             same = [analysis[side][f"mc_{name}"] == pytest.approx(analysis[side][name]) for name in ("ece", "nll")]
@@ -218,7 +210,7 @@ def test_all_runs_with_weights_are_analysed_once(
     # Nothing is computed: there is not even a dataset.
     again = analyse(trained, small_glyphs / "none")
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("analysed before") == 2
+    assert again.stdout.count("already analysed") == 2
     assert again.stdout[again.stdout.index("┏") :] == table
     assert {path: path.read_bytes() for path in trained.glob("runs/*/*/*/analysis.json")} == before
     assert not list(trained.glob("runs/*/*/*/.*"))
@@ -235,12 +227,8 @@ def test_a_run_is_named_by_its_id_or_its_directory_and_other_weights_stand_besid
     assert [path.parent for path in copied.glob("runs/*/*/*/analysis.json")] == [run_dir]
     analyse_here(copied, small_glyphs, run=run_dir.name, weights="weight_averaging-iid")
     assert set(json.loads((run_dir / "analysis.json").read_text())["analyses"]) == {"erm-last", "weight_averaging-iid"}
-    [row] = [
-        row
-        for row in json.loads((run_dir / "result.json").read_text())["results"]
-        if (row["method"], row["selection"]) == ("weight_averaging", "iid")
-    ]
-    assert analysis_of(run_dir, "weight_averaging-iid")["ood"]["acc"] == row["ood_acc"]
+    averaged = own_row(run_dir, "weight_averaging", "iid")
+    assert analysis_of(run_dir, "weight_averaging-iid")["ood"]["acc"] == averaged["ood_acc"]
     # Training the run again drops what was said of weights that are no more.
     (run_dir / "result.json").unlink()
     options = (*SMALL, "dropout=0.9", f"data_dir={small_glyphs}", f"output_dir={tmp_path}")
@@ -258,15 +246,14 @@ def refusal(output_dir: Path, data_dir: Path, **options: str) -> str:
 def test_what_cannot_be_analysed_is_one_line(copied: Path, small_glyphs: Path) -> None:
     unfinished, without, finished = (run_of(copied, dropout) for dropout in (0.9, 0.5, 0.0))
     (unfinished / "result.json").rename(copied / "result.json")
-    of_run = {"run": str(without)}
     missing = f"{without / 'erm-last.safetensors'}: no such weights; the run kept none (see keep)"
-    for options, said in (
-        ({"run": "abc"}, "run=abc: no run in output_dir="),
-        ({"run": unfinished.name}, f"run={unfinished.name}: not finished"),
-        (of_run, missing),
-        ({"weights": "erm-oracle_step"}, "weights=erm-oracle_step: none of the 2 finished runs in"),
+    for option, value, said in (
+        ("run", "abc", "run=abc: no run in output_dir="),
+        ("run", unfinished.name, f"run={unfinished.name}: not finished"),
+        ("run", str(without), missing),
+        ("weights", "erm-oracle_step", "weights=erm-oracle_step: none of the 2 finished runs in"),
     ):
-        told = refusal(copied, small_glyphs, **options)
+        told = refusal(copied, small_glyphs, **{option: value})
         assert said in told
         assert len(told.splitlines()) == 1
     assert "no finished runs in it" in refusal(copied / "none", small_glyphs)
@@ -370,16 +357,12 @@ def test_the_report_has_its_table_and_its_figure(
             for side in ("iid", "ood"):
                 for name in QUANTITIES:
                     assert row[f"{side}_{name}"] == pytest.approx(analysis[side][name])
-    assert shown_in_one_row(done.stdout, "0.9", f"{analysis_of(run_of(tmp_path, 0.9))['ood']['nll']:.2f}")
+    cells = "0.9", f"{analysis_of(run_of(tmp_path, 0.9))['ood']['nll']:.2f}"
+    lines = done.stdout.partition("\nRichness\n")[2].splitlines()
+    assert any(all(cell in line for cell in cells) for line in lines)
     # A damaged file is a warning, and the others are shown.
     (run_of(tmp_path, 0.9) / "analysis.json").write_text("nothing of the sort")
     done = script("report.py", f"output_dir={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert "analysis.json: damaged" in done.stdout
     assert len(pd.read_csv(where / "figures/richness.csv")) == 1
-
-
-def shown_in_one_row(shown: str, *cells: str) -> bool:
-    """Whether the table of richness has a line with all of these."""
-    table = shown[shown.index("\nRichness\n") :]
-    return any(all(cell in line for cell in cells) for line in table.splitlines())

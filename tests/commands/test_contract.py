@@ -18,8 +18,8 @@ from run_command import DOCUMENTATION, REPOSITORY
 
 import vld.commands.main
 from vld.commands.benchmark.forecast import EXPERIMENTS
-from vld.commands.preflight import check_needed
 from vld.commands.report import folder_name
+from vld.commands.train import check_needed
 from vld.config.errors import UserError
 from vld.config.names import ALL_METHODS
 from vld.config.options import flat_settings

@@ -80,7 +80,7 @@ def test_jobs_side_by_side_come_to_the_same(small_glyphs: Path, tmp_path: Path) 
     assert chalk in together.stdout.split("┏")[1]
     # What is wrong is fixed, and the command that was shown for that job pasted.
     shutil.rmtree(broken)
-    [again] = re.findall(r"again, just that: (python .*)", together.stdout)
+    [again] = re.findall(r"to run just this job again: (python .*)", together.stdout)
     python, name, *options = shlex.split(again)
     assert (python, REPOSITORY / name) == ("python", REPOSITORY / "scripts/train.py")
     pasted = train(*options)
@@ -111,11 +111,11 @@ def test_a_launcher_that_stops_says_what_there_is_and_how_to_go_on(
     assert stopped.returncode == 1
     said, goes_on = stopped.stderr.splitlines()
     assert said == "the launcher stopped: RuntimeError: killed"
-    assert "does nothing twice" in goes_on
+    assert "run the same command again" in goes_on
     assert stopped.stdout.split("┏")[-1].count("│ erm") == 1
     [failed] = re.findall(r"failed: (\S+): the training loss became", stopped.stdout.split("┏")[-1])
     assert (Path(failed) / "failure.json").exists()
-    [again] = re.findall("again, just that: (.*)", stopped.stdout)
+    [again] = re.findall("to run just this job again: (.*)", stopped.stdout)
     assert "optim.lr=1e+30" in shlex.split(again)
     assert "failed: 1 of 3 jobs ended without a result" in stopped.stdout
 

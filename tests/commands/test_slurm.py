@@ -217,7 +217,7 @@ def test_a_study_survives_everything(study: list[str], tmp_path: Path) -> None:
     mixed = train(*study, *LAUNCHER, "optim.lr=1e-3,1e30", "test_domain=0", "seed=0", fresh=True)
     assert mixed.returncode == 1
     assert "became" in mixed.stdout or "no longer finite" in mixed.stdout
-    [again_line] = [line for line in mixed.stdout.splitlines() if "again, just that: " in line]
+    [again_line] = [line for line in mixed.stdout.splitlines() if "to run just this job again: " in line]
     assert "optim.lr=1e+30" in again_line
     words = shlex.split(again_line.split(": ", 1)[1])
     assert words[:3] == ["python", str(REPOSITORY / "scripts/train.py"), "--config-dir"]
@@ -281,7 +281,7 @@ def test_the_command_of_a_split_study_may_end_at_any_moment(study: list[str], tm
     assert second.returncode == 1
     said = (tmp_path / "second.log").read_text()
     assert "the launcher stopped: " in said
-    assert "the same command goes on with what is not finished, and does nothing twice" in said
+    assert "run the same command again to start what is missing" in said
     assert said.count("│ erm") == 1  # the table of what there is
     assert not (third_run / "result.json").exists()
     jobs = subprocess.run(

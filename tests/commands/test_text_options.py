@@ -76,7 +76,7 @@ def test_a_study_is_one_at_a_time(command: str, tmp_path: Path) -> None:
     [
         ("-m seed=range(0,0)", "this sweep has no jobs: one of its options has no value"),
         ("--config-dir nowhere", "--config-dir: no folder "),
-        ("--experimental-rerun job.pickle", "--experimental-rerun: write the options"),
+        ("--experimental-rerun job.pickle", "--experimental-rerun: not supported; write the options"),
         ("-m --info", "Only one of --run, --multirun, "),
         ("--resolve", "The --resolve flag can only be used "),
     ],
@@ -91,7 +91,7 @@ def test_words_that_make_no_command_are_refused_in_one_line(words: str, said: st
 def test_a_sweep_of_a_command_without_runs_does_every_job(tmp_path: Path) -> None:
     refused = script("analyse.py", "-m", "output_dir=nowhere", "weights=erm-last,erm-iid", cwd=tmp_path)
     assert refused.returncode == 2, refused.stderr
-    assert re.findall("again, just that: .* weights=(.*)", refused.stdout) == ["erm-last", "erm-iid"]
+    assert re.findall("to run just this job again: .* weights=(.*)", refused.stdout) == ["erm-last", "erm-iid"]
 
 
 @pytest.mark.parametrize("full_error", ["0", "1"])
@@ -150,4 +150,7 @@ def test_a_dry_run_fetches_no_weights(small_glyphs: Path, tmp_path: Path) -> Non
         assert done.returncode == 0, done.stdout + done.stderr
         assert "this command: 4 runs, 0 finished, 4 to do" in done.stdout
         assert "its weights are not there yet; 4" in done.stdout
+        refused = train(*words[:2], *network, "mixout=0.5", "mixout_kind=point", f"output_dir={tmp_path / 'out'}",
+                        env={"TORCH_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path), **proxies})  # fmt: skip
+        assert (refused.returncode, refused.stderr[:18]) == (2, "mixout_kind=point:")  # before they are downloaded
     assert not list(tmp_path.rglob("*.*"))

@@ -6,7 +6,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -21,20 +23,15 @@ from vld.config.errors import UserError
 from vld.data.domains import resolve_test_domains
 from vld.data.folder import list_dataset
 from vld.runs import load_model, load_results
-from vld.training.evaluation import evaluation_set, predict, score
+from vld.training.evaluation import EvaluationSet, evaluation_set, predict, score
 
-SMALL = (
-    "dataset=folder",
-    "dataset.name=shapes",
-    *TINY_NETWORK,
-    "image_size=16",
-    "batch_size=2",
-    "optim.steps=4",
-    "eval_every=2",
-    "dropout=0.5",
-)
-LARGER = (*(option for option in SMALL if option not in TINY_NETWORK), "backbone=resnet18", "backbone.weights=none")
+ON_SHAPES = ("dataset=folder", "dataset.name=shapes", "image_size=16", "batch_size=2", "optim.steps=4", "eval_every=2")
+SMALL = (*ON_SHAPES, *TINY_NETWORK, "dropout=0.5")
+LARGER = (*ON_SHAPES, "backbone=resnet18", "backbone.weights=none", "dropout=0.5")
 COLORS = {"circle": "red", "square": "blue"}
+METHODS = ("erm", "weight_averaging", "ensemble")
+
+Train = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +58,32 @@ def finished(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     return output_dir, done.stdout
 
 
-def metrics(run_dir: Path) -> list[dict]:
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+@pytest.fixture
+def train_here(shapes: Path, tmp_path: Path) -> Train:
+    """`train.py` with these options as well, into tmp_path; its exit code must be `code`."""
+
+    def train_here(*options: str, code: int = 0) -> "subprocess.CompletedProcess[str]":
+        done = train(*SMALL, f"data_dir={shapes}", f"output_dir={tmp_path}", *options)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done
+
+    return train_here
+
+
+def metrics(run_dir: Path, method: str | None = None) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if method in (None, row["method"])]
+
+
+def selected(run_dir: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """The rows of result.json, by method and selection."""
+    rows = json.loads((run_dir / "result.json").read_text())["results"]
+    return {(row["method"], row["selection"]): row for row in rows}
+
+
+def evaluation_images(shapes: Path, test_domain: str) -> EvaluationSet:
+    dataset = decode_dataset(list_dataset("shapes", shapes / "shapes"), 16, 256, lambda *_: None)
+    return evaluation_set(dataset, test_domain, 0, torch.device("cpu"))
 
 
 def test_a_command_leaves_each_domain_out_and_shows_a_table(finished: tuple[Path, str]) -> None:
@@ -75,7 +96,7 @@ def test_a_command_leaves_each_domain_out_and_shows_a_table(finished: tuple[Path
         assert re.search(rf"^{domain}  step 4/4  loss \d", shown, re.M)
         assert re.search(rf"^{domain}  step 2/4  .*  \d+:\d\d left$", shown, re.M)
         assert re.search(rf"│ {domain}( \(collapsed\))? +│ +[\d.]+ │ +[\d.]+ │ +\d │", shown)
-    for method in ("erm", "weight_averaging", "ensemble"):
+    for method in METHODS:
         assert re.search(rf"│ {method} +│ alpha", shown)
     assert len(re.findall(r"│ average +│ +[\d.]+ │ +[\d.]+ │", shown)) == 3
     assert len(re.findall(" left$", shown, re.M)) == 3  # at the first and the last step nobody knows, or asks
@@ -84,31 +105,15 @@ def test_a_command_leaves_each_domain_out_and_shows_a_table(finished: tuple[Path
 
 def test_run_directory_has_what_the_contract_says(finished: tuple[Path, str]) -> None:
     [run_dir] = (finished[0] / "runs/shapes/beta").iterdir()
-    rows = metrics(run_dir)
-    assert [row["step"] for row in rows if row["method"] == "erm"] == [0, 2, 4]
-    contract = [
-        "step",
-        "method",
-        "iid_acc",
-        "ood_acc",
-        "ood_in_acc",
-        "ood_out_acc",
-        "domain_acc",
-        "train_loss",
-        "val_loss",
-        "lr",
-        "seconds",
-    ]
-    assert set(contract) <= set(rows[0])
-    assert rows[0]["train_loss"] is None
-    assert set(rows[0]["domain_acc"]) == {"alpha", "beta", "gamma"}
-    assert rows[0]["domain_acc"]["alpha"]["in"] is None
+    assert [row["step"] for row in metrics(run_dir, "erm")] == [0, 2, 4]
+    first = metrics(run_dir)[0]
+    accuracies = "iid_acc ood_acc ood_in_acc ood_out_acc domain_acc"
+    assert set(f"step method {accuracies} train_loss val_loss lr seconds".split()) <= set(first)
+    assert first["train_loss"] is None
+    assert set(first["domain_acc"]) == {"alpha", "beta", "gamma"}
+    assert first["domain_acc"]["alpha"]["in"] is None
+    assert selected(run_dir).keys() >= {("erm", "iid"), ("erm", "last"), ("erm", "oracle_step")}
     result = json.loads((run_dir / "result.json").read_text())
-    assert {(row["method"], row["selection"]) for row in result["results"]} >= {
-        ("erm", "iid"),
-        ("erm", "last"),
-        ("erm", "oracle_step"),
-    }
     assert result["run_id"] == run_dir.name
     assert set(result["software"]) >= {"vld", "python", "torch", "torchvision", "timm", "numpy", "pillow"}
     assert result["threads"] == 1
@@ -122,23 +127,22 @@ def test_run_directory_has_what_the_contract_says(finished: tuple[Path, str]) ->
     assert list(run_dir.rglob(".*")) == []
 
 
-def test_bfloat16_trains_on_a_cpu_where_it_is_asked_for(shapes: Path, tmp_path: Path) -> None:
+def test_bfloat16_trains_on_a_cpu_where_it_is_asked_for(train_here: Train, tmp_path: Path) -> None:
     """The losses are near those of float32 and not the same; what is kept is float32. `auto` is float32 there.
 
     At 32 pixels: at 16, ResNet18 convolves single pixels with a stride of 2, whose gradients oneDNN gets wrong in bfloat16.
     """
-    options = (*SMALL, "image_size=32", "test_domain=beta", "keep=[erm-last]", "device=cpu", f"data_dir={shapes}")
-    directories = []
+    options = ("image_size=32", "test_domain=beta", "keep=[erm-last]", "device=cpu")
+    runs: dict[str, Path] = {}
     for precision in ("auto", "bf16"):
-        done = train(*options, f"precision={precision}", f"output_dir={tmp_path / precision}")
-        assert done.returncode == 0, done.stdout + done.stderr
-        directories += (tmp_path / precision / "runs/shapes/beta").iterdir()
-    configs = [yaml.safe_load((directory / "config.yaml").read_text()) for directory in directories]
+        train_here(*options, f"precision={precision}")
+        [runs[precision]] = set((tmp_path / "runs/shapes/beta").iterdir()) - set(runs.values())
+    configs = [yaml.safe_load((run / "config.yaml").read_text()) for run in runs.values()]
     assert [config["identity"]["precision"] for config in configs] == ["fp32", "bf16"]
-    fp32, bf16 = ([row["train_loss"] for row in metrics(d) if row["method"] == "erm"][1:] for d in directories)
+    fp32, bf16 = ([row["train_loss"] for row in metrics(run, "erm")][1:] for run in runs.values())
     assert bf16 == pytest.approx(fp32, rel=0.2)
     assert all(one != other for one, other in zip(fp32, bf16, strict=True))
-    weights = load_file(directories[1] / "erm-last.safetensors")
+    weights = load_file(runs["bf16"] / "erm-last.safetensors")
     head = weights["head.weight"]
     assert {value.dtype for value in weights.values() if value.is_floating_point()} == {torch.float32}
     assert not torch.equal(head, head.bfloat16().float())
@@ -146,11 +150,10 @@ def test_bfloat16_trains_on_a_cpu_where_it_is_asked_for(shapes: Path, tmp_path: 
 
 def test_selected_rows_agree_with_the_metrics(finished: tuple[Path, str]) -> None:
     for run_dir in (finished[0] / "runs/shapes").glob("*/*"):
-        selected = json.loads((run_dir / "result.json").read_text())["results"]
-        assert len(selected) == 9
-        for method in ("erm", "weight_averaging", "ensemble"):
-            rows = [row for row in metrics(run_dir) if row["method"] == method]
-            chosen = {row["selection"]: row for row in selected if row["method"] == method}
+        assert len(selected(run_dir)) == 9
+        for method in METHODS:
+            rows = metrics(run_dir, method)
+            chosen = {selection: row for (of, selection), row in selected(run_dir).items() if of == method}
             for selection, key in (("iid", "iid_acc"), ("oracle_step", "ood_out_acc")):
                 best = max(row[key] for row in rows)
                 assert chosen[selection]["step"] == next(row["step"] for row in rows if row[key] == best)
@@ -192,24 +195,20 @@ def test_load_model_reproduces_the_stored_accuracies_and_logits(finished: tuple[
     [run_dir] = (finished[0] / "runs/shapes/gamma").iterdir()
     model = load_model(run_dir)
     assert not model.training
-    dataset = decode_dataset(list_dataset("shapes", shapes / "shapes"), 16, 256, lambda *_: None)
-    images = evaluation_set(dataset, "gamma", 0, torch.device("cpu"))
+    images = evaluation_images(shapes, "gamma")
     logits = predict([model], images)[0].logits
-    last = [row for row in metrics(run_dir) if row["method"] == "erm"][-1]
+    last = metrics(run_dir, "erm")[-1]
     assert score(logits, images).iid_acc == last["iid_acc"]
     assert score(logits, images).ood_acc == last["ood_acc"]
     stored = load_file(run_dir / "erm-last-logits.safetensors")["logits"]
     assert stored.dtype == torch.float16
-    assert {tensor.dtype for tensor in load_file(run_dir / "erm-last.safetensors").values()} == {
-        torch.float32,
-        torch.int64,  # batch norm's counters
-    }
+    weights = load_file(run_dir / "erm-last.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32, torch.int64}  # batch norm's counters
     torch.testing.assert_close(logits.half(), stored, rtol=1e-2, atol=1e-2)
 
 
-def test_same_command_twice_gives_the_same_bytes(shapes: Path, finished: tuple[Path, str], tmp_path: Path) -> None:
-    again = train(*SMALL, f"data_dir={shapes}", f"output_dir={tmp_path}", "test_domain=beta")
-    assert again.returncode == 0, again.stderr
+def test_same_command_twice_gives_the_same_bytes(train_here: Train, finished: tuple[Path, str], tmp_path: Path) -> None:
+    train_here("test_domain=beta")
     [first] = (finished[0] / "runs/shapes/beta").iterdir()
     [second] = (tmp_path / "runs/shapes/beta").iterdir()
     assert second.name == first.name
@@ -223,71 +222,67 @@ def test_same_command_twice_gives_the_same_bytes(shapes: Path, finished: tuple[P
         assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_finished_run_is_shown_and_not_trained_again(finished: tuple[Path, str], shapes: Path) -> None:
+def test_a_finished_run_is_shown_and_not_trained_again(train_here: Train, finished: tuple[Path, str]) -> None:
     results = sorted((finished[0] / "runs").rglob("result.json"))
     before = [path.stat().st_mtime_ns for path in results]
-    again = train(*SMALL, f"data_dir={shapes}", f"output_dir={finished[0]}", "device=cpu")
-    assert again.returncode == 0
+    again = train_here(f"output_dir={finished[0]}", "device=cpu")
     assert again.stdout.count("already finished") == 3
     assert "average" in again.stdout
     assert [path.stat().st_mtime_ns for path in results] == before
 
 
-def test_a_sweep_ends_with_one_table(shapes: Path, tmp_path: Path) -> None:
-    sweep = train(*SMALL, "dropout=0,0.9", "test_domain=alpha,1", f"data_dir={shapes}", f"output_dir={tmp_path}", "-m")
-    assert sweep.returncode == 0, sweep.stderr
+def test_a_sweep_ends_with_one_table(train_here: Train, tmp_path: Path) -> None:
+    sweep = train_here("-m", "dropout=0,0.9", "test_domain=alpha,1")
     assert len(list((tmp_path / "runs").rglob("result.json"))) == 4
     last_table = sweep.stdout[sweep.stdout.rindex("┏") :]
     assert re.search(r"dropout ┃ method +┃ i.i.d. % ┃ o.o.d. % ┃ alpha ┃ +beta", last_table)
     for dropout in ("0", "0.9"):
-        for method in ("erm", "weight_averaging", "ensemble"):
+        for method in METHODS:
             assert re.search(rf"│ {dropout} +│ {method} +│", last_table)
 
 
-def test_methods_of_a_sweep_share_one_run(shapes: Path, tmp_path: Path) -> None:
-    methods = "method=erm,weight_averaging,ensemble"
-    sweep = train(*SMALL, methods, "test_domain=0", f"data_dir={shapes}", f"output_dir={tmp_path}", "-m")
-    assert sweep.returncode == 0, sweep.stderr
+def test_methods_of_a_sweep_share_one_run(train_here: Train, tmp_path: Path) -> None:
+    sweep = train_here("-m", f"method={','.join(METHODS)}", "test_domain=0")
     assert len(list((tmp_path / "runs").rglob("result.json"))) == 1
     assert sweep.stdout.count("already finished") == 2
-    tables = sweep.stdout.split("┡")[1:4]
-    for table, method in zip(tables, ("erm", "weight_averaging", "ensemble"), strict=True):
-        assert re.search(r"│ (\w+)", table).group(1) == method
+    for table, method in zip(sweep.stdout.split("┡")[1:4], METHODS, strict=True):
+        assert re.findall(r"│ (\w+)", table)[0] == method
 
 
-def test_keep_says_which_weights_and_logits_stay(shapes: Path, tmp_path: Path) -> None:
+def test_the_sweep_table_tells_apart_whatever_was_varied(train_here: Train) -> None:
+    axes = ("batch_size=1,2", "backbone.feature_scale=1,0.5", "test_domain=0", "method=ensemble")
+    sweep = train_here("-m", *axes, "hydra.sweep.subdir='${batch_size}/${dropout}'")
+    table = sweep.stdout[sweep.stdout.rindex("┏") :]
+    assert re.search(r"backbone.feature_scale ┃ batch_size ┃ method", table)
+    rows = re.findall(r"│ ([\d.]+) +│ (\d) +│ (\w+)", table)
+    assert sorted({row[:2] for row in rows}) == [("0.5", "1"), ("0.5", "2"), ("1", "1"), ("1", "2")]
+    assert len(rows) == 12
+    assert [row[2] for row in rows[:3]] == ["ensemble", "erm", "weight_averaging"]
+
+
+def test_a_reused_sweep_folder_does_not_bring_back_an_earlier_sweep(train_here: Train, tmp_path: Path) -> None:
+    options = ("-m", f"hydra.sweep.dir={tmp_path}/sweep", "test_domain=0")
+    train_here(*options, "optim.lr=1e-3,1e30", code=1)
+    assert "failed" not in train_here(*options, "optim.lr=1e-3").stdout
+
+
+def test_keep_says_which_weights_and_logits_stay(train_here: Train, shapes: Path, tmp_path: Path) -> None:
     wanted = ["erm-iid", "weight_averaging-last", "weight_averaging-iid-logits", "ensemble-last-logits"]
-    options = (
-        *SMALL,
-        "averaging.start=1",
-        "ensemble.start=1",
-        "ensemble.every=1",
-        "test_domain=beta",
-        f"data_dir={shapes}",
-    )
-    done = train(*options, f"keep=[{','.join(wanted)}]", f"output_dir={tmp_path}")
-    assert done.returncode == 0, done.stderr
+    options = ("averaging.start=1", "ensemble.start=1", "ensemble.every=1", "test_domain=beta")
+    train_here(*options, f"keep=[{','.join(wanted)}]")
     [run_dir] = (tmp_path / "runs/shapes/beta").iterdir()
     assert sorted(path.stem for path in run_dir.glob("*.safetensors")) == sorted(wanted)
-
-    dataset = decode_dataset(list_dataset("shapes", shapes / "shapes"), 16, 256, lambda *_: None)
-    images = evaluation_set(dataset, "beta", 0, torch.device("cpu"))
-    selected = {
-        (row["method"], row["selection"]): row for row in json.loads((run_dir / "result.json").read_text())["results"]
-    }
-    for name in ("erm-iid", "weight_averaging-last"):
-        method, selection = name.split("-")
-        logits = predict([load_model(run_dir, name)], images)[0].logits
-        assert score(logits, images).ood_acc == selected[method, selection]["ood_acc"]
-        assert score(logits, images).iid_acc == selected[method, selection]["iid_acc"]
-    for name in ("weight_averaging-iid-logits", "ensemble-last-logits"):
-        method, selection, _ = name.split("-")
-        logits = load_file(run_dir / f"{name}.safetensors")["logits"]
-        assert score(logits, images).ood_acc == pytest.approx(selected[method, selection]["ood_acc"], abs=1 / 12)
-
-    again = train(*options, "keep=[erm-last]", f"output_dir={tmp_path}")
-    assert again.returncode == 0
-    assert "did not keep erm-last" in again.stdout
+    images = evaluation_images(shapes, "beta")
+    for name in wanted:
+        method, selection, *of_logits = name.split("-")
+        row = selected(run_dir)[method, selection]
+        if of_logits:
+            logits = load_file(run_dir / f"{name}.safetensors")["logits"]
+            assert score(logits, images).ood_acc == pytest.approx(row["ood_acc"], abs=1 / 12)
+        else:
+            scores = score(predict([load_model(run_dir, name)], images)[0].logits, images)
+            assert (scores.iid_acc, scores.ood_acc) == (row["iid_acc"], row["ood_acc"])
+    assert "did not keep erm-last" in train_here(*options, "keep=[erm-last]").stdout
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("mount") is None, reason="mounting a small disk needs root")
@@ -309,9 +304,8 @@ def test_too_little_disk_is_refused_before_training(shapes: Path, tmp_path: Path
         subprocess.run(["umount", disk], check=True)
 
 
-def test_a_failed_run_is_recorded_and_the_others_go_on(shapes: Path, tmp_path: Path) -> None:
-    sweep = train(*SMALL, "test_domain=0", "optim.lr=1e-3,1e30", f"data_dir={shapes}", f"output_dir={tmp_path}", "-m")
-    assert sweep.returncode == 1
+def test_a_failed_run_is_recorded_and_the_others_go_on(train_here: Train, tmp_path: Path) -> None:
+    sweep = train_here("-m", "test_domain=0", "optim.lr=1e-3,1e30", code=1)
     assert len(list((tmp_path / "runs").rglob("result.json"))) == 1
     [failure_file] = (tmp_path / "runs").rglob("failure.json")
     failure = json.loads(failure_file.read_text())
@@ -319,12 +313,17 @@ def test_a_failed_run_is_recorded_and_the_others_go_on(shapes: Path, tmp_path: P
     assert "step" in failure["what"]
     assert "TrainingFailed" in failure["where"]
     assert str(failure_file.parent) in sweep.stdout
-    single = train(*SMALL, "test_domain=0", "optim.lr=1e30", f"data_dir={shapes}", f"output_dir={tmp_path}")
-    assert single.returncode == 1
+    single = train_here("test_domain=0", "optim.lr=1e30", code=1)
     assert "Traceback" not in single.stdout + single.stderr
 
 
-# What a command cannot go on from: one line each.
+def test_weights_that_break_in_the_last_step_are_a_failure(train_here: Train, tmp_path: Path) -> None:
+    done = train_here("optim.steps=1", "optim.lr=3e38", "test_domain=0", code=1)
+    assert "no longer finite at step 1" in done.stdout
+    assert not list(tmp_path.rglob("result.json"))
+
+
+# What a command stops at: one line each.
 BAD_SETTINGS = {
     "dataset=nothing": "dataset=nothing: must be one of .*pacs",
     "backbone=nothing": "backbone=nothing: must be one of .*resnet50",
@@ -385,6 +384,8 @@ BAD_VALUES: list[dict[str, str]] = [
         "batch_size=-2": "batch_size=-2: must be a whole number of at least 1",
         "optim.milestones=[0]": "optim.milestones=.*at least 1",
         "keep=[ensemble-last]": "keep=ensemble-last: must be one of",
+        "method.member_step=oracle_step": "method.member_step=oracle_step: must be one of last, iid",
+        "method.average=median": "method.average=median: must be one of logits, softmax",
         "checkpoint_every=nan": "checkpoint_every=nan: must be",
         "device=1": "device=1: must be",
     },
@@ -410,66 +411,60 @@ def test_bad_settings_are_a_line_each_and_exit_code_2(said: dict[str, str], shap
     assert not (tmp_path / "outputs").exists()
 
 
+def test_everything_wrong_in_any_job_of_a_sweep_is_said_before_the_first_one_starts(
+    train_here: Train, tmp_path: Path
+) -> None:
+    refused = train_here("-m", "dropout=0,1,2", "optim.lr=1e-3,0", code=2)
+    wrong = sorted(line.split(":")[0] for line in refused.stderr.splitlines())
+    assert wrong == ["dropout=1.0", "dropout=2.0", "optim.lr=0.0"]
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("wanted", ["delta", 3, "3", ["alpha", "delta"]])
 def test_domains_that_are_not_there_are_refused(wanted: object) -> None:
     with pytest.raises(UserError, match=r"^test_domain=(delta|3): must be all or one of alpha \(0\), beta \(1\), gam"):
         resolve_test_domains(wanted, ("alpha", "beta", "gamma"))
 
 
-def test_everything_wrong_in_any_job_of_a_sweep_is_said_before_the_first_one_starts(
-    shapes: Path, tmp_path: Path
-) -> None:
-    refused = train(
-        *SMALL, "-m", f"data_dir={shapes}", f"output_dir={tmp_path / 'outputs'}", "dropout=0,1,2", "optim.lr=1e-3,0"
-    )
-    assert refused.returncode == 2
-    assert sorted(line.split(":")[0] for line in refused.stderr.splitlines()) == [
-        "dropout=1.0",
-        "dropout=2.0",
-        "optim.lr=0.0",
-    ]
-    assert not (tmp_path / "outputs").exists()
-
-
-def broken_copy(shapes: Path, tmp_path: Path) -> Path:
-    shutil.copytree(shapes, tmp_path / "data")
-    return tmp_path / "data/shapes"
-
-
-def refused_dataset(tmp_path: Path) -> str:
-    refused = train(*SMALL, f"data_dir={tmp_path / 'data'}", f"output_dir={tmp_path / 'outputs'}")
-    assert refused.returncode == 2, refused.stdout
-    assert len(refused.stderr.splitlines()) == 1, refused.stderr
-    assert not list((tmp_path / "outputs").rglob("*.json*"))
-    return refused.stderr
-
-
-def test_class_lists_that_differ_are_refused(shapes: Path, tmp_path: Path) -> None:
-    shutil.rmtree(broken_copy(shapes, tmp_path) / "beta/circle")
-    assert "beta lacks circle" in refused_dataset(tmp_path)
-
-
-def test_a_damaged_image_is_named(shapes: Path, tmp_path: Path) -> None:
-    path = broken_copy(shapes, tmp_path) / "beta/circle/2.png"
+def cut_short(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-30])
-    assert f"unreadable image {path}" in refused_dataset(tmp_path)
 
 
-def test_an_output_folder_that_is_a_file_is_refused(shapes: Path, tmp_path: Path) -> None:
+# What is done to a copy of the dataset, options, and what one line says.
+BAD_PLACES: dict[str, tuple[Callable[[Path], None], tuple[str, ...], str]] = {
+    "class lists that differ": (lambda data: shutil.rmtree(data / "beta/circle"), (), "beta lacks circle"),
+    "a damaged image": (
+        lambda data: cut_short(data / "beta/circle/2.png"),
+        (),
+        "unreadable image .*/beta/circle/2.png",
+    ),
+    "a file for output_dir": (lambda _: None, ("output_dir=file",), "output_dir=file: file is a file"),
+    "output_dir below a file": (lambda _: None, ("output_dir=file/a",), "output_dir=file/a: file is a file"),
+    "no place to write to": (lambda _: None, ("output_dir=/proc/o",), "/proc"),  # where root cannot write either
+}
+
+
+@pytest.mark.parametrize("what", BAD_PLACES)
+def test_bad_data_and_output_folders_are_one_line(what: str, shapes: Path, tmp_path: Path) -> None:
+    """And nothing of the user's goes with them, where Hydra was told to use a folder that holds other things."""
+    spoil, options, said = BAD_PLACES[what]
+    shutil.copytree(shapes / "shapes", tmp_path / "data/shapes")
+    spoil(tmp_path / "data/shapes")
     (tmp_path / "file").write_text("precious")
-    for output_dir in (tmp_path / "file", tmp_path / "file/below"):
-        refused = train(*SMALL, f"data_dir={shapes}", f"output_dir={output_dir}")
-        assert refused.returncode == 2
-        assert "output_dir=" in refused.stderr
-        assert len(refused.stderr.splitlines()) == 1
-    assert (tmp_path / "file").read_text() == "precious"
-
-
-def test_an_output_folder_that_cannot_be_written_to_is_refused(shapes: Path) -> None:
-    refused = train(*SMALL, f"data_dir={shapes}", "output_dir=/proc/outputs")  # where root cannot write either
-    assert refused.returncode == 2
-    assert "/proc" in refused.stderr
+    refused = train(*SMALL, "data_dir=data", "output_dir=out", "hydra.run.dir=.", *options, cwd=tmp_path)
+    assert refused.returncode == 2, refused.stdout
+    assert re.search(said, refused.stderr), refused.stderr
     assert len(refused.stderr.splitlines()) == 1
+    assert (tmp_path / "file").read_text() == "precious"
+    assert not list(tmp_path.glob("out/**/*.json*"))
+    assert {path.name for path in tmp_path.iterdir()} <= {"data", "file", "out", ".hydra"}
+
+
+def test_a_missing_dataset_is_said_before_weights_are_sought(tmp_path: Path) -> None:
+    refused = train(f"data_dir={tmp_path}", f"output_dir={tmp_path / 'outputs'}")  # the defaults: PACS, ResNet50
+    assert refused.returncode == 2
+    assert f"no folder {tmp_path / 'PACS'}" in refused.stderr
+    assert "dataset=glyphs" in refused.stderr
 
 
 def test_cfg_and_info_defaults_work() -> None:
@@ -484,92 +479,35 @@ def test_cfg_and_info_defaults_work() -> None:
     assert of_many.stderr.startswith("--cfg: shows the configuration of one job")
 
 
-def test_a_refused_job_takes_nothing_of_the_user_s_with_it(shapes: Path, tmp_path: Path) -> None:
-    """Hydra may be told to use a folder that holds other things."""
-    path = broken_copy(shapes, tmp_path) / "beta/circle/2.png"
-    path.write_bytes(b"not an image")
-    (tmp_path / "thesis.tex").write_text("precious")
-    refused = train(*SMALL, "data_dir=data", "output_dir=out", "hydra.run.dir=.", cwd=tmp_path)
-    assert refused.returncode == 2
-    assert (tmp_path / "thesis.tex").read_text() == "precious"
-    assert path.exists()
-
-
-def test_the_sweep_table_tells_apart_whatever_was_varied(shapes: Path, tmp_path: Path) -> None:
-    sweep = train(
-        *SMALL, "batch_size=1,2", "backbone.feature_scale=1,0.5", "test_domain=0", "method=ensemble",
-        *(f"data_dir={shapes}", f"output_dir={tmp_path}", "-m", "hydra.sweep.subdir='${batch_size}/${dropout}'"),
-    )  # fmt: skip
-    assert sweep.returncode == 0, sweep.stderr
-    table = sweep.stdout[sweep.stdout.rindex("┏") :]
-    assert re.search(r"backbone.feature_scale ┃ batch_size ┃ method", table)
-    rows = re.findall(r"│ ([\d.]+) +│ (\d) +│ (\w+)", table)
-    assert sorted({row[:2] for row in rows}) == [("0.5", "1"), ("0.5", "2"), ("1", "1"), ("1", "2")]
-    assert len(rows) == 12
-    assert [row[2] for row in rows[:3]] == ["ensemble", "erm", "weight_averaging"]
-
-
-def test_a_reused_sweep_folder_does_not_bring_back_an_earlier_sweep(shapes: Path, tmp_path: Path) -> None:
-    options = (
-        *SMALL,
-        f"data_dir={shapes}",
-        f"output_dir={tmp_path}",
-        f"hydra.sweep.dir={tmp_path}/sweep",
-        "-m",
-        "test_domain=0",
-    )
-    assert train(*options, "optim.lr=1e-3,1e30").returncode == 1
-    again = train(*options, "optim.lr=1e-3")
-    assert again.returncode == 0, again.stdout
-    assert "failed" not in again.stdout
-
-
-def test_a_domain_called_by_a_number_is_meant_by_its_name(shapes: Path, tmp_path: Path) -> None:
+def test_a_domain_called_by_a_number_is_meant_by_its_name(train_here: Train, shapes: Path, tmp_path: Path) -> None:
     (tmp_path / "data/shapes").mkdir(parents=True)
     for name, domain in (("1", "alpha"), ("2", "beta"), ("15", "gamma")):
         (tmp_path / "data/shapes" / name).symlink_to(shapes / "shapes" / domain)
     for name in ("1", "15"):
-        done = train(*SMALL, f"test_domain={name}", f"data_dir={tmp_path}/data", f"output_dir={tmp_path}/{name}")
-        assert done.returncode == 0, done.stderr
+        train_here(f"test_domain={name}", f"data_dir={tmp_path}/data", f"output_dir={tmp_path}/{name}")
         assert [path.name for path in (tmp_path / name / "runs/shapes").iterdir()] == [name]
 
 
-def test_what_an_unfinished_attempt_left_is_not_the_next_one_s(shapes: Path, tmp_path: Path) -> None:
-    options = (*SMALL, "test_domain=0", f"data_dir={shapes}", f"output_dir={tmp_path}")
-    assert train(*options, "keep=[erm-iid]").returncode == 0
+def test_what_an_unfinished_attempt_left_is_not_the_next_one_s(train_here: Train, tmp_path: Path) -> None:
+    train_here("test_domain=0", "keep=[erm-iid]")
     [run_dir] = (tmp_path / "runs/shapes/alpha").iterdir()
     (run_dir / "result.json").unlink()
     (run_dir / ".metrics.jsonl.x1").write_text("half")
-    assert train(*options, "keep=[erm-last]").returncode == 0
-    assert sorted(path.name for path in run_dir.iterdir()) == [
-        "config.yaml",
-        "erm-last.safetensors",
-        "metrics.jsonl",
-        "result.json",
-    ]
+    train_here("test_domain=0", "keep=[erm-last]")
+    kept = sorted(path.name for path in run_dir.iterdir())
+    assert kept == ["config.yaml", "erm-last.safetensors", "metrics.jsonl", "result.json"]
 
 
 def test_a_damaged_result_is_named_and_the_other_domains_go_on(
-    finished: tuple[Path, str], shapes: Path, tmp_path: Path
+    train_here: Train, finished: tuple[Path, str], tmp_path: Path
 ) -> None:
     shutil.copytree(finished[0] / "runs", tmp_path / "runs")
     [damaged] = (tmp_path / "runs/shapes/beta").rglob("result.json")
     damaged.write_text("{")
     shutil.rmtree(tmp_path / "runs/shapes/gamma")
-    done = train(*SMALL, f"data_dir={shapes}", f"output_dir={tmp_path}")
-    assert done.returncode == 1
-    assert f"failed: beta: {damaged}: damaged" in done.stdout
+    assert f"failed: beta: {damaged}: damaged" in train_here(code=1).stdout
     assert damaged.read_text() == "{"
     assert len(list((tmp_path / "runs/shapes/gamma").rglob("result.json"))) == 1
-
-
-def test_weights_that_break_in_the_last_step_are_a_failure(shapes: Path, tmp_path: Path) -> None:
-    done = train(
-        *SMALL, "optim.steps=1", "optim.lr=3e38", "test_domain=0", f"data_dir={shapes}", f"output_dir={tmp_path}"
-    )
-    assert done.returncode == 1
-    assert "no longer finite at step 1" in done.stdout
-    assert not list(tmp_path.rglob("result.json"))
 
 
 def test_a_closed_pipe_does_not_stop_the_training(shapes: Path, tmp_path: Path) -> None:
@@ -577,13 +515,6 @@ def test_a_closed_pipe_does_not_stop_the_training(shapes: Path, tmp_path: Path) 
     command = f"{sys.executable} {REPOSITORY}/scripts/train.py {options} | head -n 1"
     subprocess.run(["bash", "-c", command], check=True, capture_output=True)
     assert len(list(tmp_path.rglob("result.json"))) == 3
-
-
-def test_a_missing_dataset_is_said_before_weights_are_sought(tmp_path: Path) -> None:
-    refused = train(f"data_dir={tmp_path}", f"output_dir={tmp_path / 'outputs'}")  # the defaults: PACS, ResNet50
-    assert refused.returncode == 2
-    assert f"no folder {tmp_path / 'PACS'}" in refused.stderr
-    assert "dataset=glyphs" in refused.stderr
 
 
 def test_weights_that_were_not_kept_are_named_with_those_that_were(finished: tuple[Path, str]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vld.config.errors import UserError
 from vld.config.settings import AveragingConfig, EnsembleConfig
 from vld.machine.seeds import MIXOUT, torch_generator
-from vld.model.mixout import Mixout, masked_weights
+from vld.model.mixout import Mixout, masked_share, masked_weights
 from vld.runs import load_results
 from vld.training.loop import Trajectory, update
 
@@ -102,6 +102,11 @@ def test_a_kind_without_a_layer_is_refused() -> None:
         UserError, match="mixout_kind=point: this backbone has no linear layers; use mixout_kind=filter"
     ):
         masked_weights(make_model().backbone, "point")
+
+
+def test_a_kind_that_masks_little_is_warned_of() -> None:
+    assert masked_share(network(), "filter") == 1080 / (1080 + 40 + 80 + 7200 + 5)
+    assert masked_share(network(), "point") == 7200 / (1080 + 40 + 80 + 7200 + 5)
 
 
 def begin(**choices: Any) -> Trajectory:

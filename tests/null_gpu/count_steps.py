@@ -42,7 +42,8 @@ def main(architecture: str, image_size: int, *what: str) -> None:
     dataset = make_dataset()
     indices = [split_indices(20, number, 0)[0] for number in range(2)]
     STEPS_AHEAD["cuda"] = 0
-    batches = TrainingBatches(dataset.domains[:2], indices, 1, image_size, device, SEED, resident=True)
+    batches = TrainingBatches(dataset.domains[:2], indices, 1, image_size, device, SEED)
+    batches.hold()
     how = "graphs" if "graphs" in what else "true" if "compile" in what else "false"
     compiled.compile_network(
         how, model, evaluation_set(dataset, "c", 0, device, memory=MemoryBudget(device, str)), sys.exit, batches

@@ -21,7 +21,7 @@ from vld.config.errors import UserError
 from vld.config.settings import WandbConfig
 from vld.runs.identity import run_id
 from vld.tracking.background import Publisher
-from vld.tracking.content import wandb_run_in_training, wandb_runs
+from vld.tracking.content import WandbRun, wandb_run_in_training, wandb_runs
 from vld.tracking.workspace import build_workspace
 
 OFFLINE = {"WANDB_MODE": "offline"}
@@ -122,6 +122,7 @@ def check_equal(run: dict[str, Any], directory: Path, method: str) -> None:
         ("dataset_fingerprint", "dataset.fingerprint"),
     ):
         assert config[name] == settings[setting]
+    assert (config["mixout"], config["swad_enabled"]) == (0, False)  # added later, at their defaults
     assert all(not isinstance(value, dict) for value in config.values())
     assert without_speed(run["history"]) == rows_of(directory, method)
     selected = {row["selection"]: row for row in result["results"] if row["method"] == method}
@@ -348,7 +349,6 @@ def test_no_process_imports_from_the_folder_of_the_command(
         (tmp_path / name).write_text("raise SystemExit('a module of the user')")
     shutil.copytree(trained / "runs", tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Publisher, "down_until", 0.0)
     published(run_dir(tmp_path), tmp_path)
     assert len(read_offline(tmp_path)) == 3
 
@@ -463,23 +463,29 @@ def test_groups_are_the_cells_of_a_table(trained: Path, tmp_path: Path) -> None:
         directory = tmp_path / run_id(settings)
         shutil.copytree(run_dir(trained), directory, dirs_exist_ok=True)
         (directory / "result.json").write_text(json.dumps(result | {"settings": settings}))
+        (directory / "config.yaml").write_text(yaml.safe_dump({"identity": settings}))
         return wandb_runs(directory)[0].group
 
     assert group(seed=5) == group(seed=6) == group(test_domain="neon") == group()
     assert len({group(), group(dropout=0.5), group(optim__lr=7), group(split_seed=3)}) == 4
 
 
-def test_the_study_is_told(trained: Path, tmp_path: Path) -> None:
-    """Of a run that trains as well as of a finished one."""
+def test_study_and_recipe_are_told(trained: Path, tmp_path: Path) -> None:
+    """Of a run that trains as well as of a finished one; neither moves it to another group."""
     directory = tmp_path / run_dir(trained).name
     shutil.copytree(run_dir(trained), directory)
-    result = json.loads((directory / "result.json").read_text())
     stored = yaml.safe_load((directory / "config.yaml").read_text())
-    assert {run.config["study"] for run in (*wandb_runs(directory), wandb_run_in_training(directory))} == {None}
-    (directory / "result.json").write_text(json.dumps(result | {"study": "figure2"}))
-    other = stored.get("other", {}) | {"study.name": "figure2"}
+
+    def told() -> list[WandbRun]:
+        return [*wandb_runs(directory), wandb_run_in_training(directory)]
+
+    plain = told()
+    assert {(run.config["study"], run.config["recipe"]) for run in plain} == {(None, None)}
+    other = stored["other"] | {"study.name": "rivals", "recipe.name": "swad"}
     (directory / "config.yaml").write_text(yaml.safe_dump(stored | {"other": other}))
-    assert {run.config["study"] for run in (*wandb_runs(directory), wandb_run_in_training(directory))} == {"figure2"}
+    assert {(run.config["study"], run.config["recipe"]) for run in told()} == {("rivals", "swad")}
+    assert [set(run.tags) for run in told()] == [{*run.tags, "swad"} for run in plain]
+    assert [(run.id, run.group) for run in told()] == [(run.id, run.group) for run in plain]
 
 
 def test_the_dashboard_s_view_is_what_would_be_sent(trained: Path) -> None:
@@ -496,6 +502,7 @@ def test_the_dashboard_s_view_is_what_would_be_sent(trained: Path) -> None:
     assert (against_dropout["xAxis"], against_dropout["yAxis"]) == ("config:dropout.value", "summary:ood_acc")
     kind, bars = panels["o.o.d. accuracy by the domain left out"]
     assert (kind, bars["metrics"], bars["groupBy"]) == ("Bar Chart", ["ood_acc"], "test_domain.value")
+    assert "o.o.d. accuracy by recipe" not in panels
     kind, curve = panels["o.o.d. accuracy"]
     assert (kind, curve["metrics"], curve["xAxis"]) == ("Run History Line Plot", ["ood_acc"], "_step")
     colors = view["spec"]["section"]["customRunColors"]

@@ -14,6 +14,7 @@ from tiny import SEED, make_batches, make_evaluation_set, make_model, settings
 from torch import Tensor, nn
 
 from vld.config.settings import AveragingConfig, EnsembleConfig, SwadConfig
+from vld.tracking.content import wandb_runs
 from vld.training.evaluation import predict
 from vld.training.loop import Trajectory
 from vld.training.loop import train as training
@@ -165,6 +166,11 @@ def test_a_run_with_it(small_glyphs: Path, tmp_path: Path) -> None:
             path.name for path in directory.iterdir()
         } or not mine
         results += mine
+        copies = {run.job_type: run for run in wandb_runs(directory)}
+        if "swad" in copies:
+            assert [step for step, _ in copies["swad"].history] == [4]
+            assert {"converged": False, "first_step": 4, "last_step": 4}.items() <= copies["swad"].summary.items()
+            assert copies["erm"].config["swad_start_evaluations"] == 9
     assert histories[0] == histories[1]
     assert [(row["step"], row["converged"], row["evaluated_on"]) for row in results] == [(4, False, "all")] * 3
     for one in ("method=swad", "keep=[swad-iid]"):

@@ -1,7 +1,7 @@
-"""Analyse finished runs, once: features of the images, the quantities of `vld.training.representation`, `analysis.json`."""
+"""Analyse finished runs, each once: the quantities of `vld.study.probing` go to `analysis.json` in the run's directory."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -30,77 +30,68 @@ SHOWN = ("acc", "effective_rank", "probe_acc", MASKED[0.9], "ece", "nll")
 """In the table of several runs."""
 
 
-@dataclass(frozen=True)
-class Analysed:
-    """A run and what its analysis says."""
-
-    directory: Path
-    settings: dict[str, Any]
-    analysis: dict[str, Any]
-
-
 def analyse_all(config: AnalyseConfig, terminal: Terminal) -> int:
-    """Analyse what `run` names, unless that has been done, and show it. Returns how many of all runs could not be analysed.
+    """Analyse the runs that `run` names, unless they have been, and show the results. Returns how many could not be analysed.
 
-    Raises `UserError` where there is nothing to analyse, or what there is cannot be, before anything is written.
+    Raises `UserError` if none could, before anything is written.
     """
     publisher = Publisher(config.wandb, config.output_dir, say=terminal.say, warn=terminal.warn)
     device = resolve_device(config.device)
     set_up(device, deterministic=False)
     directories = _all_runs(config, terminal) if config.run == "all" else [_named_run(config)]
     datasets: Datasets = {}
-    found: list[Analysed] = []
+    analyses: dict[Path, dict[str, Any]] = {}
     problems: dict[str, None] = {}
     for directory in directories:
         try:
-            found.append(_analysed(directory, config, datasets, device, terminal))
+            analyses[directory] = _analysed(directory, config, datasets, device, terminal)
         except UserError as error:
             problems[str(error)] = None
         except Exception as error:
             if config.run != "all":
                 raise
             problems[f"{directory}: {'; '.join(filter(None, explained(error)))}"] = None
-    if not found:
+    if not analyses:
         raise UserError("\n".join(problems))
-    for one in found:
-        publisher.ended(one.directory)
-    _show(found, terminal)
+    for directory in analyses:
+        publisher.ended(directory)
+    _show(analyses, terminal)
     with terminal.counting("uploading to W&B") as progress:
         publisher.finish(progress)
     for problem in problems:
         terminal.fail(problem)
-    return len(directories) - len(found)
+    return len(directories) - len(analyses)
 
 
 def _named_run(config: AnalyseConfig) -> Path:
-    """The directory of one run. Raises `UserError` unless it is there and finished."""
+    """The directory of one run. Raises `UserError` unless it exists and the run is finished."""
     directory = next((path for path in _run_directories(config) if path.name == config.run), Path(config.run).resolve())
     if not (directory / "config.yaml").is_file():
         raise UserError(
-            f"run={config.run}: no run in output_dir={config.output_dir} has that id, and it is no run directory; say all, an id"
-            " or a directory"
+            f"run={config.run}: no run in output_dir={config.output_dir} has that id, and it is not a run directory either;"
+            " use all, an id or a directory"
         )
     if RunDirectory(directory).result() is None:
-        raise UserError(f"run={config.run}: not finished ({directory}); the command that trains it goes on with it")
+        raise UserError(f"run={config.run}: not finished ({directory}); the command that trains it resumes it")
     return directory
 
 
 def _all_runs(config: AnalyseConfig, terminal: Terminal) -> list[Path]:
-    """Every finished run with the weights. Raises `UserError` where there is none."""
+    """All finished runs that kept the weights and held images out. Raises `UserError` if none did."""
     finished = [path for path in _run_directories(config) if RunDirectory(path).result_file.exists()]
     if not finished:
         raise UserError(f"output_dir={config.output_dir}: no finished runs in it; train.py makes them")
-    with_weights = [path for path in finished if (path / f"{config.weights}.safetensors").is_file()]
-    if not with_weights:
+    kept = [path for path in finished if (path / f"{config.weights}.safetensors").is_file()]
+    if not kept:
         raise UserError(
             f"weights={config.weights}: none of the {len(finished)} finished runs in {config.output_dir} kept them (see keep)"
         )
-    if without := len(finished) - len(with_weights):
+    if without := len(finished) - len(kept):
         terminal.say(f"{without} of {len(finished)} finished runs did not keep {config.weights}: left out")
-    comparable = [path for path in with_weights if stored_settings(path).get("holdout") != 0]
-    if without := len(with_weights) - len(comparable):
+    held_out = [path for path in kept if stored_settings(path).get("holdout") != 0]
+    if without := len(kept) - len(held_out):
         terminal.say(f"{counted(without, 'run')} with holdout=0, without i.i.d. images: left out")
-    return comparable or with_weights
+    return held_out or kept
 
 
 def _run_directories(config: AnalyseConfig) -> list[Path]:
@@ -109,54 +100,42 @@ def _run_directories(config: AnalyseConfig) -> list[Path]:
 
 def _analysed(
     directory: Path, config: AnalyseConfig, datasets: Datasets, device: torch.device, terminal: Terminal
-) -> Analysed:
-    """The analysis that is there, or a new one, written to `analysis.json`. Raises `UserError` where it cannot be made."""
+) -> dict[str, Any]:
+    """The analysis in `analysis.json`; a new one is written to it. Raises `UserError` if the run cannot be analysed."""
     settings, path = stored_settings(directory), directory / ANALYSIS
     test_domain = settings["test_domain"]
-    if there := read_analyses(directory).get(config.weights):
-        terminal.say(f"{test_domain}: analysed before ({path})")
-        return Analysed(directory, settings, there)
+    if analysis := read_analyses(directory).get(config.weights):
+        terminal.say(f"{test_domain}: already analysed, skipped ({path})")
+        return analysis
     if settings.get("holdout") == 0:
         raise UserError(
-            f"{directory}: holdout=0: trained on all images of its training domains; no i.i.d. ones are left to analyse"
+            f"{directory}: holdout=0: it trained on all images of its training domains; no i.i.d. images are left to analyse"
         )
     began = time.perf_counter()
     weights = load_weights(directory, config.weights)
-    dataset = _runs_dataset(directory, settings, config, datasets, terminal)
+    dataset = _dataset_of(directory, settings, config, datasets, terminal)
     identity = stored_identity(directory)
     model, images = evaluated_network(identity, weights, dataset, device, config.compile, terminal.say)
     with terminal.counting(f"{test_domain}: features of {directory.name}") as progress:
         try:
             analysis = analysis_of(model, dataset, images, settings["split_seed"], progress)
         except FloatingPointError as error:
-            raise UserError(f"{directory}: {error}, so that there is nothing to analyse") from error
+            raise UserError(f"{directory}: {error}; there is nothing to analyse") from error
     seconds = round(time.perf_counter() - began, 1)
-    analysis |= {
-        "dropout": settings["dropout"],
-        "device": describe(device),
-        "threads": torch.get_num_threads(),
-        "software": software_versions(),
-        "seconds": seconds,
-        "finished": now(),
-    }
+    analysis |= {"dropout": settings["dropout"], "device": describe(device), "threads": torch.get_num_threads()}
+    analysis |= {"software": software_versions(), "seconds": seconds, "finished": now()}
     add_analysis(directory, config.weights, analysis)
     terminal.say(f"{test_domain}: analysed in {seconds} s ({path})")
-    return Analysed(directory, settings, analysis)
+    return analysis
 
 
-def _runs_dataset(
+def _dataset_of(
     directory: Path, settings: dict[str, Any], config: AnalyseConfig, datasets: Datasets, terminal: Terminal
 ) -> Dataset:
-    """What the run was trained on, decoded. Raises `UserError` where `data_dir` has no such dataset, or other images."""
-    of_run = DatasetConfig(
-        name=settings["dataset.name"],
-        folder=settings["dataset.folder"],
-        csv=settings["dataset.csv"],
-        store_size=settings["dataset.store_size"],
-        # Which runs from before they were settings do not have.
-        truncated=settings.get("dataset.truncated", DatasetConfig.truncated),
-        max_megapixels=settings.get("dataset.max_megapixels", DatasetConfig.max_megapixels),
-    )
+    """The dataset that the run was trained on, decoded. Raises `UserError` if `data_dir` does not have it."""
+    names = {field.name: f"dataset.{field.name}" for field in fields(DatasetConfig)}
+    # Old runs lack the settings that were added later.
+    of_run = DatasetConfig(**{field: settings[name] for field, name in names.items() if name in settings})
     files = find_dataset(of_run, Path(config.data_dir))
     like_run = Config(
         dataset=of_run, image_size=settings["image_size"], data_dir=config.data_dir, output_dir=config.output_dir
@@ -170,25 +149,20 @@ def _runs_dataset(
     return dataset
 
 
-def _show(found: list[Analysed], terminal: Terminal) -> None:
-    """One run: a line per quantity. Several: a line per run, o.o.d. alone."""
-    if len(found) == 1:
-        analysis = found[0].analysis
+def _show(analyses: dict[Path, dict[str, Any]], terminal: Terminal) -> None:
+    """Of one run, a line per quantity. Of several, a line per run, with o.o.d. quantities only."""
+    if len(analyses) == 1:
+        [analysis] = analyses.values()
         rows = [
             [heading, *(text(name, analysis[side][name]) for side in SIDES)] for name, heading in QUANTITIES.items()
         ]
         terminal.show(Table(["quantity", *SIDES.values()], rows, left=1))
         return
-    terminal.say("on the o.o.d. images; analysis.json has the i.i.d. ones as well")
+    terminal.say("on the o.o.d. images; analysis.json has the i.i.d. images as well")
     headings = ["run", "dataset", "test domain", "dropout", *(QUANTITIES[name] for name in SHOWN)]
-    rows = [
-        [
-            one.directory.name,
-            one.settings["dataset.name"],
-            one.settings["test_domain"],
-            f"{one.settings['dropout']:g}",
-            *(text(name, one.analysis["ood"][name]) for name in SHOWN),
-        ]
-        for one in found
-    ]
+    rows = []
+    for directory, analysis in analyses.items():
+        settings = stored_settings(directory)
+        run = [directory.name, settings["dataset.name"], settings["test_domain"], f"{settings['dropout']:g}"]
+        rows.append([*run, *(text(name, analysis["ood"][name]) for name in SHOWN)])
     terminal.show(Table(headings, rows, left=4))

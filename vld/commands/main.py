@@ -1,11 +1,10 @@
-"""The command line: from words, which Hydra composes, to an exit code; errors in one line.
+"""The command line: words, composed by Hydra, become an exit code; what the user has to fix becomes a line.
 
-torch takes seconds to import, so whatever needs it is imported when a job starts: `--help` and a misspelt option
-answer at once.
+torch takes seconds to import, so whatever needs it is imported once a job starts: `--help` and a misspelt option answer
+immediately.
 """
 
 import os
-import shlex
 import signal
 import sys
 from argparse import ArgumentParser, Namespace
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from hydra import version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import _run_hydra, create_automatic_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
@@ -24,15 +24,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from vld.commands.preflight import Command, prepared, ready
+from vld.commands.preflight import Command, prepared, schema_of
 from vld.config.command_settings import LOOKING
-from vld.config.errors import FAILED, USER_ERROR, UserError
-from vld.config.settings import Config, option_names
+from vld.config.errors import USER_ERROR, UserError
+from vld.config.settings import option_names
 from vld.machine.processes import import_nothing_from_here
 from vld.machine.signals import Stopped, stop_on_signals
 from vld.machine.streams import make_streams_usable, place_caches
 from vld.machine.waiting import spin_briefly
-from vld.study.compose import SCHEMAS, describe_error
+from vld.study.compose import describe_error
+from vld.study.jobs import overrides_parser
 from vld.study.words import as_hydra_takes_them, check_one_study, keep_text_of_presets
 
 
@@ -43,38 +44,33 @@ def conf_dir() -> Path:
 
 
 def main(name: str, argv: Sequence[str]) -> int:
-    """The command `name`, given as `argv`: its program, then words. The exit code; what the user has to fix becomes a line on
-    standard error and code 2.
+    """Run the command `name`. argv: the program, then its words. Returns the exit code.
 
-    Made for a process of its own: signals are heard from then on, and environment variables set.
+    Needs a process of its own: it installs signal handlers and sets environment variables.
     """
     make_streams_usable()
     try:
         return _run(name, argv)
     except (UserError, HydraException, OmegaConfBaseException) as error:
-        return _ended(describe_error(error, _schema(name)), USER_ERROR)
-    except BrokenPipeError:  # the reader of --help, say `head`, has seen enough
+        return _ended(describe_error(error, schema_of(name)), USER_ERROR)
+    except BrokenPipeError:  # the reader of --help, for example `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:  # an output folder that Hydra cannot make
-        return _ended(f"output_dir: {error.filename or 'a file'}: {error.strerror or error}", USER_ERROR)
-    except SystemExit as end:  # Hydra's, after --help, and that of a run which has handed a signal on
+    except OSError as error:  # a folder that cannot be created, for example
+        return _ended(f"{error.filename or 'a file'}: {error.strerror or error}", USER_ERROR)
+    except SystemExit as end:  # Hydra's after --help, or a run's once it has passed a signal on
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except (KeyboardInterrupt, Stopped) as stop:
         number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
-        return _ended(f"stopped by {number.name}; the same command goes on, and does nothing twice", 128 + number)
+        return _ended(f"interrupted ({number.name}); run the same command again to resume", 128 + number)
     finally:
         GlobalHydra.instance().clear()
 
 
 def _ended(line: str, code: int) -> int:
-    with suppress(OSError):  # nobody may be there to read it
+    with suppress(OSError):  # nobody may be reading
         print(line, file=sys.stderr)
     return code
-
-
-def _schema(name: str) -> type:
-    return SCHEMAS.get(f"{name}_schema", Config)
 
 
 def _run(name: str, argv: Sequence[str]) -> int:
@@ -85,19 +81,16 @@ def _run(name: str, argv: Sequence[str]) -> int:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
         try:
             _run_hydra(given, parser, main, str(conf_dir()), name)  # type: ignore[arg-type] # `main` is not called
-        except ValueError as error:  # words that do not go together
+        except ValueError as error:  # flags that exclude each other
             raise UserError(str(error)) from error
         return 0
     hydra = _hydra(given)
     config = _composed(hydra, given.config_name or name, given, sweeps=given.multirun or name in LOOKING)
-    places = {"--config-dir": given.config_dir, "--config-path": given.config_path}
-    again = [*_program(argv), *(word for place in places.items() if place[1] for word in place)]
-    try:
-        command = prepared(name, config, [*again, *config.hydra.overrides.hydra])
-        code = _before_jobs(command, argv)
-    except OSError as error:
-        raise UserError(f"before the first job: {error}") from error
-    if code is not None:
+    program = ["python", argv[0]] if argv[0].endswith(".py") else [argv[0]]
+    for option, place in (("--config-dir", given.config_dir), ("--config-path", given.config_path)):
+        program += [option, place] if place else []
+    command = prepared(name, config, [*program, *config.hydra.overrides.hydra])
+    if (code := _without_jobs(command)) is not None:
         return code
     from vld.commands.launch import run_here, run_sweep
 
@@ -105,16 +98,16 @@ def _run(name: str, argv: Sequence[str]) -> int:
 
 
 def _given(parser: ArgumentParser, name: str, words: Sequence[str]) -> Namespace:
-    """What the words say, after this process was made ready for it. Raises `UserError` for those that no command has."""
-    schema = _schema(name)
+    """The words, parsed, with this process set up for them. Raises `UserError` for words that no command takes."""
+    schema = schema_of(name)
     for word in words:
         if word.startswith("-") and (option := word.lstrip("-").split("=")[0]) in option_names(schema):
             raise UserError(f"{word}: options are written without dashes, {option}=value")
     given = parser.parse_intermixed_args(words)
     if given.multirun and given.cfg:
-        raise UserError("--cfg: shows the configuration of one job; leave -m and all values but one out")
+        raise UserError("--cfg: shows the configuration of one job; leave out -m, and give each option one value")
     if given.experimental_rerun:
-        raise UserError("--experimental-rerun: write the options of the run")
+        raise UserError("--experimental-rerun: not supported; write the options of the run")
     output_dir = next((word.partition("=")[2] for word in given.overrides if word.startswith("output_dir=")), "outputs")
     place_caches(os.environ, Path(output_dir.strip("'\"")))
     spin_briefly(os.environ)
@@ -126,12 +119,8 @@ def _given(parser: ArgumentParser, name: str, words: Sequence[str]) -> Namespace
     return given
 
 
-def _program(argv: Sequence[str]) -> list[str]:
-    return ["python", argv[0]] if argv[0].endswith(".py") else [argv[0]]
-
-
 def _hydra(given: Namespace) -> Hydra:
-    """With the folders of presets. Raises `UserError` where that of --config-dir is none."""
+    """Hydra with the folders of presets. Raises `UserError` if --config-dir is not a folder."""
     path = create_automatic_config_search_path(None, __name__, given.config_path or str(conf_dir()))
     if given.config_dir is not None:
         folder = Path(given.config_dir).absolute()
@@ -142,34 +131,34 @@ def _hydra(given: Namespace) -> Hydra:
 
 
 def _composed(hydra: Hydra, preset: str, given: Namespace, *, sweeps: bool) -> DictConfig:
-    """What the command's one job is composed of, or its sweep where it is one: it `sweeps`, or its study does."""
-    mode = hydra.get_mode(preset, given.overrides)  # None as well where it cannot be composed, which is said below
-    if mode is None or (sweeps and mode is RunMode.RUN):
-        mode = RunMode.MULTIRUN if sweeps else RunMode.RUN
-        given.overrides.append(f"hydra.mode={mode.name}")
-    return hydra.compose_config(preset, given.overrides, mode, with_log_configuration=True)
+    """The configuration of the command's one job, or of its sweep: where it `sweeps`, or its study does."""
+    config = hydra.compose_config(
+        preset, given.overrides, RunMode.MULTIRUN, with_log_configuration=True, validate_sweep_overrides=False
+    )
+    config.hydra.mode = mode = RunMode.MULTIRUN if sweeps else config.hydra.mode or RunMode.RUN
+    parsed = overrides_parser().parse_overrides(given.overrides)
+    ConfigLoaderImpl.validate_sweep_overrides_legal(parsed, mode, from_shell=True)
+    return config
 
 
-def _before_jobs(command: Command, argv: Sequence[str]) -> int | None:
-    """The checks before a command's jobs; or what it does in their place, and the exit code."""
-    jobs, config = command.jobs, command.config
-    if command.name in ("train", "benchmark"):
-        return None if ready(command) else 0
+def _without_jobs(command: Command) -> int | None:
+    """The exit code of a command that runs no jobs: it only looks, combines a study, or is a dry run. None for others."""
     if command.name == "status":
-        from vld.commands.status import show_jobs
+        from vld.commands.status import show_status
 
-        return 0 if show_jobs(jobs, command.title, config) else FAILED
+        return show_status(command)
     if command.name == "report":
-        from vld.commands.report import report_of
+        from vld.commands.report import make_and_show
 
-        words = [word for word in argv[1:] if word not in ("-m", "--multirun")]
-        report_of(jobs, config, shlex.join([*_program(argv), *words]))
-        return 0
-    if command.name == "combine" and command.sweep and jobs[0].config.study.name:
+        return make_and_show(command)
+    if command.name == "combine" and command.sweep and command.jobs[0].config.study.name:
         from vld.commands.combine import combine_study
-        from vld.machine.terminal import Terminal
 
-        return combine_study(jobs, Terminal())
+        return combine_study(command)
+    if command.name in ("train", "benchmark"):
+        from vld.commands.train import check
+
+        return check(command)
     return None
 
 

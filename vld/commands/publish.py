@@ -12,7 +12,7 @@ from vld.tracking.workspace import build_workspace, check_installed, save_worksp
 
 
 def publish_all(config: PublishConfig, terminal: Terminal) -> int:
-    """How many directories could not be uploaded. Raises `UserError` where there is nothing to copy, or nobody is logged in."""
+    """How many directories were not uploaded. Raises `UserError` if there is nothing to upload, or nobody is logged in."""
     directories = finished_directories(Path(config.output_dir))
     if not directories:
         raise UserError(f"output_dir={config.output_dir}: no finished runs in it")
@@ -29,31 +29,25 @@ def publish_all(config: PublishConfig, terminal: Terminal) -> int:
     with terminal.counting(f"to W&B ({publisher.mode})") as progress:
         publisher.finish(progress)
     if config.workspace:
-        _save_workspace(config, publisher, terminal)
+        terminal.say(f"W&B: the view of the dashboard is at {_saved_workspace(publisher)}")
     return len(publisher.not_uploaded)
 
 
-def _save_workspace(config: PublishConfig, publisher: Publisher, terminal: Terminal) -> None:
-    """Raises `UserError` where W&B refuses."""
+def _saved_workspace(publisher: Publisher) -> str:
+    """Its address. Raises `UserError` if W&B refuses it."""
     places = [at for places in publisher.uploaded.values() for at in places]
     if publisher.mode != "online" or not places:
         raise UserError(f"workspace=true: no runs were uploaded (W&B is {publisher.mode}), so there is nothing to view")
     [entity, project, _, _] = map(unquote, places[0].split("/")[-4:])
     runs = [run for directory in publisher.uploaded for run in wandb_runs(Path(directory))]
     try:
-        url = save_workspace(build_workspace(entity, project, runs), Path(config.output_dir))
-    except Exception as error:  # of wandb's many
-        raise UserError(
-            f"workspace=true: not saved ({type(error).__name__}: {' '.join(str(error).split())})"
-        ) from error
-    terminal.say(f"W&B: the view of the dashboard is at {url}")
+        return save_workspace(build_workspace(entity, project, runs), Path(publisher.output_dir))
+    except Exception as error:  # wandb raises many kinds
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UserError(f"workspace=true: not saved ({reason})") from error
 
 
 def finished_directories(output_dir: Path) -> list[Path]:
-    """Of runs, then of combinations; those of runs that failed, too."""
-    found = [
-        path.parent
-        for pattern in ("runs/*/*/*/result.json", "runs/*/*/*/failure.json", "combined/*/*/*/result.json")
-        for path in sorted(output_dir.glob(pattern))
-    ]
-    return list(dict.fromkeys(found))
+    """Those of runs, then those of combinations; those of failed runs as well."""
+    patterns = ("runs/*/*/*/result.json", "runs/*/*/*/failure.json", "combined/*/*/*/result.json")
+    return list(dict.fromkeys(path.parent for pattern in patterns for path in sorted(output_dir.glob(pattern))))

@@ -1,7 +1,7 @@
-"""Jobs in processes of their own, beside others on this machine: a command that is stopped lets each of them save its run first.
+"""Jobs side by side on this machine, in a process each: a command that is stopped lets each of them save its run first.
 
-The launcher's library ends all processes as soon as one job ends by an error, a signal's included; so the command, which may
-be the only one that the signal reached, passes it on and waits before it lets the launcher know.
+joblib ends all its processes as soon as one job raises, which a signal makes it do. So the command, which may be the only process
+that the signal reached, passes the signal on and waits before joblib hears of it.
 """
 
 import multiprocessing
@@ -20,12 +20,12 @@ STOPPING = "stopping"
 
 @contextmanager
 def known_to_run(folder: Path, job: int) -> Iterator[None]:
-    """Within, the job is one that `stop_jobs` stops and waits for. Raises `KeyboardInterrupt` where the command is stopping."""
+    """Within, `stop_jobs` stops the job and waits for it. Raises `KeyboardInterrupt` if the command is already stopping."""
     marker = folder / f"{job:06d}.running"
     folder.mkdir(parents=True, exist_ok=True)
     marker.write_text(f"{os.getpid()}")
     try:
-        if (folder / STOPPING).exists():  # looked at after the marker is there: either this job sees it, or is seen
+        if (folder / STOPPING).exists():  # checked once the marker is there: either this job sees it, or is seen
             raise KeyboardInterrupt
         yield
     finally:
@@ -33,37 +33,37 @@ def known_to_run(folder: Path, job: int) -> Iterator[None]:
 
 
 def stop_jobs(folder: Path) -> None:
-    """Have all running jobs save their runs and end, and wait for that; at once where this was asked for before."""
+    """Make all running jobs save their runs and end, and wait until they have. Does nothing the second time."""
     if not folder.is_dir() or (folder / STOPPING).exists():
         return
     (folder / STOPPING).touch()
-    told: set[Path] = set()
+    signalled: set[Path] = set()
     until = time.monotonic() + SECONDS_TO_SAVE
     while (running := set(folder.glob("*.running"))) and time.monotonic() < until:
         for marker in running:
-            with suppress(OSError, ValueError):  # it has ended, or has not written its number yet
+            with suppress(OSError, ValueError):  # it has ended, or has not written its process id yet
                 process = int(marker.read_text())
                 if _was_killed(process):
                     marker.unlink()
-                elif marker not in told:
+                elif marker not in signalled:
                     os.kill(process, signal.SIGTERM)
-                    told.add(marker)
+                    signalled.add(marker)
         time.sleep(0.02)
 
 
 def _was_killed(process: int) -> bool:
-    """Whether one of this process's own has ended without taking its marker away."""
+    """Whether a child process has ended without removing its marker."""
     try:
         return os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-    except ChildProcessError:  # and the launcher knows it
+    except ChildProcessError:  # joblib has noticed already
         return True
 
 
 @contextmanager
 def saving_before_killed(stop: Callable[[], None]) -> Iterator[None]:
-    """Within, joblib's launcher calls `stop` before it kills its jobs since one of them was killed, for want of memory, say.
+    """Within, joblib calls `stop` before it kills the other jobs because one was killed, for example for lack of memory.
 
-    joblib has no other place for that: as soon as a process has died, it kills the others.
+    joblib has no hook for that, so its function that kills is replaced.
     """
     from joblib.externals.loky import process_executor  # type: ignore[import-untyped]
 

@@ -1,4 +1,4 @@
-"""How far a study or a sweep is, for a person or a program."""
+"""The progress of a study or a sweep, for a person or for a program."""
 
 import json
 import time
@@ -6,76 +6,65 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from omegaconf import DictConfig
-
+from vld.commands.preflight import Command
 from vld.config.command_settings import LOOKING, StatusConfig
-from vld.config.options import check_values
+from vld.config.errors import FAILED
+from vld.config.options import check_values, flat_settings
 from vld.machine.terminal import Terminal, counted, duration
 from vld.report.summary import counts_table
-from vld.study.jobs import Job, words_without
-from vld.study.planned import PlannedRun, planned_runs, shared_runs
-from vld.study.progress import FAILED, FINISHED, INTERRUPTED, RUNNING, STATES, Progress, progress_of, seconds_to_go
+from vld.runs.results import named_settings
+from vld.study.jobs import words_without
+from vld.study.planned import shared_runs
+from vld.study.progress import FAILED as RUN_FAILED
+from vld.study.progress import FINISHED, INTERRUPTED, RUNNING, STATES, Progress, progress_of, seconds_to_go
 
 SECONDS_BETWEEN_LOOKS = 5.0
 LISTED = 20
-"""Runs of a state that are named; of the others it is said how many there are."""
+"""Runs of a state that are named; the others are counted."""
 
 
-def show_jobs(jobs: Sequence[Job], title: str, config: DictConfig) -> bool:
-    """What `status.py` does in place of jobs: whether their runs are all finished. config: of the command, as composed."""
+def show_status(command: Command) -> int:
+    """Show the progress of the runs; with `watch` repeatedly, until all are finished or nobody reads. 0 when all are finished."""
+    config, terminal = command.config, Terminal()
     check_values(StatusConfig, {"format": config.format})
-    shared = shared_runs(jobs, words_without(LOOKING["status"], config))
-    as_json = config.format == "json"
-    return show_status(planned_runs(jobs), shared, name=title, watch=config.watch, as_json=as_json, terminal=Terminal())
-
-
-def show_status(
-    runs: Sequence[PlannedRun],
-    shared: Mapping[str, Sequence[PlannedRun]],
-    *,
-    name: str,
-    watch: bool,
-    as_json: bool,
-    terminal: Terminal,
-) -> bool:
-    """Show how far the runs are; with `watch` again and again until all are finished or nobody reads. True when they are."""
+    shared = shared_runs(command.jobs, words_without(LOOKING["status"], config))
     while True:
-        progress = progress_of(runs)
+        progress = progress_of(command.runs)
         others = {study: progress_of(its_runs) for study, its_runs in shared.items()}
-        complete = all(one.state == FINISHED for one in progress)
-        if as_json:
-            terminal.say(json.dumps(as_dictionary(progress, others, name)))
+        if config.format == "json":
+            terminal.say(json.dumps(_as_dictionary(progress, others, command.title)))
         else:
-            if watch:
+            if config.watch:
                 terminal.clear()
-            show(progress, others, name, terminal)
-        if complete or not watch or terminal.gone:
-            return complete
+            _show(progress, others, command.title, terminal)
+        complete = all(one.state == FINISHED for one in progress)
+        if complete or not config.watch or terminal.gone:
+            return 0 if complete else FAILED
         time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
-def show(progress: Sequence[Progress], others: Mapping[str, Sequence[Progress]], name: str, terminal: Terminal) -> None:
+def _show(
+    progress: Sequence[Progress], others: Mapping[str, Sequence[Progress]], title: str, terminal: Terminal
+) -> None:
     rows: dict[tuple[str, ...], Counter[str]] = {}
     for one in progress:
-        config = one.wanted.config
+        config = one.run.config
         rows.setdefault((config.dataset.name, f"{config.dropout:g}"), Counter())[one.state] += 1
     terminal.show(counts_table(("dataset", "dropout"), STATES, rows))
-    for state in (RUNNING, INTERRUPTED, FAILED):
-        of_this = [one for one in progress if one.state == state]
-        for one in of_this[:LISTED]:
-            terminal.say(f"{state}: {described(one)}")
-        if len(of_this) > LISTED:
-            terminal.say(f"{state}: {len(of_this) - LISTED} more")
-    terminal.say(summary(progress, name))
-    for study, its_progress in others.items():
-        finished = sum(one.state == FINISHED for one in its_progress)
-        terminal.say(f"its figure shows runs of {study} as well: {finished} of {len(its_progress)} finished")
+    for state in (RUNNING, INTERRUPTED, RUN_FAILED):
+        in_it = [one for one in progress if one.state == state]
+        terminal.show(*map(_described, in_it[:LISTED]))
+        if len(in_it) > LISTED:
+            terminal.say(f"{state}: {len(in_it) - LISTED} more")
+    terminal.say(summary(progress, title))
+    for study, its in others.items():
+        terminal.say(f"its figure also shows runs of {study}: {_finished(its)} of {len(its)} finished")
 
 
-def summary(progress: Sequence[Progress], name: str) -> str:
-    """One line: how many runs there are, how many are finished, and how long the others would take."""
-    finished = sum(one.state == FINISHED for one in progress)
-    line = f"{name}: {counted(len(progress), 'run')}, {finished} finished, {len(progress) - finished} to do"
+def summary(progress: Sequence[Progress], title: str) -> str:
+    """One line: how many runs there are, how many are finished, and how long the others will take."""
+    finished = _finished(progress)
+    line = f"{title}: {counted(len(progress), 'run')}, {finished} finished, {len(progress) - finished} to do"
     if finished == len(progress):
         return line
     seconds = seconds_to_go(progress)
@@ -84,19 +73,22 @@ def summary(progress: Sequence[Progress], name: str) -> str:
     return f"{line}, about {duration(seconds)} of computing"
 
 
-def say_unfinished(progress: Sequence[Progress], terminal: Terminal) -> None:
-    """Those runs that are not finished, a line each."""
-    for one in progress:
-        if one.state != FINISHED:
-            terminal.say(f"{one.state}: {described(one)}")
+def show_unfinished(progress: Sequence[Progress], terminal: Terminal) -> None:
+    """A line for each run that is not finished."""
+    terminal.show(*(_described(one) for one in progress if one.state != FINISHED))
 
 
-def described(one: Progress) -> str:
-    config = one.wanted.config
+def _finished(progress: Sequence[Progress]) -> int:
+    return sum(one.state == FINISHED for one in progress)
+
+
+def _described(one: Progress) -> str:
+    """A run in one line."""
+    config = one.run.config
     recipe = f" {config.recipe.name}" if config.recipe.name else ""
     line = (
-        f"{config.dataset.name}/{one.wanted.test_domain} {config.backbone.name}{recipe} dropout {config.dropout:g}"
-        f" lr {config.optim.lr:g} wd {config.optim.weight_decay:g} seed {config.seed}"
+        f"{one.state}: {config.dataset.name}/{one.run.test_domain} {config.backbone.name}{recipe} dropout"
+        f" {config.dropout:g} lr {config.optim.lr:g} wd {config.optim.weight_decay:g} seed {config.seed}"
     )
     if one.step is not None:
         line += f", step {one.step} of {config.optim.steps}"
@@ -107,34 +99,24 @@ def described(one: Progress) -> str:
     return f"{line} ({one.path})" if one.path else line
 
 
-def as_dictionary(progress: Sequence[Progress], others: Mapping[str, Sequence[Progress]], name: str) -> dict[str, Any]:
+def _as_dictionary(
+    progress: Sequence[Progress], others: Mapping[str, Sequence[Progress]], title: str
+) -> dict[str, Any]:
     def by_state(some: Sequence[Progress]) -> dict[str, int]:
         return {state: sum(one.state == state for one in some) for state in STATES}
 
+    runs = [
+        named_settings(flat_settings(one.run.config))
+        | {name: getattr(one, name) for name in ("state", "step", "seconds_left", "reason")}
+        | {"test_domain": one.run.test_domain, "overrides": one.run.overrides}
+        | {"directory": None if one.path is None else str(one.path)}
+        for one in progress
+    ]
     return {
-        "name": name,
-        "complete": all(one.state == FINISHED for one in progress),
+        "name": title,
+        "complete": _finished(progress) == len(progress),
         "counts": by_state(progress),
         "seconds_to_go": seconds_to_go(progress),
-        "shares": {study: by_state(its_progress) for study, its_progress in others.items()},
-        "runs": [
-            {
-                "dataset": one.wanted.config.dataset.name,
-                "test_domain": one.wanted.test_domain,
-                "backbone": one.wanted.config.backbone.name,
-                "dropout": one.wanted.config.dropout,
-                "lr": one.wanted.config.optim.lr,
-                "weight_decay": one.wanted.config.optim.weight_decay,
-                "last_layer_lr_factor": one.wanted.config.optim.last_layer_lr_factor,
-                "seed": one.wanted.config.seed,
-                "state": one.state,
-                "step": one.step,
-                "steps": one.wanted.config.optim.steps,
-                "seconds_left": one.seconds_left,
-                "reason": one.reason,
-                "directory": None if one.path is None else str(one.path),
-                "overrides": list(one.wanted.overrides),
-            }
-            for one in progress
-        ],
+        "shares": {study: by_state(its) for study, its in others.items()},
+        "runs": runs,
     }

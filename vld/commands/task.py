@@ -1,4 +1,4 @@
-"""One job of a command, in whatever process it runs: what Hydra composed, done; and what came of it."""
+"""One job of a command, in whatever process it runs: what it does with its settings, and how it ended."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from vld.commands.preflight import schema_of
 from vld.commands.side_by_side import known_to_run, worker_number
 from vld.config.errors import FAILED, USER_ERROR, UserError
 from vld.config.names import COMBINATIONS
 from vld.config.settings import Config
-from vld.machine.all_runs import NOTES, Notes, Whole
+from vld.machine.all_runs import STEP_LOG, AllRuns, StepLog
 from vld.machine.signals import stop_on_signals
 from vld.machine.terminal import Terminal
-from vld.study.compose import SCHEMAS, typed_config
+from vld.study.compose import typed_config
 from vld.study.jobs import JOBLIB_LAUNCHER
 from vld.tracking.background import Publisher
 
@@ -27,16 +28,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ended:
-    """What a job came to. error: what ended it before its runs had all ended; refused: that is the user's to fix."""
+    """How a job ended."""
 
     outcomes: "Sequence[Outcome]" = ()
     error: str | None = None
-    refused: bool = False
-    failed: bool = False
-    """Of a job without runs."""
+    """What stopped it before all its runs had ended."""
+    code: int = 0
+    """What the command exits with if this is its only job."""
     not_uploaded: int = 0
     """Run directories that were not uploaded to W&B, and the command that uploads them."""
     publish: str = ""
+    lost: bool = False
+    """The launcher stopped before the job had a result."""
 
     @property
     def failures(self) -> list[str]:
@@ -44,86 +47,94 @@ class Ended:
         of_runs = [f"{outcome.directory}: {outcome.failure}" for outcome in self.outcomes if outcome.failure]
         return [*of_runs, self.error] if self.error else of_runs
 
-    @property
-    def code(self) -> int:
-        """The exit code that says so."""
-        if self.refused:
-            return USER_ERROR
-        return FAILED if self.failed or self.failures else 0
-
 
 @dataclass(frozen=True)
 class Task:
-    """A command's work on one job, for Hydra to call, here or in other processes.
+    """A command's work on one job, called by Hydra in this process or another.
 
-    folder: of a job in another process than the command's, which others run beside: where it notes how far it is. whole: all
-    runs of the command, where it has several and they run here.
+    folder: where a job in another process than the command's notes its progress. all_runs: all runs of the command, if it has
+    several and they run in this process.
     """
 
     command: str
     folder: Path | None = None
-    whole: Whole | None = None
+    all_runs: AllRuns | None = None
 
     def __call__(self, composed: DictConfig) -> Ended:
         os.chdir(HydraConfig.get().runtime.cwd)  # relative paths mean the command's folder, with hydra.job.chdir too
         try:
-            return self._runs(composed) if self.command in ("train", "combine") else self._without_runs(composed)
-        except UserError as error:  # before Hydra has its say about it
-            return Ended(error=str(error), refused=True)
+            config: Any = typed_config(composed, schema_of(self.command))
+            if self.command in ("train", "combine"):
+                return self._runs(config)
+            return Ended(code=FAILED if self._work_without_runs(config) else 0)
+        except UserError as error:  # else Hydra would print it
+            return Ended(error=str(error), code=USER_ERROR)
 
-    def _without_runs(self, composed: DictConfig) -> Ended:
-        config: Any = typed_config(composed, SCHEMAS.get(f"{self.command}_schema", Config))
-        failed: object = None
-        if self.command == "benchmark":
-            from vld.commands.benchmark.measure import run_benchmark
-
-            run_benchmark(config, HydraConfig.get().overrides.task, Terminal())
-        elif self.command == "prepare":
-            from vld.commands.prepare import prepare
-
-            prepare(config, Terminal())
-        elif self.command == "publish":
+    def _work_without_runs(self, config: Any) -> int:
+        """Returns how much of it failed."""
+        terminal = Terminal()
+        if self.command == "publish":
             from vld.commands.publish import publish_all
 
-            failed = publish_all(config, Terminal())
-        else:
+            return publish_all(config, terminal)
+        if self.command == "analyse":
             from vld.commands.analyse import analyse_all
 
-            failed = analyse_all(config, Terminal())
-        return Ended(failed=bool(failed))
+            return analyse_all(config, terminal)
+        if self.command == "prepare":
+            from vld.commands.prepare import prepare
 
-    def _runs(self, composed: DictConfig) -> Ended:
-        """The runs or combinations of this job, and the table of them, unless there is one of all jobs alone."""
+            prepare(config, terminal)
+        else:
+            from vld.commands.benchmark.measure import run_benchmark
+
+            run_benchmark(config, HydraConfig.get().overrides.task, terminal)
+        return 0
+
+    def _runs(self, config: Config) -> Ended:
+        """Make the runs or combinations of this job, and show their table unless one table of all jobs follows."""
         number = HydraConfig.get().job.num if self.folder else None
-        notes = Notes(self.folder / f"{number:06d}{NOTES}") if self.folder else self.whole.here if self.whole else None
-        terminal = Terminal(number, notes, self.whole)
-        config = typed_config(composed, Config)
+        here = self.all_runs.here if self.all_runs else None
+        steps = StepLog(self.folder / f"{number:06d}{STEP_LOG}") if self.folder else here
+        terminal = Terminal(number, steps, self.all_runs)
         publisher = Publisher(config.wandb, config.output_dir, say=terminal.say, warn=terminal.warn)
         outcomes: Sequence[Outcome] = ()
         error: UserError | OSError | None = None
         try:
             with self._stoppable(config.device):
-                outcomes = (_combined if self.command == "combine" else _trained)(config, terminal, publisher)
+                outcomes = self._made(config, terminal, publisher)
             if not self.folder:
-                _show_results(outcomes, config.method.name, terminal)
+                show_results(outcomes, config.method.name, terminal)
         except (UserError, OSError) as problem:
             error = problem
-        except BaseException:  # Ctrl-C, say
+        except BaseException:  # Ctrl-C, for example
             publisher.abandon()
             raise
         with terminal.counting("uploading to W&B") as progress:
             publisher.finish(progress)
+        failed = error is not None or any(outcome.failure for outcome in outcomes)
         return Ended(
             outcomes,
             error=str(error) if error else None,
-            refused=isinstance(error, UserError),
+            code=USER_ERROR if isinstance(error, UserError) else FAILED if failed else 0,
             not_uploaded=len(publisher.not_uploaded),
             publish=publisher.command,
         )
 
+    def _made(self, config: Config, terminal: Terminal, publisher: Publisher) -> "Sequence[Outcome]":
+        """Train, combine, or train the members of a combination and combine them."""
+        from vld.study.combination import combine_all, train_and_combine
+        from vld.study.runner import run_all
+
+        if self.command == "combine":
+            return combine_all(config, terminal, publisher, options=HydraConfig.get().overrides.task)
+        if config.method.name in COMBINATIONS:
+            return train_and_combine(config, terminal, publisher)
+        return run_all([config], terminal, publisher)
+
     @contextmanager
     def _stoppable(self, device: str) -> Iterator[None]:
-        """Within, a job in a process of joblib's keeps to one GPU, and the command can have it save its run and end."""
+        """Within, a job in a process of joblib's uses one GPU only, and saves its run and ends when the command stops."""
         if not self.folder or HydraConfig.get().launcher._target_ != JOBLIB_LAUNCHER:
             yield
             return
@@ -136,36 +147,22 @@ class Task:
             yield
 
 
-def _trained(config: Config, terminal: Terminal, publisher: Publisher) -> "Sequence[Outcome]":
-    """Train; where a combination is asked for, its members first."""
-    if config.method.name in COMBINATIONS:
-        from vld.study.combination import train_and_combine
-
-        return train_and_combine(config, terminal, publisher)
-    from vld.study.runner import run_all
-
-    return run_all([config], terminal, publisher)
-
-
-def _combined(config: Config, terminal: Terminal, publisher: Publisher) -> "Sequence[Outcome]":
-    from vld.study.combination import combine_all
-
-    if config.method.name not in COMBINATIONS:
-        raise UserError(f"method={config.method.name}: combine.py makes one of {', '.join(COMBINATIONS)}")
-    return combine_all(config, terminal, publisher, options=HydraConfig.get().overrides.task)
-
-
-def _show_results(outcomes: "Sequence[Outcome]", method: str, terminal: Terminal) -> None:
-    """The table of one job, and where its runs are."""
-    from vld.report.summary import combination_tables, results_table, selection_note
+def show_results(outcomes: "Sequence[Outcome]", method: str, terminal: Terminal, *, of_sweep: bool = False) -> None:
+    """The table of one job, with the directories of its runs; or that of all jobs."""
+    from vld.report.summary import combination_tables, results_table, selection_note, sweep_table
     from vld.runs.results import RunResult
 
-    finished = {o.test_domain: RunResult(o.directory, o.result) for o in outcomes if o.result is not None}
-    if not finished:
+    # Jobs of a sweep may share runs.
+    results = {o.directory: RunResult(o.directory, o.result) for o in outcomes if o.result is not None}
+    if not results:
         return
-    if method in COMBINATIONS:
-        terminal.show(*combination_tables(method, finished))
-    else:
-        terminal.show(selection_note(finished.values()), results_table(finished, method))
-    for test_domain, result in finished.items():
+    if note := selection_note(results.values()):
+        terminal.say(note)
+    if of_sweep:
+        terminal.show(*sweep_table(list(results.values()), method))
+        return
+    by_domain = {result.settings["test_domain"]: result for result in results.values()}
+    combined = method in COMBINATIONS
+    terminal.show(*combination_tables(method, by_domain) if combined else [results_table(by_domain, method)])
+    for test_domain, result in by_domain.items():
         terminal.say(f"{test_domain}: {result.directory}")

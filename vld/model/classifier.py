@@ -10,6 +10,7 @@ from vld.config.settings import BackboneConfig, Config
 from vld.model.backbones import build_backbone
 from vld.model.dropout import place_dropout
 from vld.model.linear import tuned
+from vld.model.mixout import masked_weights
 from vld.model.weights import load_into, load_last_layer
 
 
@@ -132,8 +133,8 @@ def build_classifier(
     """The classifier at step 0: backbone weights as loaded, or from `seed` where they are None; the head from
     `head_seed`, unless the weights bring theirs.
 
-    Raises `UserError` for an architecture that the library does not have or that settings do not suit, and for weights that do
-    not fit it.
+    Raises `UserError` for an architecture that the library does not have or that settings do not suit (Mixout's kind among
+    them), and for weights that do not fit it.
     """
     settings = config.backbone
     with torch.random.fork_rng(devices=[]):
@@ -144,6 +145,8 @@ def build_classifier(
     if backbone_weights is not None:
         resized_from = load_into(backbone, backbone_weights, settings, config.image_size)
         load_last_layer(head, backbone_weights, settings)
+    if config.mixout:
+        masked_weights(backbone, config.mixout_kind)
     place_dropout(backbone, settings)
     backbone = tuned(backbone, settings, features)
     model = Classifier(

@@ -26,6 +26,12 @@ def masked_weights(backbone: nn.Module, kind: str) -> list[Tensor]:
     return list(dict.fromkeys(found))  # a shared weight once
 
 
+def masked_share(backbone: nn.Module, kind: str) -> float:
+    """Of all the backbone's weights."""
+    masked = sum(weight.numel() for weight in masked_weights(backbone, kind))
+    return masked / sum(parameter.numel() for parameter in backbone.parameters())
+
+
 class Mixout:
     """In each step w' = (m·w + (1−m)·w₀ − p·w₀) / (1−p) = w₀ + (w − w₀)·m/(1−p) stands in for each masked weight w.
 

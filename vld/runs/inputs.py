@@ -1,6 +1,7 @@
 """Device, data, weights and output folder of a command, checked before anything slow starts."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +11,15 @@ from torch import Tensor
 from vld.config.errors import UserError
 from vld.config.settings import Config
 from vld.data import glyphs
+from vld.data.catalog import CONTENTS
 from vld.data.domains import GLYPHS, resolve_test_domains
 from vld.data.folder import DatasetFiles, find_dataset
 from vld.data.verify import check_content
 from vld.machine.device import resolve_device, resolve_precision
+from vld.model.backbones import LAST_LAYER
 from vld.model.classifier import Classifier, build_classifier
-from vld.model.mixout import masked_weights
+from vld.model.mixout import masked_share
+from vld.model.published import weights_to_come
 from vld.model.weights import load_backbone_weights
 from vld.runs.start import check_start
 
@@ -29,8 +33,6 @@ class Inputs:
     files: DatasetFiles
     test_domains: tuple[str, ...]
     weights: dict[str, Tensor] | None
-    existing_folder: Path
-    """output_dir, or its nearest parent that exists."""
     warnings: list[str]
 
 
@@ -53,25 +55,40 @@ def check_inputs(config: Config, *, here: bool = True) -> Inputs:
     """
     device = resolve_device(config.device if here else "cpu")
     precision = resolve_precision(config.precision, device)
-    existing_folder = check_output_dir(Path(config.output_dir))
+    check_output_dir(Path(config.output_dir))
     root = Path(config.data_dir) / config.dataset.folder
     to_draw = config.dataset.name == "glyphs" and config.dataset.csv is None and not root.exists()
-    # The slowest check comes last: weights may have to be downloaded.
     files = None if to_draw else _listed(config, root)
     test_domains = resolve_test_domains(config.test_domain, files.domain_names if files else GLYPHS)
     warnings = check_content(files, config.dataset.verify) if files else []
-    weights = load_backbone_weights(config.backbone)
     classes = files.classes if files else glyphs.CLASSES
+    if weights_to_come(config.backbone):  # before they are downloaded: do the settings suit the network?
+        initial_classifier(config, None, precision, len(classes))
+    weights = load_backbone_weights(config.backbone)
     check_start(config, weights, classes, test_domains)
     network = initial_classifier(config, weights, precision, len(classes))  # do the weights fit?
     if size := network.resized_from:
         source = config.backbone.weights or config.backbone.name
         resized = f"position embeddings resized to image_size={config.image_size} (bicubic)"
         warnings = [*warnings, f"{source}: weights of {size} pixel images; {resized}"]
-    if config.mixout:
-        masked_weights(network.backbone, config.mixout_kind)
+    if config.mixout and (share := masked_share(network.backbone, config.mixout_kind)) < 0.5:
+        few = f"mixout_kind={config.mixout_kind}: masks {share:.1%} of the weights of {config.backbone.name}"
+        warnings = [*warnings, f"{few}; filter is meant for networks of convolutions, point for transformers"]
     files = files or _listed(config, root, draw=True)
-    return Inputs(device, precision, files, test_domains, weights, existing_folder, warnings)
+    return Inputs(device, precision, files, test_domains, weights, warnings)
+
+
+def check_without_images(config: Config, test_domains: Sequence[str]) -> None:
+    """Of what `check_inputs` refuses, all that shows while images or published weights are still to come. Raises `UserError`."""
+    weights = None if weights_to_come(config.backbone) else load_backbone_weights(config.backbone)
+    known = CONTENTS.get(config.dataset.name)
+    classes = sorted(next(iter(known.by_class.values()))) if known else []
+    if config.dataset.name == "glyphs":
+        classes = list(glyphs.CLASSES)
+    if weights and not classes:
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith(LAST_LAYER)}
+    check_start(config, weights, classes or ("?",), test_domains)
+    initial_classifier(config, weights, "fp32", len(classes or "?"))
 
 
 def _listed(config: Config, root: Path, *, draw: bool = False) -> DatasetFiles:

@@ -53,6 +53,11 @@ def _timm_statistic(which: str, name: str) -> list[float]:
     return list(getattr(pretrained, which)) if pretrained else [0.5, 0.5, 0.5]
 
 
+def _on(dataset: str, *values: Any) -> Any:
+    """values: dataset, value, dataset, value, …, and the value of any other dataset."""
+    return dict(zip(values[:-1:2], values[1::2], strict=True)).get(dataset, values[-1])
+
+
 def _help(app_name: str, *, _root_: DictConfig) -> str:
     """The presets and options of a command, for its `--help`: its own options first, then those that it shares with train.py."""
     settings = SCHEMAS.get(app_name.replace("vld-", "") + "_schema", Config)
@@ -69,10 +74,12 @@ def _help(app_name: str, *, _root_: DictConfig) -> str:
     return f"{shown}== {title} (default) ==\n{help_lines(options.values(), groups)}"
 
 
-# For presets: `${vld.gpus:${device}}` is how many that may use; `${vld.if:condition,yes,no}`; `${vld.timm:mean,name}`.
+# For presets: `${vld.gpus:${device}}` is how many that may use; `${vld.if:condition,yes,no}`; `${vld.timm:mean,name}`;
+# `${vld.on:${dataset.name},vlcs,50,domain_net,500,100}` is 50 on VLCS, 500 on DomainNet and 100 elsewhere.
 OmegaConf.register_new_resolver("vld.gpus", _gpus, replace=True)
 OmegaConf.register_new_resolver("vld.timm", _timm_statistic, replace=True)
 OmegaConf.register_new_resolver("vld.if", lambda condition, yes, no: yes if condition else no, replace=True)
+OmegaConf.register_new_resolver("vld.on", _on, replace=True)
 OmegaConf.register_new_resolver("vld.help", _help, replace=True)
 
 

@@ -2,19 +2,24 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from vld.config.errors import UserError
 from vld.config.names import ACCURACIES, SETTING_COLUMNS
+from vld.runs.identity import ADDED_LATER
 from vld.runs.quantities import read_analyses
-from vld.runs.reading import read_json, stored_identity, stored_settings
-from vld.runs.results import read
+from vld.runs.reading import read_json, stored_config
+from vld.runs.results import RunResult, read
 
 WITHIN_GROUP = ("test_domain", "seed")
 """Settings in which runs of a group may differ: the group's mean is then a number of the results table."""
+CURVE = (*ACCURACIES, "train_loss", "val_loss", "lr", "feature_sq_norm")
+INTERVAL = ("converged", "first_step", "last_step")
+"""Of SWAD's average."""
 History = list[tuple[int, dict[str, float]]]
 """(training step, what was measured then)."""
 
@@ -47,11 +52,9 @@ def wandb_runs(directory: Path) -> list[WandbRun]:
     try:
         if (directory / "result.json").exists():
             result = read(directory)
-            if result.members is not None:
-                return [_combination(result.content)]
-            return _finished(result.content, read_metrics(directory), read_analyses(directory))
+            return list(_finished(result)) if result.members is None else [_combination(result.content)]
         if (directory / "failure.json").exists():
-            return _failed(read_json(directory / "failure.json"), read_metrics(directory))
+            return list(_failed(directory))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"{directory}: damaged ({error!r})") from error
     raise UserError(f"{directory}: neither finished nor failed")
@@ -59,8 +62,14 @@ def wandb_runs(directory: Path) -> list[WandbRun]:
 
 def wandb_run_in_training(directory: Path) -> WandbRun:
     """The W&B run of the network itself, before it has a result. Raises `UserError` where `config.yaml` is damaged."""
-    settings, study = stored_identity(directory), stored_settings(directory).get("study.name")
-    return _run({"settings": settings, "run_id": directory.name, "study": study}, "erm")
+    return _of_method(directory)("erm")
+
+
+def _of_method(directory: Path) -> Callable[[str], WandbRun]:
+    """What is known of a run from its beginning, for each method along it."""
+    settings, command = stored_config(directory)
+    about = {name: command.get(f"{name}.name") for name in ("study", "recipe")}
+    return lambda method: _run(directory.name, method, settings, about)
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
@@ -69,20 +78,18 @@ def read_metrics(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
-def history_of(rows: Sequence[Mapping[str, Any]], method: str, batch_size: int) -> History:
-    """A method's curve. images_per_second: since the evaluation before."""
-    history = []
-    before: Mapping[str, Any] | None = None
+def history_of(rows: Sequence[Mapping[str, Any]], run: WandbRun) -> History:
+    """The curve of the run's method. images_per_second: since the evaluation before."""
+    history: History = []
+    before: Mapping[str, Any] = {}
     for row in rows:
-        if row["method"] != method:
+        if row["method"] != run.job_type:
             continue
-        values = {name: row[name] for name in (*ACCURACIES, "train_loss", "lr", "feature_sq_norm")}
-        values["val_loss"] = row.get("val_loss")  # which earlier runs do not have
-        values |= _by_domain(row["domain_acc"])
-        timed = before is not None and "train_seconds" in row and "train_seconds" in before
-        if before is not None and timed and (seconds := row["train_seconds"] - before["train_seconds"]) > 0:
+        # Earlier runs have neither validation loss nor seconds of training.
+        values = {name: row.get(name) for name in CURVE} | _by_domain(row["domain_acc"])
+        if (seconds := row.get("train_seconds", 0) - before.get("train_seconds", math.inf)) > 0:
             trained = sum(parts["in"] is None for parts in row["domain_acc"].values())
-            images = (row["step"] - before["step"]) * batch_size * trained
+            images = (row["step"] - before["step"]) * run.config["batch_size"] * trained
             values["images_per_second"] = round(images / seconds, 1)
         history.append((row["step"], {name: value for name, value in values.items() if value is not None}))
         before = row
@@ -93,7 +100,7 @@ def _accuracies(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return {f"{prefix}{name}": row[name] for name in (*ACCURACIES, "step")}
 
 
-def _by_domain(domain_acc: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:
+def _by_domain(domain_acc: Mapping[str, Mapping[str, float | None]]) -> dict[str, Any]:
     return {
         f"domain/{domain}/{part}": value
         for domain, parts in domain_acc.items()
@@ -113,74 +120,67 @@ def _analysed(analyses: Mapping[str, Mapping[str, Any]], method: str) -> dict[st
     }
 
 
-def _finished(
-    result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], analyses: Mapping[str, Mapping[str, Any]]
-) -> list[WandbRun]:
-    runs = []
-    for method in dict.fromkeys(row["method"] for row in result["results"]):
-        selected = {row["selection"]: row for row in result["results"] if row["method"] == method}
-        headline = selected.get("iid") or selected["last"]  # which is all that there is with holdout=0
-        summary = _accuracies(headline)
-        for selection, row in selected.items():
-            summary |= _accuracies(row, f"{selection}/")
-        [at_headline] = [row for row in rows if (row["method"], row["step"]) == (method, summary["step"])]
+def _finished(result: RunResult) -> Iterator[WandbRun]:
+    rows, analyses = read_metrics(result.directory), read_analyses(result.directory)
+    of_method = _of_method(result.directory)
+    for headline in result.headline:
+        method = headline["method"]
+        summary = _accuracies(headline) | {name: headline[name] for name in INTERVAL if name in headline}
+        for row in result.scores:
+            if row["method"] == method:
+                summary |= _accuracies(row, f"{row['selection']}/")
+        [at_headline] = [row for row in rows if (row["method"], row["step"]) == (method, headline["step"])]
         summary |= _by_domain(headline.get("domain_acc") or at_headline["domain_acc"])
-        summary |= {name: result[name] for name in ("images_per_second", "seconds", "device")}
+        summary |= {name: result.content[name] for name in ("images_per_second", "seconds", "device")}
         summary |= _analysed(analyses, method)
-        summary |= {"collapse": result["health"]["collapse"], "state": "finished", "failure": None}
-        runs.append(_run(result, method, summary, history_of(rows, method, result["settings"]["batch_size"])))
-    return runs
+        summary |= {"collapse": result.content["health"]["collapse"], "state": "finished", "failure": None}
+        run = of_method(method)
+        yield replace(run, history=history_of(rows, run), summary=summary)
 
 
-def _failed(failure: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[WandbRun]:
-    summary, batch_size = {"state": "failed", "failure": failure["what"]}, failure["settings"]["batch_size"]
-    methods = dict.fromkeys(["erm", *(row["method"] for row in rows)])
-    return [_run(failure, method, summary, history_of(rows, method, batch_size)) for method in methods]
+def _failed(directory: Path) -> Iterator[WandbRun]:
+    summary = {"state": "failed", "failure": read_json(directory / "failure.json")["what"]}
+    rows, of_method = read_metrics(directory), _of_method(directory)
+    for method in dict.fromkeys(["erm", *(row["method"] for row in rows)]):
+        run = of_method(method)
+        yield replace(run, history=history_of(rows, run), summary=summary)
 
 
 def _combination(result: Mapping[str, Any]) -> WandbRun:
     how = {name: value for name, value in result["identity"].items() if name not in ("members", "protocol_version")}
     [row] = result["results"]
-    summary = _accuracies(row) | _accuracies(row, f"{row['selection']}/")
-    summary |= _by_domain(row["domain_acc"])
+    summary = _accuracies(row) | _accuracies(row, f"{row['selection']}/") | _by_domain(row["domain_acc"])
     summary |= {f"member_mean/{name}": value for name, value in result["member_mean"].items()}
     if "trace" in result:
         summary["members_kept"] = sum(candidate["kept"] for candidate in result["trace"])
     summary |= {"seconds": result["seconds"], "device": result["device"], "state": "finished", "failure": None}
-    about = {"members": result["members"], "number_of_members": len(result["members"])}
+    about = {"study": result.get("study"), "members": result["members"], "number_of_members": len(result["members"])}
     about |= {name: value for name, value in how.items() if name != "method"}
     values = sorted(json.dumps(values, sort_keys=True) for values in result["member_values"].values())
-    return _run(result, how["method"], summary, about=about, group_by=[how, values])
+    run = _run(result["run_id"], how["method"], result["settings"], about, group_by=[how, values])
+    return replace(run, summary=summary)
 
 
 def _run(
-    source: Mapping[str, Any],
-    method: str,
-    summary: dict[str, Any] | None = None,
-    history: History | None = None,
-    about: Mapping[str, Any] | None = None,
-    group_by: Any = None,
+    run_id: str, method: str, settings: Mapping[str, Any], about: Mapping[str, Any], group_by: Any = None
 ) -> WandbRun:
-    """source: has settings, run_id and study, as a `result.json` does. about: further entries of the config."""
-    settings, run_id = source["settings"], source["run_id"]
+    """settings: of the run's identity. about: further entries of the config. group_by: what else makes another group."""
+    shared = {name: value for name, value in settings.items() if name not in WITHIN_GROUP}
+    group = hashlib.sha256(json.dumps([shared, group_by], sort_keys=True).encode()).hexdigest()[:6]
+    settings = {**ADDED_LATER, **settings}
     dataset, test_domain, backbone = settings["dataset.name"], settings["test_domain"], settings["backbone.name"]
-    dropout = settings["dropout"]
     config = {"dataset": dataset, "test_domain": test_domain, "method": method, "run_id": run_id}
     config |= {column: settings[name] for column, name in SETTING_COLUMNS.items()}
     named = {"dataset.name", "test_domain", *SETTING_COLUMNS.values()}
     config |= {name.replace(".", "_"): value for name, value in settings.items() if name not in named}
-    config |= {"study": source.get("study")} | dict(about or {})
-    shared = {name: value for name, value in settings.items() if name not in WITHIN_GROUP}
-    group = hashlib.sha256(json.dumps([shared, group_by], sort_keys=True).encode()).hexdigest()[:6]
-    shown_dropout = "" if dropout is None else f"-d{dropout:g}"
-    shown_seed = "" if settings["seed"] is None else f"-s{settings['seed']}"
+    dropout = "" if settings["dropout"] is None else f"-d{settings['dropout']:g}"
+    seed = "" if settings["seed"] is None else f"-s{settings['seed']}"
+    tags = [dataset, test_domain, backbone, method, *filter(None, [about.get("recipe")])]
     return WandbRun(
         id=f"{run_id}-{method}",
-        name=f"{dataset}-{test_domain}-{method}{shown_dropout}{shown_seed}-{run_id[:8]}",
-        group=f"{dataset}-{backbone}{shown_dropout}-{group}",
+        name=f"{dataset}-{test_domain}-{method}{dropout}{seed}-{run_id[:8]}",
+        group=f"{dataset}-{backbone}{dropout}-{group}",
         job_type=method,
-        tags=[tag[:64] for tag in (dataset, test_domain, backbone, method)],
-        config=config,
-        history=history or [],
-        summary=summary or {},
+        tags=[tag[:64] for tag in tags],
+        config={**config, **about},
     )
