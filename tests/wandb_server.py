@@ -76,6 +76,7 @@ class WandbServer:
     """History lines that came in, in all."""
     refused: tuple[str, int] | None = None
     """Beginning of the ids of runs that are refused when they are opened, and the HTTP status."""
+    refusals: int = 0
     refuses_stream: int | None = None
     """The HTTP status with which everything about runs that are open is refused."""
     views: list[dict[str, Any]] = field(default_factory=list)
@@ -185,6 +186,7 @@ def serving() -> Iterator[WandbServer]:
                     and "upsertBucket" in asked["query"]
                     and variables["name"].startswith(server.refused[0])
                 ):
+                    server.refusals += 1
                     self.refuse(server.refused[1])
                     return
                 operation = asked.get("operationName") or re.findall(r"(?:query|mutation)\s+(\w+)", asked["query"])[0]

@@ -5,7 +5,6 @@ import queue
 import threading
 import weakref
 from dataclasses import replace
-from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -13,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from vld.data.batches import STEPS_AHEAD, TrainingBatches
+from vld.data.batches import STEPS_AHEAD, STEPS_BEFORE_GROWTH, TrainingBatches
 from vld.data.images import DomainImages
 from vld.data.prefetch import Prefetcher
+from vld.machine.device import MemoryBudget
 
 # Grey levels that brightness 0.7 to 1.3 cannot confuse. Contrast, saturation and hue leave an even grey as it is.
 LEVELS = (10, 25, 55, 120, 255)
@@ -44,12 +44,10 @@ def noise_domain(n: int = 6, side: int = 20) -> DomainImages:
     return DomainImages("noise", pixels, sizes, sizes, pixels, torch.arange(n))
 
 
-def batches(
-    seed: int = 0, images_per_domain: int = 5, image_size: int = 6, ahead: int = 0, **how: Any
-) -> TrainingBatches:
+def batches(seed: int = 0, images_per_domain: int = 5, image_size: int = 6, ahead: int = 0) -> TrainingBatches:
     domains = tuple(domain(i) for i in range(3))
     with patch.dict(STEPS_AHEAD, {"cpu": ahead}):
-        return TrainingBatches(domains, IN_INDICES, images_per_domain, image_size, torch.device("cpu"), seed, **how)
+        return TrainingBatches(domains, IN_INDICES, images_per_domain, image_size, torch.device("cpu"), seed)
 
 
 def same(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> bool:
@@ -157,6 +155,35 @@ def test_both_ways_to_a_batch_give_the_same() -> None:
         assert same(other.batch(step), plain.batch(step))
 
 
+def gpu_memory(free: int, monkeypatch: pytest.MonkeyPatch) -> tuple[MemoryBudget, list[str]]:
+    """As of a GPU with so much free memory, and what is said of it."""
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (free, 10 * free))
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda _: 0)
+    monkeypatch.setattr("torch.cuda.memory_allocated", lambda _: 0)
+    said: list[str] = []
+    return MemoryBudget(torch.device("cuda"), said.append), said
+
+
+@pytest.mark.parametrize(("leaves", "held"), [(6500, True), (3000, False)])
+def test_images_are_held_once_steps_have_shown_that_they_fit(
+    leaves: int, held: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what is drawn: 11 images of 12 x 13 pixels, 5,148 bytes. The batches stay the same."""
+    memory, said = gpu_memory(7000, monkeypatch)
+    plain, drawn = batches(3), batches(3, ahead=2)
+    drawn.hold_if_it_fits(memory)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (leaves, 70000))
+    for step in range(STEPS_BEFORE_GROWTH - 1):
+        assert same(drawn.batch(step), plain.batch(step))
+    assert [len(pixels) for pixels in drawn._pixels] == [12, 12, 12]
+    for step in (19, 20, 40, 21):
+        assert same(drawn.batch(step), plain.batch(step))
+    assert [len(pixels) for pixels in drawn._pixels] == ([4, 6, 1] if held else [12, 12, 12])
+    first = "read as they are needed (until a few steps have shown how much GPU memory they leave)"
+    then = "read as they are needed (GPU memory has 0.0 GB left for them; with dataset.store_size=8 they would fit)"
+    assert said == [f"0.0 GB of training images: {line}" for line in (first, "in GPU memory" if held else then)]
+
+
 @pytest.mark.parametrize("image_size", [48, 61])
 @pytest.mark.parametrize("reduced", [False, True])
 def test_a_batch_is_the_same_by_one_thread_and_by_three(image_size: int, reduced: bool) -> None:
@@ -190,7 +217,8 @@ def test_a_batch_that_cannot_be_drawn_says_so_when_it_is_asked_for() -> None:
 def test_closed_batches_let_go_of_images_and_thread() -> None:
     """Of a run that has ended, without waiting for the garbage collector."""
     threads = threading.active_count()
-    drawn = batches(resident=True, ahead=2)
+    drawn = batches(ahead=2)
+    drawn.hold()
     drawn.batch(0)
     pixels = weakref.ref(drawn._pixels[0])
     assert threading.active_count() > threads

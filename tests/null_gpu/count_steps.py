@@ -33,7 +33,8 @@ def main(architecture: str, image_size: int) -> None:
     domains = make_dataset().domains[:2]
     indices = [split_indices(20, number, 0)[0] for number in range(2)]
     STEPS_AHEAD["cuda"] = 0
-    batches = TrainingBatches(domains, indices, 1, image_size, device, SEED, resident=True)
+    batches = TrainingBatches(domains, indices, 1, image_size, device, SEED)
+    batches.hold()
     averaging, ensemble = AveragingConfig(1, 1), EnsembleConfig(99, 99)
     trajectory = Trajectory(model, settings(steps=99), eval_every=99, averaging=averaging, ensemble=ensemble)
     for step in range(WARM_UP + STEPS):

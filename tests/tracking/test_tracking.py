@@ -349,7 +349,6 @@ def test_no_process_imports_from_the_folder_of_the_command(
         (tmp_path / name).write_text("raise SystemExit('a module of the user')")
     shutil.copytree(trained / "runs", tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Publisher, "down_until", 0.0)
     published(run_dir(tmp_path), tmp_path)
     assert len(read_offline(tmp_path)) == 3
 
@@ -503,6 +502,7 @@ def test_the_dashboard_s_view_is_what_would_be_sent(trained: Path) -> None:
     assert (against_dropout["xAxis"], against_dropout["yAxis"]) == ("config:dropout.value", "summary:ood_acc")
     kind, bars = panels["o.o.d. accuracy by the domain left out"]
     assert (kind, bars["metrics"], bars["groupBy"]) == ("Bar Chart", ["ood_acc"], "test_domain.value")
+    assert "o.o.d. accuracy by recipe" not in panels
     kind, curve = panels["o.o.d. accuracy"]
     assert (kind, curve["metrics"], curve["xAxis"]) == ("Run History Line Plot", ["ood_acc"], "_step")
     colors = view["spec"]["section"]["customRunColors"]

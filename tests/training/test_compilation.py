@@ -19,7 +19,7 @@ from torch._inductor.utils import clear_caches
 
 from vld.config.settings import AveragingConfig, EnsembleConfig
 from vld.data.augment import augment_together, draw_parameters
-from vld.data.views import EvaluationViews
+from vld.data.views import CHUNKS_AHEAD, EvaluationViews
 from vld.training import compiled as compilation
 from vld.training.evaluation import predict
 from vld.training.loop import Evaluation, Trajectory, train
@@ -113,12 +113,14 @@ def test_trying_leaves_the_network_as_it_was() -> None:
 
 
 @compiler
-@pytest.mark.parametrize("how", [{}, {"resident": True}, {"ahead": 2}])
-def test_the_last_chunk_is_filled_up_and_cut_again(monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("resident", "ahead"), [(False, 0), (True, 0), (False, 2)])
+def test_the_last_chunk_is_filled_up_and_cut_again(monkeypatch: pytest.MonkeyPatch, resident: bool, ahead: int) -> None:
     """By the program that the trial has made, wherever the images come from."""
     monkeypatch.setattr("vld.training.evaluation.IMAGES_AT_ONCE", {"cpu": 8})
     model, images = make_model(), make_evaluation_set()
-    views = EvaluationViews([torch.cat(list(images.images.chunks(99)))], [torch.arange(28)], torch.device("cpu"), **how)
+    monkeypatch.setitem(CHUNKS_AHEAD, "cpu", ahead)
+    everything = [torch.cat(list(images.images.chunks(99)))]
+    views = EvaluationViews(everything, [torch.arange(28)], torch.device("cpu"), resident=resident)
     images = replace(images, images=views)
     eager = predict([model], images)[0]
     assert len(images.images) % 8

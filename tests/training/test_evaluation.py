@@ -5,7 +5,6 @@ from fractions import Fraction
 from functools import reduce
 from operator import add
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ from vld.config.settings import BackboneConfig
 from vld.data.folder import list_dataset
 from vld.data.images import Dataset, DomainImages
 from vld.data.split import split_indices
-from vld.data.views import EvaluationViews
+from vld.data.views import CHUNKS_AHEAD, EvaluationViews
 from vld.model.classifier import Classifier, seeded_linear
 from vld.training.evaluation import (
     IN,
@@ -271,13 +270,16 @@ def test_predicts_every_image_in_order() -> None:
             torch.testing.assert_close(prediction.squared_norms[i], features.square().sum(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("how", [{}, {"resident": True}, {"ahead": 2}])
+@pytest.mark.parametrize(("resident", "ahead"), [(False, 0), (True, 0), (False, 2)])
 @pytest.mark.parametrize("size", [1, 5, 64])
-def test_chunks_are_the_chosen_rows_in_order(size: int, how: dict[str, Any]) -> None:
+def test_chunks_are_the_chosen_rows_in_order(
+    size: int, resident: bool, ahead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From the memory map or on the device, as needed or ahead; also from domains of which no row is chosen."""
     views = [torch.randint(0, 256, (n, 2, 2, 3), dtype=torch.uint8) for n in (9, 4, 7)]
     rows = [torch.tensor([8, 0, 3]), torch.tensor([], dtype=torch.int64), torch.tensor([2, 2, 6, 1])]
-    images = EvaluationViews(views, rows, CPU, **how)
+    monkeypatch.setitem(CHUNKS_AHEAD, "cpu", ahead)
+    images = EvaluationViews(views, rows, CPU, resident=resident)
     chunks = list(images.chunks(size))
     assert torch.equal(torch.cat(chunks), torch.cat([views[0][rows[0]], views[2][rows[2]]]))
     assert [len(chunk) for chunk in chunks[:-1]] == [size] * (len(chunks) - 1)

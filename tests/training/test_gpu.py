@@ -31,10 +31,13 @@ OPTIONS = [
 ]  # fmt: skip
 
 
-def gpu_batches(device: str = "cuda", **how: object) -> TrainingBatches:
+def gpu_batches(device: str = "cuda", *, resident: bool = False) -> TrainingBatches:
     domains = make_dataset().domains
     indices = [split_indices(20, i, 0)[0] for i in range(2)]
-    return TrainingBatches(domains[:2], indices, 4, 8, torch.device(device), SEED, **how)
+    batches = TrainingBatches(domains[:2], indices, 4, 8, torch.device(device), SEED)
+    if resident:
+        batches.hold()
+    return batches
 
 
 def gpu_images(*, resident: bool) -> EvaluationSet:

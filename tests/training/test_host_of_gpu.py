@@ -3,16 +3,12 @@
 import copy
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from tiny import CPU, SEED, make_batches, make_dataset, make_model, settings
+from tiny import CPU, SEED, make_batches, make_model, settings
 
 from vld.config.settings import AveragingConfig, EnsembleConfig
-from vld.data.batches import TrainingBatches
-from vld.data.prefetch import copied
-from vld.data.split import split_indices
-from vld.machine.device import MemoryBudget, set_up
+from vld.machine.device import set_up
 from vld.training import loop
 from vld.training.loop import Trajectory
 from vld.training.methods import Schedule, WeightAverage
@@ -53,43 +49,3 @@ def test_cudnn_tries_its_algorithms_unless_the_numbers_must_be_the_same(determin
         assert torch.backends.cudnn.benchmark is not deterministic
     finally:
         set_up(CPU, deterministic=False)
-
-
-def test_only_what_is_drawn_is_held() -> None:
-    domains = make_dataset().domains[:2]
-    indices = [split_indices(20, i, 0)[0] for i in range(2)]
-    held = TrainingBatches(domains, indices, 4, 8, CPU, SEED, resident=True)
-    assert [len(pixels) for pixels in held._pixels] == [16, 16]
-    for step in range(4):
-        for one, other in zip(held.batch(step), make_batches().batch(step), strict=True):
-            assert torch.equal(one, other)
-
-
-def test_rows_of_a_map_are_copied(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    monkeypatch.setattr("vld.data.prefetch.COPIED_AT_ONCE", 3)
-    advised: list[int] = []
-    monkeypatch.setattr("vld.data.prefetch._madvise", _counting(advised))
-    np.arange(7 * 5000, dtype=np.uint8).tofile(tmp_path / "map")
-    source = torch.from_numpy(np.memmap(tmp_path / "map", np.uint8, "c", shape=(7, 50, 100)))
-    rows = torch.tensor([6, 0, 3, 1, 1])
-    assert torch.equal(copied(source, rows, CPU), source[rows])
-    assert advised == [0] * 5  # taken
-
-
-def _counting(results: list[int]) -> Any:
-    from vld.data.prefetch import _madvise
-
-    return lambda *arguments: results.append(_madvise(*arguments))
-
-
-def test_what_does_not_fit_is_said_with_the_size_at_which_it_would() -> None:
-    said: list[str] = []
-    memory = MemoryBudget(CPU, said.append)
-    memory.device, memory.budget = torch.device("cuda"), 25 * 10**9
-    assert not memory.on_device("training images", 100 * 10**9, 256)
-    assert memory.on_device("evaluation images", 5 * 10**9)
-    assert said == [
-        "100.0 GB of training images: read as they are needed"
-        " (GPU memory has 25.0 GB left for them; with dataset.store_size=128 they would fit)",
-        "5.0 GB of evaluation images: in GPU memory",
-    ]

@@ -62,13 +62,7 @@ def draw_parameters(original_sizes: NDArray[np.int64], random: np.random.Generat
     factors = random.uniform(1 - JITTER, 1 + JITTER, (n, 4))
     factors[:, HUE] -= 1  # hue shifts by a fraction of the circle, around 0
     grays = random.random(n) < GRAYSCALE_PROBABILITY
-    return AugmentParameters(
-        crops=torch.from_numpy(crops),
-        flips=torch.from_numpy(flips),
-        order=torch.from_numpy(order),
-        factors=torch.from_numpy(factors.astype(np.float32)),
-        grays=torch.from_numpy(grays),
-    )
+    return AugmentParameters(*map(torch.from_numpy, (crops, flips, order, factors.astype(np.float32), grays)))
 
 
 def _draw_crops(sizes: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.int64]:

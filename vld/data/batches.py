@@ -11,10 +11,14 @@ from torch import Tensor
 from vld.data.augment import AugmentParameters, augment_each, augment_together, draw_parameters
 from vld.data.images import DomainImages
 from vld.data.prefetch import DeviceCopier, PendingCopy, Prefetcher, copied
+from vld.machine.device import MemoryBudget
 from vld.machine.seeds import BATCHES, numpy_generator
 
 STEPS_AHEAD = {"cpu": 0, "cuda": 3}
 """How many batches are drawn before they are needed, by type of device."""
+
+STEPS_BEFORE_GROWTH = 20
+"""After so many the memory that a step takes is known, and images may take what is left."""
 
 PIXELS_AT_ONCE = 56_000
 """The images that one core augments together have this many: 24 of 48 x 48. They fit its caches."""
@@ -25,10 +29,10 @@ PIXELS_OF_ONE_CORE = 2**15
 class TrainingBatches:
     """The batches of a run, a pure function of (seed, step): any step's batch can be drawn without the ones before it.
 
-    domains: the training domains, with all their images; in_indices: for each, which of them training may draw. With
-    `resident`, the pixels of these are copied to the device once, where batches are gathered; else they are gathered from the
-    memory map and copied, some steps before they are needed, as is all else that a batch is made from. On a CPU they are
-    always there: images are cropped straight from the memory map, by as many threads as torch has.
+    domains: the training domains, with all their images; in_indices: for each, which of them training may draw. A batch is
+    gathered from the memory map and copied to the device some steps before it is needed, or gathered there after `hold`. A CPU
+    crops images straight from the memory map, by as many threads as torch has. resize_dtype: of the sums by which a GPU resizes
+    images.
     """
 
     def __init__(
@@ -40,22 +44,19 @@ class TrainingBatches:
         device: torch.device,
         seed: int,
         *,
-        resident: bool = False,
+        resize_dtype: torch.dtype = torch.float32,
     ) -> None:
         self.domains, self.in_indices = tuple(domains), tuple(in_indices)
         self.images_per_domain, self.image_size = images_per_domain, image_size
         self.device, self.seed = device, seed
-        self.resize_dtype = torch.float32
-        """In which a GPU computes the sums that resize an image."""
+        self.resize_dtype = resize_dtype
         self.augment: Callable[..., Tensor] = augment_together
         """On a GPU."""
-        self.resident = resident or device.type == "cpu"
-        # In the device's memory lies only what is drawn, each domain's *in* part.
-        self._pixels = [
-            copied(domain.pixels, torch.from_numpy(indices), device) if resident else domain.pixels
-            for domain, indices in zip(domains, self.in_indices, strict=True)
-        ]
-        self._holds_what_is_drawn = resident
+        self.resident = device.type == "cpu"
+        self._pixels = [domain.pixels for domain in domains]
+        self._holds_what_is_drawn = False
+        self._memory: MemoryBudget | None = None
+        self._steps_until_growth = 0
         self._threads: ThreadPoolExecutor | None = None
         self._copier = DeviceCopier(device)
         self._drawn = Prefetcher(self._draw, STEPS_AHEAD[device.type])
@@ -64,8 +65,33 @@ class TrainingBatches:
     def images_per_step(self) -> int:
         return self.images_per_domain * len(self.domains)
 
+    def hold(self) -> None:
+        """Copy to the device, once, the pixels of what is drawn: each domain's *in* part."""
+        self._pixels = [
+            copied(domain.pixels, torch.from_numpy(indices), self.device)
+            for domain, indices in zip(self.domains, self.in_indices, strict=True)
+        ]
+        self.resident = self._holds_what_is_drawn = True
+        self._drawn.forget()
+
+    def hold_if_it_fits(self, memory: MemoryBudget) -> None:
+        """Now, or once a few steps have shown how much memory they leave."""
+        first = self._memory is None
+        drawn = zip(self.domains, self.in_indices, strict=True)
+        size = sum(len(indices) * domain.pixels[0].numel() for domain, indices in drawn)
+        side = max(max(domain.pixels.shape[1:3]) for domain in self.domains)
+        if memory.on_device("training images", size, side, again=first):
+            self.hold()
+        elif first:
+            self._memory, self._steps_until_growth = memory, STEPS_BEFORE_GROWTH
+
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Images float32 [B, 3, s, s] in [0, 1] and labels int64 [B], on the device."""
+        if self._memory and self._steps_until_growth:
+            self._steps_until_growth -= 1
+            if not self._steps_until_growth:
+                self._memory.grow()
+                self.hold_if_it_fits(self._memory)
         pixels, labels, stored_sizes, original_sizes, *parameters = self._drawn(step).wait()
         drawn = AugmentParameters(*parameters)
         rows = torch.split(pixels, self.images_per_domain) if self.resident else ()  # as many of each domain

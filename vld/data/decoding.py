@@ -4,9 +4,10 @@ import itertools
 import os
 import threading
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,8 @@ from vld.data.folder import DatasetFiles, image_endings, readable
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
 """Called with (images done, images in all)."""
+Job = tuple[int, int, Path]
+"""The domain's number, the image's number in it, and its file."""
 
 DECODED_AT_ONCE = 256
 MOST_LINES = 10
@@ -50,32 +53,12 @@ def every_image(
     jobs = [(number, i, path) for number, domain in enumerate(files.domains) for i, path in enumerate(domain.files)]
     jobs = jobs if only is None else [job for job in jobs if job[2] in only]
     at_work = threading.local()
-
-    def attempt(job: tuple[int, int, Path]) -> T | UserError:
-        at_work.path = job[2]
-        try:
-            return function(*job)
-        except Exception as error:  # damaged files make PIL raise nearly anything
-            return UserError(
-                f"unreadable image {readable(job[2])}: {' '.join(str(error).split()) or type(error).__name__}"
-            )
-        finally:
-            del at_work.path
-
-    results: list[T | UserError] = []
-    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
     with _warnings_of(at_work) as notes:
-        try:
-            with _pillow(load_truncated=False):
-                for start in range(0, len(jobs), DECODED_AT_ONCE):
-                    results += pool.map(attempt, jobs[start : start + DECODED_AT_ONCE])
-                    progress(len(results), len(jobs))
-        finally:
-            pool.shutdown(cancel_futures=True)
+        results = _attempts(partial(_attempt, function, at_work), jobs, progress)
         with _pillow(load_truncated=True):  # which holds for all threads, so these come after the others
             for i, (result, job) in enumerate(zip(results, jobs, strict=True)):
                 if isinstance(result, UserError) and _may_be_truncated(files, *job):
-                    results[i] = again = attempt(job)
+                    results[i] = again = _attempt(function, at_work, job)
                     if not isinstance(again, UserError):
                         notes.setdefault("truncated: what is there is taken, the rest is grey", {})[job[2]] = None
     done = [result for result in results if not isinstance(result, UserError)]
@@ -83,6 +66,26 @@ def every_image(
         raise _refusal([result for result in results if isinstance(result, UserError)])
     _say(files.name, notes, announce)
     return done
+
+
+def _attempt(function: Callable[[int, int, Path], T], at_work: threading.local, job: Job) -> T | UserError:
+    """at_work: where the thread's warnings find the image's path."""
+    at_work.path = job[2]
+    try:
+        return function(*job)
+    except Exception as error:  # damaged files make PIL raise nearly anything
+        return UserError(f"unreadable image {readable(job[2])}: {' '.join(str(error).split()) or type(error).__name__}")
+    finally:
+        del at_work.path
+
+
+def _attempts(attempt: Callable[[Job], T | UserError], jobs: Sequence[Job], progress: Progress) -> list[T | UserError]:
+    results: list[T | UserError] = []
+    with _pillow(load_truncated=False), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for start in range(0, len(jobs), DECODED_AT_ONCE):
+            results += pool.map(attempt, jobs[start : start + DECODED_AT_ONCE])
+            progress(len(results), len(jobs))
+    return results
 
 
 def _may_be_truncated(files: DatasetFiles, number: int, i: int, path: Path) -> bool:

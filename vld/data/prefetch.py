@@ -37,9 +37,15 @@ class Prefetcher(Generic[T]):
                 self._made[other] = self._thread.submit(self._make, other)
         return self._made.pop(number).result()
 
+    def forget(self) -> None:
+        """Make everything anew that is requested from now on."""
+        for made in self._made.values():
+            made.cancel()
+        self._made.clear()
+
     def close(self) -> None:
         """Release the thread and what it has made."""
-        self._made.clear()
+        self.forget()
         if self._thread is not None:
             self._thread.shutdown(wait=True, cancel_futures=True)
 

@@ -7,15 +7,15 @@ from torch import Tensor
 
 from vld.data.prefetch import DeviceCopier, Prefetcher
 
-CHUNKS_AHEAD = 2
+CHUNKS_AHEAD = {"cpu": 0, "cuda": 2}
+"""How many chunks are gathered before they are needed, by type of device."""
 LOADED_AT_ONCE = 512
 
 
 class EvaluationViews:
     """Rows of the domains' evaluation images (uint8 [n, s, s, 3]), one after the other.
 
-    With `resident` they are copied to the device once; else gathered from the memory map chunk by chunk, `ahead` of their
-    need where that is a GPU's.
+    With `resident` they are copied to the device once; else gathered from the memory map chunk by chunk.
     """
 
     def __init__(
@@ -25,10 +25,9 @@ class EvaluationViews:
         device: torch.device,
         *,
         resident: bool = False,
-        ahead: int | None = None,
     ) -> None:
         self._views, self._rows, self._copier = list(views), list(rows), DeviceCopier(device)
-        self._ahead = (0 if device.type == "cpu" else CHUNKS_AHEAD) if ahead is None else ahead
+        self._ahead = CHUNKS_AHEAD[device.type]
         self._there: Tensor | None = None
         if resident:
             there = torch.empty((len(self), *views[0].shape[1:]), dtype=torch.uint8, device=device)

@@ -11,6 +11,8 @@ from vld.config.errors import UserError
 
 SHARE_FOR_IMAGES = 0.4
 """Of the GPU memory that is free when a run begins, for its evaluation and training images together."""
+SHARE_OF_WHAT_IS_LEFT = 0.8
+"""Of what is still free after some steps. The rest is for averages of the weights, and for other processes."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
@@ -72,7 +74,7 @@ def _keep_freed_memory() -> None:
 
 
 class MemoryBudget:
-    """Decides which images are kept in the device's memory, and prints what does not fit."""
+    """Decides which images are held in the device's memory, and says so. A CPU reads the memory map itself."""
 
     def __init__(self, device: torch.device, say: Callable[[str], None]) -> None:
         self.device, self._say = device, say
@@ -82,21 +84,25 @@ class MemoryBudget:
             free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
             self.budget = int(SHARE_FOR_IMAGES * free)
 
-    def on_device(self, what: str, size: int, store_size: int | None = None) -> bool:
-        """Whether `size` bytes of images are copied there once. A CPU reads the memory map itself.
+    def grow(self) -> None:
+        """To what training leaves: by now torch has reserved as much as a step takes at its peak, and gives nothing back."""
+        if self.device.type != "cpu":
+            self.budget = int(SHARE_OF_WHAT_IS_LEFT * torch.cuda.mem_get_info(self.device)[0])
 
-        store_size: the setting that determines their size, so that a value at which they would fit can be suggested.
+    def on_device(self, what: str, size: int, side: int | None = None, *, again: bool = False) -> bool:
+        """Whether `size` bytes of images are to be held there.
+
+        side: in pixels, of images that dataset.store_size makes smaller. again: whether this is asked again after `grow`.
         """
         if self.device.type == "cpu":
             return False
         fits = size <= self.budget
-        fitting = 0 if store_size is None else int(store_size * math.sqrt(max(0, self.budget) / max(1, size)))
+        fitting = 0 if side is None else int(side * math.sqrt(max(0, self.budget) / max(1, size)))
         smaller = f"; with dataset.store_size={fitting} they would fit" if fitting else ""
-        where = (
-            "in GPU memory"
-            if fits
-            else f"read as they are needed (GPU memory has {self.budget / 1e9:.1f} GB left for them{smaller})"
-        )
+        why = f"GPU memory has {self.budget / 1e9:.1f} GB left for them{smaller}"
+        if again:
+            why = "until a few steps have shown how much GPU memory they leave"
+        where = "in GPU memory" if fits else f"read as they are needed ({why})"
         self._say(f"{size / 1e9:.1f} GB of {what}: {where}")
         self.budget -= size if fits else 0
         return fits

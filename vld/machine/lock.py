@@ -53,31 +53,30 @@ def hold(directory: Path, *, wait: bool, announce: Callable[[str], None], hint: 
     """
     lease = SoftFileLease(directory / LOCK, lease_duration=LEASE_SECONDS)
 
-    def acquire(poll_interval: float, timeout: float = -1) -> None:
+    def acquire(poll_interval: float, timeout: float) -> None:
         while True:
             directory.mkdir(parents=True, exist_ok=True)
             with suppress(FileNotFoundError):  # the process that has finished may remove the directory
                 lease.acquire(timeout=timeout, poll_interval=poll_interval)
                 return
 
+    held = ""
     try:
-        acquire(timeout=PATIENCE_SECONDS, poll_interval=0.1)
+        try:
+            acquire(timeout=PATIENCE_SECONDS, poll_interval=0.1)
+        except Timeout:
+            owner = lease.owner
+            who = f"process {owner.pid} on {owner.hostname.split('?')[0]}" if owner else "another process"
+            held = f"{who} holds the lock"
+            if wait:
+                announce(f"{held}; waiting for it{hint}, or until it has not renewed it for {LEASE_SECONDS:.0f} s")
+            elif _silent(directory / LOCK):
+                announce(f"{held} but does not renew it; waiting up to {LEASE_SECONDS:.0f} s")
+            else:
+                raise
+            acquire(timeout=-1 if wait else 1.1 * LEASE_SECONDS, poll_interval=0.5)
     except Timeout:
-        owner = lease.owner
-        who = f"process {owner.pid} on {owner.hostname.split('?')[0]}" if owner else "another process"
-        if wait:
-            announce(
-                f"{who} holds the lock; waiting for it{hint}, or until it has not renewed it for {LEASE_SECONDS:.0f} s"
-            )
-            acquire(poll_interval=0.5)
-        elif _silent(directory / LOCK):
-            announce(f"{who} holds the lock but does not renew it; waiting up to {LEASE_SECONDS:.0f} s")
-            try:
-                acquire(timeout=1.1 * LEASE_SECONDS, poll_interval=0.5)
-            except Timeout:
-                raise RunningElsewhere(f"{who} holds the lock") from None
-        else:
-            raise RunningElsewhere(f"{who} holds the lock") from None
+        raise RunningElsewhere(held) from None
     try:
         yield RunLock(lease)
     finally:

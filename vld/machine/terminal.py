@@ -1,6 +1,5 @@
 """What a person sees while a command works."""
 
-import io
 import os
 import sys
 import time
@@ -111,7 +110,7 @@ class TimeLeft(TimeRemainingColumn):
         return Text(task.fields["left"], style="progress.remaining") if "left" in task.fields else super().render(task)
 
 
-class Log(io.TextIOBase):
+class Log:
     """Standard output, which may be closed or on a full disk: training continues without it."""
 
     def __init__(self, before: str = "") -> None:
@@ -119,32 +118,21 @@ class Log(io.TextIOBase):
         self.gone = False
         self.stream, self.before = sys.stdout, before  # rich replaces sys.stdout while it shows a bar
 
-    def write(self, text: str) -> int:
-        try:
-            return self.stream.write(self.before + text)
-        except OSError:
-            return self._silence(text)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> None:
+        self._try(self.stream.write, self.before + text)
 
     def flush(self) -> None:
+        self._try(self.stream.flush)
+
+    def _try(self, act: Callable[..., object], *arguments: str) -> None:
         try:
-            self.stream.flush()
+            act(*arguments)
         except OSError:
-            self._silence("")
-
-    def _silence(self, text: str) -> int:
-        self.gone = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
-        return len(text)
-
-    def isatty(self) -> bool:
-        return self.stream.isatty()
-
-    def fileno(self) -> int:
-        return self.stream.fileno()
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        return self.stream.encoding
+            self.gone = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
 
 class Terminal:

@@ -26,8 +26,6 @@ class Publisher:
     say, warn: print a line. Raises `UserError` where a variable of W&B's is not what W&B takes.
     """
 
-    down_until: ClassVar[float] = 0.0
-    """After W&B was found to be down, no job of this process tries it again before then (`time.monotonic`)."""
     announced: ClassVar[set[str]] = set()
     """Lines about the mode that have been printed: once is enough for all jobs of a sweep."""
 
@@ -38,13 +36,14 @@ class Publisher:
         self.wandb, self.output_dir, self.say, self.warn = wandb, output_dir, say, warn
         self.mode = "disabled" if is_off(wandb.mode) else wandb.mode
         self.why = f"wandb.mode={wandb.mode}"
-        self.process: subprocess.Popen[bytes] | None = None
-        self.thread = threading.Thread(target=self._ask, daemon=True)
-        self.requests: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
-        self.connected = threading.Event()
-        self.heard = 0.0
         self.problem = ""
         """Why there is no process, if so."""
+        self.process: subprocess.Popen[str] | None = None
+        self.thread = threading.Thread(target=self._ask, daemon=True)
+        self.requests: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.connected = threading.Event()
+        self.heard = 0.0
+        """When the process last gave a sign of life."""
         self.waiting: dict[str, None] = {}
         """Directories that are still to be uploaded."""
         self.total = 0
@@ -56,16 +55,15 @@ class Publisher:
 
     def started(self, directory: Path) -> None:
         """Stream a run from now on, as it trains."""
-        self._request("follow", str(directory.absolute()))
+        if self.mode != "disabled" and self._is_started():
+            self.requests.put(str(directory.absolute()))
 
     def ended(self, directory: Path) -> None:
         """Upload a finished run, a failed run or a combination; stop streaming a run that is neither."""
-        if not any((directory / name).exists() for name in ("result.json", "failure.json")):
-            self._request("leave", str(directory.absolute()))
-        elif self.mode != "disabled":
+        if self.mode != "disabled" and any((directory / name).exists() for name in ("result.json", "failure.json")):
             self.waiting[str(directory.absolute())] = None
             self.total += 1
-            self._request("upload", str(directory.absolute()))
+        self.started(directory)
 
     def connect(self) -> None:
         """Resolve `mode` (and `why`), without the network. Raises `UserError` if W&B cannot be used."""
@@ -79,30 +77,15 @@ class Publisher:
 
         progress: called with (directories done, all).
         """
+        why = "interrupted"
         try:
-            self._wait(progress)
-        except BaseException:
-            self.abandon()
-            raise
-        self._summarise()
+            why = self._wait(progress)
+        finally:
+            self._close(why)
 
     def abandon(self) -> None:
         """`finish` without waiting: the process ends after what it is doing now."""
-        self._give_up("interrupted")
-        self._let_go()
-        self._summarise()
-
-    def _summarise(self) -> None:
-        """Print what was uploaded, and what was not, with the command that uploads it."""
-        if self.not_uploaded:
-            count, why = len(self.not_uploaded), next(iter(self.not_uploaded.values()))
-            of_all = f"{count} of {count + len(self.uploaded)} run directories"
-            self.warn(f"W&B: {of_all} were not uploaded ({why}); to upload them: {self.command}")
-        places = [place for at in self.uploaded.values() for place in at]
-        if places and self.mode == "offline":
-            self.say(f"W&B: {len(places)} offline runs in {Path(places[0]).parent}; once logged in: {self.command}")
-        elif places:
-            self.say(f"W&B: {len(places)} runs at {places[0].rsplit('/runs/', 1)[0]}")
+        self._close("interrupted")
 
     @property
     def command(self) -> str:
@@ -115,21 +98,17 @@ class Publisher:
         ]
         return shlex.join(["python", "scripts/publish.py", *words])
 
-    def _request(self, what: str, directory: str) -> None:
-        if self.mode != "disabled" and self._is_started():
-            self.requests.put((what, directory))
-
     def _is_started(self) -> bool:
         """Start the process unless there is one; whether that is possible."""
         if self.process is None and not self.problem:
-            options = [asdict(self.wandb), self.output_dir, max(0.0, Publisher.down_until - time.monotonic())]
+            options = json.dumps([asdict(self.wandb), self.output_dir])
             try:
                 self.process = subprocess.Popen(
-                    [*own_python(), "-m", "vld.tracking.upload", json.dumps(options)],
+                    [*own_python(), "-m", "vld.tracking.upload", options],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,
-                    bufsize=0,
+                    text=True,
                     start_new_session=True,  # Ctrl-C is for the process that trains
                     env=environment_of_uploads(),
                 )
@@ -140,34 +119,33 @@ class Publisher:
 
     def _ask(self) -> None:
         """In the thread: pass on one request at a time and wait for its answer. Ends with the process."""
+        assert self.process and self.process.stdin
         with suppress(OSError, ValueError, EOFError):  # it has ended, or its input is closed
             hello = self._answer()
             self.mode, self.why = hello.get("mode", self.mode), hello.get("why", self.why)
             self.problem = hello.get("problem", "")
             self.connected.set()
             while not self.problem and self.mode != "disabled":
-                what, directory = self.requests.get()
+                directory = self.requests.get()
                 self._announce()
-                assert self.process and self.process.stdin
-                self.process.stdin.write(json.dumps([what, directory]).encode() + b"\n")
+                print(json.dumps(directory), file=self.process.stdin, flush=True)
                 answer = self._answer()
-                Publisher.down_until = max(Publisher.down_until, time.monotonic() + answer["pause_seconds"])
                 if "at" in answer:
                     self.uploaded[directory] = answer["at"]
                     self.not_uploaded.pop(directory, None)
-                elif what == "upload" and directory in self.waiting:  # else it has been given up
+                elif "why" in answer and directory in self.waiting:  # else it has been given up
                     self.not_uploaded[directory] = answer["why"]
-                if what == "upload":
+                if answer.keys() & {"at", "why"}:
                     self.waiting.pop(directory, None)
         self.connected.set()
 
     def _answer(self) -> dict[str, Any]:
-        """The next one of the process. Empty ones are signs of life."""
+        """The next one of the process. Empty lines are signs of life."""
         assert self.process and self.process.stdout
-        while line := self.process.stdout.readline():
+        for line in self.process.stdout:
             self.heard = time.monotonic()
-            if answer := json.loads(line):
-                return dict(answer)
+            if line.strip():
+                return dict(json.loads(line))
         raise EOFError
 
     def _announce(self) -> None:
@@ -182,29 +160,37 @@ class Publisher:
                 Publisher.announced.add(line)
                 self.say(line)
 
-    def _wait(self, progress: Callable[[int, int], None]) -> None:
+    def _wait(self, progress: Callable[[int, int], None]) -> str:
+        """Until all is uploaded. Returns why the rest will not be."""
         self.heard = time.monotonic()
         while self.waiting and self.mode != "disabled":
             if not self.thread.is_alive():
-                self._give_up(self.problem or "its process ended without an answer")
-            elif self.process and time.monotonic() - self.heard > patience_seconds():
+                return self.problem or "its process ended without an answer"
+            if self.process and time.monotonic() - self.heard > patience_seconds():
                 self.process.kill()
-                self._give_up(f"its process has not responded for {patience_seconds():.0f} s")
+                return f"its process has not responded for {patience_seconds():.0f} s"
             progress(self.total - len(self.waiting), self.total)
             time.sleep(0.05)
-        progress(self.total - len(self.waiting), self.total)
-        self._let_go()
-        if self.process:
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(timeout=1)  # closing a run that is streamed takes longer, and may
+        progress(self.total, self.total)
+        return ""
 
-    def _give_up(self, why: str) -> None:
+    def _close(self, why: str) -> None:
+        """End the process, and with it the thread; print what was uploaded, and the command that uploads the rest."""
         if self.mode != "disabled":
             self.not_uploaded |= dict.fromkeys(self.waiting, why)
         self.waiting.clear()
-
-    def _let_go(self) -> None:
-        """The process ends, and with it the thread."""
         if self.process and self.process.stdin:
-            self.process.stdin.close()
-            self.requests.put(("", ""))  # the thread finds the input closed
+            with suppress(OSError):
+                self.process.stdin.close()
+            self.requests.put("")  # the thread finds the input closed
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=1)  # closing a run that is streamed takes longer, and may
+        if self.not_uploaded:
+            count, first = len(self.not_uploaded), next(iter(self.not_uploaded.values()))
+            of_all = f"{count} of {count + len(self.uploaded)} run directories"
+            self.warn(f"W&B: {of_all} were not uploaded ({first}); to upload them: {self.command}")
+        places = [place for at in self.uploaded.values() for place in at]
+        if places and self.mode == "offline":
+            self.say(f"W&B: {len(places)} offline runs in {Path(places[0]).parent}; once logged in: {self.command}")
+        elif places:
+            self.say(f"W&B: {len(places)} runs at {places[0].rsplit('/runs/', 1)[0]}")

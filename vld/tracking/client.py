@@ -16,7 +16,7 @@ from vld.tracking.variables import CONFIRM_SECONDS, FINISH_SECONDS, open_seconds
 FAILURES_IN_A_ROW = 2
 """This many mean that W&B is down; a single one may be due to the run."""
 PAUSE_SECONDS = 300.0
-"""How long nothing is tried after that: a sweep must not wait for W&B again and again."""
+"""How long nothing is tried after that."""
 
 
 class UploadFailed(Exception):  # noqa: N818
@@ -26,10 +26,10 @@ class UploadFailed(Exception):  # noqa: N818
 class Client:
     """mode: online, offline or disabled; why: what decided it. destination: server, account and project.
 
-    alive: called before anything that may take long. pause: seconds before anything is tried. All methods raise `UploadFailed`.
+    alive: called before anything that may take long. All methods raise `UploadFailed`.
     """
 
-    def __init__(self, chosen: WandbConfig, output_dir: str, pause: float, alive: Callable[[], None]) -> None:
+    def __init__(self, chosen: WandbConfig, output_dir: str, alive: Callable[[], None]) -> None:
         self.output_dir, self.alive = output_dir, alive
         settings = wandb.setup(wandb.Settings(silent=True)).settings
         self.mode, self.why = resolve_mode(chosen.mode)
@@ -39,17 +39,11 @@ class Client:
         self.destination = f"{server}/{self.entity or account}/{self.project}"
         self.opened: dict[str, wandb.Run] = {}
         """By the id of their content."""
-        self.failure, self.failures = "W&B was down a moment ago", 0
-        self.paused_until = time.monotonic() + pause
-
-    @property
-    def pause_seconds(self) -> float:
-        """How long nothing will be tried from now on."""
-        return max(0.0, self.paused_until - time.monotonic())
+        self.failure, self.failures, self.paused_until = "", 0, 0.0
 
     def check(self) -> None:
-        """Raises during a pause."""
-        if self.pause_seconds:
+        """Raises while W&B is taken to be down."""
+        if time.monotonic() < self.paused_until:
             raise UploadFailed(self.failure)
 
     def open(self, content: WandbRun, *, stats: bool = False) -> None:
@@ -154,9 +148,9 @@ def resolve_mode(asked: str) -> tuple[str, str]:
     if asked != "auto":
         return asked, f"wandb.mode={asked}"
     of_wandb = str(wandb.setup().settings.mode)
-    source = "WANDB_MODE" if os.environ.get("WANDB_MODE") else "the settings of wandb"
     if of_wandb in ("offline", "dryrun", "disabled"):
-        return ("disabled" if of_wandb == "disabled" else "offline"), f"set by {source}"
+        source = "WANDB_MODE" if os.environ.get("WANDB_MODE") else "the settings of wandb"
+        return of_wandb.replace("dryrun", "offline"), f"set by {source}"
     try:
         if wandb.login(prompt=False, verify=False):
             return "online", "logged in"

@@ -29,7 +29,8 @@ def patience_seconds() -> float:
 
 def environment_of_uploads() -> dict[str, str]:
     """Without variables that would merge runs, and without empty ones, which shells leave behind and W&B refuses."""
-    return safe_environment(without=[*MERGING, *(name for name in _parsed() if not os.environ[name])])
+    empty = [name for name, value in os.environ.items() if name.startswith("WANDB_") and not value]
+    return safe_environment(without=[*MERGING, *empty])
 
 
 def is_off(mode: str) -> bool:
@@ -39,25 +40,22 @@ def is_off(mode: str) -> bool:
 
 def check_environment(mode: str) -> None:
     """Raises `UserError` for a variable that W&B cannot read. mode: `wandb.mode`."""
-    to_check = [name for name in _parsed() if os.environ[name]]
-    if os.environ.get("WANDB_MODE") in MODES:
-        to_check.remove("WANDB_MODE")
+    values = {name: value for name, value in os.environ.items() if name.startswith("WANDB_") and value}
+    to_check = [
+        name
+        for name, value in values.items()
+        if name not in MERGING and not ANY_TEXT.fullmatch(name) and (name != "WANDB_MODE" or value not in MODES)
+    ]
     if is_off(mode) or not to_check:
         return  # importing wandb takes a second
     import wandb
 
     for name in to_check:
-        value = os.environ[name]
         try:
-            wandb.Settings().update_from_env_vars({name: value})
-            if name == "WANDB_INIT_TIMEOUT" and not 0 < float(value) < math.inf:
+            wandb.Settings().update_from_env_vars({name: values[name]})
+            if name == "WANDB_INIT_TIMEOUT" and not 0 < float(values[name]) < math.inf:
                 raise ValueError("it has to be a number of seconds above 0")
         except ValueError as error:  # pydantic's message has several lines; the third says what is wrong
             lines = str(error).splitlines()
             why = re.sub(r" \[type=.*", "", lines[min(2, len(lines) - 1)].strip())
-            raise UserError(f"{name}={value}: W&B cannot read this variable: {why}") from error
-
-
-def _parsed() -> list[str]:
-    """The names of those in which W&B does not take any text."""
-    return [n for n in os.environ if n.startswith("WANDB_") and n not in MERGING and not ANY_TEXT.fullmatch(n)]
+            raise UserError(f"{name}={values[name]}: W&B cannot read this variable: {why}") from error

@@ -1,14 +1,13 @@
 """The dashboard's saved view: the study's figures, as W&B draws them from the runs of a project."""
 
-import json
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vld.config.errors import UserError
 from vld.config.names import METHOD_COLORS
 from vld.machine.atomic import write_json
+from vld.runs.reading import read_if_whole
 from vld.tracking.content import WandbRun
 
 if TYPE_CHECKING:
@@ -23,6 +22,16 @@ CURVES = (
     ("images/s", "images_per_second", None),
 )
 """By training step: title, metric, and the setting whose runs are averaged."""
+BARS = {"test_domain": "the domain left out", "method": "method", "dropout": "dropout rate", "recipe": "recipe"}
+"""The settings by which o.o.d. accuracy is averaged."""
+PINNED = (
+    "config:dataset",
+    "config:test_domain",
+    "config:method",
+    "config:dropout",
+    "summary:iid_acc",
+    "summary:ood_acc",
+)
 
 
 def check_installed() -> None:
@@ -34,7 +43,7 @@ def check_installed() -> None:
 
 
 def build_workspace(entity: str, project: str, runs: Sequence[WandbRun]) -> "Workspace":
-    """i.i.d. against o.o.d. accuracy, o.o.d. accuracy against the dropout rate, bars per domain and method, learning curves.
+    """i.i.d. against o.o.d. accuracy, o.o.d. accuracy against the dropout rate, bars, learning curves.
 
     runs: those in the project; each has the colour of its method.
     """
@@ -42,23 +51,24 @@ def build_workspace(entity: str, project: str, runs: Sequence[WandbRun]) -> "Wor
     import wandb_workspaces.workspaces as ws
 
     iid, ood, dropout = wr.SummaryMetric("iid_acc"), wr.SummaryMetric("ood_acc"), wr.Config("dropout")
-    scatters = [
-        wr.ScatterPlot(title="o.o.d. against i.i.d. accuracy, a colour for each method", x=iid, y=ood),
-        wr.ScatterPlot(title="o.o.d. accuracy against the dropout rate", x=dropout, y=ood, running_ymean=True),
-    ]
     means = {"groupby_aggfunc": "mean"}
-    bars = [
-        wr.BarPlot(
-            title=f"o.o.d. accuracy by {what}", metrics=["ood_acc"], groupby=wr.Config(by), orientation="v", **means
-        )
-        for what, by in (("the domain left out", "test_domain"), ("method", "method"), ("dropout rate", "dropout"))
-    ]
-    curves = [
-        wr.LinePlot(title=title, x="Step", y=[metric], groupby=wr.Config(by) if by else None, **means)
-        for title, metric, by in CURVES
-    ]
-    panels = {"In and out of distribution": scatters, "Bars": bars, "Learning curves": curves}
-    columns = ("config:dataset", "config:test_domain", "config:method", "config:dropout", "summary:iid_acc")
+    panels = {
+        "In and out of distribution": [
+            wr.ScatterPlot(title="o.o.d. against i.i.d. accuracy, a colour for each method", x=iid, y=ood),
+            wr.ScatterPlot(title="o.o.d. accuracy against the dropout rate", x=dropout, y=ood, running_ymean=True),
+        ],
+        "Bars": [
+            wr.BarPlot(
+                title=f"o.o.d. accuracy by {what}", metrics=["ood_acc"], groupby=wr.Config(by), orientation="v", **means
+            )
+            for by, what in BARS.items()
+            if any(run.config.get(by) is not None for run in runs)
+        ],
+        "Learning curves": [
+            wr.LinePlot(title=title, x="Step", y=[metric], groupby=wr.Config(by) if by else None, **means)
+            for title, metric, by in CURVES
+        ],
+    }
     return ws.Workspace(
         name=NAME,
         entity=entity,
@@ -67,7 +77,7 @@ def build_workspace(entity: str, project: str, runs: Sequence[WandbRun]) -> "Wor
         settings=ws.WorkspaceSettings(x_axis="Step", max_runs=100),
         runset_settings=ws.RunsetSettings(
             run_settings={run.id: ws.RunSettings(color=METHOD_COLORS[run.job_type]) for run in runs},
-            pinned_columns=["run:displayName", *columns, "summary:ood_acc"],
+            pinned_columns=["run:displayName", *PINNED],
         ),
     )
 
@@ -77,9 +87,7 @@ def save_workspace(workspace: "Workspace", output_dir: Path) -> str:
     from wandb_workspaces.workspaces import Workspace
 
     saved_file = output_dir / "wandb" / "workspace.json"
-    saved: dict[str, str] = {}
-    with suppress(OSError, ValueError):
-        saved = json.loads(saved_file.read_text(encoding="utf-8"))
+    saved = read_if_whole(saved_file)
     project = f"{workspace.entity}/{workspace.project}"
     if project in saved:
         before = Workspace.from_url(saved[project])
