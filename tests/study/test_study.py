@@ -253,16 +253,6 @@ def test_jobs_are_what_hydra_composes() -> None:
         assert all(job.config.optim.milestones in ([5], [6]) for job in made[1:])
 
 
-def test_everything_wrong_is_said_before_anything_is_done(tmp_path: Path) -> None:
-    """Neither does the first job's, where both values are bad, hide the others'."""
-    done = train("study=demo", "dropout=1.5,0,-1", "seed=x,0", f"output_dir={tmp_path / 'o'}", f"data_dir={tmp_path}")
-    assert done.returncode == 2
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 3
-    assert {line.split(":")[0] for line in lines} == {"dropout=1.5", "dropout=-1.0", "seed=x"}
-    assert not list(tmp_path.iterdir())
-
-
 STUDY_FILE = "# @package _global_\nstudy: {study}\nhydra: {hydra}\n"
 
 
