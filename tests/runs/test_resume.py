@@ -1,6 +1,7 @@
 """A run that is interrupted anywhere goes on exactly; nothing that was finished is lost or repeated."""
 
 import fcntl
+import io
 import itertools
 import json
 import os
@@ -21,10 +22,8 @@ import pytest
 import soak
 import torch
 import yaml
-from hydra import compose, initialize_config_dir
 from run_command import (
     DOCUMENTATION,
-    REPOSITORY,
     TINY_NETWORK,
     before_step,
     script,
@@ -39,19 +38,16 @@ from safetensors.torch import save_file
 from tiny import SEED, make_batches, make_evaluation_set, make_model, settings
 
 from vld.config.errors import UserError
-from vld.config.settings import AveragingConfig, Config, EnsembleConfig
+from vld.config.settings import AveragingConfig, EnsembleConfig
 from vld.machine import lock
 from vld.machine.atomic import write_atomically
 from vld.machine.signals import SIGNALS
-from vld.machine.terminal import Terminal
 from vld.runs import load_results
 from vld.runs.checkpoint import read_checkpoint, write_checkpoint
 from vld.runs.directory import RunDirectory
-from vld.runs.record import Record, selected_rows
+from vld.runs.record import Record
 from vld.study import runner
-from vld.study.compose import typed_config
 from vld.study.runner import run_all
-from vld.tracking.background import Publisher
 from vld.training import loop as training
 from vld.training.evaluation import predict
 from vld.training.loop import TrainingFailed, Trajectory
@@ -105,47 +101,43 @@ def through_a_file(path: Path, trajectory: Trajectory, record: Record, **choices
 
 
 def assert_same(a: tuple[Trajectory, Record], b: tuple[Trajectory, Record]) -> None:
-    (one, its_record), (other, other_record) = a, b
+    """In all that a checkpoint holds, and in what was selected, but for times."""
 
-    def without_times(record: Record) -> list[dict[str, Any]]:
-        return [
-            {key: value for key, value in row.items() if key not in ("seconds", "train_seconds")} for row in record.rows
-        ]
+    def content(trajectory: Trajectory, record: Record) -> dict[str, Any]:
+        times = ("seconds", "train_seconds")
+        rows = [{name: value for name, value in row.items() if name not in times} for row in record.rows]
+        return trajectory.state_dict() | {"clock": None, "rows": rows, "selected": record.selected_rows()}
 
-    assert without_times(its_record) == without_times(other_record)
-    assert selected_rows(its_record.history) == selected_rows(other_record.history)
-    for name, method in one.methods.items():
-        left, right = method.model, other.methods[name].model
-        if left is None or right is None:
-            assert left is right is None
-            continue
-        for key, value in left.state_dict().items():
-            assert torch.equal(value, right.state_dict()[key]), (name, key)
-    ensembles = [trajectory.methods["ensemble"].logits for trajectory in (one, other)]
-    assert ensembles[0] is not None
-    assert ensembles[1] is not None
-    assert torch.equal(*ensembles)
-    members = [
-        {name: method.state_dict().get("members") for name, method in trajectory.methods.items()}
-        for trajectory in (one, other)
-    ]
-    assert members[0] == members[1]
+    assert equal(content(*a), content(*b))
+
+
+def equal(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(value, b[name]) for name, value in a.items())
+    return len(a) == len(b) and all(map(equal, a, b)) if isinstance(a, list | tuple) else bool(a == b)
 
 
 @pytest.mark.parametrize(
     "choices", [{}, {"pretrained": False}, {"optim": "adam"}], ids=["sgd", "trained batch-norm", "adam"]
 )
 def test_going_on_from_any_step_changes_nothing(tmp_path: Path, choices: dict[str, Any]) -> None:
+    """Of several attempts, each of which is interrupted; and of one that was interrupted again and again."""
     whole = begin(**choices)
     go_on(*whole)
+    often = begin(**choices)
     for step in range(STEPS + 1):
-        part = begin(**choices)
-        with pytest.raises(Stopped):
-            go_on(*part, until=step)
-        resumed = through_a_file(tmp_path / "checkpoint.pt", *part, **choices)
+        once = begin(**choices)
+        for part in (once, often):
+            with pytest.raises(Stopped):
+                go_on(*part, until=step)
+        resumed, often = (through_a_file(tmp_path / "checkpoint.pt", *part, **choices) for part in (once, often))
         assert resumed[0].step == step
         go_on(*resumed)
         assert_same(resumed, whole)
+    go_on(*often)
+    assert_same(often, whole)
 
 
 def test_a_checkpoint_from_before_the_table_of_methods_is_read() -> None:
@@ -183,45 +175,6 @@ def test_an_interrupted_evaluation_is_redone(tmp_path: Path) -> None:
     assert interrupted_in_evaluation > 4
 
 
-def test_checkpoints_are_so_many_seconds_apart(
-    small_glyphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By a clock on which a step takes a second and a quarter."""
-    options = [*RUN, "optim.steps=20", "eval_every=20", "checkpoint_every=5", "keep=[]", "device=cpu"]
-    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        places = [f"data_dir={small_glyphs}", f"output_dir={tmp_path}"]
-        config = typed_config(compose("train", overrides=[*options, *places]), Config)
-    seconds, saved_at = 0.0, []
-    update_weights = training.update
-
-    def update(*arguments: Any) -> torch.Tensor:
-        nonlocal seconds
-        seconds += 1.25
-        return update_weights(*arguments)
-
-    def write_checkpoint(_: RunDirectory, state: dict[str, Any]) -> None:
-        saved_at.append((state["trajectory"]["step"], seconds))
-
-    monkeypatch.setattr(training, "update", update)
-    monkeypatch.setattr("vld.runs.run.time", SimpleNamespace(monotonic=lambda: seconds))
-    monkeypatch.setattr(RunDirectory, "write_checkpoint", write_checkpoint)
-    [outcome] = run_all([config], Terminal(), Publisher(config.wandb, str(tmp_path), say=print, warn=print))
-    assert outcome.result is not None, outcome.failure
-    assert saved_at == [(4, 5.0), (8, 10.0), (12, 15.0), (16, 20.0), (20, 25.0)]
-
-
-def test_interrupted_again_and_again(tmp_path: Path) -> None:
-    whole = begin()
-    go_on(*whole)
-    part = begin()
-    for step in range(1, STEPS + 1):
-        with pytest.raises(Stopped):
-            go_on(*part, until=step)
-        part = through_a_file(tmp_path / "checkpoint.pt", *part)
-    go_on(*part)
-    assert_same(part, whole)
-
-
 def test_a_stopped_evaluation_leaves_the_models_in_their_modes() -> None:
     model = make_model(pretrained=False).train()
 
@@ -255,58 +208,43 @@ def test_times_add_up_over_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fresh.clock.train_seconds() == (state["seconds"] - state["aside"]) + 70 + 2
 
 
-DAMAGES: dict[str, Callable[[bytes], bytes]] = {
-    "truncated": lambda content: content[: len(content) // 2],
-    "empty": lambda _: b"",
-    "a flipped bit": lambda content: (
-        content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 1]) + content[len(content) // 2 + 1 :]
-    ),
-    "something else": lambda _: b"not a checkpoint",
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
-    path = tmp_path / "checkpoint.pt"
-    write_checkpoint(path, {"run_id": "x", "weights": torch.arange(10_000.0)})
-    path.write_bytes(DAMAGES[damage](path.read_bytes()))
-    with pytest.raises(
-        UserError, match=rf"{re.escape(str(path))}: damaged \(.+\); remove it to start the run again from step 0"
-    ):
-        read_checkpoint(path, "x")
-
-
-def test_another_run_s_checkpoint_is_refused(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path / "checkpoint.pt", {"run_id": "y"})
-    with pytest.raises(UserError, match="it belongs to run y"):
-        read_checkpoint(tmp_path / "checkpoint.pt", "x")
-
-
 class Evil:
     def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
         return os.system, ("touch executed",)
 
 
-def test_a_checkpoint_executes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def saved(**state: Any) -> bytes:
+    file = io.BytesIO()
+    torch.save({"run_id": "x", "weights": torch.arange(10_000.0), **state}, file)
+    return file.getvalue()
+
+
+WHOLE = saved()
+HALF = len(WHOLE) // 2
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        pytest.param(WHOLE[:HALF], ".+", id="truncated"),
+        pytest.param(b"", ".+", id="empty"),
+        pytest.param(WHOLE[:HALF] + bytes([WHOLE[HALF] ^ 1]) + WHOLE[HALF + 1 :], ".+", id="a flipped bit"),
+        pytest.param(b"not a checkpoint", ".+", id="something else"),
+        pytest.param(saved(run_id="y"), "it belongs to run y", id="another run's"),
+        pytest.param(saved(evil=Evil()), ".+", id="code"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named(
+    content: bytes, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing in it is executed."""
     monkeypatch.chdir(tmp_path)
-    torch.save({"run_id": "x", "evil": Evil()}, tmp_path / "checkpoint.pt")
-    with pytest.raises(UserError, match="damaged"):
-        read_checkpoint(tmp_path / "checkpoint.pt", "x")
-    assert not (tmp_path / "executed").exists()
-
-
-def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
-    write_checkpoint(path, {"run_id": "x", "weights": torch.zeros(1000)})
-    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            write_checkpoint(path, {"run_id": "x", "weights": torch.zeros(100_000)})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert path.read_bytes() == before
-    assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint.pt"]
+    path.write_bytes(content)
+    remedy = "remove it to start the run again from step 0"
+    with pytest.raises(UserError, match=rf"{re.escape(str(path))}: damaged \({why}\); {remedy}"):
+        read_checkpoint(path, "x")
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_write_that_is_stopped_leaves_what_was_there(tmp_path: Path) -> None:
@@ -390,6 +328,27 @@ def hang_ups_are_heard() -> Iterator[None]:
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
+
+
+def test_checkpoints_are_so_many_seconds_apart(command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock on which a step takes a second and a quarter."""
+    seconds, saved_at = 0.0, []
+    update_weights = training.update
+
+    def update(*arguments: Any) -> torch.Tensor:
+        nonlocal seconds
+        seconds += 1.25
+        return update_weights(*arguments)
+
+    def write_checkpoint(_: RunDirectory, state: dict[str, Any]) -> None:
+        saved_at.append((state["trajectory"]["step"], seconds))
+
+    monkeypatch.setattr(training, "update", update)
+    monkeypatch.setattr("vld.runs.run.time", SimpleNamespace(monotonic=lambda: seconds))
+    monkeypatch.setattr(RunDirectory, "write_checkpoint", write_checkpoint)
+    done = train(*command, "optim.steps=20", "eval_every=20", "checkpoint_every=5", "keep=[]")
+    assert done.returncode == 0, done.stderr
+    assert saved_at == [(4, 5.0), (8, 10.0), (12, 15.0), (16, 20.0), (20, 25.0)]
 
 
 @pytest.mark.usefixtures("hang_ups_are_heard")

@@ -88,7 +88,7 @@ REFUSED = {
     "all images": ((), "its run trained on images that are held out here; it has split_seed=0 holdout=0"),
     "other classes": (
         ("dataset=folder", "dataset.name=others", "dataset.folder=others"),
-        "its run has a last layer for 2 other classes (A, E, …); backbone.last_layer=new starts with one of its own",
+        "its run has a last layer for 2 other classes (A, E, …); use backbone.last_layer=new to start with a new one",
     ),
     "more classes": (
         (),

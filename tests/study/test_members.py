@@ -2,13 +2,15 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vld.config.errors import UserError
@@ -18,7 +20,7 @@ from vld.model.weights import load_backbone_weights
 from vld.report.labels import distinguishing
 from vld.report.summary import sweep_table
 from vld.runs.directory import RunDirectory
-from vld.runs.identity import RANDOM_WEIGHTS, run_id, run_identity, weights_fingerprint
+from vld.runs.identity import RANDOM_WEIGHTS, run_id, run_identity, runs_folder, weights_fingerprint
 from vld.runs.results import RunResult
 from vld.study.combination import combine_all
 from vld.study.compose import with_values
@@ -26,6 +28,7 @@ from vld.study.member_axes import member_configs
 from vld.study.members import find_members
 from vld.tracking.background import Publisher
 
+LOGITS = "erm-last-logits.safetensors"
 NOT_PUBLISHED = Publisher(WandbConfig(mode="disabled"), "outputs", say=print, warn=print)
 
 LITE0 = BackboneConfig(
@@ -54,32 +57,22 @@ def published() -> str:
     return weights_fingerprint(load_backbone_weights(LITE0))
 
 
+PARTS = [("photo", "out", 0, 1), ("sketch", "in", 1, 3), ("sketch", "out", 3, 4)]
+
+
 def finished_run(
-    config: Config,
-    *,
-    weights: str,
-    dataset: str = "d",
-    precision: str = "fp32",
-    logits: Tensor | None = None,
-    kept: bool = True,
+    config: Config, *, weights: str, dataset: str = "d", precision: str = "fp32", logits: Tensor | None = None
 ) -> Path:
     """What such a run leaves: a result, and logits of four images, of class 1 every one."""
     identity = run_identity(
         config, "sketch", dataset_fingerprint=dataset, weights_fingerprint=weights, precision=precision
     )
-    directory = RunDirectory(Path(config.output_dir) / "runs/pacs/sketch" / run_id(identity))
+    directory = RunDirectory(runs_folder(config, "sketch") / run_id(identity))
     directory.path.mkdir(parents=True)
     directory.start(identity, {})
-    parts = [("photo", "out", 0, 1), ("sketch", "in", 1, 3), ("sketch", "out", 3, 4)]
-    if kept:
-        directory.write_tensors(
-            "erm-last-logits",
-            {
-                "logits": torch.zeros(4, 2).half() if logits is None else logits.half(),
-                "labels": torch.ones(4, dtype=torch.int32),
-            },
-            {"step": 5, "test_domain": "sketch", "parts": parts},
-        )
+    logits = torch.zeros(4, 2) if logits is None else logits
+    tensors = {"logits": logits.half(), "labels": torch.ones(4, dtype=torch.int32)}
+    directory.write_tensors("erm-last-logits", tensors, {"step": 5, "test_domain": "sketch", "parts": PARTS})
     row = {"method": "erm", "selection": "last", "step": 5, "iid_acc": 0.5, "ood_acc": 0.5}
     directory.finish(
         {"run_id": directory.path.name, "settings": identity, "domains": ["photo", "sketch"], "results": [row]}
@@ -104,8 +97,8 @@ def test_members_are_found_whatever_else_is_there(config: Config, published: str
     finished_run(with_values(config, {"seed": 3}), weights=published)
     finished_run(with_values(config, {"dropout": 0.5}), weights=published)
     (Path(config.output_dir) / "runs/pacs/sketch/unfinished").mkdir()
-    found = find_members(config, "sketch", ())
-    assert [member.path for member in found] == paths
+    found = find_members(config, "sketch")
+    assert [member.directory for member in found] == paths
     assert [member.values for member in found] == [{"seed": seed} for seed in range(3)]
 
 
@@ -158,23 +151,24 @@ def test_runs_from_other_weights_are_no_members(config: Config, published: str) 
     assert "3 of 3 members are not finished" in refusal(config)
     for member in members(config):
         finished_run(member, weights=published)
-    found = find_members(config, "sketch", ())
+    found = find_members(config, "sketch")
     assert {member.settings["backbone.weights_fingerprint"] for member in found} == {published}
     config.backbone.weights = "none"
-    found = find_members(config, "sketch", ())
+    found = find_members(config, "sketch")
     assert {member.settings["backbone.weights_fingerprint"] for member in found} == {RANDOM_WEIGHTS}
 
 
 def test_runs_of_a_gpu_are_combined_and_this_machine_s_come_first(config: Config, published: str) -> None:
-    first, *others = members(config)
-    for member in (first, *others):
+    def found(config: Config) -> set[str]:
+        return {member.settings["precision"] for member in find_members(config, "sketch")}
+
+    for member in members(config):
         finished_run(member, weights=published, precision="bf16")
-    assert {member.settings["precision"] for member in find_members(config, "sketch", ())} == {"bf16"}
+    assert found(config) == {"bf16"}
     for member in members(config):
         finished_run(member, weights=published, precision="fp32")
-    assert {member.settings["precision"] for member in find_members(config, "sketch", ())} == {"fp32"}
-    found = find_members(replace(config, precision="bf16"), "sketch", ())
-    assert {member.settings["precision"] for member in found} == {"bf16"}
+    assert found(config) == {"fp32"}
+    assert found(replace(config, precision="bf16")) == {"bf16"}
 
 
 def test_members_missing_on_a_gpu_are_trained_as_the_others_were(config: Config, published: str) -> None:
@@ -190,11 +184,9 @@ def test_members_missing_on_a_gpu_are_trained_as_the_others_were(config: Config,
 
 
 def test_members_that_kept_nothing_are_named(config: Config, published: str) -> None:
-    first, second, third = members(config)
-    finished_run(first, weights=published)
-    path = finished_run(second, weights=published, kept=False)
-    finished_run(third, weights=published)
-    assert re.match(rf"keep: 1 of 3 members did not keep erm-last-logits, the first of them {path};", refusal(config))
+    paths = [finished_run(member, weights=published) for member in members(config)]
+    (paths[1] / LOGITS).unlink()
+    assert f"keep: 1 of 3 members did not keep erm-last-logits, the first of them {paths[1]};" in refusal(config)
 
 
 def test_a_damaged_run_is_no_member(config: Config, published: str) -> None:
@@ -228,35 +220,29 @@ def test_logits_and_softmax_are_averaged_where_they_disagree(config: Config, pub
     assert softmax["run_id"] != result["run_id"]
 
 
-def test_one_domain_s_damage_does_not_stop_the_others(config: Config, published: str) -> None:
-    """A combination that fails says so, leaves no directory, and the others are made."""
-    for member in members(config):
-        path = finished_run(member, weights=published)
-    (path / "erm-last-logits.safetensors").write_bytes(b"nothing of the sort")
+def damage(path: Path) -> None:
+    path.write_bytes(b"nothing of the sort")
+
+
+def relabel(path: Path) -> None:
+    tensors = load_file(path) | {"labels": torch.tensor([1, 1, 0, 1], dtype=torch.int32)}
+    with safe_open(path, framework="pt") as file:
+        save_file(tensors, path, file.metadata())
+
+
+@pytest.mark.parametrize(
+    ("change", "why"), [(damage, ": damaged ("), (relabel, ": its logits are not of the same images as those in ")]
+)
+def test_logits_that_cannot_be_added_fail_their_combination(
+    change: Callable[[Path], None], why: str, config: Config, published: str
+) -> None:
+    """Which says so, leaves no directory, and stops no other."""
+    paths = [finished_run(member, weights=published) for member in members(config)]
+    change(paths[2] / LOGITS)
     [outcome] = combine_all(config, Terminal(), NOT_PUBLISHED)
     assert outcome.result is None
-    assert outcome.failure is not None
-    assert f"{path / 'erm-last-logits.safetensors'}: damaged" in outcome.failure
+    assert f"{paths[2] / LOGITS}{why}" in (outcome.failure or "")
     assert not outcome.directory.exists()
-
-
-def test_logits_of_other_images_are_never_added(config: Config, published: str) -> None:
-    first, second, third = members(config)
-    for member in (first, second):
-        finished_run(member, weights=published)
-    path = finished_run(third, weights=published, kept=False)
-    RunDirectory(path).write_tensors(
-        "erm-last-logits",
-        {"logits": torch.zeros(4, 2).half(), "labels": torch.tensor([1, 1, 0, 1], dtype=torch.int32)},
-        {
-            "step": 5,
-            "test_domain": "sketch",
-            "parts": [("photo", "out", 0, 1), ("sketch", "in", 1, 3), ("sketch", "out", 3, 4)],
-        },
-    )
-    [outcome] = combine_all(config, Terminal(), NOT_PUBLISHED)
-    assert outcome.failure is not None
-    assert "its logits are not of the same images as" in outcome.failure
 
 
 def test_combinations_are_told_apart_in_one_table(
@@ -267,10 +253,9 @@ def test_combinations_are_told_apart_in_one_table(
     results = [combined(config)]
     config.method.average = "softmax"
     results.append(combined(config))
-    config.method = MethodConfig(name="ensemble_of_runs", members=["seed=0,1"])
-    results.append(combined(config))
-    config.method = MethodConfig(name="ensemble_of_runs", members=["seed=0,2"])
-    results.append(combined(config))
+    for seeds in ("0,1", "0,2"):
+        config.method = MethodConfig(name="ensemble_of_runs", members=[f"seed={seeds}"])
+        results.append(combined(config))
     assert distinguishing([result["settings"] for result in results]) == []
     capsys.readouterr()
     Terminal().show(*sweep_table([RunResult(Path(), result) for result in results], "ensemble_of_runs"))

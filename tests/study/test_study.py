@@ -27,7 +27,7 @@ from vld.runs.identity import run_id, run_identity
 from vld.study.compose import typed_config, with_values
 from vld.study.jobs import Job, axes_of, jobs_of, study_axes
 from vld.study.planned import PlannedRun, left_out_domains, planned_runs
-from vld.study.progress import Progress, is_running, progress_of, seconds_to_go
+from vld.study.progress import Progress, progress_of, seconds_to_go
 
 STUDIES = sorted(path.stem for path in (REPOSITORY / "conf/study").glob("*.yaml"))
 # Protocol, section 4: the runs that each figure adds to those before it.
@@ -278,37 +278,47 @@ def test_everything_wrong_is_said_before_anything_is_done(tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", ["train.py", "status.py", "combine.py"])
-def test_a_study_that_is_none_is_refused(command: str, tmp_path: Path) -> None:
-    done = script(command, "study=figur2", f"output_dir={tmp_path}")
-    assert done.returncode == 2
-    assert done.stderr.startswith("study=figur2: must be one of demo, figure1, figure10, figure2, ")
+STUDY_FILE = "# @package _global_\nstudy: {study}\nhydra: {hydra}\n"
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("study", "hydra", "said"),
     [
-        (
-            "# @package _global_\nstudy:\n  name: bad\nhydra:\n  sweeper:\n    params:\n      seed: 0,1\n",
-            "study=bad: its file must set hydra.mode: MULTIRUN",
-        ),
-        (
-            "# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      seed: 0,1\n",
-            "study=bad: its file must set study.name",
-        ),
-        (
-            "# @package _global_\nstudy:\n  name: bad\n  members: [sed]\nhydra:\n  mode: MULTIRUN\n",
-            "study.members: sed: no such option, did you mean seed?",
-        ),
+        ("{name: bad}", "{sweeper: {params: {seed: '0,1'}}}", "study=bad: its file must set hydra.mode: MULTIRUN"),
+        ("{}", "{mode: MULTIRUN, sweeper: {params: {seed: '0,1'}}}", "study=bad: its file must set study.name"),
+        ("{name: bad, members: [sed]}", "{mode: MULTIRUN}", "study.members: sed: no such option, did you mean seed?"),
     ],
 )
-def test_a_study_file_that_lacks_something_is_refused(text: str, said: str, tmp_path: Path) -> None:
+def test_a_study_file_that_lacks_something_is_refused(study: str, hydra: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "study").mkdir()
-    (tmp_path / "study/bad.yaml").write_text(text)
+    (tmp_path / "study/bad.yaml").write_text(STUDY_FILE.format(study=study, hydra=hydra))
     done = train("--config-dir", str(tmp_path), "study=bad", "dataset=glyphs", f"output_dir={tmp_path / 'o'}")
     assert done.returncode == 2
     assert said in done.stderr
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "said"),
+    [
+        *(
+            (command, ["study=figur2"], "study=figur2: must be one of demo, figure1, figure10, figure2, ")
+            for command in ("train.py", "status.py", "combine.py")
+        ),
+        *(
+            (command, ["dataset=glyphs", "dry_run=true"], "dry_run=true: only train.py has it")
+            for command in ("combine.py", "benchmark.py")
+        ),
+        ("train.py", ["study=demo", "method=model_soup"], "combine.py study=demo"),
+        ("status.py", ["dataset=glyphs", "backbone=resnet18", "wtch=true"], "did you mean watch?"),
+        ("status.py", ["dataset=glyphs", "backbone=resnet18", "format=xml"], "format=xml: must be one of table, json"),
+    ],
+)
+def test_what_a_command_cannot_do_is_refused(command: str, options: list[str], said: str, tmp_path: Path) -> None:
+    done = script(command, *options, f"data_dir={tmp_path}", f"output_dir={tmp_path / 'o'}")
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_dry_run_of_a_combination_has_its_members(small_glyphs: Path, tmp_path: Path) -> None:
@@ -390,20 +400,6 @@ def test_all_cores_are_so_many_jobs_at_a_time() -> None:
     launchers = {"n_jobs": -1}, {"n_jobs": 3}, {"array_parallelism": 64}, {}
     at_once = [at_a_time(OmegaConf.create({"hydra": {"launcher": launcher}})) for launcher in launchers]
     assert at_once == [len(os.sched_getaffinity(0)), 3, 64, 1]
-
-
-@pytest.mark.parametrize("command", ["combine.py", "benchmark.py"])
-def test_only_training_can_be_tried_dry(command: str, tmp_path: Path) -> None:
-    refused = script(command, "dataset=glyphs", "dry_run=true", f"data_dir={tmp_path}", f"output_dir={tmp_path}/out")
-    assert refused.returncode == 2
-    assert "dry_run=true: only train.py has it" in refused.stderr
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_study_s_combinations_are_not_train_s(tmp_path: Path) -> None:
-    done = train("study=demo", "method=model_soup", f"output_dir={tmp_path}", f"data_dir={tmp_path}")
-    assert done.returncode == 2
-    assert "combine.py study=demo" in done.stderr
 
 
 # A custom study, run small.
@@ -517,55 +513,49 @@ def test_a_study_of_one_s_own_from_end_to_end(own_study: list[str], small_glyphs
 
 
 def test_status_of_a_plain_sweep_and_of_one_command(tmp_path: Path) -> None:
-    options = [
+    options = (
         "dataset=glyphs",
         "backbone=resnet18",
         "backbone.weights=none",
         "test_domain=0",
         f"output_dir={tmp_path}",
-    ]
-    for words, runs in (
-        (options, "1 run"),
-        ([*options, "-m", "seed=0,1,2"], "3 runs"),
-        ([*options, "seed=0,1"], "2 runs"),
-    ):
-        done = script("status.py", *words)
+    )
+    for words, runs in (([], "1 run"), (["-m", "seed=0,1,2"], "3 runs"), (["seed=0,1"], "2 runs")):
+        done = script("status.py", *options, *words)
         assert done.returncode == 1, done.stderr
         assert f"this sweep: {runs}, 0 finished" in done.stdout
-    other = script("status.py", *options, "format=xml")
-    assert (other.returncode, other.stderr) == (2, "format=xml: must be one of table, json\n")
-    misspelt = script("status.py", *options, "wtch=true")
-    assert misspelt.returncode == 2
-    assert "did you mean watch?" in misspelt.stderr
 
 
-def wanted(**changes: Any) -> PlannedRun:
-    [job] = jobs_of_command(
-        "demo", "dropout=0", "seed=0", "test_domain=chalk", "optim.steps=200", *(f"{k}={v}" for k, v in changes.items())
-    )
+def planned(**changes: Any) -> PlannedRun:
+    words = ("dropout=0", "seed=0", "test_domain=chalk", "optim.steps=200", *(f"{k}={v}" for k, v in changes.items()))
+    [job] = jobs_of_command("demo", *words)
     return planned_runs([job])[0]
 
 
+def begun(run: PlannedRun, precision: str = "fp32", **other: Any) -> Path:
+    """The directory that such a run has once it has begun."""
+    identity = run_identity(
+        run.config, "chalk", dataset_fingerprint=precision, weights_fingerprint="w", precision=precision
+    )
+    path = run.folder / run_id(identity | other)
+    path.mkdir(parents=True)
+    (path / "config.yaml").write_text(yaml.safe_dump({"identity": identity | other, "other": {}}))
+    return path
+
+
 def test_a_run_is_known_by_its_settings_whatever_its_data_weights_and_precision(tmp_path: Path) -> None:
-    run = wanted(output_dir=tmp_path)
-
-    def write(precision: str, name: str, content: dict[str, Any], **other: Any) -> None:
-        identity = run_identity(
-            run.config, "chalk", dataset_fingerprint=precision, weights_fingerprint="w", precision=precision
-        )
-        identity |= other
-        path = tmp_path / "runs/glyphs/chalk" / run_id(identity)
-        path.mkdir(parents=True)
-        (path / "config.yaml").write_text(yaml.safe_dump({"identity": identity}))
-        (path / name).write_text(json.dumps({"settings": identity} | content))
-
+    run = planned(output_dir=tmp_path)
+    failure = json.dumps({"what": "why"})
     [nothing] = progress_of([run])
     assert nothing.state == "missing"
-    write("fp32", "failure.json", {"what": "why"}, seed=5)  # another run's
+    (begun(run, seed=5) / "failure.json").write_text(failure)  # another run's
     assert progress_of([run]) == [nothing]
-    write("fp32", "failure.json", {"what": "why"})
+    (begun(run) / "failure.json").write_text(failure)
     assert [(p.state, p.reason) for p in progress_of([run])] == [("failed", "why")]
-    write("bf16", "result.json", {"run_id": "", "results": [], "seconds": 50.0})
+    path = begun(run, "bf16")
+    settings = yaml.safe_load((path / "config.yaml").read_text())["identity"]
+    result = {"run_id": "", "results": [], "seconds": 50.0, "settings": settings}
+    (path / "result.json").write_text(json.dumps(result))
     assert [(p.state, p.seconds) for p in progress_of([run])] == [("finished", 50.0)]
     backbone = repr(run.config.backbone)
     assert [p.state for p in progress_of([run], {backbone: "w"})] == ["finished"]
@@ -575,24 +565,22 @@ def test_a_run_is_known_by_its_settings_whatever_its_data_weights_and_precision(
 
 
 def test_a_run_that_trains_tells_its_step_and_the_time_left(tmp_path: Path) -> None:
-    run = wanted(output_dir=tmp_path)
-    content = {"dataset_fingerprint": "d", "weights_fingerprint": "w", "precision": "fp32"}
-    identity = run_identity(run.config, "chalk", **content)
-    path = tmp_path / "runs/glyphs/chalk" / run_id(identity)
-    path.mkdir(parents=True)
-    (path / "config.yaml").write_text(yaml.safe_dump({"identity": identity}))
+    run = planned(output_dir=tmp_path)
+    path = begun(run)
     rows = ({"step": 0, "seconds": 0.0}, {"step": 50, "seconds": 10.0})  # of 200 steps
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (path / LOCK).write_text("4242\nanother-machine\n")
-    assert [(p.state, p.step, p.seconds_left) for p in progress_of([run])] == [("running", 50, 30.0)]
-    (path / LOCK).unlink()
-    assert [(p.state, p.step, p.seconds_left) for p in progress_of([run])] == [("interrupted", 50, 30.0)]
+    old = time.time() - 1000
+    for state, seconds in (("interrupted", None), ("running", time.time()), ("interrupted", old)):
+        if seconds is not None:
+            (path / LOCK).write_text("4242\nanother-machine\n")
+            os.utime(path / LOCK, (seconds, seconds))
+        assert [(p.state, p.step, p.seconds_left) for p in progress_of([run])] == [(state, 50, 30.0)]
 
 
 def test_watching_shows_it_again_until_all_is_finished(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = wanted()
+    run = planned()
     jobs = [Job((), run.config)]
     looks = [[Progress(run, state, step=50)] for state in ("running", "interrupted", "finished")]
     slept: list[float] = []
@@ -613,18 +601,8 @@ def test_watching_shows_it_again_until_all_is_finished(
 
 
 def test_seconds_to_go_are_those_of_runs_alike() -> None:
-    done, begun, other = wanted(), wanted(), wanted(image_size=64)
+    done, unfinished, other = planned(), planned(), planned(image_size=64)
     finished = [Progress(done, "finished", seconds=seconds) for seconds in (10.0, 20.0, 90.0)]
-    assert seconds_to_go([*finished, Progress(begun, "running", step=50)]) == pytest.approx(150 * 20 / 200)
+    assert seconds_to_go([*finished, Progress(unfinished, "running", step=50)]) == pytest.approx(150 * 20 / 200)
     assert seconds_to_go(finished) == 0
     assert seconds_to_go([*finished, Progress(other, "missing")]) is None
-
-
-def test_a_lock_tells_whether_a_process_works(tmp_path: Path) -> None:
-    lock = tmp_path / LOCK
-    assert not is_running(tmp_path)
-    lock.write_text("4242\nanother-machine\n")
-    assert is_running(tmp_path)
-    old = time.time() - 1000
-    os.utime(lock, (old, old))
-    assert not is_running(tmp_path)

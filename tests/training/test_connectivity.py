@@ -61,7 +61,7 @@ def results(output_dir: Path, kind: str) -> dict[str, list[dict[str, Any]]]:
 
 def test_the_line_from_the_other_end_is_another_combination() -> None:
     """α is the first member's share; a soup is the same in any order."""
-    members = [Member({}, Path("ab"), {"run_id": "ab"}), Member({}, Path("cd"), {"run_id": "cd"})]
+    members = [Member(Path(name), {"run_id": name}) for name in ("ab", "cd")]
 
     def identity(method: str, *, backwards: bool) -> dict[str, Any]:
         config = Config(method=MethodConfig(name=method))

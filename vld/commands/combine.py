@@ -10,9 +10,11 @@ from vld.config.errors import FAILED, UserError
 from vld.config.options import flat_settings
 from vld.config.settings import Config
 from vld.machine.terminal import Terminal, counted
-from vld.report.labels import distinguishing, text
+from vld.report.labels import distinguishing
 from vld.runs.once import Outcome
 from vld.study.combination import combine_all
+from vld.study.member_axes import shown_values
+from vld.study.members import MissingMembers
 from vld.study.planned import left_out_domains
 from vld.study.runner import Datasets
 from vld.tracking.background import Publisher
@@ -26,6 +28,7 @@ def combine_study(command: Command) -> int:
     outcomes: list[Outcome] = []
     single: dict[str, None] = {}
     problems: dict[str, None] = {}
+    missing = False
     datasets: Datasets = {}
     publisher = Publisher(first.wandb, first.output_dir, say=terminal.say, warn=terminal.warn)
     for label, config in _groups(command):
@@ -38,12 +41,15 @@ def combine_study(command: Command) -> int:
                 outcomes += combine_all(config, terminal, publisher, datasets=datasets)
             except UserError as error:
                 problems |= dict.fromkeys(f"{label}{line}" for line in str(error).splitlines())
+                missing |= isinstance(error, MissingMembers)
     show_results(outcomes, first.study.combinations[0], terminal, of_sweep=True)
     if made := sum(outcome.result is not None for outcome in outcomes):
         terminal.say(f"{counted(made, 'combination')} in {Path(first.output_dir) / 'combined'}")
     with terminal.counting("uploading to W&B") as progress:
         publisher.finish(progress)
-    _show_what_is_missing(single, problems, terminal)
+    terminal.show(*single, *(f"not combined: {line}" for line in problems))
+    if missing:
+        terminal.say("to train what is missing, run train.py with the options of this command")
     failures = [f"{outcome.directory}: {outcome.failure}" for outcome in outcomes if outcome.failure]
     for line in failures:
         terminal.fail(line)
@@ -66,13 +72,5 @@ def _groups(command: Command) -> Iterator[tuple[str, Config]]:
         values = {name: dict.fromkeys(f"{its[name]}" for its in settings) for name in axes}
         if any(len(of_axis) > 1 for of_axis in values.values()):
             configs[0].method.members = [f"{name}={','.join(of_axis)}" for name, of_axis in values.items()]
-        label = " ".join(f"{name}={text(name, settings[0][name])}" for name in varied)
+        label = shown_values({name: settings[0][name] for name in varied})
         yield f"{label}: " if label else "", configs[0]
-
-
-def _show_what_is_missing(single: dict[str, None], problems: dict[str, None], terminal: Terminal) -> None:
-    terminal.show(*single)
-    parts = [line.partition("; this trains them") for line in problems]
-    terminal.show(*dict.fromkeys(f"not combined: {what}" for what, _, _ in parts))
-    if any(trains for _, trains, _ in parts):
-        terminal.say("to train what is missing, run train.py with the options of this command")

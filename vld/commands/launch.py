@@ -139,11 +139,11 @@ def _lost(command: Command, returned: int) -> list[Ended]:
 
     runs: dict[tuple[str, ...], list[Progress]] = {job.overrides: [] for job in command.jobs[returned:]}
     for one in progress_of(planned_runs(command.jobs[returned:])):
-        runs[one.wanted.overrides].append(one)
+        runs[one.run.overrides].append(one)
 
     def outcome(one: "Progress", path: Path) -> Outcome:
         result = read(path).content if one.state == FINISHED else None
-        return Outcome(one.wanted.test_domain, path, result, failure=one.reason)
+        return Outcome(one.run.test_domain, path, result, failure=one.reason)
 
     return [
         Ended(

@@ -48,7 +48,7 @@ def _show(
 ) -> None:
     rows: dict[tuple[str, ...], Counter[str]] = {}
     for one in progress:
-        config = one.wanted.config
+        config = one.run.config
         rows.setdefault((config.dataset.name, f"{config.dropout:g}"), Counter())[one.state] += 1
     terminal.show(counts_table(("dataset", "dropout"), STATES, rows))
     for state in (RUNNING, INTERRUPTED, RUN_FAILED):
@@ -84,10 +84,10 @@ def _finished(progress: Sequence[Progress]) -> int:
 
 def _described(one: Progress) -> str:
     """A run in one line."""
-    config = one.wanted.config
+    config = one.run.config
     recipe = f" {config.recipe.name}" if config.recipe.name else ""
     line = (
-        f"{one.state}: {config.dataset.name}/{one.wanted.test_domain} {config.backbone.name}{recipe} dropout"
+        f"{one.state}: {config.dataset.name}/{one.run.test_domain} {config.backbone.name}{recipe} dropout"
         f" {config.dropout:g} lr {config.optim.lr:g} wd {config.optim.weight_decay:g} seed {config.seed}"
     )
     if one.step is not None:
@@ -106,9 +106,9 @@ def _as_dictionary(
         return {state: sum(one.state == state for one in some) for state in STATES}
 
     runs = [
-        named_settings(flat_settings(one.wanted.config))
+        named_settings(flat_settings(one.run.config))
         | {name: getattr(one, name) for name in ("state", "step", "seconds_left", "reason")}
-        | {"test_domain": one.wanted.test_domain, "overrides": one.wanted.overrides}
+        | {"test_domain": one.run.test_domain, "overrides": one.run.overrides}
         | {"directory": None if one.path is None else str(one.path)}
         for one in progress
     ]

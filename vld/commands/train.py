@@ -19,7 +19,7 @@ from vld.machine.terminal import Terminal, size_text
 from vld.model.published import weights_to_come
 from vld.study.jobs import BASIC_LAUNCHER, JOBLIB_LAUNCHER, Job
 from vld.study.planned import data_to_come, left_out_domains
-from vld.study.progress import FINISHED, Progress, progress_of
+from vld.study.progress import FINISHED, progress_of
 from vld.tracking.variables import check_environment
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ def _show_plan(command: Command, inputs: "dict[str, Inputs]") -> None:
     these others. Raises `UserError` if the disk is too small."""
     from vld.runs.identity import weights_fingerprint
     from vld.runs.inputs import inputs_key
+    from vld.runs.space import needed_disk
 
     terminal, jobs = Terminal(), command.jobs
     weights = {repr(job.config.backbone): inputs[inputs_key(job.config)].weights for job in jobs}
@@ -123,22 +124,11 @@ def _show_plan(command: Command, inputs: "dict[str, Inputs]") -> None:
         show_unfinished(progress, terminal)
     to_do = [one for one in progress if one.state != FINISHED]
     at_once = min(at_a_time(command.config) if command.sweep else 1, len(to_do))
-    terminal.say(f"{summary(progress, command.title)}, {_disk(to_do, inputs, at_once)}")
-
-
-def _disk(to_do: Sequence[Progress], inputs: "dict[str, Inputs]", at_once: int) -> str:
-    """The disk that these runs need, `at_once` at a time. Raises `UserError` if there is less."""
-    from vld.runs.space import check_disk, disk_of_runs
-    from vld.training.evaluation import evaluation_images
-
     files = {its.files.name: its.files for its in inputs.values()}
-    runs = [(one.wanted, one.wanted.config, files[one.wanted.config.dataset.name]) for one in to_do]
-    kept, of_one = disk_of_runs(
-        (config, evaluation_images(its.sizes, run.test_domain, holdout=config.holdout), len(its.classes))
-        for run, config, its in runs
-    )
-    check_disk(kept, of_one * at_once, 0, next(iter(inputs.values())).existing_folder)
-    return f"{size_text(kept)} of disk ({size_text(of_one * at_once)} more meanwhile)"
+    runs = [(one.run.config, one.run.test_domain, files[one.run.config.dataset.name]) for one in to_do]
+    kept, meanwhile = needed_disk(runs, jobs[0].config.output_dir, at_once=at_once)
+    disk = f"{size_text(kept)} of disk ({size_text(meanwhile)} more meanwhile)"
+    terminal.say(f"{summary(progress, command.title)}, {disk}")
 
 
 def at_a_time(config: DictConfig) -> int:

@@ -31,7 +31,8 @@ class TrainingBatches:
 
     domains: the training domains, with all their images; in_indices: for each, which of them training may draw. A batch is
     gathered from the memory map and copied to the device some steps before it is needed, or gathered there after `hold`. A CPU
-    crops images straight from the memory map, by as many threads as torch has.
+    crops images straight from the memory map, by as many threads as torch has. resize_dtype: of the sums by which a GPU resizes
+    images.
     """
 
     def __init__(
@@ -42,12 +43,13 @@ class TrainingBatches:
         image_size: int,
         device: torch.device,
         seed: int,
+        *,
+        resize_dtype: torch.dtype = torch.float32,
     ) -> None:
         self.domains, self.in_indices = tuple(domains), tuple(in_indices)
         self.images_per_domain, self.image_size = images_per_domain, image_size
         self.device, self.seed = device, seed
-        self.resize_dtype = torch.float32
-        """In which a GPU computes the sums that resize an image."""
+        self.resize_dtype = resize_dtype
         self.augment: Callable[..., Tensor] = augment_together
         """On a GPU."""
         self.resident = device.type == "cpu"

@@ -39,14 +39,15 @@ class RunDirectory:
         return self.path / "checkpoint.pt"
 
     def result(self) -> dict[str, Any] | None:
-        """The content of `result.json`, None if the run is not finished.
+        """The content of `result.json`, None if the run or combination is not finished.
 
         Raises `UserError` if it or `config.yaml` is damaged, or another run's.
         """
         if not self.result_file.exists():
             return None
         result = read(self.path)
-        stored_identity(self.path)
+        if result.members is None:
+            stored_identity(self.path)
         return result.content
 
     def start(self, identity: dict[str, Any], other_settings: dict[str, Any]) -> dict[str, Any] | None:

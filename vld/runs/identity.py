@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vld import PROTOCOL_VERSION
@@ -51,6 +52,22 @@ def run_identity(
 def settings_key(config: Config, test_domain: str) -> str:
     """`identity_key` of the runs with these settings."""
     return identity_key(run_identity(config, test_domain, dataset_fingerprint="", weights_fingerprint="", precision=""))
+
+
+def may_have(settings: Mapping[str, Any], config: Config, weights: str | None) -> bool:
+    """Whether a run, whose other settings are these, has the weights and the precision that the config asks for, as far as
+    this machine knows. weights: the fingerprint of those asked for, None where it is not known."""
+    its = settings.get(WEIGHTS)
+    return (
+        config.precision in ("auto", settings.get(PRECISION))
+        and (config.backbone.weights == "none") == (its == RANDOM_WEIGHTS)
+        and weights in (None, its)
+    )
+
+
+def runs_folder(config: Config, test_domain: str) -> Path:
+    """Of the runs that leave this domain out, each in a folder of its id."""
+    return Path(config.output_dir) / "runs" / config.dataset.name / test_domain
 
 
 class FixedList(tuple[Any, ...]):

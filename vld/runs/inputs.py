@@ -33,8 +33,6 @@ class Inputs:
     files: DatasetFiles
     test_domains: tuple[str, ...]
     weights: dict[str, Tensor] | None
-    existing_folder: Path
-    """output_dir, or its nearest parent that exists."""
     warnings: list[str]
 
 
@@ -57,7 +55,7 @@ def check_inputs(config: Config, *, here: bool = True) -> Inputs:
     """
     device = resolve_device(config.device if here else "cpu")
     precision = resolve_precision(config.precision, device)
-    existing_folder = check_output_dir(Path(config.output_dir))
+    check_output_dir(Path(config.output_dir))
     root = Path(config.data_dir) / config.dataset.folder
     to_draw = config.dataset.name == "glyphs" and config.dataset.csv is None and not root.exists()
     files = None if to_draw else _listed(config, root)
@@ -77,7 +75,7 @@ def check_inputs(config: Config, *, here: bool = True) -> Inputs:
         few = f"mixout_kind={config.mixout_kind}: masks {share:.1%} of the weights of {config.backbone.name}"
         warnings = [*warnings, f"{few}; filter is meant for networks of convolutions, point for transformers"]
     files = files or _listed(config, root, draw=True)
-    return Inputs(device, precision, files, test_domains, weights, existing_folder, warnings)
+    return Inputs(device, precision, files, test_domains, weights, warnings)
 
 
 def check_without_images(config: Config, test_domains: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ file's name, with the ending .safetensors.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,18 @@ from vld.config.errors import UserError, damaged
 from vld.config.names import KEEPABLE
 from vld.runs.directory import RunDirectory
 from vld.runs.record import Record
-from vld.training.evaluation import EvaluationLabels, EvaluationPart, select
+from vld.training.evaluation import EvaluationLabels, EvaluationPart
 from vld.training.loop import Evaluation
 
 LOGITS = "-logits"
+UNREADABLE = (OSError, SafetensorError, KeyError, TypeError, ValueError)
+"""What reading a damaged file raises."""
+
+
+def _choice(name: str) -> tuple[str, str]:
+    """The method and the selection of an entry of `keep`."""
+    method, selection = name.removesuffix(LOGITS).split("-")
+    return method, selection
 
 
 def save_kept(
@@ -32,12 +40,10 @@ def save_kept(
 ) -> None:
     """Write those entries of `keep` for which this evaluation is the selected one so far; a better one replaces it later."""
     for name in keep:
-        method, selection = name.removesuffix(LOGITS).split("-")
-        if method not in evaluation.scores or (selection == "last" and evaluation.step != last_step):
+        method, selection = _choice(name)
+        if record.selected_step(method, selection) != evaluation.step:
             continue
-        if selection not in evaluation.scores[method].selections:
-            continue
-        if select(record.history[method], selection) != evaluation.step:
+        if selection == "last" and evaluation.step != last_step:
             continue
         if name.endswith(LOGITS):
             write_logits(directory, name, evaluation.logits[method], evaluation.step, labels)
@@ -55,27 +61,22 @@ def write_logits(directory: RunDirectory, name: str, logits: Tensor, step: int, 
     )
 
 
-def drop_stale(directory: RunDirectory, record: Record, keep: Iterable[str] = KEEPABLE) -> None:
+def drop_stale(directory: RunDirectory, record: Record, keep: Collection[str] = KEEPABLE) -> None:
     """Remove kept files that are not in `keep`, or not of the step that the record selects: an attempt that got further than its
     last checkpoint may have left them."""
-    wanted = set(keep)
     for name in KEEPABLE:
         path = directory.path / f"{name}.safetensors"
-        if not path.exists():
-            continue
-        method, selection = name.removesuffix(LOGITS).split("-")
-        selected = select(record.history[method], selection) if method in record.history else None
-        if name not in wanted or selected is None or kept_step(path) != selected:
-            path.unlink()
+        if name not in keep or kept_step(path) != record.selected_step(*_choice(name)):
+            path.unlink(missing_ok=True)
 
 
-def kept_step(path: Path) -> int | None:
-    """The step of a kept file; None if it is missing or unreadable."""
+def kept_step(path: Path) -> int:
+    """The step of a kept file; -1 if it is missing or unreadable."""
     try:
         with safe_open(path, framework="pt") as file:
             return int(_about(file)["step"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-        return None
+    except UNREADABLE:
+        return -1
 
 
 def _about(file: Any) -> dict[str, Any]:
@@ -93,8 +94,8 @@ def read_logits(path: Path) -> tuple[Tensor, EvaluationLabels]:
             logits, labels = file.get_tensor("logits"), file.get_tensor("labels").long()
         parts = tuple(EvaluationPart(*part) for part in about["parts"])
         return logits, EvaluationLabels(about["test_domain"], labels, parts)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise damaged(path, error, "move its directory away and train the run again") from error
+    except UNREADABLE as error:
+        raise damaged(path, error) from error
 
 
 def missing_files(directory: Path, keep: Iterable[str]) -> list[str]:

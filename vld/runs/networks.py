@@ -41,7 +41,7 @@ def load_weights(run_dir: Path, weights: str) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise damaged(path, error, "move its directory away and train the run again") from error
+        raise damaged(path, error) from error
 
 
 def network(identity: Mapping[str, Any], state: Mapping[str, Tensor], *, autocast: bool = False) -> Classifier:

@@ -15,7 +15,7 @@ from vld.machine.signals import Interrupted, SignalGuard
 from vld.machine.terminal import Terminal
 from vld.runs.environment import now
 from vld.runs.keep import missing_files
-from vld.runs.run import Run, train_run
+from vld.runs.run import Run, Session
 from vld.training.loop import TrainingFailed
 
 SKIP_HINT = " (if_running=skip does not)"
@@ -50,22 +50,7 @@ def train_once(run: Run, terminal: Terminal, listener: Listener) -> Outcome:
     while True:
         guard = SignalGuard()
         try:
-            if finished := _finished(run, terminal):
-                return finished
-            waiting = run.config.if_running == "wait"
-            with hold(
-                run.directory.path, wait=waiting, announce=lambda line: _say(run, line, terminal), hint=SKIP_HINT
-            ) as mine:
-                if finished := _finished(run, terminal):  # by the process that this one waited for
-                    return finished
-                try:
-                    with guard:
-                        result = train_run(run, mine, guard.check, terminal, listener.started)
-                    outcome = Outcome(run.test_domain, run.directory.path, result)
-                except Exception as error:
-                    if not mine.holds():  # whatever the error, the files may now be another process's
-                        raise LockLost("not renewed") from error
-                    outcome = _failed(run, error, terminal)
+            outcome = _attempt(run, guard, terminal, listener)
         except Interrupted:
             _say(run, f"{guard.names}: saved in {run.directory.path}", terminal)
             guard.forward()
@@ -82,6 +67,28 @@ def train_once(run: Run, terminal: Terminal, listener: Listener) -> Outcome:
             outcome = _failed(run, error, terminal)
         guard.forward()  # signals that came too late to interrupt this run
         return outcome
+
+
+def _attempt(run: Run, guard: SignalGuard, terminal: Terminal, listener: Listener) -> Outcome:
+    """Raises `Interrupted`, `LockLost`, `RunningElsewhere`, and what prevents the run from starting."""
+    if finished := _finished(run, terminal):
+        return finished
+    with hold(
+        run.directory.path,
+        wait=run.config.if_running == "wait",
+        announce=lambda line: _say(run, line, terminal),
+        hint=SKIP_HINT,
+    ) as lock:
+        if finished := _finished(run, terminal):  # by the process that this one waited for
+            return finished
+        try:
+            with guard:
+                result = Session(run, lock, guard.check, terminal).complete(listener.started)
+        except Exception as error:
+            if not lock.holds():  # whatever the error, the files may now be another process's
+                raise LockLost("not renewed") from error
+            return _failed(run, error, terminal)
+    return Outcome(run.test_domain, run.directory.path, result)
 
 
 def _finished(run: Run, terminal: Terminal) -> Outcome | None:
@@ -106,18 +113,17 @@ def _failed(run: Run, error: Exception, terminal: Terminal) -> Outcome:
         how = "; ".join(filter(None, (how, f"the same command {goes_on}")))
     message = f"{what}; {how}" if how else what
     if not isinstance(error, UserError):  # what the user has to fix is left as it is
+        failure = {
+            "what": what,
+            "how_to_go_on": how or what,
+            "where": traceback.format_exc(),
+            "when": now(),
+            "run_id": run.directory.path.name,
+            "study": run.config.study.name,
+            "settings": run.identity,
+        }
         with suppress(OSError):  # a full disk, say, which then is the failure
-            run.directory.fail(
-                {
-                    "what": what,
-                    "how_to_go_on": how or what,
-                    "where": traceback.format_exc(),
-                    "when": now(),
-                    "run_id": run.directory.path.name,
-                    "study": run.config.study.name,
-                    "settings": run.identity,
-                }
-            )
+            run.directory.fail(failure)
     terminal.fail(f"{run.test_domain}: {message} ({run.directory.path})")
     return Outcome(run.test_domain, run.directory.path, None, failure=message)
 

@@ -19,6 +19,22 @@ class Record:
         for method, scores in evaluation.scores.items():
             self.history.setdefault(method, []).append((evaluation.step, scores))
 
+    def selected_step(self, method: str, selection: str) -> int | None:
+        """The step that the method's own scores select so far; None before the method begins, or without held-out images."""
+        scored = self.history.get(method, [])
+        return select(scored, selection) if scored and selection in scored[-1][1].selections else None
+
+    def selected_rows(self) -> list[dict[str, Any]]:
+        """Per method and selection: the selected step and its accuracies."""
+        rows = []
+        for method, scored in self.history.items():
+            for selection in scored[-1][1].selections:
+                step = select(scored, selection)
+                scores = dict(scored)[step]
+                row = {"method": method, "selection": selection, "step": step, **accuracies(scores)}
+                rows.append(row | ({"ood_by_domain": scores.ood_by_domain} if len(scores.left_out) > 1 else {}))
+        return rows
+
     def state_dict(self) -> dict[str, Any]:
         """Plain values."""
         counts = {
@@ -72,15 +88,3 @@ def finite_or_none(value: float) -> float | None:
 
 def accuracies(scores: Scores) -> dict[str, float | None]:
     return {name: getattr(scores, name) for name in ACCURACIES}
-
-
-def selected_rows(history: dict[str, list[tuple[int, Scores]]]) -> list[dict[str, Any]]:
-    """Per method and selection: the step chosen by the method's own scores, and its accuracies."""
-    rows = []
-    for method, scored in history.items():
-        for selection in scored[-1][1].selections:
-            step = select(scored, selection)
-            scores = dict(scored)[step]
-            row = {"method": method, "selection": selection, "step": step, **accuracies(scores)}
-            rows.append(row | ({"ood_by_domain": scores.ood_by_domain} if len(scores.left_out) > 1 else {}))
-    return rows

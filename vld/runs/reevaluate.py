@@ -5,16 +5,16 @@ An ensemble of checkpoints has no weights: its numbers are those of the subset.
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
+from torch import Tensor
 
 from vld.config.names import KEPT_WEIGHTS, WITH_WEIGHTS
-from vld.model.classifier import Classifier
 from vld.runs.directory import RunDirectory
 from vld.runs.keep import LOGITS, kept_step, write_logits
 from vld.runs.record import accuracies
-from vld.training.evaluation import EvaluationSet, predict, score
+from vld.training.evaluation import EvaluationLabels, score
 
 ALL, SUBSET = "all", "curve"
 
@@ -29,35 +29,29 @@ def evaluate_in_full(
     rows: Sequence[dict[str, Any]],
     directory: RunDirectory,
     keep: Sequence[str],
-    model: Classifier,
-    images: EvaluationSet,
-    check: Callable[[], None],
+    labels: EvaluationLabels,
+    predict: Callable[[Path], Tensor],
     progress: Callable[[int, int], None],
 ) -> list[dict[str, Any]]:
-    """`rows` (a method, a selection and its step each) with the accuracies on all `images`; `evaluated_on` says which have them.
+    """`rows` (a method, a selection and its step each) with the accuracies on all images; `evaluated_on` says which have them.
 
     Those rows also get `domain_acc`. Writes the logits that `keep` lists. A row whose weights are missing, since an interrupted
-    attempt had selected another step, keeps the subset's accuracies. Loads other weights into `model`.
+    attempt had selected another step, keeps the subset's accuracies. predict: the logits of all images (`labels`) from a file of
+    weights.
     """
     steps = sorted({(row["method"], row["step"]) for row in rows if row["method"] in WITH_WEIGHTS})
     found: dict[tuple[str, int], dict[str, Any]] = {}
     for number, (method, step) in enumerate(steps):
         progress(number, len(steps))
-        standing = [row["selection"] for row in rows if (row["method"], row["step"]) == (method, step)]
-        paths = [directory.path / f"{method}-{selection}.safetensors" for selection in standing]
+        names = [f"{method}-{row['selection']}" for row in rows if (row["method"], row["step"]) == (method, step)]
+        paths = [directory.path / f"{name}.safetensors" for name in names]
         path = next((path for path in paths if kept_step(path) == step), None)
         if path is None:
             continue
-        model.load_state_dict(load_file(path))
-        prediction = predict([model], images, check)[0]
-        scores = score(prediction.logits, images)
-        found[method, step] = accuracies(scores) | {"domain_acc": scores.domain_acc}
-        for selection in standing:
-            if (name := f"{method}-{selection}{LOGITS}") in keep:
-                write_logits(directory, name, prediction.logits, step, images)
-    return [
-        row
-        | found.get((row["method"], row["step"]), {})
-        | {"evaluated_on": ALL if (row["method"], row["step"]) in found else SUBSET}
-        for row in rows
-    ]
+        logits = predict(path)
+        scores = score(logits, labels)
+        found[method, step] = {**accuracies(scores), "domain_acc": scores.domain_acc, "evaluated_on": ALL}
+        for name in names:
+            if f"{name}{LOGITS}" in keep:
+                write_logits(directory, f"{name}{LOGITS}", logits, step, labels)
+    return [row | found.get((row["method"], row["step"]), {"evaluated_on": SUBSET}) for row in rows]

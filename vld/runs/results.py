@@ -1,5 +1,6 @@
 """The results of finished runs: the one reader of `result.json`, and the table of all results."""
 
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -107,11 +108,15 @@ class RunResult:
         return [about | row for row in self.scores]
 
 
-def read(directory: Path) -> RunResult:
-    """The result in the directory of a finished run or combination. Raises `UserError` if it is damaged or another run's."""
+def read(directory: Path, *, renamed: bool = False) -> RunResult:
+    """The result in the directory of a finished run or combination. Raises `UserError` if it is damaged or another run's.
+
+    renamed: whether the directory may have another name than the run's id.
+    """
     path = directory / "result.json"
     content = read_json(path)
-    check_identity(content.get("identity" if "members" in content else "settings"), path)
+    if not renamed:
+        check_identity(content.get("identity" if "members" in content else "settings"), path)
     if missing := {"run_id", "settings", "results"} - content.keys():
         raise damaged(path, f"it lacks {', '.join(sorted(missing))}")
     return RunResult(directory, content)
@@ -120,20 +125,19 @@ def read(directory: Path) -> RunResult:
 def read_all(output_dir: str | Path) -> tuple[list[RunResult], list[str]]:
     """Every finished run and combination; and a line for each damaged one."""
     results, problems = [], []
-    for kind in ("runs", "combined"):
-        for path in sorted(Path(output_dir).glob(f"{kind}/*/*/*/result.json")):
-            try:
-                result = read(path.parent)
-                undefined = ["iid_acc"] if result.settings["holdout"] == 0 else []
-                for row in result.rows():
-                    known = [row[name] for name in ACCURACIES if name not in undefined]
-                    if not all(isinstance(accuracy, float | int) for accuracy in known) or not row["method"]:
-                        raise KeyError(ACCURACIES)
-                results.append(result)
-            except UserError as error:
-                problems.append(str(error))
-            except (KeyError, TypeError, IndexError) as error:
-                problems.append(str(damaged(path, repr(error))))
+    paths = (sorted(Path(output_dir).glob(f"{kind}/*/*/*/result.json")) for kind in ("runs", "combined"))
+    for path in itertools.chain(*paths):
+        try:
+            result = read(path.parent)
+            defined = [name for name in ACCURACIES if name != "iid_acc" or result.settings["holdout"] != 0]
+            for row in result.rows():
+                if not row["method"] or not all(isinstance(row[name], float | int) for name in defined):
+                    raise KeyError(ACCURACIES)
+            results.append(result)
+        except UserError as error:
+            problems.append(str(error))
+        except (KeyError, TypeError, IndexError) as error:
+            problems.append(str(damaged(path, repr(error))))
     return results, problems
 
 
@@ -143,8 +147,8 @@ def load_results(output_dir: str | Path, every_setting: bool = False) -> "pd.Dat
     `members` are the run ids of a combination's members; what varies among them is null. every_setting: adds a column for every
     setting of a run's identity, and what else is known about the run (`ABOUT`).
     """
-    results, damaged = read_all(output_dir)
-    for line in damaged:
+    results, problems = read_all(output_dir)
+    for line in problems:
         log.warning("%s", line)
     return results_frame(results, every_setting)
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
 
 from vld.config.names import WITH_WEIGHTS
 from vld.config.options import flat_settings
@@ -24,14 +26,14 @@ from vld.machine.terminal import Terminal
 from vld.model.mixout import Mixout
 from vld.runs.directory import RunDirectory
 from vld.runs.environment import described, environment_now, now
-from vld.runs.identity import NOT_IDENTITY, run_id, run_identity
+from vld.runs.identity import NOT_IDENTITY, run_id, run_identity, runs_folder
 from vld.runs.inputs import Inputs, initial_classifier
 from vld.runs.keep import drop_stale, missing_files, save_kept
-from vld.runs.record import Record, finite_or_none, selected_rows
+from vld.runs.record import Record, finite_or_none
 from vld.runs.reevaluate import SUBSET, evaluate_in_full, kept_while_training
 from vld.training.collapse import CollapseWatch, dropout_noise, noise_warning
 from vld.training.compiled import compile_network
-from vld.training.evaluation import EvaluationSet, evaluation_images, evaluation_set
+from vld.training.evaluation import EvaluationSet, evaluation_images, evaluation_set, predict
 from vld.training.loop import Evaluation, Trajectory, is_evaluated, train
 
 
@@ -57,8 +59,7 @@ class Run:
 
     @cached_property
     def directory(self) -> RunDirectory:
-        parts = ("runs", self.config.dataset.name, self.test_domain, run_id(self.identity))
-        return RunDirectory(Path(self.config.output_dir).joinpath(*parts))
+        return RunDirectory(runs_folder(self.config, self.test_domain) / run_id(self.identity))
 
 
 def training_batches(run: Run, memory: MemoryBudget) -> TrainingBatches:
@@ -74,10 +75,9 @@ def training_batches(run: Run, memory: MemoryBudget) -> TrainingBatches:
         image_size=config.image_size,
         device=device,
         seed=config.seed,
+        resize_dtype=torch.float16 if (device.type, run.inputs.precision) == ("cuda", "bf16") else torch.float32,
     )
     batches.hold_if_it_fits(memory)
-    if device.type == "cuda" and run.inputs.precision == "bf16":
-        batches.resize_dtype = torch.float16
     return batches
 
 
@@ -98,24 +98,11 @@ def results_line(evaluation: Evaluation, method: str, images_per_step: int) -> s
     return line
 
 
-def train_run(
-    run: Run, lock: RunLock, check: Callable[[], None], terminal: Terminal, started: Callable[[Path], None]
-) -> dict[str, Any]:
-    """Train a run whose directory is locked, from its checkpoint or the beginning to its result.
-
-    started(directory) is called once its files exist. check() is called during steps and evaluations; what it raises
-    (`Interrupted`) is raised again once the run is saved.
-    """
-    session = Session(run, lock, check, terminal)
-    with closing(session.batches):
-        session.open(started)
-        return session.finish(session.train())
-
-
 class Session:
-    """One attempt at a run, by the process that holds its directory."""
+    """One attempt at a run, by the process that holds its directory: from its checkpoint or the beginning to its result."""
 
     def __init__(self, run: Run, lock: RunLock, check: Callable[[], None], terminal: Terminal) -> None:
+        """check: called during steps and evaluations; what it raises (`Interrupted`) is raised again once the run is saved."""
         self.run, self.config, self.directory = run, run.config, run.directory
         self.lock, self.check, self.terminal = lock, check, terminal
         self.device = run.inputs.device
@@ -131,6 +118,12 @@ class Session:
 
     def warn(self, line: str) -> None:
         self.terminal.warn(f"{self.run.test_domain}: {line}")
+
+    def complete(self, started: Callable[[Path], None]) -> dict[str, Any]:
+        """Train to the end; returns the result. started(directory) is called once its files exist."""
+        with closing(self.batches):
+            self.open(started)
+            return self.finish(self.train())
 
     def open(self, started: Callable[[Path], None]) -> None:
         """Set up the network and all other state, as at the beginning or at the last checkpoint."""
@@ -228,13 +221,17 @@ class Session:
 
     def selected(self) -> list[dict[str, Any]]:
         """The rows of the result: each method's selected steps, evaluated on all images."""
-        rows = selected_rows(self.record.history)
+        rows = self.record.selected_rows()
         if not self.on_subset:
             return rows
         everything = run_evaluation_set(self.run, MemoryBudget(self.device, self.say))
+
+        def logits(weights: Path) -> Tensor:
+            self.model.load_state_dict(load_file(weights))
+            return predict([self.model], everything, self.check)[0].logits
+
         with self.terminal.counting(f"{self.run.test_domain}: evaluating in full") as counted:
-            arguments = (rows, self.directory, self.config.keep, self.model, everything)
-            rows = evaluate_in_full(*arguments, self.check, counted)
+            rows = evaluate_in_full(rows, self.directory, self.config.keep, everything, logits, counted)
         if part := [row for row in rows if row["evaluated_on"] == SUBSET and row["method"] in WITH_WEIGHTS]:
             self.warn(
                 f"{len(part)} results are of a subset of the images: their weights were replaced before the interruption"
@@ -247,8 +244,24 @@ class Session:
         rows = [row | about[row["method"]] for row in self.selected()]
         if not self.lock.holds():
             raise LockLost("not renewed")
+        result = self.result(rows, last)
+        self.directory.finish(result)
+        for name, its in about.items():
+            if its.get("converged") is False:
+                self.warn(
+                    f"{name} did not converge: its result is the average of steps {its['first_step']} to {its['last_step']};"
+                    " train longer, or evaluate more often (eval_every)"
+                )
+        # Only now: weights to be evaluated in full are needed until there is a result.
+        drop_stale(self.directory, self.record, self.config.keep)
+        if missing := missing_files(self.directory.path, self.config.keep):
+            self.warn(f"lacks {', '.join(missing)}, chosen before the interruption and not kept then")
+        return result
+
+    def result(self, rows: list[dict[str, Any]], last: Evaluation) -> dict[str, Any]:
+        """The content of `result.json`."""
         images = self.config.optim.steps * self.batches.images_per_step
-        result = {
+        return {
             "run_id": self.directory.path.name,
             "study": self.config.study.name,
             "settings": self.run.identity,
@@ -268,15 +281,3 @@ class Session:
             "earlier_environments": self.environments[1:],
             "finished": now(),
         }
-        self.directory.finish(result)
-        for name, its in about.items():
-            if its.get("converged") is False:
-                self.warn(
-                    f"{name} did not converge: its result is the average of steps {its['first_step']} to {its['last_step']};"
-                    " train longer, or evaluate more often (eval_every)"
-                )
-        # Only now: weights to be evaluated in full are needed until there is a result.
-        drop_stale(self.directory, self.record, self.config.keep)
-        if missing := missing_files(self.directory.path, self.config.keep):
-            self.warn(f"lacks {', '.join(missing)}, chosen before the interruption and not kept then")
-        return result

@@ -8,25 +8,38 @@ from torch import nn
 from vld.config.checked import accumulated
 from vld.config.names import KEPT_WEIGHTS
 from vld.config.settings import Config
+from vld.data.folder import DatasetFiles
+from vld.data.images import Dataset
 from vld.machine.disk import check_room
 from vld.machine.terminal import size_text
-from vld.runs.inputs import initial_classifier
+from vld.runs.inputs import check_output_dir, initial_classifier
 from vld.runs.keep import LOGITS
+from vld.training.evaluation import evaluation_images
 
 TEXT_BYTES = 200_000
 """Of a run's config.yaml, metrics.jsonl and result.json, generously."""
 
 
-def disk_of_runs(runs: Iterable[tuple[Config, int, int]]) -> tuple[int, int]:
-    """Bytes that all runs (settings, evaluation images, classes) keep; and the most that one needs besides while it trains."""
+def needed_disk(
+    runs: Iterable[tuple[Config, str, Dataset | DatasetFiles]], output_dir: str, *, held: int = 0, at_once: int = 1
+) -> tuple[int, int]:
+    """Bytes that all runs (settings, test domain, dataset) keep in output_dir; and the most that they need besides meanwhile.
+
+    held: bytes that interrupted attempts at them already hold. at_once: how many runs train at a time. Raises `UserError` if
+    less is free.
+    """
     networks: dict[str, nn.Module] = {}
     kept = meanwhile = 0
-    for config, images, classes in runs:
+    for config, test_domain, dataset in runs:
+        images, classes = evaluation_images(dataset.sizes, test_domain, holdout=config.holdout), len(dataset.classes)
         key = repr((config.backbone, config.image_size, classes))
         if key not in networks:
             networks[key] = initial_classifier(config, None, "fp32", classes)
         kept += bytes_kept(config.keep, networks[key], images, classes)
-        meanwhile = max(meanwhile, bytes_meanwhile(config, networks[key]))
+        meanwhile = max(meanwhile, at_once * bytes_meanwhile(config, networks[key]))
+    what = f"what the runs keep ({size_text(kept)}; none with keep=[]) and checkpoints while they train"
+    existing = check_output_dir(Path(output_dir))
+    check_room(f"output_dir={output_dir}", existing, kept + meanwhile, what, held=held)
     return kept, meanwhile
 
 
@@ -47,9 +60,3 @@ def bytes_meanwhile(config: Config, model: nn.Module) -> int:
 
 def _bytes(model: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-
-
-def check_disk(kept: int, meanwhile: int, there_already: int, output_dir: Path) -> None:
-    """Raises `UserError` if `output_dir` has too little free disk, not counting what interrupted runs already hold."""
-    what = f"what the runs keep ({size_text(kept)}; none with keep=[]) and checkpoints while they train"
-    check_room(f"output_dir={output_dir}", output_dir, kept + meanwhile, what, held=there_already)

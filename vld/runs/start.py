@@ -9,35 +9,36 @@ from vld.config.errors import UserError
 from vld.config.settings import Config
 from vld.data.domains import left_out
 from vld.model.backbones import LAST_LAYER
-from vld.runs.identity import ADDED_LATER
-from vld.runs.reading import read_json
+from vld.runs.results import read
 
 
 def check_start(
     config: Config, weights: Mapping[str, Tensor] | None, classes: Sequence[str], test_domains: Sequence[str]
 ) -> None:
-    """Raises `UserError` where `backbone.weights` are a finished run's that trained on what is left out or held out here, or
+    """Raises `UserError` if `backbone.weights` are a finished run's that trained on what is left out or held out here, or
     whose last layer, with which this one would start, has other classes."""
     source = Path(config.backbone.weights or "none")
-    path = (source if source.is_dir() else source.parent) / "result.json"
-    if weights is None or not path.is_file():
+    folder = source if source.is_dir() else source.parent
+    if weights is None or not (folder / "result.json").is_file():
         return
-    run = read_json(path)
-    its, begin = run.get("settings", {}), f"backbone.weights={source}: its run"
-    if its.get("dataset.name") == config.dataset.name:
-        allowed = left_out(its["test_domain"], run.get("domains", ()))
-        needed = [domain for one in test_domains for domain in left_out(one, run.get("domains", ()))]
+    run = read(folder, renamed=True)
+    settings, domains, its_run = run.settings, run.domains, f"backbone.weights={source}: its run"
+    if settings["dataset.name"] == config.dataset.name:
+        allowed = left_out(settings["test_domain"], domains)
+        needed = [domain for one in test_domains for domain in left_out(one, domains)]
         if trained_on := [domain for domain in needed if domain not in allowed]:
             raise UserError(
-                f"{begin} trained on {trained_on[0]}, which is left out here; it can start test_domain={its['test_domain']}"
+                f"{its_run} trained on {trained_on[0]}, which is left out here; it can start"
+                f" test_domain={settings['test_domain']}"
             )
-        held_out = its.get("holdout", ADDED_LATER["holdout"])  # the first images of the same shuffle
-        if config.holdout and (its["split_seed"] != config.split_seed or held_out < config.holdout):
+        split_seed, holdout = settings["split_seed"], settings["holdout"]
+        # A smaller held-out part is the beginning of a larger one.
+        if config.holdout and (split_seed != config.split_seed or holdout < config.holdout):
             raise UserError(
-                f"{begin} trained on images that are held out here; it has split_seed={its['split_seed']} holdout={held_out:g}"
+                f"{its_run} trained on images that are held out here; it has split_seed={split_seed} holdout={holdout:g}"
             )
-    if f"{LAST_LAYER}.weight" in weights and (theirs := run.get("classes", list(classes))) != list(classes):
+    if f"{LAST_LAYER}.weight" in weights and (theirs := run.content.get("classes", list(classes))) != list(classes):
         raise UserError(
-            f"{begin} has a last layer for {len(theirs)} other classes ({', '.join(theirs[:3])}, …);"
-            " backbone.last_layer=new starts with one of its own"
+            f"{its_run} has a last layer for {len(theirs)} other classes ({', '.join(theirs[:3])}, …);"
+            " use backbone.last_layer=new to start with a new one"
         )

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache, reduce
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -81,8 +81,8 @@ def jobs_of(axes: Sequence[str], problems: dict[str, None], config_name: str = "
 class _Base:
     """The settings of jobs that share their presets, and have other values for the same options.
 
-    omegaconf checks and converts each value once. It makes the settings of each job anew only where some of them refer to
-    others: that takes long for thousands of jobs.
+    omegaconf takes long, and there are thousands of jobs: it checks and converts each value once, and makes the settings anew
+    only where some of them refer to others.
     """
 
     def __init__(self, merged: DictConfig) -> None:
@@ -95,21 +95,19 @@ class _Base:
     def settings(self, plain: Sequence[Override]) -> Config:
         """With these values. Raises `UserError` for what is not allowed."""
         if self._refers or any("${" in str(override.input_line) for override in plain):
-            return checked(self._converted(plain))
-        if self._settings is None:
-            self._settings = self._converted(plain)
+            for override in plain:
+                self._set(override)
+            return checked(self._object())
+        values = [self._value(override) for override in plain]
+        self._settings = self._settings or self._object()
         config = deepcopy(self._settings)
-        for override in plain:
+        for override, value in zip(plain, values, strict=True):
             *groups, name = override.key_or_group.split(".")
-            setattr(reduce(getattr, groups, config), name, deepcopy(self._value(override)))
+            setattr(reduce(getattr, groups, config), name, deepcopy(value))
         return checked(config)
 
-    def _converted(self, plain: Sequence[Override]) -> Config:
-        for override in plain:
-            self._set(override)
-        settings = OmegaConf.to_object(self._merged)
-        assert isinstance(settings, Config)
-        return settings
+    def _object(self) -> Config:
+        return cast(Config, OmegaConf.to_object(self._merged))
 
     def _value(self, override: Override) -> Any:
         line = str(override.input_line)

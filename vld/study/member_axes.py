@@ -10,6 +10,7 @@ from hydra.core.override_parser.types import OverrideType
 from hydra.errors import HydraException
 
 from vld.config.errors import UserError
+from vld.config.options import written
 from vld.config.settings import Config, MethodConfig, option_names, unknown_option
 from vld.runs.identity import NOT_IDENTITY, settings_key
 from vld.study.compose import with_values
@@ -37,43 +38,42 @@ FIXED_IN_SOUPS = FIXED | {
 
 def member_axes(config: Config) -> dict[str, list[Any]]:
     """The settings that vary among the members, with their values. Raises `UserError` for those that must not."""
+    method, members = config.method.name, config.method.members
     axes: dict[str, list[Any]] = {}
-    for text in config.method.members:
+    for text in members:
         try:
             override = OverridesParser.create().parse_override(text)
             if override.type is not OverrideType.CHANGE:
-                raise UserError(f"method.members={text}: not understood; write it like seed=0,1,2")
-            values = values_of(override)
+                raise HydraException
+            name, values = override.key_or_group, values_of(override)
         except HydraException as error:
             raise UserError(f"method.members={text}: not understood; write it like seed=0,1,2") from error
-        name = override.key_or_group
-        if reason := fixed(name, config.method.name):
-            raise UserError(f"method.members={text}: {name} cannot vary among members: {reason}")
-        if name in ("optim", "method", "recipe"):
-            raise UserError(f"method.members={text}: a preset cannot vary among members; its settings can")
-        if name not in option_names():
-            raise UserError(f"method.members={text}: {unknown_option(name)}")
-        if name in NOT_IDENTITY:
-            raise UserError(f"method.members={text}: {name} does not change a run, so members cannot differ in it")
-        if name in axes:
-            raise UserError(f"method.members={text}: {name} is given twice")
+        if problem := f"{name} is given twice" if name in axes else _refusal(name, method):
+            raise UserError(f"method.members={text}: {problem}")
         axes[name] = values
-    if "linear" in axes.get(TUNING, ()):
-        raise UserError(
-            f"method.members={config.method.members}: {TUNING}=linear is another network; only full and head can vary"
-        )
-    if config.method.name == CONNECTIVITY and axes and math.prod(map(len, axes.values())) != 2:
-        raise UserError(f"method.members={config.method.members}: connectivity takes two members, such as seed=0,1")
     if not axes:
+        raise UserError(f"method.members=[]: {method} needs members, such as 'method.members=[\"seed=0,1,2\"]'")
+    if "linear" in axes.get(TUNING, ()):
+        raise UserError(f"method.members={members}: {TUNING}=linear is another network; only full and head can vary")
+    if method == CONNECTIVITY and math.prod(map(len, axes.values())) != 2:
+        raise UserError(f"method.members={members}: connectivity takes two members, such as seed=0,1")
+    if method != ENSEMBLE_OF_RUNS and config.backbone.weights == "none":
         raise UserError(
-            f"method.members=[]: {config.method.name} needs members, such as 'method.members=[\"seed=0,1,2\"]'"
-        )
-    if config.method.name != ENSEMBLE_OF_RUNS and config.backbone.weights == "none":
-        raise UserError(
-            f"method={config.method.name}: members of a soup must start from the same weights; with"
-            " backbone.weights=none each run draws its own"
+            f"method={method}: members of a soup must start from the same weights; with backbone.weights=none each run"
+            " draws its own"
         )
     return axes
+
+
+def _refusal(name: str, method: str) -> str | None:
+    """Why this setting cannot be an axis of members."""
+    if reason := fixed(name, method):
+        return f"{name} cannot vary among members: {reason}"
+    if name in ("optim", "method", "recipe"):
+        return "a preset cannot vary among members; its settings can"
+    if name not in option_names():
+        return unknown_option(name)
+    return f"{name} does not change a run, so members cannot differ in it" if name in NOT_IDENTITY else None
 
 
 def member_configs(config: Config) -> list[tuple[dict[str, Any], Config]]:
@@ -109,4 +109,5 @@ def fixed(name: str, method: str) -> str | None:
 
 
 def shown_values(values: Mapping[str, Any]) -> str:
-    return " ".join(f"{name}={value}" for name, value in values.items())
+    """As on the command line."""
+    return " ".join(f"{name}={written(value)}" for name, value in values.items())

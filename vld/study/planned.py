@@ -11,7 +11,7 @@ from vld.config.names import COMBINATIONS
 from vld.config.settings import Config
 from vld.data.domains import joined, known_domains, resolve_test_domains
 from vld.data.folder import list_csv, subfolders
-from vld.runs.identity import settings_key
+from vld.runs.identity import runs_folder, settings_key
 from vld.runs.results import read
 from vld.study.jobs import Job, jobs_of, study_axes
 from vld.study.member_axes import member_configs
@@ -26,6 +26,10 @@ class PlannedRun:
     overrides: tuple[str, ...]
     """Of the job that trains it."""
 
+    @property
+    def folder(self) -> Path:
+        return runs_folder(self.config, self.test_domain)
+
     @cached_property
     def key(self) -> str:
         return settings_key(self.config, self.test_domain)
@@ -38,10 +42,9 @@ def planned_runs(jobs: Iterable[Job]) -> list[PlannedRun]:
         combined = job.config.method.name in COMBINATIONS
         for config in [member for _, member in member_configs(job.config)] if combined else [job.config]:
             for test_domain in left_out_domains(config):
-                wanted = PlannedRun(config, test_domain, job.overrides)
-                content = (config.backbone.weights, config.backbone.last_layer, config.precision)
-                another = (wanted.key, *content, config.output_dir)
-                runs.setdefault(repr(another), wanted)
+                run = PlannedRun(config, test_domain, job.overrides)
+                weights = (config.backbone.weights, config.backbone.last_layer)
+                runs.setdefault(repr((run.key, run.folder, config.precision, weights)), run)
     return list(runs.values())
 
 

@@ -12,7 +12,7 @@ from vld.data.images import Dataset
 from vld.data.split import split_indices
 from vld.data.views import EvaluationViews
 from vld.model.classifier import Classifier
-from vld.runs.quantities import MASKED, QUANTITIES
+from vld.runs.quantities import MASKED, QUANTITIES, SIDES
 from vld.training.evaluation import EvaluationLabels, EvaluationSet, representations, score
 from vld.training.representation import (
     BINS,
@@ -35,6 +35,18 @@ PASSES = 20
 """With dropout left on."""
 PROBE_IMAGES = 20_000
 """At most, for training the probe: an equal share of each training domain."""
+CONSTANTS = {
+    "seed": SEED,
+    "masked_rates": list(MASKED),
+    "masks": MASKS,
+    "bins": BINS,
+    "passes": PASSES,
+    "probe_l2": PROBE_L2,
+    "probe_iterations": PROBE_ITERATIONS,
+    "probe_images_at_most": PROBE_IMAGES,
+}
+Pair = tuple[float, float]
+"""i.i.d. and o.o.d."""
 
 
 def analysis_of(
@@ -57,48 +69,39 @@ def analysis_of(
     to_learn = _features(model, views, lambda done: progress(len(features) + done, total))
     if not (features.isfinite().all() and to_learn.isfinite().all()):
         raise FloatingPointError("the representation is not a number")
-    where = _domain_rows(evaluation)
     outside = torch.ones(len(features), dtype=torch.bool, device=device)
-    for domain in left_out(test_domain, where):
-        outside[where[domain]] = False
-    sides: dict[str, dict[str, float]] = {
-        "iid": {"effective_rank": effective_rank(features[outside])},
-        "ood": {"effective_rank": effective_rank(features[~outside])},
+    for rows in evaluation.held_out:
+        outside[rows] = False
+    probe = linear_probe(to_learn, labels, len(dataset.classes))
+    quantities = _quantities(model, features, evaluation) | {
+        "effective_rank": (effective_rank(features[~outside]), effective_rank(features[outside])),
+        "probe_acc": _accuracies(probe_logits(probe, features), evaluation),
+    }
+    return {
+        **{side: {name: quantities[name][i] for name in QUANTITIES} for i, side in enumerate(SIDES)},
+        "features": features.shape[1],
+        "images": {"iid": int((~outside).sum()), "ood": int(outside.sum()), "probe": len(views)},
+        "constants": CONSTANTS,
     }
 
-    def add(name: str, values: tuple[float, float]) -> None:
-        sides["iid"][name], sides["ood"][name] = values
 
+def _quantities(model: Classifier, features: Tensor, evaluation: EvaluationLabels) -> dict[str, Pair]:
+    """Those of the network's own last layer."""
     with torch.no_grad():
         logits = model.head(features)
-    add("acc", _accuracies(logits, evaluation))
-    probe = linear_probe(to_learn, labels, len(dataset.classes))
-    add("probe_acc", _accuracies(probe_logits(probe, features), evaluation))
+    found = {"acc": _accuracies(logits, evaluation)}
     masks = torch.Generator().manual_seed(SEED)
     for rate, name in MASKED.items():
         accuracies = [_accuracies(masked_logits(features, model.head, rate, masks), evaluation) for _ in range(MASKS)]
-        iid, ood_accuracies = zip(*accuracies, strict=True)
-        add(name, (statistics.fmean(iid), statistics.fmean(ood_accuracies)))
-    passes = mc_dropout(features, model.head, model.dropout, PASSES, torch.Generator(device).manual_seed(SEED))
-    add("mc_acc", _accuracies(passes, evaluation))
+        iid, ood = zip(*accuracies, strict=True)
+        found[name] = statistics.fmean(iid), statistics.fmean(ood)
+    generator = torch.Generator(features.device).manual_seed(SEED)
+    passes = mc_dropout(features, model.head, model.dropout, PASSES, generator)
+    found["mc_acc"] = _accuracies(passes, evaluation)
     for prefix, log_probabilities in (("", logits.double().log_softmax(1)), ("mc_", passes)):
-        add(f"{prefix}ece", _over_domains(calibration_error, log_probabilities, evaluation))
-        add(f"{prefix}nll", _over_domains(negative_log_likelihood, log_probabilities, evaluation))
-    return {
-        **{side: {name: values[name] for name in QUANTITIES} for side, values in sides.items()},
-        "features": features.shape[1],
-        "images": {"iid": int(outside.sum()), "ood": int((~outside).sum()), "probe": len(views)},
-        "constants": {
-            "seed": SEED,
-            "masked_rates": list(MASKED),
-            "masks": MASKS,
-            "bins": BINS,
-            "passes": PASSES,
-            "probe_l2": PROBE_L2,
-            "probe_iterations": PROBE_ITERATIONS,
-            "probe_images_at_most": PROBE_IMAGES,
-        },
-    }
+        found[f"{prefix}ece"] = _over_domains(calibration_error, log_probabilities, evaluation)
+        found[f"{prefix}nll"] = _over_domains(negative_log_likelihood, log_probabilities, evaluation)
+    return found
 
 
 def _probe_images(
@@ -130,27 +133,18 @@ def _features(model: Classifier, views: EvaluationViews, progress: Callable[[int
     return torch.cat(features)
 
 
-def _domain_rows(evaluation: EvaluationLabels) -> dict[str, slice]:
-    """Where each domain's images are."""
-    rows: dict[str, slice] = {}
-    for part in evaluation.parts:
-        rows[part.domain] = slice(rows[part.domain].start if part.domain in rows else part.start, part.stop)
-    return rows
-
-
-def _accuracies(logits: Tensor, evaluation: EvaluationLabels) -> tuple[float, float]:
-    """i.i.d. and o.o.d."""
+def _accuracies(logits: Tensor, evaluation: EvaluationLabels) -> Pair:
     scores = score(logits, evaluation)
     return float(scores.iid), scores.ood_acc
 
 
 def _over_domains(
     quantity: Callable[[Tensor, Tensor], float], log_probabilities: Tensor, evaluation: EvaluationLabels
-) -> tuple[float, float]:
-    """An average over images: i.i.d. and o.o.d."""
-    values = {
-        domain: quantity(log_probabilities[rows], evaluation.labels[rows])
-        for domain, rows in _domain_rows(evaluation).items()
-    }
+) -> Pair:
+    """An average over images, of each domain alike."""
+    rows: dict[str, slice] = {}
+    for part in evaluation.parts:  # both parts of a left-out domain, one after the other
+        rows[part.domain] = slice(rows[part.domain].start if part.domain in rows else part.start, part.stop)
+    values = {domain: quantity(log_probabilities[its], evaluation.labels[its]) for domain, its in rows.items()}
     ood = [values.pop(domain) for domain in left_out(evaluation.test_domain, [*values])]
     return statistics.fmean(values.values()), statistics.fmean(ood)

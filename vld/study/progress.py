@@ -10,12 +10,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vld.config.errors import UserError
-from vld.config.settings import BackboneConfig, Config
+from vld.config.settings import BackboneConfig
 from vld.machine.lock import LEASE_SECONDS, LOCK
-from vld.runs.identity import ADDED_LATER, PRECISION, RANDOM_WEIGHTS, WEIGHTS, identity_key, weights_fingerprint
+from vld.runs.identity import ADDED_LATER, identity_key, may_have, weights_fingerprint
 from vld.runs.reading import read_if_whole, read_json, stored_identity
 from vld.runs.results import RunResult, read
 from vld.study.planned import PlannedRun
@@ -27,7 +25,7 @@ FINISHED, RUNNING, INTERRUPTED, FAILED, MISSING = STATES = ("finished", "running
 class Progress:
     """path: None if the run has no directory; step, seconds_left: of a run that has begun; reason: why a failed run failed."""
 
-    wanted: PlannedRun
+    run: PlannedRun
     state: str
     path: Path | None = None
     step: int | None = None
@@ -42,34 +40,29 @@ def progress_of(runs: Iterable[PlannedRun], fingerprints: Mapping[str, str] | No
 
     fingerprints: of the weights, by `repr` of the backbone's settings, as far as they are known.
     """
-    runs = list(runs)
-    found: list[list[Progress]] = [[Progress(run, MISSING)] for run in runs]
+    furthest = [Progress(run, MISSING) for run in runs]
     by_key: dict[tuple[Path, str], list[int]] = {}
-    for number, run in enumerate(runs):
-        by_key.setdefault((_folder(run), run.key), []).append(number)
+    for number, one in enumerate(furthest):
+        by_key.setdefault((one.run.folder, one.run.key), []).append(number)
     for folder in dict.fromkeys(folder for folder, _ in by_key):
         for path in sorted(folder.glob("*")):
-            settings, result = _settings(path)
-            for number in by_key.get((folder, identity_key(settings)), []) if settings else []:
-                if settings and _may_be(runs[number].config, settings, fingerprints or {}):
-                    found[number].append(_progress(runs[number], path, result))
-    return [min(some, key=lambda progress: STATES.index(progress.state)) for some in found]
-
-
-def _may_be(config: Config, settings: Mapping[str, Any], fingerprints: Mapping[str, str]) -> bool:
-    """Whether a run with the same settings has the requested weights and precision, as far as this machine knows."""
-    weights, there = config.backbone.weights, settings.get(WEIGHTS)
-    if fingerprints.get(repr(config.backbone), there) != there:
-        return False
-    if config.precision not in ("auto", settings.get(PRECISION)) or (weights == "none") != (there == RANDOM_WEIGHTS):
-        return False
-    return weights in (None, "none") or _fingerprint(str(weights), config.backbone.last_layer) in (None, there)
+            settings, result = _read(path)
+            for number in by_key.get((folder, identity_key(settings)), []):
+                run = furthest[number].run
+                backbone = run.config.backbone
+                weights = (fingerprints or {}).get(repr(backbone)) or _fingerprint(
+                    backbone.weights, backbone.last_layer
+                )
+                if may_have(settings, run.config, weights):
+                    both = furthest[number], _progress(run, path, result)
+                    furthest[number] = min(both, key=lambda progress: STATES.index(progress.state))
+    return furthest
 
 
 @cache
-def _fingerprint(weights: str, last_layer: str) -> str | None:
-    """Of a weights file; None if this machine does not have it."""
-    if not Path(weights).exists():
+def _fingerprint(weights: str | None, last_layer: str) -> str | None:
+    """Of a weights file; None if there is none, or this machine does not have it."""
+    if weights is None or weights == "none" or not Path(weights).exists():
         return None
     from vld.model.weights import load_backbone_weights  # imports torch, which is rarely needed here
 
@@ -83,42 +76,27 @@ def seconds_to_go(progress: Iterable[Progress]) -> float | None:
     """The time that unfinished runs will take one after another, by the median seconds per step of finished runs with the same
     network, image size and batch size. None if some have no such run."""
     per_step: dict[tuple[str, int, int], list[float]] = {}
-    progress = list(progress)
+    steps_to_go: dict[tuple[str, int, int], int] = {}
     for one in progress:
+        config = one.run.config
+        kind, steps = (config.backbone.name, config.image_size, config.batch_size), config.optim.steps
         if one.seconds is not None:
-            per_step.setdefault(_kind(one.wanted.config), []).append(one.seconds / one.wanted.config.optim.steps)
-    total = 0.0
-    for one in progress:
-        config = one.wanted.config
-        if one.state == FINISHED:
-            continue
-        if _kind(config) not in per_step:
-            return None
-        total += (config.optim.steps - (one.step or 0)) * statistics.median(per_step[_kind(config)])
-    return total
+            per_step.setdefault(kind, []).append(one.seconds / steps)
+        if one.state != FINISHED:
+            steps_to_go[kind] = steps_to_go.get(kind, 0) + steps - (one.step or 0)
+    if steps_to_go.keys() - per_step.keys():
+        return None
+    return sum((steps * statistics.median(per_step[kind]) for kind, steps in steps_to_go.items()), 0.0)
 
 
-def _kind(config: Config) -> tuple[str, int, int]:
-    return config.backbone.name, config.image_size, config.batch_size
-
-
-def _folder(run: PlannedRun) -> Path:
-    return Path(run.config.output_dir) / "runs" / run.config.dataset.name / run.test_domain
-
-
-def _settings(path: Path) -> tuple[dict[str, Any] | None, RunResult | None]:
-    """The identity of the run in this directory, and its result; None for what is missing or damaged."""
+def _read(path: Path) -> tuple[dict[str, Any], RunResult | None]:
+    """The identity of the run in this directory, empty if it cannot be read, and its result if it is finished."""
     with suppress(UserError):
         result = read(path)
         return result.content["settings"], result
-    try:
-        config = yaml.load(
-            (path / "config.yaml").read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        )
-    except (OSError, ValueError, yaml.YAMLError):
-        return None, None
-    identity = config.get("identity") if isinstance(config, dict) else None
-    return (identity, None) if isinstance(identity, dict) else (None, None)
+    with suppress(UserError):
+        return stored_identity(path), None
+    return {}, None
 
 
 def _progress(run: PlannedRun, path: Path, result: RunResult | None) -> Progress:

@@ -18,9 +18,7 @@ from vld.runs.inputs import Inputs, check_inputs, inputs_key
 from vld.runs.keep import check_kept
 from vld.runs.once import Listener, Outcome, train_once
 from vld.runs.run import Run
-from vld.runs.space import check_disk, disk_of_runs
-from vld.training.evaluation import evaluation_images
-from vld.training.methods import first_member
+from vld.runs.space import needed_disk
 
 Datasets = dict[tuple[Path, int, int], Dataset]
 """Decoded datasets, by folder, image_size and dataset.store_size."""
@@ -39,39 +37,43 @@ def run_all(
     of `keep` that finished runs must have kept. Raises `UserError` before anything is trained if one did not.
     """
     datasets = {} if datasets is None else datasets
-    inputs: dict[str, Inputs] = {}
-    for config in configs:
-        if inputs_key(config) not in inputs:
-            needed_inputs = inputs[inputs_key(config)] = check_inputs(config)
-            for warning in needed_inputs.warnings:
-                terminal.warn(warning)
-    set_up(inputs[inputs_key(configs[0])].device, configs[0].deterministic)
-    fingerprints = {key: weights_fingerprint(needed.weights) for key, needed in inputs.items()}
-    runs: list[list[Run]] = []
-    for config in configs:
-        key = inputs_key(config)
-        dataset = decoded(config, inputs[key].files, datasets, terminal)
-        test_domains = inputs[key].test_domains
-        runs.append([Run(config, inputs[key], dataset, fingerprints[key], domain) for domain in test_domains])
-    all_runs = [run for its_runs in runs for run in its_runs]
+    runs = _runs(configs, datasets, terminal)
     if needed:
-        check_kept([run.directory.path for run in all_runs if run.directory.result_file.exists()], needed)
-    _check_disk(all_runs, terminal)
+        check_kept([run.directory.path for run in runs if run.directory.result_file.exists()], needed)
+    _check_disk(runs, terminal)
     for dataset in datasets.values():
         path = Path(configs[0].output_dir) / "datasets" / f"{dataset.name}-{dataset.fingerprint[:8]}.png"
         if not path.exists():
             write_atomically(path, partial(draw_samples, dataset))
             terminal.say(f"sample images: {path}")
     outcomes = []
-    for its_runs in runs:
-        _say_what_runs(its_runs[0], terminal)
-        for run in its_runs:
-            outcome = train_once(run, terminal, listener)
-            terminal.ended(run.directory.path.name, run.config.optim.steps)
-            if not outcome.skipped:
-                listener.ended(outcome.directory)
-            outcomes.append(outcome)
+    for before, run in zip([None, *runs], runs, strict=False):
+        if before is None or before.config is not run.config:
+            _announce(run, terminal)
+        outcome = train_once(run, terminal, listener)
+        terminal.ended(run.directory.path.name, run.config.optim.steps)
+        if not outcome.skipped:
+            listener.ended(outcome.directory)
+        outcomes.append(outcome)
     return outcomes
+
+
+def _runs(configs: Sequence[Config], datasets: Datasets, terminal: Terminal) -> list[Run]:
+    """For each settings a run per test domain. All inputs are checked before the first images are decoded."""
+    inputs: dict[str, Inputs] = {}
+    for config in configs:
+        if inputs_key(config) not in inputs:
+            its = inputs[inputs_key(config)] = check_inputs(config)
+            for warning in its.warnings:
+                terminal.warn(warning)
+    set_up(inputs[inputs_key(configs[0])].device, configs[0].deterministic)
+    fingerprints = {key: weights_fingerprint(its.weights) for key, its in inputs.items()}
+    runs = []
+    for config in configs:
+        key = inputs_key(config)
+        dataset = decoded(config, inputs[key].files, datasets, terminal)
+        runs += [Run(config, inputs[key], dataset, fingerprints[key], domain) for domain in inputs[key].test_domains]
+    return runs
 
 
 def decoded(config: Config, files: DatasetFiles, datasets: Datasets, terminal: Terminal) -> Dataset:
@@ -86,7 +88,8 @@ def decoded(config: Config, files: DatasetFiles, datasets: Datasets, terminal: T
     return datasets[key]
 
 
-def _say_what_runs(run: Run, terminal: Terminal) -> None:
+def _announce(run: Run, terminal: Terminal) -> None:
+    """What is going to run, and on what."""
     config, sizes = run.config, run.dataset.sizes
     domains = len(sizes) - len(left_out(run.test_domain, sizes))
     terminal.say(
@@ -95,10 +98,6 @@ def _say_what_runs(run: Run, terminal: Terminal) -> None:
         f" {domains} x {config.batch_size} images, seed {config.seed};"
         f" on {describe(run.inputs.device)} in {run.inputs.precision}"
     )
-    for method, start in (("weight_averaging", config.averaging.start), ("ensemble", config.ensemble.start)):
-        if start > config.optim.steps:
-            begins = first_member(start, config.optim.steps, config.eval_every)
-            terminal.say(f"{method} begins at step {begins}, since its start ({start}) is after the last step")
 
 
 def _check_disk(runs: list[Run], terminal: Terminal) -> None:
@@ -106,19 +105,11 @@ def _check_disk(runs: list[Run], terminal: Terminal) -> None:
     unfinished = [run for run in runs if not run.directory.result_file.exists()]
     if not unfinished:
         return
-    config = unfinished[0].config
-    kept, meanwhile = disk_of_runs(
-        (
-            run.config,
-            evaluation_images(run.dataset.sizes, run.test_domain, holdout=run.config.holdout),
-            len(run.dataset.classes),
-        )
-        for run in unfinished
-    )
-    there = [
-        path for run in unfinished for path in run.directory.path.glob("*") if path.suffix in (".pt", ".safetensors")
-    ]
-    check_disk(kept, meanwhile, sum(path.stat().st_size for path in there), unfinished[0].inputs.existing_folder)
+    files = [path for run in unfinished for path in run.directory.path.glob("*")]
+    held = sum(path.stat().st_size for path in files if path.suffix in (".pt", ".safetensors"))
+    wanted = [(run.config, run.test_domain, run.dataset) for run in unfinished]
+    output_dir = unfinished[0].config.output_dir
+    kept, meanwhile = needed_disk(wanted, output_dir, held=held)
     terminal.say(
-        f"keeps up to {size_text(kept)} in {config.output_dir}; checkpoints take up to {size_text(meanwhile)} meanwhile"
+        f"keeps up to {size_text(kept)} in {output_dir}; checkpoints take up to {size_text(meanwhile)} meanwhile"
     )
