@@ -21,17 +21,10 @@ from run_command import REPOSITORY, TINY_NETWORK, start, train, wait_for
 from vld.machine.device import keep_to_one_gpu
 from vld.machine.terminal import CLEAR_LINE
 
-OPTIONS = [
-    "-m",
-    "dataset=glyphs",
-    "test_domain=0,1,2",
-    *TINY_NETWORK,
-    "image_size=16",
-    "batch_size=2",
-    "optim.steps=2",
-    "eval_every=2",
-    "keep=[]",
-]
+TINY = ("-m", "dataset=glyphs", *TINY_NETWORK, "image_size=16", "batch_size=2", "keep=[]")
+OPTIONS = (*TINY, "test_domain=0,1,2", "optim.steps=2", "eval_every=2")
+ENDLESS = (*TINY, "test_domain=0,1", "optim.steps=1000000", "eval_every=1000000", "checkpoint_every=100000")
+SIDE_BY_SIDE = ("hydra/launcher=parallel", "hydra.launcher.n_jobs=2")
 
 
 def results(output_dir: Path) -> dict[str, Any]:
@@ -43,13 +36,7 @@ def results(output_dir: Path) -> dict[str, Any]:
 @pytest.mark.slow
 def test_jobs_side_by_side_share_the_cores(small_glyphs: Path, tmp_path: Path) -> None:
     """Each has as many threads as its part of them."""
-    command = [
-        sys.executable,
-        REPOSITORY / "scripts/train.py",
-        *OPTIONS,
-        "hydra/launcher=parallel",
-        "hydra.launcher.n_jobs=2",
-    ]
+    command = [sys.executable, REPOSITORY / "scripts/train.py", *OPTIONS, *SIDE_BY_SIDE]
     env = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
     subprocess.run([*command, f"data_dir={small_glyphs}", f"output_dir={tmp_path}"], env=env, check=True)
     threads = [json.loads(path.read_text())["threads"] for path in (tmp_path / "runs").rglob("result.json")]
@@ -66,8 +53,7 @@ def test_jobs_side_by_side_come_to_the_same(small_glyphs: Path, tmp_path: Path) 
     broken = output_dir / "runs/glyphs/chalk" / chalk
     broken.mkdir(parents=True)
     (broken / "config.yaml").write_text("identity: {seed: 5}\n")
-    launcher = ("hydra/launcher=parallel", "hydra.launcher.n_jobs=2")
-    together = train(*OPTIONS, *launcher, f"data_dir={small_glyphs}", f"output_dir='{output_dir}'")
+    together = train(*OPTIONS, *SIDE_BY_SIDE, f"data_dir={small_glyphs}", f"output_dir='{output_dir}'")
     assert together.returncode == 1, together.stdout + together.stderr
     assert not list((tmp_path / "a").rglob("*.safetensors"))  # keep=[]
     expected = results(tmp_path / "a")
@@ -126,7 +112,7 @@ def test_jobs_side_by_side_share_a_terminal_with_a_bar_for_all(small_glyphs: Pat
     ours, theirs = os.openpty()
     process = start(
         "train.py",
-        *(*OPTIONS, "test_domain=0,1", "optim.steps=30", "hydra/launcher=parallel", "hydra.launcher.n_jobs=2"),
+        *(*OPTIONS, *SIDE_BY_SIDE, "test_domain=0,1", "optim.steps=30"),
         *(f"data_dir={small_glyphs}", f"output_dir={tmp_path}"),
         env={"TERM": "xterm"},
         stdout=theirs,
@@ -165,12 +151,7 @@ def test_a_stopped_command_stops_its_jobs_and_goes_on(
     number: signal.Signals, small_glyphs: Path, tmp_path: Path
 ) -> None:
     """Each saves its run: Ctrl-C reaches every process of the terminal, another signal the command alone."""
-    options = (
-        *(word for word in OPTIONS if not word.startswith(("test_domain", "optim.steps", "eval_every"))),
-        *("test_domain=0,1", "optim.steps=1000000", "eval_every=1000000", "checkpoint_every=100000"),  # they never end
-        *("hydra/launcher=parallel", "hydra.launcher.n_jobs=2"),
-        *(f"data_dir={small_glyphs}", f"output_dir={tmp_path / 'outputs'}"),
-    )
+    options = (*ENDLESS, *SIDE_BY_SIDE, f"data_dir={small_glyphs}", f"output_dir={tmp_path / 'outputs'}")
     for both_say in ("step 0/", "resuming at step"):
         process = start("train.py", *options, start_new_session=True)
         try:
@@ -221,12 +202,7 @@ def test_a_gpu_that_is_in_use_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 def test_a_job_that_is_killed_lets_its_siblings_save(small_glyphs: Path, tmp_path: Path) -> None:
     """By SIGKILL, as where memory is short: joblib kills all others then."""
-    options = (
-        *(word for word in OPTIONS if not word.startswith(("test_domain", "optim.steps", "eval_every"))),
-        *("test_domain=0,1", "optim.steps=1000000", "eval_every=1000000", "checkpoint_every=100000"),  # they never end
-        *("hydra/launcher=parallel", "hydra.launcher.n_jobs=2"),
-        *(f"data_dir={small_glyphs}", f"output_dir={tmp_path / 'outputs'}"),
-    )
+    options = (*ENDLESS, *SIDE_BY_SIDE, f"data_dir={small_glyphs}", f"output_dir={tmp_path / 'outputs'}")
     process = start("train.py", *options, start_new_session=True)
     try:
         for _ in range(2):

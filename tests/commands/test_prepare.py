@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from random import Random
 from threading import Barrier, Event
+from unittest.mock import patch
 
 import pytest
 import requests
@@ -314,7 +315,8 @@ def progress(_done: int, _total: int) -> None:
 def fetch_pacs(server: ArchiveServer, folder: Path, *, name: str = "PACS.zip", retries: int = 0) -> bytes:
     """What has come, into a folder that nothing else is in."""
     target = folder / "fetched/PACS.zip"
-    fetch(f"{server.url}/{name}", target, None, progress, retries=retries)
+    with patch("vld.data.download.RETRIES", retries):
+        fetch(f"{server.url}/{name}", target, None, progress)
     assert [path.name for path in target.parent.iterdir()] == ["PACS.zip"]
     return target.read_bytes()
 
@@ -323,7 +325,7 @@ def test_a_dropped_connection_goes_on_where_it_was(server: ArchiveServer, archiv
     server.files["PACS.zip"] = archive
     server.drops = 2
     told: list[tuple[int, int]] = []
-    fetch(f"{server.url}/PACS.zip", tmp_path / "PACS.zip", None, lambda *counts: told.append(counts), retries=3)
+    fetch(f"{server.url}/PACS.zip", tmp_path / "PACS.zip", None, lambda *counts: told.append(counts))
     assert (tmp_path / "PACS.zip").read_bytes() == archive
     starts = [int((wanted or "bytes=0-")[6:-1]) for _, wanted in server.asked]
     assert len(starts) == 3

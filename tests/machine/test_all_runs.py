@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from vld.machine.all_runs import NOTES, Begun, Notes, Whole
-from vld.machine.terminal import CLEAR_LINE, AllRuns, Terminal
+from vld.machine.all_runs import STEP_LOG, AllRuns, RunSteps, StepLog
+from vld.machine.terminal import CLEAR_LINE, AllRunsBar, Terminal
 
 
 class Clock:
@@ -22,41 +22,41 @@ class Clock:
 def test_the_time_left_is_that_of_all_runs_at_the_pace_so_far(tmp_path: Path) -> None:
     """Here and in two other processes; what was made before, and runs that were finished before, do not count as pace."""
     clock = Clock()
-    whole = Whole(runs=4, steps=400, folder=tmp_path / "notes", clock=clock)
-    others = [Notes(whole.folder / f"{job}{NOTES}") for job in range(2)] if whole.folder else []
-    assert whole.now() == (0, 0, None)
+    all_runs = AllRuns(count=4, steps=400, folder=tmp_path / "steps", clock=clock)
+    others = [StepLog(all_runs.folder / f"{job}{STEP_LOG}") for job in range(2)] if all_runs.folder else []
+    assert all_runs.now() == (0, 0, None)
     others[0].ended("a", 100)
     others[0]._written = -10.0  # it writes once a second
     others[0].at("b", 50)
-    assert whole.now() == (1, 150, None)
+    assert all_runs.now() == (1, 150, None)
     others[1].at("c", 0)
-    whole.here.at("d", 0)
-    whole.here.at("d", 1)
-    assert whole.now() == (1, 151, None)  # from here on, the pace counts
+    all_runs.here.at("d", 0)
+    all_runs.here.at("d", 1)
+    assert all_runs.now() == (1, 151, None)  # from here on, the pace counts
     clock.seconds = 30.0
-    for notes, run, step in ((others[0], "b", 55), (others[1], "c", 10), (whole.here, "d", 16)):
-        notes._written = -10.0
-        notes.at(run, step)
-    assert whole.now() == (1, 181, pytest.approx(219.0))  # 30 steps in 30 seconds
+    for log, run, step in ((others[0], "b", 55), (others[1], "c", 10), (all_runs.here, "d", 16)):
+        log._written = -10.0
+        log.at(run, step)
+    assert all_runs.now() == (1, 181, pytest.approx(219.0))  # 30 steps in 30 seconds
     others[1].ended("c", 100)  # it failed: nothing of it is left to do
-    assert whole.now() == (2, 271, pytest.approx(129.0))
+    assert all_runs.now() == (2, 271, pytest.approx(129.0))
 
 
-def test_notes_that_cannot_be_written_or_read_stop_nothing(tmp_path: Path) -> None:
+def test_logs_that_cannot_be_written_or_read_stop_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    Notes(tmp_path / "file" / f"0{NOTES}").ended("a", 1)
-    (tmp_path / f"1{NOTES}").mkdir()
-    assert Whole(2, 10, tmp_path).now() == (0, 0, None)
+    StepLog(tmp_path / "file" / f"0{STEP_LOG}").ended("a", 1)
+    (tmp_path / f"1{STEP_LOG}").mkdir()
+    assert AllRuns(2, 10, tmp_path).now() == (0, 0, None)
 
 
 def test_a_log_has_a_line_when_another_run_is_done(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
-    whole = Whole(runs=3, steps=60, clock=clock)
-    terminal = Terminal(notes=whole.here, whole=whole)
+    all_runs = AllRuns(count=3, steps=60, clock=clock)
+    terminal = Terminal(steps=all_runs.here, all_runs=all_runs)
     for run in "abc":
         for step in range(21):
-            whole.here.at(run, step)
-            whole.now()
+            all_runs.here.at(run, step)
+            all_runs.now()
             clock.seconds += 1.0
         terminal.ended(run, 20)
     assert capsys.readouterr().out.splitlines() == [
@@ -67,10 +67,10 @@ def test_a_log_has_a_line_when_another_run_is_done(capsys: pytest.CaptureFixture
 
 def test_a_terminal_shows_a_row_for_all_runs() -> None:
     screen, clock = io.StringIO(), Clock()
-    whole = Whole(runs=2, steps=2000, clock=clock)
-    terminal = Terminal(notes=whole.here, whole=whole)
+    all_runs = AllRuns(count=2, steps=2000, clock=clock)
+    terminal = Terminal(steps=all_runs.here, all_runs=all_runs)
     terminal.console = Console(file=screen, force_terminal=True, width=80)
-    whole.here.ended("a", 1000)
+    all_runs.here.ended("a", 1000)
     with terminal.training("neon", steps=1000, first_step=0, run_id="b") as progress:
         assert terminal.all_runs
         assert progress.bar
@@ -89,9 +89,9 @@ def test_a_bar_that_jobs_write_over_fits_in_a_line() -> None:
     console = Console(file=screen, width=80, force_terminal=True, color_system=None)
     terminal = Terminal()
     terminal.console = console
-    whole = Whole(runs=5, steps=500)
-    whole.here.runs["a"] = replace(Begun(), made=40, behind=40)
-    AllRuns(console, whole).draw(terminal._bar())
+    all_runs = AllRuns(count=5, steps=500)
+    all_runs.here.runs["a"] = replace(RunSteps(), made=40, step=40)
+    AllRunsBar(console, all_runs).draw(terminal._bar())
     start, line = screen.getvalue().split(CLEAR_LINE)
     assert not start
     assert len(line) == 79

@@ -12,12 +12,12 @@ from vld.config.errors import UserError
 from vld.config.settings import Config, DatasetConfig
 from vld.data.folder import find_dataset
 from vld.data.images import Dataset
-from vld.machine.device import describe, resolve_device, set_up
+from vld.machine.device import resolve_device, set_up
 from vld.machine.terminal import Terminal, counted
 from vld.report.labels import text
 from vld.report.table import Table
 from vld.runs.directory import RunDirectory
-from vld.runs.environment import now, software_versions
+from vld.runs.environment import made_here
 from vld.runs.networks import evaluated_network, load_weights
 from vld.runs.once import explained
 from vld.runs.quantities import ANALYSIS, MASKED, QUANTITIES, SIDES, add_analysis, read_analyses
@@ -65,7 +65,8 @@ def analyse_all(config: AnalyseConfig, terminal: Terminal) -> int:
 
 def _named_run(config: AnalyseConfig) -> Path:
     """The directory of one run. Raises `UserError` unless it exists and the run is finished."""
-    directory = next((path for path in _run_directories(config) if path.name == config.run), Path(config.run).resolve())
+    by_id = (path for path in Path(config.output_dir).glob("runs/*/*/*") if path.name == config.run)
+    directory = next(by_id, Path(config.run).resolve())
     if not (directory / "config.yaml").is_file():
         raise UserError(
             f"run={config.run}: no run in output_dir={config.output_dir} has that id, and it is not a run directory either;"
@@ -78,7 +79,7 @@ def _named_run(config: AnalyseConfig) -> Path:
 
 def _all_runs(config: AnalyseConfig, terminal: Terminal) -> list[Path]:
     """All finished runs that kept the weights and held images out. Raises `UserError` if none did."""
-    finished = [path for path in _run_directories(config) if RunDirectory(path).result_file.exists()]
+    finished = [path.parent for path in sorted(Path(config.output_dir).glob("runs/*/*/*/result.json"))]
     if not finished:
         raise UserError(f"output_dir={config.output_dir}: no finished runs in it; train.py makes them")
     kept = [path for path in finished if (path / f"{config.weights}.safetensors").is_file()]
@@ -94,10 +95,6 @@ def _all_runs(config: AnalyseConfig, terminal: Terminal) -> list[Path]:
     return held_out or kept
 
 
-def _run_directories(config: AnalyseConfig) -> list[Path]:
-    return sorted(Path(config.output_dir).glob("runs/*/*/*"))
-
-
 def _analysed(
     directory: Path, config: AnalyseConfig, datasets: Datasets, device: torch.device, terminal: Terminal
 ) -> dict[str, Any]:
@@ -109,7 +106,7 @@ def _analysed(
         return analysis
     if settings.get("holdout") == 0:
         raise UserError(
-            f"{directory}: holdout=0: it trained on all images of its training domains; no i.i.d. images are left to analyse"
+            f"{directory}: holdout=0: trained on all images of its training domains; no i.i.d. images are left to analyse"
         )
     began = time.perf_counter()
     weights = load_weights(directory, config.weights)
@@ -121,11 +118,9 @@ def _analysed(
             analysis = analysis_of(model, dataset, images, settings["split_seed"], progress)
         except FloatingPointError as error:
             raise UserError(f"{directory}: {error}; there is nothing to analyse") from error
-    seconds = round(time.perf_counter() - began, 1)
-    analysis |= {"dropout": settings["dropout"], "device": describe(device), "threads": torch.get_num_threads()}
-    analysis |= {"software": software_versions(), "seconds": seconds, "finished": now()}
+    analysis |= {"dropout": settings["dropout"], **made_here(device, began)}
     add_analysis(directory, config.weights, analysis)
-    terminal.say(f"{test_domain}: analysed in {seconds} s ({path})")
+    terminal.say(f"{test_domain}: analysed in {analysis['seconds']} s ({path})")
     return analysis
 
 

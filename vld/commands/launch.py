@@ -24,7 +24,7 @@ from vld.commands.preflight import Command
 from vld.commands.side_by_side import saving_before_killed, stop_jobs
 from vld.commands.task import Ended, Task, show_results
 from vld.config.errors import FAILED, USER_ERROR, UserError, first_line
-from vld.machine.all_runs import Whole
+from vld.machine.all_runs import AllRuns
 from vld.machine.signals import stop_on_signals
 from vld.machine.terminal import Terminal
 from vld.study.jobs import BASIC_LAUNCHER, JOBLIB_LAUNCHER
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
     from vld.study.progress import Progress
 
 
-def _whole(command: Command, folder: Path | None = None) -> Whole | None:
+def _all_runs(command: Command, folder: Path | None = None) -> AllRuns | None:
     """All runs of `train.py`, if there are several. folder: where jobs in other processes note their progress."""
     if command.name != "train" or len(command.runs) < 2:
         return None
-    return Whole(len(command.runs), sum(run.config.optim.steps for run in command.runs), folder)
+    return AllRuns(len(command.runs), sum(run.config.optim.steps for run in command.runs), folder)
 
 
 def run_here(command: Command, loader: ConfigLoader) -> int:
     """Run the one job of a command in this process. Returns the exit code. Raises `UserError` if the job was refused."""
     config = command.config
     returned = run_job(
-        task_function=Task(command.name, whole=_whole(command)),
+        task_function=Task(command.name, all_runs=_all_runs(command)),
         config=config,
         job_dir_key="hydra.run.dir",
         job_subdir_key=None,
@@ -74,17 +74,17 @@ def run_sweep(command: Command, loader: ConfigLoader) -> int:
     if launcher_name != BASIC_LAUNCHER:  # jobs run in other processes
         # Another command may have the same hydra.sweep.dir, and another machine the same process ids.
         folder = sweep_dir / f"running-{os.uname().nodename}-{os.getpid()}-{time.time_ns()}"
-    whole = _whole(command, folder)
+    all_runs = _all_runs(command, folder)
     launcher = Plugins.instance().instantiate_launcher(
         hydra_context=HydraContext(loader, Callbacks(config)),
-        task_function=Task(command.name, folder, None if folder else whole),
+        task_function=Task(command.name, folder, None if folder else all_runs),
         config=config,
     )
     sweep_dir.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(config, sweep_dir / "multirun.yaml")
     ended: list[Ended] = []
     try:
-        with _waiting(launcher_name, folder, whole):
+        with _waiting(launcher_name, folder, all_runs):
             for batch in BasicSweeper.split_overrides_to_chunks(command.words, config.hydra.sweeper.max_batch_size):
                 ended += map(_ended, launcher.launch(batch, initial_job_idx=len(ended)))
     except (HydraException, OmegaConfBaseException):
@@ -104,7 +104,7 @@ def run_sweep(command: Command, loader: ConfigLoader) -> int:
 
 
 @contextmanager
-def _waiting(launcher: str, folder: Path | None, whole: Whole | None) -> Iterator[None]:
+def _waiting(launcher: str, folder: Path | None, all_runs: AllRuns | None) -> Iterator[None]:
     """Within, the progress of jobs in other processes is shown, and those of joblib save their runs when stopped."""
     if folder is None:
         yield
@@ -116,7 +116,7 @@ def _waiting(launcher: str, folder: Path | None, whole: Whole | None) -> Iterato
 
     with ExitStack() as showing, saving_before_killed(stop) if launcher == JOBLIB_LAUNCHER else nullcontext():
         stop_on_signals(stop)
-        showing.enter_context(Terminal(whole=whole).waiting())
+        showing.enter_context(Terminal(all_runs=all_runs).waiting())
         yield
 
 

@@ -34,7 +34,7 @@ from vld.machine.streams import make_streams_usable, place_caches
 from vld.machine.waiting import spin_briefly
 from vld.study.compose import describe_error
 from vld.study.jobs import overrides_parser
-from vld.study.words import as_hydra_takes_them, check_one_study, keep_text_of_presets
+from vld.study.words import check_one_study, keep_text_of_presets, quoted_for_hydra
 
 
 def conf_dir() -> Path:
@@ -75,7 +75,8 @@ def _ended(line: str, code: int) -> int:
 
 def _run(name: str, argv: Sequence[str]) -> int:
     parser = get_args_parser()
-    given = _given(parser, name, argv[1:])
+    given = _parsed(parser, name, argv[1:])
+    _set_up_process(given.overrides)
     version.setbase("1.3")
     if given.help or given.hydra_help or given.cfg or given.info or given.shell_completion or given.resolve:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
@@ -97,8 +98,8 @@ def _run(name: str, argv: Sequence[str]) -> int:
     return (run_sweep if command.sweep else run_here)(command, hydra.config_loader)
 
 
-def _given(parser: ArgumentParser, name: str, words: Sequence[str]) -> Namespace:
-    """The words, parsed, with this process set up for them. Raises `UserError` for words that no command takes."""
+def _parsed(parser: ArgumentParser, name: str, words: Sequence[str]) -> Namespace:
+    """Raises `UserError` for words that the command does not take."""
     schema = schema_of(name)
     for word in words:
         if word.startswith("-") and (option := word.lstrip("-").split("=")[0]) in option_names(schema):
@@ -108,15 +109,19 @@ def _given(parser: ArgumentParser, name: str, words: Sequence[str]) -> Namespace
         raise UserError("--cfg: shows the configuration of one job; leave out -m, and give each option one value")
     if given.experimental_rerun:
         raise UserError("--experimental-rerun: not supported; write the options of the run")
-    output_dir = next((word.partition("=")[2] for word in given.overrides if word.startswith("output_dir=")), "outputs")
+    given.overrides = quoted_for_hydra(given.overrides, schema)
+    check_one_study(given.overrides)
+    return given
+
+
+def _set_up_process(overrides: Sequence[str]) -> None:
+    """What has to be done before torch is imported, before a preset is read, and before anything that takes long."""
+    output_dir = next((word.partition("=")[2] for word in overrides if word.startswith("output_dir=")), "outputs")
     place_caches(os.environ, Path(output_dir.strip("'\"")))
     spin_briefly(os.environ)
     import_nothing_from_here(os.environ)
     keep_text_of_presets()
     stop_on_signals()
-    given.overrides = as_hydra_takes_them(given.overrides, schema)
-    check_one_study(given.overrides)
-    return given
 
 
 def _hydra(given: Namespace) -> Hydra:

@@ -11,11 +11,11 @@ from vld.config.command_settings import PrepareConfig
 from vld.config.errors import UserError
 from vld.config.settings import DatasetConfig
 from vld.data.catalog import CONTENTS, SOURCES, Archive, Source
-from vld.data.download import DISK_TO_UNPACK, Progress, as_they_arrive, fetch
+from vld.data.download import DISK_TO_UNPACK, as_they_arrive, fetch
 from vld.data.folder import DatasetFiles, find_dataset, list_dataset, missing_dataset
 from vld.data.glyphs import draw_glyphs
 from vld.data.image_store import open_dataset, source_key, verify_store
-from vld.data.unpack import unpack
+from vld.data.unpack import Progress, unpack
 from vld.data.verify import check_content
 from vld.machine.disk import check_room
 from vld.machine.lock import StagingFolder, staging_folder

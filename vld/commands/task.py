@@ -15,7 +15,7 @@ from vld.commands.side_by_side import known_to_run, worker_number
 from vld.config.errors import FAILED, USER_ERROR, UserError
 from vld.config.names import COMBINATIONS
 from vld.config.settings import Config
-from vld.machine.all_runs import NOTES, Notes, Whole
+from vld.machine.all_runs import STEP_LOG, AllRuns, StepLog
 from vld.machine.signals import stop_on_signals
 from vld.machine.terminal import Terminal
 from vld.study.compose import typed_config
@@ -52,13 +52,13 @@ class Ended:
 class Task:
     """A command's work on one job, called by Hydra in this process or another.
 
-    folder: where a job in another process than the command's notes its progress. whole: all runs of the command, if it has
+    folder: where a job in another process than the command's notes its progress. all_runs: all runs of the command, if it has
     several and they run in this process.
     """
 
     command: str
     folder: Path | None = None
-    whole: Whole | None = None
+    all_runs: AllRuns | None = None
 
     def __call__(self, composed: DictConfig) -> Ended:
         os.chdir(HydraConfig.get().runtime.cwd)  # relative paths mean the command's folder, with hydra.job.chdir too
@@ -94,8 +94,9 @@ class Task:
     def _runs(self, config: Config) -> Ended:
         """Make the runs or combinations of this job, and show their table unless one table of all jobs follows."""
         number = HydraConfig.get().job.num if self.folder else None
-        notes = Notes(self.folder / f"{number:06d}{NOTES}") if self.folder else self.whole.here if self.whole else None
-        terminal = Terminal(number, notes, self.whole)
+        here = self.all_runs.here if self.all_runs else None
+        steps = StepLog(self.folder / f"{number:06d}{STEP_LOG}") if self.folder else here
+        terminal = Terminal(number, steps, self.all_runs)
         publisher = Publisher(config.wandb, config.output_dir, say=terminal.say, warn=terminal.warn)
         outcomes: Sequence[Outcome] = ()
         error: UserError | OSError | None = None

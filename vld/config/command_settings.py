@@ -1,5 +1,5 @@
 # ruff: noqa: RUF009 - `option` makes fields
-"""The settings of the commands that train nothing: how they look at runs, datasets and results."""
+"""The settings of the commands that train nothing."""
 
 from dataclasses import dataclass
 
@@ -11,15 +11,15 @@ from vld.config.settings import Config, DatasetConfig, WandbConfig
 
 @dataclass
 class StatusConfig(Config):
-    """The settings of `status.py`: those of the runs, and how to show them."""
+    """The settings of `status.py`: those of a run, which select runs, and how to show their progress."""
 
-    watch: bool = option(False, "look again every few seconds, until all runs are finished")
+    watch: bool = option(False, "refresh every few seconds until all runs are finished")
     format: str = choice("table|json", "table, or json for programs")
 
 
 @dataclass
 class ReportConfig(Config):
-    """The settings of `report.py`: those of the runs, which narrow it, and how to show them."""
+    """The settings of `report.py`: those of a run, which select runs, and how to report on them."""
 
     selection: str | None = option(
         None,
@@ -31,7 +31,9 @@ class ReportConfig(Config):
         "how an (lr, weight decay) pair is chosen: by i.i.d. accuracy, or on the other domains, left out as well"
         " (leave_one_out: runs of test_domain=pairs)",
     )
-    run: str | None = option(None, "a run's id, whose learning curves are drawn; null: the best run of each dataset")
+    run: str | None = option(
+        None, "the id of a run whose learning curves are drawn; null: the best run of each dataset"
+    )
 
 
 @dataclass
@@ -41,7 +43,7 @@ class PrepareConfig:
     dataset: DatasetConfig = group(DatasetConfig, "the images; an existing folder is used as it is, and verified")
     data_dir: str = same(Config, "data_dir", "where its folder goes; archives go to <data_dir>/archives/<dataset>/")
     image_size: int = same(Config, "image_size", "size of the images that runs are evaluated on")
-    verify: bool = option(False, "decode every image again, although there is a store, and compare")
+    verify: bool = option(False, "decode every image again and compare it with the store")
 
 
 @dataclass
@@ -70,4 +72,4 @@ LOOKING = {
     name: tuple(one.name for one in beyond(schema, Config))
     for name, schema in (("status", StatusConfig), ("report", ReportConfig))
 }
-"""The commands that look at runs of train.py: their own options."""
+"""The commands that only look at runs of train.py, with the options of their own."""

@@ -1,6 +1,7 @@
 """Downloading an archive: resumed after an interruption, retried, verified, and given its name only once it is complete."""
 
 import hashlib
+import itertools
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -14,10 +15,8 @@ import requests
 from gdown.exceptions import DownloadError, FileURLRetrievalError
 
 from vld.config.errors import UserError
-from vld.data.unpack import is_archive
+from vld.data.unpack import Progress, is_archive
 from vld.machine.disk import check_room
-
-Progress = Callable[[int, int], None]
 
 AT_A_TIME = 2
 RETRIES = 5
@@ -48,7 +47,7 @@ def as_they_arrive(fetches: list[Callable[[], Path]]) -> Iterator[Path]:
         yield ended.get().result()
 
 
-def fetch(url: str, target: Path, checksum: str | None, progress: Progress, retries: int = RETRIES) -> None:
+def fetch(url: str, target: Path, checksum: str | None, progress: Progress) -> None:
     """Download `url` to `target`, unless it exists; progress(bytes, bytes in all). A partial download is kept for the next time.
 
     Answers Google Drive's confirmation page and recognises its quota page. Raises `UserError` that says how to fetch it by hand.
@@ -56,16 +55,11 @@ def fetch(url: str, target: Path, checksum: str | None, progress: Progress, retr
     if target.exists():
         _check(target, checksum, url, target)
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-
-    checked = False
 
     def count(done: int, total: int | None) -> None:
-        nonlocal checked
-        if total is not None and not checked:
+        if total is not None:
             needed = int(total - done + total * DISK_TO_UNPACK)
             check_room("data_dir", target.parent, needed, f"{target.name} and what it unpacks to")
-            checked = True
         progress(done, total or 0)
 
     by_hand = (
@@ -73,10 +67,10 @@ def fetch(url: str, target: Path, checksum: str | None, progress: Progress, retr
         f" or set dataset.mirror to the address of a folder that has {target.name}"
     )
     arriving = target.with_name(f"{target.name}.arriving")
-    arriving.mkdir(exist_ok=True)
+    arriving.mkdir(parents=True, exist_ok=True)
     whole = arriving / target.name
     try:
-        _download(url, whole, count, retries)
+        _download(url, whole, count)
     except FileURLRetrievalError as error:
         reason = " ".join(line.strip() for line in str(error).split("\n\n")[1].split())
         raise UserError(f"{url}: Google Drive refuses ({reason}); later {by_hand}") from error
@@ -93,7 +87,7 @@ def fetch(url: str, target: Path, checksum: str | None, progress: Progress, retr
     shutil.rmtree(arriving)
 
 
-def _download(url: str, whole: Path, progress: Callable[[int, int | None], None], retries: int) -> None:
+def _download(url: str, whole: Path, progress: Callable[[int, int | None], None]) -> None:
     """Resume an earlier download if the address still has the same file. Ask a busy server again."""
     source = whole.with_name("source")
     before, _, known = source.read_text().partition("\n") if source.exists() else ("", "", "")
@@ -102,15 +96,14 @@ def _download(url: str, whole: Path, progress: Callable[[int, int | None], None]
         _forget(whole)
         known = version
     source.write_text(f"{url}\n{known or version}")
-    attempt = 0
-    while True:
+    for attempt in itertools.count():
         try:
             gdown.download(
                 url,
                 str(whole),
                 quiet=True,
                 resume=True,
-                retries=retries,
+                retries=RETRIES,
                 timeout=TIMEOUT_SECONDS,
                 use_cookies=False,
                 progress=progress,
@@ -120,11 +113,10 @@ def _download(url: str, whole: Path, progress: Callable[[int, int | None], None]
             unranged = "byte range" in str(error)
             if unranged and not _knows_ranges(url):
                 _forget(whole)  # from the beginning, then
-            elif not (unranged or _is_busy(error)) or attempt == retries:
+            elif not (unranged or _is_busy(error)) or attempt == RETRIES:
                 raise
             else:
                 time.sleep(min(2**attempt, 30))
-                attempt += 1
 
 
 def _forget(whole: Path) -> None:

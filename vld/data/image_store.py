@@ -62,21 +62,19 @@ def open_dataset(
     announce: prints when another process is making the store, what was skipped, and warnings about images. Raises
     `UserError` naming the files that are unreadable or truncated, or where the disk has too little room.
     """
-    if files.passed_over:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(files.passed_over.items()))
-        announce(f"dataset={files.name}: passed over {kinds}")
+    if files.skipped:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(files.skipped.items()))
+        announce(f"dataset={files.name}: skipped {kinds}")
     source, times = _source(files)
-    names = {
-        PIXELS: f"{files.name}-{source}-{PIXELS}-{store_size}",
-        VIEWS: f"{files.name}-{source}-{VIEWS}-{image_size}",
-    }
+    sizes = {PIXELS: store_size, VIEWS: image_size}
+    names = {kind: f"{files.name}-{source}-{kind}-{size}" for kind, size in sizes.items()}
 
     def find() -> dict[str, Path]:
         # Where several folders have one, the first folder's is taken.
         there = ((kind, folder / name) for kind, name in names.items() for folder in reversed(folders))
         return {kind: path for kind, path in there if (path / ABOUT).is_file()}
 
-    if len(find()) < len(names):
+    if len(find()) < 2:
         folder = _writable(files.name, folders)
         building = folder / f".building-{files.name}-{source}"
         with staging_folder(
@@ -84,14 +82,14 @@ def open_dataset(
         ) as place:
             # Without what the process has made that this one waited for.
             if missing := {kind: folder / name for kind, name in names.items() if kind not in find()}:
-                _build(files, missing, {PIXELS: store_size, VIEWS: image_size}, place, progress, announce)
+                _build(files, missing, sizes, place, progress, announce)
         times = []  # nothing to look at again
     found = find()
-    if len(found) < len(names):
+    if len(found) < 2:
         raise UserError(
             f"dataset={files.name}: its image store was removed while this command was running; run it again"
         )
-    dataset = _opened(files, found, image_size, store_size)
+    dataset = _opened(files, found, sizes)
     _look_again(files, times, found)
     return dataset
 
@@ -195,7 +193,8 @@ def _build(
     announce: Callable[[str], None],
 ) -> None:
     """Make the stores that are missing in one pass over the images. sizes: of the images in either store."""
-    began = time.time_ns()
+    about: dict[str, Any] = {"version": VERSION, "name": files.name, "root": readable(files.root.absolute())}
+    about |= {"begun": time.time_ns(), "domains": list(files.domain_names)}
     for target in missing.values():  # one that was half removed would be in the way
         shutil.rmtree(target, ignore_errors=True)
 
@@ -212,8 +211,6 @@ def _build(
         digests = every_image(files, _writing(arrays, sizes), passed, announce)
         for array in itertools.chain(*arrays.values()):
             array.flush()
-        about: dict[str, Any] = {"version": VERSION, "name": files.name, "root": readable(files.root.absolute())}
-        about |= {"begun": began, "domains": list(files.domain_names)}
         if PIXELS in missing:
             about |= {"height": height, "width": width, "fingerprint": _fingerprint(files, digests)}
             new = place.path / missing[PIXELS].name
@@ -278,21 +275,23 @@ def _fingerprint(files: DatasetFiles, digests: Sequence[bytes]) -> str:
     return whole.hexdigest()
 
 
-def _opened(files: DatasetFiles, store: dict[str, Path], image_size: int, store_size: int) -> Dataset:
+def _opened(files: DatasetFiles, store: dict[str, Path], sizes: dict[str, int]) -> Dataset:
     try:
         about = json.loads((store[PIXELS] / ABOUT).read_text())
         stored = (about["height"], about["width"], 3)
-        sizes = torch.split(torch.from_numpy(np.load(store[PIXELS] / SIZES)), list(files.sizes.values()))
+        original = torch.split(torch.from_numpy(np.load(store[PIXELS] / SIZES)), list(files.sizes.values()))
         domains = [
             DomainImages(
                 name=domain.name,
                 pixels=_mapped(store[PIXELS] / f"{number}.uint8", (len(domain.files), *stored)),
-                stored_sizes=original_sizes.clamp(max=store_size),
+                stored_sizes=original_sizes.clamp(max=sizes[PIXELS]),
                 original_sizes=original_sizes,
-                evaluation=_mapped(store[VIEWS] / f"{number}.uint8", (len(domain.files), image_size, image_size, 3)),
+                evaluation=_mapped(
+                    store[VIEWS] / f"{number}.uint8", (len(domain.files), sizes[VIEWS], sizes[VIEWS], 3)
+                ),
                 labels=torch.tensor(domain.labels, dtype=torch.int64),
             )
-            for number, (domain, original_sizes) in enumerate(zip(files.domains, sizes, strict=True))
+            for number, (domain, original_sizes) in enumerate(zip(files.domains, original, strict=True))
         ]
         return Dataset(files.name, files.classes, tuple(domains), about["fingerprint"])
     except (OSError, ValueError, KeyError, RuntimeError) as error:

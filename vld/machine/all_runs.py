@@ -1,6 +1,6 @@
-"""How far all runs of a command are together: every job notes the steps that it makes, and the command adds them up.
+"""How far all runs of a command are together: every job logs the steps that it makes, and the command adds them up.
 
-The jobs may be in this process or in others, which note theirs in a file each.
+The jobs may be in this process or in others, which have a file each.
 """
 
 import json
@@ -11,40 +11,41 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-NOTES = ".steps"
+STEP_LOG = ".steps"
+"""Ending of the files."""
 SECONDS_BETWEEN_LOOKS = 1.0
 STEPS_BEFORE_FORECAST = 10
 """The forecast needs this many steps; it leaves the first ones out, which are slower."""
 
 
 @dataclass
-class Begun:
+class RunSteps:
     """A run that a job has reached: the steps made by this command, and those made ever (all of them once it has ended)."""
 
     made: int = 0
-    behind: int = 0
+    step: int = 0
     ended: bool = False
 
 
 @dataclass
-class Notes:
+class StepLog:
     """The runs of one job, or of several in one process, by id. file: where another process can read them."""
 
     file: Path | None = None
-    runs: dict[str, Begun] = field(default_factory=dict)
+    runs: dict[str, RunSteps] = field(default_factory=dict)
     _written: float = 0.0
 
     def at(self, run: str, step: int) -> None:
         """The run has made `step` steps."""
-        begun = self.runs.setdefault(run, Begun(behind=step))
-        if step > begun.behind:
-            begun.made, begun.behind = begun.made + step - begun.behind, step
+        its = self.runs.setdefault(run, RunSteps(step=step))
+        its.made += max(0, step - its.step)
+        its.step = max(step, its.step)
         self._write(SECONDS_BETWEEN_LOOKS)
 
     def ended(self, run: str, steps: int) -> None:
         """The run has no steps left to make: it finished now or earlier, failed, or is left to another process."""
-        begun = self.runs.setdefault(run, Begun())
-        begun.behind, begun.ended = steps, True
+        its = self.runs.setdefault(run, RunSteps())
+        its.step, its.ended = steps, True
         self._write(0.0)
 
     def _write(self, seconds_between: float) -> None:
@@ -53,54 +54,54 @@ class Notes:
             unfinished = self.file.with_suffix(".writing")
             with suppress(OSError):  # a full disk must not stop the training
                 self.file.parent.mkdir(parents=True, exist_ok=True)
-                unfinished.write_text(json.dumps({run: asdict(begun) for run, begun in self.runs.items()}))
+                unfinished.write_text(json.dumps({run: asdict(its) for run, its in self.runs.items()}))
                 unfinished.replace(self.file)
 
 
-class Whole:
+@dataclass
+class AllRuns:
     """All runs of a command: how many are done, and how long the others will take at the pace so far.
 
-    runs, steps: of all jobs together. folder: where those in other processes note theirs; None: all are in this one.
+    count, steps: of all jobs together. folder: where those in other processes log their steps; None: all are in this one.
     clock: in seconds.
     """
 
-    def __init__(
-        self, runs: int, steps: int, folder: Path | None = None, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self.runs, self.steps, self.folder, self.clock = runs, steps, folder, clock
-        self.here = Notes()
-        self._first: tuple[float, int] | None = None
-        """When the pace began to count, and the steps that had been made then."""
+    count: int
+    steps: int
+    folder: Path | None = None
+    clock: Callable[[], float] = time.monotonic
+    here: StepLog = field(default_factory=StepLog)
+    _first: tuple[float, int] | None = None
+    """When the pace began to count, and the steps that had been made then."""
 
     def now(self) -> tuple[int, int, float | None]:
         """Runs that are done, steps made in all of them, and the seconds left, None while they cannot be estimated."""
-        begun = self.here.runs | dict(self._noted())
-        made, behind = sum(run.made for run in begun.values()), sum(run.behind for run in begun.values())
-        done = sum(run.ended for run in begun.values())
+        runs = (self.here.runs | dict(self._logged())).values()
+        made, step, done = sum(run.made for run in runs), sum(run.step for run in runs), sum(run.ended for run in runs)
         if self._first is None and made:
             self._first = self.clock(), made
         if self._first is None or made - self._first[1] < STEPS_BEFORE_FORECAST:
-            return done, behind, None
+            return done, step, None
         since, before = self._first
-        return done, behind, (self.clock() - since) / (made - before) * max(0, self.steps - behind)
+        return done, step, (self.clock() - since) / (made - before) * max(0, self.steps - step)
 
-    def _noted(self) -> Iterator[tuple[str, Begun]]:
-        for path in self.folder.glob(f"*{NOTES}") if self.folder else ():
+    def _logged(self) -> Iterator[tuple[str, RunSteps]]:
+        for path in self.folder.glob(f"*{STEP_LOG}") if self.folder else ():
             with suppress(OSError):
-                yield from ((run, Begun(**its)) for run, its in json.loads(path.read_text()).items())
+                yield from ((run, RunSteps(**its)) for run, its in json.loads(path.read_text()).items())
 
 
 @contextmanager
-def watching(look: Callable[[], None]) -> Iterator[None]:
+def repeated(look: Callable[[], None]) -> Iterator[None]:
     """Call `look` periodically in a thread, while this process waits for jobs in others."""
     stopping = threading.Event()
 
-    def watch() -> None:
+    def repeat() -> None:
         look()
         while not stopping.wait(SECONDS_BETWEEN_LOOKS):
             look()
 
-    thread = threading.Thread(target=watch, daemon=True)
+    thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
     try:
         yield

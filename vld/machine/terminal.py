@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import IO, Any, cast
 
@@ -15,13 +16,14 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     Task,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
 from rich.table import Column
 from rich.text import Text
 
-from vld.machine.all_runs import Notes, Whole, watching
+from vld.machine.all_runs import AllRuns, StepLog, repeated
 from vld.machine.streams import make_streams_usable
 
 CLEAR_LINE = "\r\x1b[K"
@@ -32,47 +34,42 @@ SECONDS_BETWEEN_LOOKS = 0.1
 ALL = "all"
 
 
+@dataclass
 class RunProgress:
-    """One run's bar; where the output is not a terminal, a plain line at every evaluation."""
+    """One run's bar; where the output is not a terminal, a plain line at every evaluation. note: is called with each step."""
 
-    def __init__(
-        self,
-        console: Console,
-        bar: Progress | None,
-        label: str,
-        steps: int,
-        first_step: int,
-        note: Callable[[int], None] = lambda _: None,
-    ) -> None:
-        """note: is called with each step."""
-        self.console, self.bar, self.label, self.steps, self.note = console, bar, label, steps, note
-        self.task = bar.add_task(label, total=steps, completed=first_step, shown="") if bar else None
+    console: Console
+    bar: Progress | None
+    task: TaskID
+    label: str
+    steps: int
+    note: Callable[[int], None]
 
     def stepped(self, step: int, evaluating: bool) -> None:
         self.note(step)
-        if self.bar and self.task is not None:
+        if self.bar:
             doing = f"{self.label} (evaluating)" if evaluating else self.label
             self.bar.update(self.task, completed=step, description=doing)
 
     def evaluated(self, step: int, results: str, seconds: float) -> None:
         """results: of this evaluation, for a person. seconds: since the run began, in all its attempts together."""
-        if self.bar and self.task is not None:
+        if self.bar:
             self.bar.update(self.task, completed=step, shown=results)
             return
         left = f"  {duration(seconds / step * (self.steps - step))} left" if 0 < step < self.steps else ""
         self.console.print(f"{self.label}  step {step}/{self.steps}  {results}{left}", soft_wrap=True)
 
 
-class AllRuns:
+class AllRunsBar:
     """The progress of all runs of a command: a bar, or a line after each run if the output is not a terminal."""
 
-    def __init__(self, console: Console, whole: Whole) -> None:
-        self.console, self.whole, self.reported, self.looked = console, whole, 0, 0.0
+    def __init__(self, console: Console, all_runs: AllRuns) -> None:
+        self.console, self.runs, self.reported, self.looked = console, all_runs, 0, 0.0
 
     def say(self) -> None:
-        done, _, seconds = self.whole.now()
-        if seconds is not None and self.reported < done < self.whole.runs:
-            line = f"{done} of {self.whole.runs} runs done, about {duration(seconds)} left for all"
+        done, _, seconds = self.runs.now()
+        if seconds is not None and self.reported < done < self.runs.count:
+            line = f"{done} of {self.runs.count} runs done, about {duration(seconds)} left for all"
             self.console.print(line, soft_wrap=True)
         self.reported = done
 
@@ -81,18 +78,18 @@ class AllRuns:
         if time.monotonic() - self.looked < SECONDS_BETWEEN_LOOKS:
             return
         self.looked = time.monotonic()
-        done, behind, seconds = self.whole.now()
+        done, step, seconds = self.runs.now()
         if bar is None:
             return
         fields: dict[str, Any] = {
-            "completed": behind,
-            "shown": f"{done} of {self.whole.runs} runs done",
+            "completed": step,
+            "shown": f"{done} of {self.runs.count} runs done",
             "left": "-:--" if seconds is None else duration(seconds),
         }
         if bar.tasks and bar.tasks[-1].description == ALL:
             bar.update(bar.tasks[-1].id, **fields)
         else:
-            bar.add_task(ALL, total=self.whole.steps, **fields)
+            bar.add_task(ALL, total=self.runs.steps, **fields)
 
     def draw(self, bar: Progress) -> None:
         """Draw it over the last line of the terminal, to which jobs in other processes write as well."""
@@ -138,10 +135,10 @@ class Log:
 class Terminal:
     """Everything goes to standard output but what a user has to fix, which goes to standard error."""
 
-    def __init__(self, job: int | None = None, notes: Notes | None = None, whole: Whole | None = None) -> None:
+    def __init__(self, job: int | None = None, steps: StepLog | None = None, all_runs: AllRuns | None = None) -> None:
         """job: its number if it shares the terminal with others: it then writes lines with that number, and no bars.
 
-        notes: take down the steps made here. whole: all runs of a command, if it has several and they run here.
+        steps: where those made here are written down. all_runs: of a command, if it has several and they run here.
         """
         make_streams_usable()  # a launcher's worker has streams of its own
         # A log or a pipe has no width: tables there are as wide as they need be. Names of domains are no markup.
@@ -152,8 +149,8 @@ class Terminal:
         self.console = Console(
             file=cast(IO[str], self.log), highlight=False, markup=False, width=width, force_terminal=plain
         )
-        self.notes = notes or Notes()
-        self.all_runs = AllRuns(self.console, whole) if whole else None
+        self.steps = steps or StepLog()
+        self.all_runs = AllRunsBar(self.console, all_runs) if all_runs else None
 
     @property
     def gone(self) -> bool:
@@ -212,19 +209,20 @@ class Terminal:
         bar = self._bar() if self.console.is_terminal else None
 
         def note(step: int) -> None:
-            self.notes.at(run_id, step)
+            self.steps.at(run_id, step)
             if self.all_runs:
                 self.all_runs.update(bar)
 
-        progress = RunProgress(self.console, bar, f"{self.job}{label}", steps, first_step, note)
+        label = f"{self.job}{label}"
+        task = bar.add_task(label, total=steps, completed=first_step, shown="") if bar else TaskID(0)
         with bar or nullcontext():
-            yield progress
+            yield RunProgress(self.console, bar, task, label, steps, note)
             if bar and bar.tasks[-1].description == ALL:
                 bar.remove_task(bar.tasks[-1].id)  # what stays on the screen is this run's
 
     def ended(self, run_id: str, steps: int) -> None:
         """A run of `steps` steps has ended."""
-        self.notes.ended(run_id, steps)
+        self.steps.ended(run_id, steps)
         if self.all_runs and not self.console.is_terminal:
             self.all_runs.say()
 
@@ -235,7 +233,7 @@ class Terminal:
             yield
             return
         on_terminal = self.console.is_terminal
-        with watching(partial(self.all_runs.draw, self._bar()) if on_terminal else self.all_runs.say):
+        with repeated(partial(self.all_runs.draw, self._bar()) if on_terminal else self.all_runs.say):
             yield
         if on_terminal:
             self.console.file.write(CLEAR_LINE)
