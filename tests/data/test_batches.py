@@ -134,14 +134,6 @@ def test_images_belong_to_their_labels() -> None:
     assert len(seen) == len(LEVELS)
 
 
-def test_repeated_images_are_augmented_each_in_its_own_way() -> None:
-    drawn = TrainingBatches((noise_domain(),), (np.array([2]),), 8, 12, torch.device("cpu"), 0)
-    images, labels = drawn.batch(0)
-    assert labels.tolist() == [2] * 8
-    for one, other in itertools.combinations(images, 2):
-        assert float((one - other).abs().max()) > 0.05
-
-
 def test_image_size_does_not_change_which_images() -> None:
     drawn, larger = batches(7), batches(7, image_size=9)
     assert torch.equal(drawn.batch(4)[1], larger.batch(4)[1])

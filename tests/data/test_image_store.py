@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -91,28 +92,22 @@ def test_another_size_leaves_what_does_not_depend_on_it(
             assert torch.equal(ours.evaluation, before_it.evaluation)
 
 
-def add(root: Path) -> None:
-    shutil.copy(root / "art/cat/000.png", root / "art/cat/zzz.png")
-
-
-def replace(root: Path) -> None:
-    path = root / "art/cat/003.png"
+def rotate(path: Path) -> None:
     Image.open(path).rotate(180).save(path)
 
 
-def move(root: Path) -> None:
-    (root / "art/cat/004.png").rename(root / "art/dog/0.png")
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "an image added": lambda root: shutil.copy(root / "art/cat/000.png", root / "art/cat/zzz.png"),
+    "an image replaced": lambda root: rotate(root / "art/cat/003.png"),
+    "an image moved": lambda root: (root / "art/cat/004.png").rename(root / "art/dog/0.png"),
+    "a class renamed": lambda root: [(domain / "cat").rename(domain / "lion") for domain in root.iterdir()],
+}
 
 
-def rename_class(root: Path) -> None:
-    for domain in root.iterdir():
-        (domain / "cat").rename(domain / "lion")
-
-
-@pytest.mark.parametrize("change", [add, replace, move, rename_class])
-def test_made_anew_when_the_source_changes(own_dataset_dir: Path, tmp_path: Path, change: object) -> None:
+@pytest.mark.parametrize("change", CHANGES)
+def test_made_anew_when_the_source_changes(own_dataset_dir: Path, tmp_path: Path, change: str) -> None:
     first, _ = opened(own_dataset_dir, tmp_path / "stores")
-    change(own_dataset_dir)  # type: ignore[operator]
+    CHANGES[change](own_dataset_dir)
     after, told = opened(own_dataset_dir, tmp_path / "stores")
     assert told
     assert after.fingerprint != first.fingerprint

@@ -1,50 +1,75 @@
-"""What the host asks of a GPU in a step of a network: python count_steps.py ARCHITECTURE IMAGE_SIZE, as JSON."""
+"""What the host asks of a GPU in a step of a network, as JSON: python count_steps.py ARCHITECTURE IMAGE_SIZE [WHAT...]
+
+WHAT: compile, graphs, mixout, swad.
+"""
 
 import ctypes
 import json
+import math
 import sys
 
 import torch
 from tiny import SEED, make_dataset, settings
+from torch._dynamo.utils import counters
 
-from null_gpu.convolutions import asked
-from vld.config.settings import AveragingConfig, BackboneConfig, Config, EnsembleConfig
+from null_gpu.mathematics import asked
+from vld.config.settings import AveragingConfig, BackboneConfig, Config, EnsembleConfig, SwadConfig
 from vld.data.batches import STEPS_AHEAD, TrainingBatches
 from vld.data.split import split_indices
-from vld.machine.device import set_up
+from vld.machine.device import MemoryBudget, set_up
 from vld.model.classifier import build_classifier
+from vld.model.mixout import Mixout
+from vld.training import compiled
+from vld.training.evaluation import evaluation_set
 from vld.training.loop import Trajectory, update
-from vld.training.methods import WEIGHT_AVERAGING
 
-NAMES = ("kernels", "products", "copies", "waits", "allocations", "pinned")
+NAMES = ("kernels", "products", "copies", "waits", "allocations", "pinned", "graphs")
 WARM_UP, STEPS = 12, 4
 
 
-def main(architecture: str, image_size: int) -> None:
+compiled.ANNOUNCED_SECONDS = math.inf  # what is said is why it failed
+
+
+def main(architecture: str, image_size: int, *what: str) -> None:
     counts = (ctypes.c_long * len(NAMES)).in_dll(ctypes.CDLL(None), "null_gpu_counts")
     device = torch.device("cuda")
     set_up(device, deterministic=False)
-    torch.backends.cuda.enable_cudnn_sdp(False)  # attention by torch's own kernels: there is no cuDNN
     backbone = BackboneConfig(name=architecture, architecture=architecture, library="torchvision")
     config = Config(backbone=backbone, dropout=0.9, image_size=image_size)
     model = build_classifier(config, None, classes=3, autocast=True)
     model.pretrained = True
     model.to(device).train()
-    domains = make_dataset().domains[:2]
+    dataset = make_dataset()
     indices = [split_indices(20, number, 0)[0] for number in range(2)]
     STEPS_AHEAD["cuda"] = 0
-    batches = TrainingBatches(domains, indices, 1, image_size, device, SEED)
+    batches = TrainingBatches(dataset.domains[:2], indices, 1, image_size, device, SEED)
     batches.hold()
-    averaging, ensemble = AveragingConfig(1, 1), EnsembleConfig(99, 99)
-    trajectory = Trajectory(model, settings(steps=99), eval_every=99, averaging=averaging, ensemble=ensemble)
+    how = "graphs" if "graphs" in what else "true" if "compile" in what else "false"
+    compiled.compile_network(
+        how, model, evaluation_set(dataset, "c", 0, device, memory=MemoryBudget(device, str)), sys.exit, batches
+    )
+    trajectory = Trajectory(
+        model,
+        settings(steps=99),
+        eval_every=99,
+        averaging=AveragingConfig(1, 1),
+        ensemble=EnsembleConfig(99, 99),
+        swad=SwadConfig(enabled="swad" in what),
+        mixout=Mixout(model.backbone, 0.9, "point" if architecture.startswith("vit") else "filter")
+        if "mixout" in what
+        else None,
+    )
     for step in range(WARM_UP + STEPS):
         if step == WARM_UP:
-            before, convolutions = list(counts), asked["convolutions"]
+            before, convolutions, programs = list(counts), asked["convolutions"], counters["stats"]["unique_graphs"]
             torch.cuda.set_sync_debug_mode("error")
         update(trajectory, *batches.batch(step), SEED, step)
-        trajectory.methods[WEIGHT_AVERAGING].after_step(step + 1)
+        for method in trajectory.methods.values():
+            method.after_step(step + 1)
     made = {name: (now - then) / STEPS for name, now, then in zip(NAMES, counts, before, strict=True)}
-    print(json.dumps(made | {"convolutions": (asked["convolutions"] - convolutions) / STEPS}))
+    made["convolutions"] = (asked["convolutions"] - convolutions) / STEPS
+    made["compiled"] = counters["stats"]["unique_graphs"] - programs
+    print(json.dumps(made | {"graph_breaks": sum(counters["graph_break"].values())}))
 
 
-main(sys.argv[1], int(sys.argv[2]))
+main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])

@@ -1,4 +1,5 @@
 // A device without arithmetic: its memory is the host's, its kernels are counted and not run, and all it is asked is done at once.
+// What the host reads there is zero, and a single byte, which answers a question, is 1: weights are finite, and a loss is none.
 // What torch calls beyond this is made by __init__.py: functions that succeed and do nothing.
 #include <cuda_runtime_api.h>
 #include <atomic>
@@ -49,11 +50,21 @@ cudaError_t release(void *address) {
   }
   return cudaSuccess;
 }
+cudaError_t move(void *to, const void *from, size_t size) {
+  if (where(from) == cudaMemoryTypeDevice && where(to) != cudaMemoryTypeDevice) std::memset(to, size == 1, size);
+  else std::memmove(to, from, size);
+  return cudaSuccess;
+}
+
+cudaStream_t recording = nullptr;
+cudaStreamCaptureStatus status(cudaStream_t stream) {
+  return recording && stream == recording ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+}
 }  // namespace
 
 extern "C" {
 // Read by the tests, in this order.
-struct { long kernels, products, copies, waits, allocations, pinned; } null_gpu_counts;
+struct { long kernels, products, copies, waits, allocations, pinned, graphs; } null_gpu_counts;
 #define COUNT(what) __atomic_fetch_add(&null_gpu_counts.what, 1, __ATOMIC_RELAXED)
 
 cudaError_t cudaGetDeviceCount(int *n) { *n = 1; return cudaSuccess; }
@@ -99,26 +110,35 @@ cudaError_t cudaPointerGetAttributes(cudaPointerAttributes *a, const void *p) {
 }
 cudaError_t cudaMemcpy(void *to, const void *from, size_t size, cudaMemcpyKind) {
   COUNT(copies), COUNT(waits);
-  std::memmove(to, from, size);
-  return cudaSuccess;
+  return move(to, from, size);
 }
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t size, cudaMemcpyKind, cudaStream_t) {
   COUNT(copies);
   // From or to memory that is not pinned the host waits for what it calls asynchronous.
   if (where(from) == cudaMemoryTypeUnregistered || where(to) == cudaMemoryTypeUnregistered) COUNT(waits);
-  std::memmove(to, from, size);
-  return cudaSuccess;
+  return move(to, from, size);
 }
-cudaError_t cudaMemsetAsync(void *p, int value, size_t size, cudaStream_t) { std::memset(p, value, size); return cudaSuccess; }
 cudaError_t cudaStreamSynchronize(cudaStream_t) { COUNT(waits); return cudaSuccess; }
 cudaError_t cudaDeviceSynchronize() { COUNT(waits); return cudaSuccess; }
 cudaError_t cudaEventSynchronize(cudaEvent_t) { COUNT(waits); return cudaSuccess; }
 cudaError_t cudaEventCreate(cudaEvent_t *e) { return new_handle(e); }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned) { return new_handle(e); }
-cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t, cudaEvent_t) { *ms = 1; return cudaSuccess; }
+cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t, cudaEvent_t) { *ms = 1000; return cudaSuccess; }  // long, so that Triton's trials of a kernel are few
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t *s, unsigned, int) { return new_handle(s); }
 cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *most) { *least = 0; *most = -5; return cudaSuccess; }
-cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus *s) { *s = cudaStreamCaptureStatusNone; return cudaSuccess; }
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus *s) { *s = status(stream); return cudaSuccess; }
+cudaError_t cudaStreamGetCaptureInfo(cudaStream_t stream, cudaStreamCaptureStatus *s, unsigned long long *id, cudaGraph_t *,
+                                     const cudaGraphNode_t **, const cudaGraphEdgeData **, size_t *) {
+  *s = status(stream);
+  if (id) *id = 1;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) { recording = stream; return cudaSuccess; }
+cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t *graph) { recording = nullptr; return new_handle(graph); }
+cudaError_t cudaGraphGetNodes(cudaGraph_t, cudaGraphNode_t *, size_t *n) { *n = 1; return cudaSuccess; }
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *e, cudaGraph_t, unsigned long long) { return new_handle(e); }
+cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t *e, cudaGraph_t, unsigned long long) { return new_handle(e); }
+cudaError_t cudaGraphLaunch(cudaGraphExec_t, cudaStream_t) { COUNT(graphs); return cudaSuccess; }
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *a, const void *) {
   std::memset(a, 0, sizeof *a);
   a->maxThreadsPerBlock = 1024;
@@ -137,6 +157,26 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t *, const void *, void *
 cudaError_t cudaLaunchKernel(const void *, dim3, dim3, void **, size_t, cudaStream_t) { COUNT(kernels); return cudaSuccess; }
 int __cudaLaunchKernel() { COUNT(kernels); return 0; }
 int __cudaGetKernel(const void **kernel, const void *function) { *kernel = function; return 0; }
+
+// The driver, as Triton's programs are loaded and launched.
+int cuCtxGetCurrent(void **context) { *context = &blocks; return 0; }
+int cuCtxGetDevice(int *device) { *device = 0; return 0; }
+int cuDeviceGet(int *device, int) { *device = 0; return 0; }
+int cuDeviceGetAttribute(int *value, int which, int) { return cudaDeviceGetAttribute(value, cudaDeviceAttr(which), 0); }
+int cuDevicePrimaryCtxGetState(int, unsigned *flags, int *active) { *flags = 0; *active = 1; return 0; }
+int cuDevicePrimaryCtxRetain(void **context, int) { *context = &blocks; return 0; }
+int cuDriverGetVersion(int *v) { *v = CUDART_VERSION; return 0; }
+int cuModuleLoad(void **module) { new_handle(module); return 0; }
+int cuModuleLoadData(void **module) { new_handle(module); return 0; }
+int cuModuleLoadDataEx(void **module) { new_handle(module); return 0; }
+int cuModuleGetFunction(void **function) { new_handle(function); return 0; }
+int cuFuncGetAttribute(int *value, int which) { *value = which ? 0 : 1024; return 0; }  // 0: threads in a block
+int cuGetErrorString(int, const char **text) { *text = "an error of the null GPU"; return 0; }
+int cuOccupancyMaxActiveClusters(int *n) { *n = 1; return 0; }
+int cuPointerGetAttribute(const void **value, int, const void *address) { *value = address; return 0; }
+int cuStreamIsCapturing(cudaStream_t stream, int *s) { *s = status(stream); return 0; }
+int cuLaunchKernel() { COUNT(kernels); return 0; }
+int cuLaunchKernelEx() { COUNT(kernels); return 0; }
 
 int cublasCreate_v2(void **h) { new_handle(h); return 0; }
 int cublasLtCreate(void **h) { new_handle(h); return 0; }

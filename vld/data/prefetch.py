@@ -5,7 +5,6 @@ import mmap
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from typing import Generic, TypeVar
 
 import torch
@@ -15,6 +14,9 @@ T = TypeVar("T")
 
 COPIED_AT_ONCE = 512
 """Rows."""
+
+_madvise = ctypes.CDLL(None).madvise
+_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 class Prefetcher(Generic[T]):
@@ -83,18 +85,6 @@ def read_ahead(source: Tensor, rows: Tensor) -> None:
         start = source.data_ptr() + row * size
         below = start % mmap.PAGESIZE
         _madvise(start - below, size + below, mmap.MADV_WILLNEED)  # advice: where it is not taken, nothing is lost
-
-
-@cache
-def _libc() -> ctypes.CDLL:
-    libc = ctypes.CDLL(None)
-    libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    return libc
-
-
-def _madvise(start: int, size: int, advice: int) -> int:
-    """What the C function returns: 0, or -1 on an error."""
-    return int(_libc().madvise(start, size, advice))
 
 
 class DeviceCopier:

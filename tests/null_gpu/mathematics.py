@@ -1,4 +1,5 @@
-"""cuDNN's part on a GPU that computes nothing: results of the right shape, type and layout, and how many were asked for."""
+"""What cuDNN and cuSOLVER do, on a GPU that computes nothing: results of the right shape, type and layout, and how many
+convolutions were asked for."""
 
 from typing import Any
 
@@ -37,6 +38,19 @@ def batch_norm_backward(images: Tensor, gradient: Tensor, weight: Tensor, *_: An
     return torch.empty_like(images), torch.empty_like(weight), torch.empty_like(weight)
 
 
+def eigenvalues(matrix: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return matrix.new_zeros(len(matrix)), matrix.new_empty(0)
+
+
+def nonzero(tensor: Tensor) -> Tensor:
+    """All are: the host reads how many, and would read none."""
+    return tensor.new_empty((tensor.numel(), tensor.dim()), dtype=torch.int64)
+
+
+torch.profiler.profiler.supported_activities = lambda: {torch.profiler.ProfilerActivity.CPU}  # NVIDIA's would crash
+torch.backends.cuda.enable_cudnn_sdp(False)  # attention by torch's own kernels
+_aten.impl("_linalg_eigh", eigenvalues, "CUDA")
+_aten.impl("nonzero", nonzero, "CUDA")
 _aten.impl("cudnn_convolution", convolution, "CUDA")
 _aten.impl("convolution_backward", convolution_backward, "CUDA")
 _aten.impl("cudnn_batch_norm", batch_norm, "CUDA")
