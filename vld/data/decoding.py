@@ -60,7 +60,7 @@ def every_image(
                 if isinstance(result, UserError) and _may_be_truncated(files, *job):
                     results[i] = again = _attempt(function, at_work, job)
                     if not isinstance(again, UserError):
-                        notes.setdefault("truncated: what is there is taken, the rest is grey", {})[job[2]] = None
+                        notes.setdefault("truncated: the missing part is grey", {})[job[2]] = None
     done = [result for result in results if not isinstance(result, UserError)]
     if len(done) < len(results):
         raise _refusal([result for result in results if isinstance(result, UserError)])
@@ -96,9 +96,9 @@ def _may_be_truncated(files: DatasetFiles, number: int, i: int, path: Path) -> b
 
 def _refusal(errors: list[UserError]) -> UserError:
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    take = ", or take what is there of truncated files with dataset.truncated=allow"
+    accept = ", or accept truncated files with dataset.truncated=allow"
     return UserError(
-        f"{errors[0]}{more}; replace the file or remove it{take if 'truncated' in str(errors[0]).lower() else ''}"
+        f"{errors[0]}{more}; replace the file or remove it{accept if 'truncated' in str(errors[0]).lower() else ''}"
     )
 
 
