@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from PIL import Image, ImageFile
 
-from vld.config.errors import UserError
+from vld.config.errors import UserError, in_one_line
 from vld.data.folder import DatasetFiles, image_endings, readable
 
 T = TypeVar("T")
@@ -74,7 +74,7 @@ def _attempt(function: Callable[[int, int, Path], T], at_work: threading.local, 
     try:
         return function(*job)
     except Exception as error:  # damaged files make PIL raise nearly anything
-        return UserError(f"unreadable image {readable(job[2])}: {' '.join(str(error).split()) or type(error).__name__}")
+        return UserError(f"unreadable image {readable(job[2])}: {in_one_line(error)}")
     finally:
         del at_work.path
 
