@@ -406,9 +406,10 @@ def test_bad_settings_are_a_line_each_and_exit_code_2(said: dict[str, str], shap
 def test_everything_wrong_in_any_job_of_a_sweep_is_said_before_the_first_one_starts(
     train_here: Train, tmp_path: Path
 ) -> None:
-    refused = train_here("-m", "dropout=0,1,2", "optim.lr=1e-3,0", code=2)
+    """Neither does the first job's, where both values are bad, hide the others'."""
+    refused = train_here("-m", "dropout=1.5,0,-1", "seed=x,0", "optim.lr=1e-3,0", code=2)
     wrong = sorted(line.split(":")[0] for line in refused.stderr.splitlines())
-    assert wrong == ["dropout=1.0", "dropout=2.0", "optim.lr=0.0"]
+    assert wrong == ["dropout=-1.0", "dropout=1.5", "optim.lr=0.0", "seed=x"]
     assert not list(tmp_path.iterdir())
 
 

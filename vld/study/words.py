@@ -33,7 +33,7 @@ BARE = re.compile(r""""(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|\$\{[^}]*\}|(?P<bare>[
 """The elements of a value: quoted ones and references stay as they are, bare ones are checked."""
 
 
-def as_hydra_takes_them(words: Sequence[str], schema: type) -> list[str]:
+def quoted_for_hydra(words: Sequence[str], schema: type) -> list[str]:
     """The same overrides, quoted where Hydra would read text as a number or fail: `output_dir="2026_11_25"`.
 
     Raises `UserError` with a line for every override that the user has to quote.
