@@ -13,11 +13,12 @@ from functools import partial
 from pathlib import Path
 from random import Random
 from threading import Barrier, Event
+from typing import Any
 from unittest.mock import patch
 
 import pytest
 import requests
-from archive_server import ArchiveServer, serving_archives
+from archive_server import ArchiveServer, serving_archives, tarred, zipped
 from conftest import WriteDataset
 from omegaconf import OmegaConf
 from run_command import REPOSITORY, script, train
@@ -53,22 +54,6 @@ def prepared(server: ArchiveServer, data_dir: Path, name: str = "pacs", verify: 
     return prepare(config(name, data_dir, server, verify), Terminal())
 
 
-def zipped(folder: Path) -> bytes:
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w") as file:
-        for path in sorted(folder.rglob("*")):
-            file.write(path, path.relative_to(folder))
-    return archive.getvalue()
-
-
-def tarred(folder: Path) -> bytes:
-    archive = io.BytesIO()
-    with tarfile.open(fileobj=archive, mode="w:gz") as file:
-        for path in sorted(folder.iterdir()):
-            file.add(path, path.name)
-    return archive.getvalue()
-
-
 def tree(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
@@ -84,108 +69,95 @@ def nothing_half_made(data_dir: Path) -> None:
     assert [path.name for path in data_dir.iterdir() if path.name != "archives"] == []
 
 
-Arranged = tuple[dict[str, bytes], dict[str, bytes]]
-"""The archives' content by file name; the files that have to be there in the end."""
+Files = dict[str, bytes]
+"""By their paths."""
+Layout = Callable[[Callable[..., Files]], tuple[Files, Files]]
+"""Of images (`write_dataset`'s): the archives by file name, and the files that have to be there in the end."""
 
 
-Layout = Callable[[Path, WriteDataset], Arranged]
+def below(folder: str, files: Files) -> Files:
+    return {f"{folder}/{path}": content for path, content in files.items()}
 
 
-def packed(archive: str, pack: Callable[[Path], bytes], folder: str, *domains: str, macs: bool = False) -> Layout:
-    """A dataset in a folder of its archive. macs: with what a Mac adds."""
+def packed(archive: str, pack: Callable[[Files], bytes], folder: str, *domains: str, **others: bytes) -> Layout:
+    """A dataset in a folder of its archive. others: what is there besides."""
 
-    def make(tmp_path: Path, write_dataset: WriteDataset) -> Arranged:
-        root = write_dataset(tmp_path / "source" / folder, domains=domains, classes=CLASSES)
-        if macs:
-            (tmp_path / "source/__MACOSX" / folder / domains[0]).mkdir(parents=True)
-        return {archive: pack(tmp_path / "source")}, tree(root)
+    def layout(images: Callable[..., Files]) -> tuple[Files, Files]:
+        expected = images(domains=domains, classes=CLASSES)
+        return {archive: pack(below(folder, expected) | others)}, expected
 
-    return make
+    return layout
 
 
-def vlcs_nested(tmp_path: Path, write_dataset: WriteDataset) -> Arranged:
-    root = write_dataset(tmp_path / "expected", domains=("LabelMe", "SUN09"), classes=CLASSES)
-    for domain in root.iterdir():
-        for part in ("full", "train", "test"):
-            shutil.copytree(domain, tmp_path / "source/VLCS" / domain.name / part)
-    return {"VLCS.tar.gz": tarred(tmp_path / "source")}, tree(root)
+def vlcs_nested(images: Callable[..., Files]) -> tuple[Files, Files]:
+    expected = images(domains=("LabelMe", "SUN09"), classes=CLASSES)
+    members = {}
+    for path, content in expected.items():
+        domain, rest = path.split("/", 1)
+        members |= {f"VLCS/{domain}/{part}/{rest}": content for part in ("full", "train", "test")}
+    return {"VLCS.tar.gz": tarred(members)}, expected
 
 
-def vlcs_by_numbers(tmp_path: Path, write_dataset: WriteDataset) -> Arranged:
+def vlcs_by_numbers(images: Callable[..., Files]) -> tuple[Files, Files]:
     """The other archive: other names of domains, numbers for classes, each domain in two parts."""
     domains = {"CALTECH": "Caltech101", "LABELME": "LabelMe", "PASCAL": "VOC2007", "SUN": "SUN09"}
     classes = ("bird", "car", "chair", "dog", "person")
-    root = write_dataset(tmp_path / "source/VLCS", domains=tuple(domains), classes=tuple("01234"))
-    expected = {}
-    for image in sorted(root.rglob("*.png")):
-        domain, label, name = image.relative_to(root).parts
+    members, expected = {}, {}
+    for path, content in images(domains=tuple(domains), classes=tuple("01234")).items():
+        domain, label, name = path.split("/")
         part = "test" if name < "002" else "full"
-        place = root / domain / part / label / f"{part}_imgs_{name}"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        expected[f"{domains[domain]}/{classes[int(label)]}/{place.name}"] = image.read_bytes()
-        image.rename(place)
-    for label in root.glob("*/[0-4]"):
-        label.rmdir()
-    return {"VLCS.tar.gz": tarred(tmp_path / "source")}, expected
+        members[f"VLCS/{domain}/{part}/{label}/{part}_imgs_{name}"] = content
+        expected[f"{domains[domain]}/{classes[int(label)]}/{part}_imgs_{name}"] = content
+    return {"VLCS.tar.gz": tarred(members)}, expected
 
 
-def terra_incognita(tmp_path: Path, write_dataset: WriteDataset) -> Arranged:
+def terra_incognita(images: Callable[..., Files]) -> tuple[Files, Files]:
     """Images of five locations and three categories, one of which is not kept; one image has two of the others."""
-    flat = tmp_path / "images/eccv_18_all_images_sm"
-    annotations = tmp_path / "annotations/eccv_18_annotation_files"
-    flat.mkdir(parents=True)
-    annotations.mkdir(parents=True)
-    pictures = write_dataset(tmp_path / "pictures", domains=("a", "b"), classes=("x",), per_class=40, special=False)
-    files = [path.read_bytes() for path in sorted(pictures.rglob("*.png"))]
+    photographs = images(domains=("a", "b"), classes=("x",), per_class=40, special=False).values()
     categories = [{"id": 30, "name": "bird"}, {"id": 7, "name": "dog"}, {"id": 9, "name": "car"}]
-    parts: dict[str, dict[str, list[dict[str, object]]]] = {
-        name: {"categories": categories, "images": [], "annotations": []}  # type: ignore[dict-item]
+    parts: dict[str, dict[str, list[Any]]] = {
+        name: {"categories": categories, "images": [], "annotations": []}
         for name in ("cis_test", "cis_val", "train", "trans_test", "trans_val")
     }
-    expected: dict[str, bytes] = {}
-    for number, content in enumerate(files):
+    members, expected = {}, {}
+    for number, content in enumerate(photographs):
         name = f"image-{number:03d}.jpg"
-        (flat / name).write_bytes(content)
+        members[f"eccv_18_all_images_sm/{name}"] = content
         location = (38, 46, 100, 43, 120)[number % 5]
         part = list(parts.values())[number % 4]
         part["images"].append({"id": f"i{number}", "file_name": name, "location": location})
         kept = [(30, "bird"), (7, "dog")] if number == 0 else [((30, "bird"), (7, "dog"), (9, "car"))[number // 5 % 3]]
         for category, label in kept:
-            for _ in range(2):  # two boxes around two animals of a kind
-                part["annotations"].append({"image_id": f"i{number}", "category_id": category})
+            part["annotations"] += 2 * [{"image_id": f"i{number}", "category_id": category}]  # boxes around two animals
             if location != 120 and label != "car":
                 expected[f"location_{location}/{label}/{name}"] = content
-    for name, told in parts.items():
-        (annotations / f"{name}_annotations.json").write_text(json.dumps(told))
+    annotations = {f"{name}_annotations.json": json.dumps(told).encode() for name, told in parts.items()}
     archives = {
-        "eccv_18_annotations.tar.gz": tarred(annotations.parent),
-        "eccv_18_all_images_sm.tar.gz": tarred(flat.parent),
+        "eccv_18_annotations.tar.gz": tarred(below("eccv_18_annotation_files", annotations)),
+        "eccv_18_all_images_sm.tar.gz": tarred(members),
     }
     assert {path.split("/")[1] for path in expected} == {"bird", "dog"}
     assert len([path for path in expected if path.endswith("image-000.jpg")]) == 2
     return archives, expected
 
 
-DOMAIN_NET = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
-
-
-def domain_net(tmp_path: Path, write_dataset: WriteDataset) -> Arranged:
-    root = write_dataset(tmp_path / "all", domains=DOMAIN_NET)
-    everything = tree(root)
-    archives = {}
-    for domain in DOMAIN_NET:
-        (tmp_path / f"in-{domain}").mkdir()
-        shutil.copytree(root / domain, tmp_path / f"in-{domain}/{domain}")
-        archives[f"{domain}.zip"] = zipped(tmp_path / f"in-{domain}")
+def domain_net(images: Callable[..., Files]) -> tuple[Files, Files]:
+    domains = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
+    everything = images(domains=domains)
+    archives = {
+        f"{domain}.zip": zipped({path: its for path, its in everything.items() if path.startswith(f"{domain}/")})
+        for domain in domains
+    }
     duplicates = ["clipart/cat/000.png", "sketch/dog/003.png"]
     archives["domain_net_duplicates.txt"] = "\n".join(duplicates).encode()
     return archives, {path: content for path, content in everything.items() if path not in duplicates}
 
 
 PACS = ("art_painting", "cartoon", "photo", "sketch")
+MACS = {"__MACOSX/a/PACS_copy/photo/._dog": b"what a Mac adds"}
 DATASETS: dict[str, Layout] = {
     "pacs": packed("PACS.zip", zipped, "kfold", "photo", "sketch"),
-    "pacs, another top folder": packed("PACS.zip", tarred, "a/PACS_copy", *PACS, macs=True),
+    "pacs, another top folder": packed("PACS.zip", tarred, "a/PACS_copy", *PACS, **MACS),
     "vlcs": packed("VLCS.tar.gz", tarred, "VLCS", "LabelMe", "SUN09"),
     "vlcs, nested": vlcs_nested,
     "vlcs, the other archive": vlcs_by_numbers,
@@ -195,17 +167,23 @@ DATASETS: dict[str, Layout] = {
 }
 
 
+@pytest.fixture
+def images(tmp_path: Path, write_dataset: WriteDataset) -> Callable[..., Files]:
+    """The files of `write_dataset`."""
+    return lambda **options: tree(write_dataset(tmp_path / "made", **options))
+
+
 @pytest.mark.parametrize("layout", DATASETS)
 def test_each_dataset_is_fetched_and_arranged(
     layout: str,
     server: ArchiveServer,
     tmp_path: Path,
-    write_dataset: WriteDataset,
+    images: Callable[..., Files],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     name = layout.partition(",")[0]
-    archives, expected = DATASETS[layout](tmp_path, write_dataset)
+    archives, expected = DATASETS[layout](images)
     server.files |= archives
     monkeypatch.setattr("vld.machine.disk.free_disk", lambda _: 10**12)  # what the whole of DomainNet takes
     data_dir = tmp_path / "data"
@@ -232,15 +210,15 @@ def test_too_little_disk_for_the_store_is_said_before_anything(
 
 
 def test_known_counts_are_required(server: ArchiveServer, tmp_path: Path, write_dataset: WriteDataset) -> None:
-    write_dataset(tmp_path / "source/kfold", domains=PACS)
-    server.files["PACS.zip"] = zipped(tmp_path / "source")
+    few = write_dataset(tmp_path / "few", domains=PACS)
+    server.files["PACS.zip"] = zipped(below("kfold", tree(few)))
     with pytest.raises(
         UserError, match=r"art_painting has 10 images instead of 2048 .*; delete them and run this again"
     ):
         prepared(server, tmp_path / "data", verify="strict")
     nothing_half_made(tmp_path / "data")
     # Nor is one trained on that lies there already.
-    shutil.copytree(tmp_path / "source/kfold", tmp_path / "there/PACS")
+    shutil.copytree(few, tmp_path / "there/PACS")
     small = ("dataset=pacs", "backbone=resnet18", "backbone.weights=none", f"data_dir={tmp_path / 'there'}")
     small += (f"output_dir={tmp_path / 'outputs'}", "image_size=16", "batch_size=1", "optim.steps=1", "keep=[]")
     refused = train(*small, "test_domain=0")
@@ -280,11 +258,11 @@ def test_counts_of_every_class_are_required(name: str, total: int) -> None:
 def test_duplicates_list_beside_a_mirror(
     server: ArchiveServer,
     tmp_path: Path,
-    write_dataset: WriteDataset,
+    images: Callable[..., Files],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    archives, expected = domain_net(tmp_path, write_dataset)
+    archives, expected = domain_net(images)
     server.files |= archives
     server.files["own.txt"] = server.files.pop("domain_net_duplicates.txt") + b"\nclipart/cat/absent.png"
     first, *others = catalog.SOURCES["domain_net"].archives
@@ -302,10 +280,9 @@ def test_duplicates_list_beside_a_mirror(
 
 
 @pytest.fixture
-def archive(tmp_path: Path, write_dataset: WriteDataset) -> bytes:
+def archive(images: Callable[..., Files]) -> bytes:
     """Of PACS' layout, and of several megabytes: less comes in one piece."""
-    write_dataset(tmp_path / "made/kfold", domains=("photo", "sketch"), sizes=((300, 410),))
-    return zipped(tmp_path / "made")
+    return zipped(below("kfold", images(domains=("photo", "sketch"), sizes=((300, 410),))))
 
 
 def progress(_done: int, _total: int) -> None:
@@ -514,35 +491,19 @@ def damaged_zip(archive: bytes) -> bytes:
     return archive[:place] + bytes([archive[place] ^ 255]) + archive[place + 1 :]
 
 
-def with_member(name: str, content: bytes = b"x", link: str | None = None) -> bytes:
+def with_a_link(_: bytes) -> bytes:
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w:gz") as file:
-        info = tarfile.TarInfo(name)
-        if link is not None:
-            info.type, info.linkname = tarfile.SYMTYPE, link
-        else:
-            info.size = len(content)
-        file.addfile(info, io.BytesIO(content))
-    return archive.getvalue()
-
-
-def zip_with(name: str) -> bytes:
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w") as file:
-        file.writestr(name, "x")
+        info = tarfile.TarInfo("kfold/link")
+        info.type, info.linkname = tarfile.SYMTYPE, "/etc"
+        file.addfile(info)
     return archive.getvalue()
 
 
 def with_a_byte_changed(_: bytes) -> bytes:
     """Of a tar.gz that tarfile itself takes for whole."""
     random = Random(0)
-    archive = io.BytesIO()
-    with tarfile.open(fileobj=archive, mode="w:gz") as file:
-        for number in range(20):
-            info = tarfile.TarInfo(f"kfold/photo/dog/{number}.jpg")
-            info.size = 20_000
-            file.addfile(info, io.BytesIO(random.randbytes(20_000)))
-    content = bytearray(archive.getvalue())
+    content = bytearray(tarred({f"kfold/photo/dog/{number}.jpg": random.randbytes(20_000) for number in range(20)}))
     content[len(content) // 2] ^= 1
     return bytes(content)
 
@@ -551,11 +512,11 @@ BAD_ARCHIVES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "damaged member": (damaged_zip, r"damaged \(Bad CRC-32"),
     "a byte changed, tar.gz": (with_a_byte_changed, "damaged .*CRC"),
     "truncated": (lambda archive: archive[: len(archive) // 2], "no zip or tar file"),
-    "path out": (lambda _: with_member("../../outside.png"), "outside the destination"),
-    "absolute path": (lambda _: with_member("/tmp/outside.png"), "no folder kfold in it but tmp"),  # inside, then
-    "path out, zip": (lambda _: zip_with("kfold/../../outside.png"), "leads out of the folder"),
-    "link out": (lambda _: with_member("kfold/link", link="/etc"), "is a link to an absolute path|is a symlink"),
-    "another archive": (lambda _: zip_with("elsewhere/a.png"), "no folder kfold in it but elsewhere"),
+    "path out": (lambda _: tarred({"../../outside.png": b"x"}), "outside the destination"),
+    "absolute path": (lambda _: tarred({"/tmp/outside.png": b"x"}), "no folder kfold in it but tmp"),  # inside, then
+    "path out, zip": (lambda _: zipped({"kfold/../../outside.png": b"x"}), "leads out of the folder"),
+    "link out": (with_a_link, "is a link to an absolute path|is a symlink"),
+    "another archive": (lambda _: zipped({"elsewhere/a.png": b"x"}), "no folder kfold in it but elsewhere"),
 }
 
 
