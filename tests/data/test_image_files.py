@@ -123,7 +123,7 @@ def test_known_truncated_images_are_taken(
     (root / "a").rename(root / domain)
     expected = truncate(root / domain / label / file)
     dataset, said = opening(root, tmp_path)
-    assert said == [f"dataset={name}: {expected.filename}: truncated: what is there is taken, the rest is grey"]  # type: ignore[attr-defined]
+    assert said == [f"dataset={name}: {expected.filename}: truncated: the missing part is grey"]  # type: ignore[attr-defined]
     monkeypatch.setattr("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", True)
     [stored] = [images.pixels for images in dataset.domains if images.name == domain]
     assert any(np.array_equal(pixels, np.asarray(expected.convert("RGB"))) for pixels in stored.numpy())
