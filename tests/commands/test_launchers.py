@@ -78,7 +78,7 @@ def test_jobs_side_by_side_come_to_the_same(small_glyphs: Path, tmp_path: Path) 
 def test_a_launcher_that_stops_says_what_there_is_and_how_to_go_on(
     small_glyphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What its jobs returned is lost with it; of their run directories one is finished, one has failed, one is not there."""
+    """What its jobs returned is lost with it; of their runs one is finished, one has failed, one, of two jobs, is not there."""
     instantiate = Plugins.instantiate_launcher
 
     def to_be_killed(plugins: Plugins, **its: Any) -> Any:
@@ -92,7 +92,7 @@ def test_a_launcher_that_stops_says_what_there_is_and_how_to_go_on(
         return launcher
 
     monkeypatch.setattr(Plugins, "instantiate_launcher", to_be_killed)
-    rates = ("test_domain=0", "optim.lr=1e-3,1e30,1e-4")
+    rates = ("test_domain=0", "optim.lr=1e-3,1e30,1e-4,1e-4")
     stopped = train(*OPTIONS, *rates, f"data_dir={small_glyphs}", f"output_dir={tmp_path}")
     assert stopped.returncode == 1
     said, goes_on = stopped.stderr.splitlines()
@@ -103,7 +103,7 @@ def test_a_launcher_that_stops_says_what_there_is_and_how_to_go_on(
     assert (Path(failed) / "failure.json").exists()
     [again] = re.findall("to run just this job again: (.*)", stopped.stdout)
     assert "optim.lr=1e+30" in shlex.split(again)
-    assert "failed: 1 of 3 jobs ended without a result" in stopped.stdout
+    assert "failed: 2 of 4 jobs ended without a result" in stopped.stdout
 
 
 @pytest.mark.slow

@@ -255,7 +255,7 @@ class Session:
         # Only now: weights to be evaluated in full are needed until there is a result.
         drop_stale(self.directory, self.record, self.config.keep)
         if missing := missing_files(self.directory.path, self.config.keep):
-            self.warn(f"lacks {', '.join(missing)}, chosen before the interruption and not kept then")
+            self.warn(f"lacks {', '.join(missing)}: selected before the interruption, and not kept then")
         return result
 
     def result(self, rows: list[dict[str, Any]], last: Evaluation) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from vld.config.settings import AveragingConfig, Config, EnsembleConfig
 from vld.machine.device import MemoryBudget, describe, set_up
 from vld.machine.terminal import Terminal
 from vld.model.classifier import Classifier
+from vld.model.mixout import Mixout
 from vld.runs.environment import software_versions
 from vld.runs.identity import weights_fingerprint
 from vld.runs.inputs import check_inputs, initial_classifier
@@ -46,6 +47,8 @@ STEPS_AT_ONCE = {"cpu": 1, "cuda": 30}
 """Steps between two looks at the clock: a GPU is only busy when it need not be looked at."""
 EVALUATED_CHUNKS = {"cpu": 4, "cuda": 40}
 EVALUATION_ROUNDS = 3
+MIXOUT_STEP = "step with Mixout"
+"""A bare step in which Mixout draws a mask, with `mixout=0.8`, say."""
 
 
 def run_benchmark(config: Config, options: Sequence[str], terminal: Terminal) -> dict[str, Any]:
@@ -115,9 +118,12 @@ class Measured:
 
     def trajectory(self, precision: str) -> Trajectory:
         classes = len(self.dataset.classes)
-        model = initial_classifier(self.config, self.inputs.weights, precision, classes).to(self.device)
+        return self.beginning(initial_classifier(self.config, self.inputs.weights, precision, classes).to(self.device))
+
+    def beginning(self, model: Classifier, mixout: Mixout | None = None) -> Trajectory:
         averaging, ensemble = AveragingConfig(1, 1), EnsembleConfig(1, 1)
-        return Trajectory(model, self.config.optim, eval_every=1, averaging=averaging, ensemble=ensemble)
+        arguments = (model, self.config.optim)
+        return Trajectory(*arguments, eval_every=1, averaging=averaging, ensemble=ensemble, mixout=mixout)
 
     def compile(self) -> float:
         """Seconds that it takes where nothing has been compiled before."""
@@ -144,6 +150,10 @@ class Measured:
             "input": self.batches.batch,
             "weight average": lambda step: self.average.after_step(step + 1),
         }
+        if self.config.mixout:  # of the same network, which is compiled alike
+            model, how = self.ours.model, (self.config.mixout, self.config.mixout_kind)
+            mixed = self.beginning(model, Mixout(model.backbone, *how))
+            parts[MIXOUT_STEP] = lambda step: update(mixed, *resident, self.config.seed, step)
         times: dict[str, list[float]] = {name: [] for name in (*parts, "conventional step")}
         with self.terminal.counting("timing") as progress:
             for number in range(-1, rounds):  # the first is not counted
@@ -193,6 +203,8 @@ class Measured:
             },
             software=software_versions(),
         )
+        if MIXOUT_STEP in seconds:
+            self.figures.add(mixout_step_to_bare_step=seconds[MIXOUT_STEP] / seconds["bare step"])
 
     def evaluation(self) -> None:
         assert self.average.model is not None
