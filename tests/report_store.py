@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra import initialize_config_dir
-from run_command import REPOSITORY
+from composed import study_jobs
 
 from vld.config.names import SELECTIONS
 from vld.runs.identity import run_id, run_identity
-from vld.study.jobs import Job, jobs_of, study_axes
 from vld.study.planned import PlannedRun, domain_names, planned_runs
 from vld.training.connectivity import ALPHAS, REPRESENTATIONS
 from vld.training.connectivity import WEIGHTS as WEIGHTS_ALONG
@@ -62,29 +60,10 @@ def plausible(settings: dict[str, Any], method: str, selection: str) -> tuple[fl
     return round(values[0] / 100, 6), round(values[1] / 100, 6)
 
 
-def jobs(*words: str) -> list[Job]:
-    """Those of a command with these options."""
-    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        problems: dict[str, None] = {}
-        found = list(jobs_of(words, problems))
-        assert not problems
-        return found
-
-
+@cache
 def study_runs(study: str, *words: str) -> list[PlannedRun]:
     """The runs of a study of the paper, narrowed. To be changed as copies only: composed once for all tests."""
-    return list(_study_runs(study, *words))
-
-
-@cache
-def _study_runs(study: str, *words: str) -> list[PlannedRun]:
-    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        axes = study_axes(study, list(words))
-        assert axes is not None
-        problems: dict[str, None] = {}
-        runs = planned_runs(jobs_of(axes, problems))
-        assert not problems
-        return runs
+    return planned_runs(study_jobs(study, *words))
 
 
 def identity_of(

@@ -53,6 +53,7 @@ class ServedRun:
     about: dict[str, Any] = field(default_factory=dict)
     """The variables of the last UpsertBucket, those that were null left out."""
     opened: int = 0
+    """How often it was opened or changed."""
     history: dict[int, dict[str, Any]] = field(default_factory=dict)
     """By line number."""
     summary: dict[str, Any] = field(default_factory=dict)
@@ -100,7 +101,8 @@ class WandbServer:
             run.about |= {name: value for name, value in variables.items() if value is not None}
             project = {"id": "p", "name": variables["project"], "entity": {"id": "e", "name": "team"}}
             bucket = self.bucket(variables["name"], run) | {"project": project, "sweepName": None}
-            return {"upsertBucket": {"bucket": bucket, "inserted": run.opened == 0}}
+            run.opened += 1
+            return {"upsertBucket": {"bucket": bucket, "inserted": run.opened == 1}}
         if operation == "Run":
             run = self.runs.get(variables["name"])
             return {"project": {"run": self.bucket(variables["name"], run) | RUN_FIELDS if run else None}}

@@ -62,6 +62,7 @@ def test_benchmark_writes_its_figures(tmp_path: Path, monkeypatch: pytest.Monkey
     }
     assert all(value > 0 for value in medians.values())
     assert all(rate == 6 / medians[name] for name, rate in rates.items())
+    assert report["mixout_step_to_bare_step"] == medians["step with Mixout"] / medians["bare step"]
     assert report["full_step_to_ceiling"] == medians["bare step"] / medians["full step"]
     assert report["conventional_step_to_full_step"] == medians["conventional step"] / medians["full step"]
     shares = report["share_of_the_training_time"]

@@ -32,7 +32,7 @@ def test_parts_that_fail_or_do_not_end_leave_the_others_and_the_summary(tmp_path
     figures = {
         "backbone": "resnet50", "image_size": 224, "images_per_step": 96, "images_per_second": {"full step": 3000.0},
         "full_step_to_ceiling": 0.8, "conventional_step_to_full_step": 5.0, "DomainBed-style_step_to_full_step": 9.0,
-        "median_seconds": {"bare step": 1.0, "step with Mixout": 1.05, "step from host memory": 1.1},
+        "median_seconds": {"bare step": 1.0, "step from host memory": 1.1}, "mixout_step_to_bare_step": 1.05,
         "seconds_to_first_step": "not measured: why",
     }  # fmt: skip
     (tmp_path / "figures.json").write_text(json.dumps(figures))

@@ -1,23 +1,19 @@
 """Datasets from archives: each in its true layout, served from this machine, and all that goes wrong on the way."""
 
 import dataclasses
-import hashlib
 import io
 import json
 import re
 import shutil
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from threading import Barrier, Event
-from unittest.mock import patch
+from typing import Any
 
 import pytest
-import requests
-from archive_server import ArchiveServer, serving_archives
+from archive_server import ArchiveServer, Files, below, tarred, tree, zipped
 from conftest import WriteDataset
 from omegaconf import OmegaConf
 from run_command import REPOSITORY, script, train
@@ -28,19 +24,12 @@ from vld.config.errors import UserError
 from vld.config.settings import DatasetConfig
 from vld.data import catalog
 from vld.data.catalog import Archive, Source
-from vld.data.download import as_they_arrive, fetch
 from vld.data.folder import DatasetFiles, DomainFiles, list_csv, list_dataset
 from vld.data.verify import check_content
 from vld.machine.terminal import Terminal
 
 CLASSES = ("bird", "car")
 FROM_CSV = DatasetConfig(name="mine", folder="none", csv="mine.csv")
-
-
-@pytest.fixture
-def server() -> Iterator[ArchiveServer]:
-    with serving_archives() as server:
-        yield server
 
 
 def config(name: str, data_dir: Path, server: ArchiveServer, verify: str = "warn") -> PrepareConfig:
@@ -51,26 +40,6 @@ def config(name: str, data_dir: Path, server: ArchiveServer, verify: str = "warn
 
 def prepared(server: ArchiveServer, data_dir: Path, name: str = "pacs", verify: str = "warn") -> DatasetFiles:
     return prepare(config(name, data_dir, server, verify), Terminal())
-
-
-def zipped(folder: Path) -> bytes:
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w") as file:
-        for path in sorted(folder.rglob("*")):
-            file.write(path, path.relative_to(folder))
-    return archive.getvalue()
-
-
-def tarred(folder: Path) -> bytes:
-    archive = io.BytesIO()
-    with tarfile.open(fileobj=archive, mode="w:gz") as file:
-        for path in sorted(folder.iterdir()):
-            file.add(path, path.name)
-    return archive.getvalue()
-
-
-def tree(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
 def refusal(*options: str) -> list[str]:
@@ -84,108 +53,89 @@ def nothing_half_made(data_dir: Path) -> None:
     assert [path.name for path in data_dir.iterdir() if path.name != "archives"] == []
 
 
-Arranged = tuple[dict[str, bytes], dict[str, bytes]]
-"""The archives' content by file name; the files that have to be there in the end."""
+Layout = Callable[[Callable[..., Files]], tuple[Files, Files]]
+"""Of images (`write_dataset`'s): the archives by file name, and the files that have to be there in the end."""
 
 
-Layout = Callable[[Path, WriteDataset], Arranged]
+def packed(archive: str, pack: Callable[[Files], bytes], folder: str, *domains: str, **others: bytes) -> Layout:
+    """A dataset in a folder of its archive. others: what is there besides."""
+
+    def layout(images: Callable[..., Files]) -> tuple[Files, Files]:
+        expected = images(domains=domains, classes=CLASSES)
+        return {archive: pack(below(folder, expected) | others)}, expected
+
+    return layout
 
 
-def packed(archive: str, pack: Callable[[Path], bytes], folder: str, *domains: str, macs: bool = False) -> Layout:
-    """A dataset in a folder of its archive. macs: with what a Mac adds."""
-
-    def make(tmp_path: Path, write_dataset: WriteDataset) -> Arranged:
-        root = write_dataset(tmp_path / "source" / folder, domains=domains, classes=CLASSES)
-        if macs:
-            (tmp_path / "source/__MACOSX" / folder / domains[0]).mkdir(parents=True)
-        return {archive: pack(tmp_path / "source")}, tree(root)
-
-    return make
+def vlcs_nested(images: Callable[..., Files]) -> tuple[Files, Files]:
+    expected = images(domains=("LabelMe", "SUN09"), classes=CLASSES)
+    members = {}
+    for path, content in expected.items():
+        domain, rest = path.split("/", 1)
+        members |= {f"VLCS/{domain}/{part}/{rest}": content for part in ("full", "train", "test")}
+    return {"VLCS.tar.gz": tarred(members)}, expected
 
 
-def vlcs_nested(tmp_path: Path, write_dataset: WriteDataset) -> Arranged:
-    root = write_dataset(tmp_path / "expected", domains=("LabelMe", "SUN09"), classes=CLASSES)
-    for domain in root.iterdir():
-        for part in ("full", "train", "test"):
-            shutil.copytree(domain, tmp_path / "source/VLCS" / domain.name / part)
-    return {"VLCS.tar.gz": tarred(tmp_path / "source")}, tree(root)
-
-
-def vlcs_by_numbers(tmp_path: Path, write_dataset: WriteDataset) -> Arranged:
+def vlcs_by_numbers(images: Callable[..., Files]) -> tuple[Files, Files]:
     """The other archive: other names of domains, numbers for classes, each domain in two parts."""
     domains = {"CALTECH": "Caltech101", "LABELME": "LabelMe", "PASCAL": "VOC2007", "SUN": "SUN09"}
     classes = ("bird", "car", "chair", "dog", "person")
-    root = write_dataset(tmp_path / "source/VLCS", domains=tuple(domains), classes=tuple("01234"))
-    expected = {}
-    for image in sorted(root.rglob("*.png")):
-        domain, label, name = image.relative_to(root).parts
+    members, expected = {}, {}
+    for path, content in images(domains=tuple(domains), classes=tuple("01234")).items():
+        domain, label, name = path.split("/")
         part = "test" if name < "002" else "full"
-        place = root / domain / part / label / f"{part}_imgs_{name}"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        expected[f"{domains[domain]}/{classes[int(label)]}/{place.name}"] = image.read_bytes()
-        image.rename(place)
-    for label in root.glob("*/[0-4]"):
-        label.rmdir()
-    return {"VLCS.tar.gz": tarred(tmp_path / "source")}, expected
+        members[f"VLCS/{domain}/{part}/{label}/{part}_imgs_{name}"] = content
+        expected[f"{domains[domain]}/{classes[int(label)]}/{part}_imgs_{name}"] = content
+    return {"VLCS.tar.gz": tarred(members)}, expected
 
 
-def terra_incognita(tmp_path: Path, write_dataset: WriteDataset) -> Arranged:
+def terra_incognita(images: Callable[..., Files]) -> tuple[Files, Files]:
     """Images of five locations and three categories, one of which is not kept; one image has two of the others."""
-    flat = tmp_path / "images/eccv_18_all_images_sm"
-    annotations = tmp_path / "annotations/eccv_18_annotation_files"
-    flat.mkdir(parents=True)
-    annotations.mkdir(parents=True)
-    pictures = write_dataset(tmp_path / "pictures", domains=("a", "b"), classes=("x",), per_class=40, special=False)
-    files = [path.read_bytes() for path in sorted(pictures.rglob("*.png"))]
+    photographs = images(domains=("a", "b"), classes=("x",), per_class=40, special=False).values()
     categories = [{"id": 30, "name": "bird"}, {"id": 7, "name": "dog"}, {"id": 9, "name": "car"}]
-    parts: dict[str, dict[str, list[dict[str, object]]]] = {
-        name: {"categories": categories, "images": [], "annotations": []}  # type: ignore[dict-item]
+    parts: dict[str, dict[str, list[Any]]] = {
+        name: {"categories": categories, "images": [], "annotations": []}
         for name in ("cis_test", "cis_val", "train", "trans_test", "trans_val")
     }
-    expected: dict[str, bytes] = {}
-    for number, content in enumerate(files):
+    members, expected = {}, {}
+    for number, content in enumerate(photographs):
         name = f"image-{number:03d}.jpg"
-        (flat / name).write_bytes(content)
+        members[f"eccv_18_all_images_sm/{name}"] = content
         location = (38, 46, 100, 43, 120)[number % 5]
         part = list(parts.values())[number % 4]
         part["images"].append({"id": f"i{number}", "file_name": name, "location": location})
         kept = [(30, "bird"), (7, "dog")] if number == 0 else [((30, "bird"), (7, "dog"), (9, "car"))[number // 5 % 3]]
         for category, label in kept:
-            for _ in range(2):  # two boxes around two animals of a kind
-                part["annotations"].append({"image_id": f"i{number}", "category_id": category})
+            part["annotations"] += 2 * [{"image_id": f"i{number}", "category_id": category}]  # boxes around two animals
             if location != 120 and label != "car":
                 expected[f"location_{location}/{label}/{name}"] = content
-    for name, told in parts.items():
-        (annotations / f"{name}_annotations.json").write_text(json.dumps(told))
+    annotations = {f"{name}_annotations.json": json.dumps(told).encode() for name, told in parts.items()}
     archives = {
-        "eccv_18_annotations.tar.gz": tarred(annotations.parent),
-        "eccv_18_all_images_sm.tar.gz": tarred(flat.parent),
+        "eccv_18_annotations.tar.gz": tarred(below("eccv_18_annotation_files", annotations)),
+        "eccv_18_all_images_sm.tar.gz": tarred(members),
     }
     assert {path.split("/")[1] for path in expected} == {"bird", "dog"}
     assert len([path for path in expected if path.endswith("image-000.jpg")]) == 2
     return archives, expected
 
 
-DOMAIN_NET = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
-
-
-def domain_net(tmp_path: Path, write_dataset: WriteDataset) -> Arranged:
-    root = write_dataset(tmp_path / "all", domains=DOMAIN_NET)
-    everything = tree(root)
-    archives = {}
-    for domain in DOMAIN_NET:
-        (tmp_path / f"in-{domain}").mkdir()
-        shutil.copytree(root / domain, tmp_path / f"in-{domain}/{domain}")
-        archives[f"{domain}.zip"] = zipped(tmp_path / f"in-{domain}")
+def domain_net(images: Callable[..., Files]) -> tuple[Files, Files]:
+    domains = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
+    everything = images(domains=domains)
+    archives = {
+        f"{domain}.zip": zipped({path: its for path, its in everything.items() if path.startswith(f"{domain}/")})
+        for domain in domains
+    }
     duplicates = ["clipart/cat/000.png", "sketch/dog/003.png"]
     archives["domain_net_duplicates.txt"] = "\n".join(duplicates).encode()
     return archives, {path: content for path, content in everything.items() if path not in duplicates}
 
 
 PACS = ("art_painting", "cartoon", "photo", "sketch")
+MACS = {"__MACOSX/a/PACS_copy/photo/._dog": b"what a Mac adds"}
 DATASETS: dict[str, Layout] = {
     "pacs": packed("PACS.zip", zipped, "kfold", "photo", "sketch"),
-    "pacs, another top folder": packed("PACS.zip", tarred, "a/PACS_copy", *PACS, macs=True),
+    "pacs, another top folder": packed("PACS.zip", tarred, "a/PACS_copy", *PACS, **MACS),
     "vlcs": packed("VLCS.tar.gz", tarred, "VLCS", "LabelMe", "SUN09"),
     "vlcs, nested": vlcs_nested,
     "vlcs, the other archive": vlcs_by_numbers,
@@ -200,12 +150,12 @@ def test_each_dataset_is_fetched_and_arranged(
     layout: str,
     server: ArchiveServer,
     tmp_path: Path,
-    write_dataset: WriteDataset,
+    image_files: Callable[..., Files],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     name = layout.partition(",")[0]
-    archives, expected = DATASETS[layout](tmp_path, write_dataset)
+    archives, expected = DATASETS[layout](image_files)
     server.files |= archives
     monkeypatch.setattr("vld.machine.disk.free_disk", lambda _: 10**12)  # what the whole of DomainNet takes
     data_dir = tmp_path / "data"
@@ -219,7 +169,7 @@ def test_each_dataset_is_fetched_and_arranged(
     assert prepared(server, data_dir, name) == files
 
 
-def test_too_little_disk_for_the_store_is_said_before_anything(
+def test_too_little_disk_is_refused_before_any_download(
     server: ArchiveServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vld.machine.disk.free_disk", lambda _: 10**11)
@@ -232,15 +182,15 @@ def test_too_little_disk_for_the_store_is_said_before_anything(
 
 
 def test_known_counts_are_required(server: ArchiveServer, tmp_path: Path, write_dataset: WriteDataset) -> None:
-    write_dataset(tmp_path / "source/kfold", domains=PACS)
-    server.files["PACS.zip"] = zipped(tmp_path / "source")
+    few = write_dataset(tmp_path / "few", domains=PACS)
+    server.files["PACS.zip"] = zipped(below("kfold", tree(few)))
     with pytest.raises(
         UserError, match=r"art_painting has 10 images instead of 2048 .*; delete them and run this again"
     ):
         prepared(server, tmp_path / "data", verify="strict")
     nothing_half_made(tmp_path / "data")
     # Nor is one trained on that lies there already.
-    shutil.copytree(tmp_path / "source/kfold", tmp_path / "there/PACS")
+    shutil.copytree(few, tmp_path / "there/PACS")
     small = ("dataset=pacs", "backbone=resnet18", "backbone.weights=none", f"data_dir={tmp_path / 'there'}")
     small += (f"output_dir={tmp_path / 'outputs'}", "image_size=16", "batch_size=1", "optim.steps=1", "keep=[]")
     refused = train(*small, "test_domain=0")
@@ -280,11 +230,11 @@ def test_counts_of_every_class_are_required(name: str, total: int) -> None:
 def test_duplicates_list_beside_a_mirror(
     server: ArchiveServer,
     tmp_path: Path,
-    write_dataset: WriteDataset,
+    image_files: Callable[..., Files],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    archives, expected = domain_net(tmp_path, write_dataset)
+    archives, expected = domain_net(image_files)
     server.files |= archives
     server.files["own.txt"] = server.files.pop("domain_net_duplicates.txt") + b"\nclipart/cat/absent.png"
     first, *others = catalog.SOURCES["domain_net"].archives
@@ -298,186 +248,14 @@ def test_duplicates_list_beside_a_mirror(
     assert "the first of them clipart/cat/absent.png" in out
 
 
-# Downloads
-
-
-@pytest.fixture
-def archive(tmp_path: Path, write_dataset: WriteDataset) -> bytes:
-    """Of PACS' layout, and of several megabytes: less comes in one piece."""
-    write_dataset(tmp_path / "made/kfold", domains=("photo", "sketch"), sizes=((300, 410),))
-    return zipped(tmp_path / "made")
-
-
-def progress(_done: int, _total: int) -> None:
-    pass
-
-
-def fetch_pacs(server: ArchiveServer, folder: Path, *, name: str = "PACS.zip", retries: int = 0) -> bytes:
-    """What has come, into a folder that nothing else is in."""
-    target = folder / "fetched/PACS.zip"
-    with patch("vld.data.download.RETRIES", retries):
-        fetch(f"{server.url}/{name}", target, None, progress)
-    assert [path.name for path in target.parent.iterdir()] == ["PACS.zip"]
-    return target.read_bytes()
-
-
-def test_a_dropped_connection_goes_on_where_it_was(server: ArchiveServer, archive: bytes, tmp_path: Path) -> None:
-    server.files["PACS.zip"] = archive
-    server.drops = 2
-    told: list[tuple[int, int]] = []
-    fetch(f"{server.url}/PACS.zip", tmp_path / "PACS.zip", None, lambda *counts: told.append(counts))
-    assert (tmp_path / "PACS.zip").read_bytes() == archive
-    starts = [int((wanted or "bytes=0-")[6:-1]) for _, wanted in server.asked]
-    assert len(starts) == 3
-    assert 0 == starts[0] < len(archive) // 4 < starts[1] < len(archive) // 2 < starts[2]
-    assert told[-1] == (len(archive), len(archive))
-
-
-# What the server has at first, whether it knows ranges later, and what is fetched then.
-INTERRUPTED: dict[str, tuple[Callable[[bytes], bytes], bool, str]] = {
-    "the same": (lambda archive: archive, True, "PACS.zip"),
-    "without ranges": (lambda archive: archive, False, "PACS.zip"),
-    "another file of the same size": (lambda archive: archive[::-1], True, "PACS.zip"),
-    "another file": (lambda archive: archive[::-1] + b"0", True, "PACS.zip"),
-    "another address": (lambda archive: archive[::-1], True, "other.zip"),
-}
-
-
-@pytest.mark.parametrize("what", INTERRUPTED)
-def test_an_interrupted_download_goes_on_next_time(
-    what: str, server: ArchiveServer, archive: bytes, tmp_path: Path
+def test_a_dead_drive_file_leads_to_a_copy(
+    server: ArchiveServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From a server without ranges it comes again from the beginning, and so does what is another file by then."""
-    at_first, server_has_ranges, name = INTERRUPTED[what]
-    server.files["PACS.zip"] = at_first(archive)
-    server.drops = 1
-    with pytest.raises(UserError, match=r"not whole .*; try again, or fetch it with a browser, put it at .*PACS.zip"):
-        fetch_pacs(server, tmp_path)
-    assert not (tmp_path / "fetched/PACS.zip").exists()
-    server.files[name] = archive
-    server.ranges = server_has_ranges
-    assert fetch_pacs(server, tmp_path, name=name) == archive
-    assert any(wanted for _, wanted in server.asked) == (at_first(archive) == archive)
+    def dead(*_: object) -> None:
+        raise UserError("PACS.zip: cannot be fetched")
 
-
-@pytest.mark.parametrize("status", [503, 429])
-def test_a_server_that_is_busy_is_asked_again_and_nothing_is_thrown_away(
-    server: ArchiveServer, archive: bytes, tmp_path: Path, status: int
-) -> None:
-    server.files["PACS.zip"] = archive
-    server.drops = 1
-    with pytest.raises(UserError):
-        fetch_pacs(server, tmp_path)
-    [part] = (tmp_path / "fetched/PACS.zip.arriving").glob("*.part")
-    came = part.stat().st_size
-    assert came > 1_000_000
-    server.busy = [None, status, status]  # to the request for the rest, and to the question whether it knows ranges
-    with pytest.raises(UserError):
-        fetch_pacs(server, tmp_path)
-    assert part.stat().st_size == came
-    server.busy = [status]
-    assert fetch_pacs(server, tmp_path, retries=2) == archive
-    assert f"bytes={came}-" in [wanted for _, wanted in server.asked]
-
-
-def test_a_redirect_and_no_length(server: ArchiveServer, archive: bytes, tmp_path: Path) -> None:
-    server.files["moved.zip"] = archive
-    server.moved["PACS.zip"] = "/moved.zip"
-    server.lengths = False
-    fetch(f"{server.url}/PACS.zip", tmp_path / "PACS.zip", hashlib.md5(archive).hexdigest(), progress)
-    assert (tmp_path / "PACS.zip").read_bytes() == archive
-
-
-# What the server does, and what is said of it.
-NO_ARCHIVE: dict[str, tuple[Callable[[ArchiveServer], object], str]] = {
-    "less than announced": (
-        lambda server: vars(server).update(files={"PACS.zip": b"PK" * 999}, announces=10),
-        "not whole",
-    ),
-    "a web page": (
-        lambda server: server.pages.update({"PACS.zip": b"<!DOCTYPE html><html><body>Sign in</body></html>"}),
-        "a web page instead of an archive",
-    ),
-    "nothing": (lambda _: None, r"cannot be fetched .*404"),
-    "no answer": (
-        lambda server: vars(server).update(url="http://127.0.0.1:9"),
-        r"put it at .*PACS.zip and run this again",
-    ),
-}
-
-
-@pytest.mark.parametrize("what", NO_ARCHIVE)
-def test_what_is_not_there_or_nobody_answers_is_named(what: str, server: ArchiveServer, tmp_path: Path) -> None:
-    spoil, said = NO_ARCHIVE[what]
-    spoil(server)
-    with pytest.raises(UserError, match=said):
-        fetch_pacs(server, tmp_path)
-    assert not (tmp_path / "fetched/PACS.zip").exists()
-
-
-@pytest.mark.parametrize("kind", ["sha256", "md5"])
-def test_a_wrong_list_is_refused(server: ArchiveServer, tmp_path: Path, kind: str) -> None:
-    server.files["list.txt"] = b"clipart/cat/000.png"
-    digits = hashlib.new(kind).digest_size * 2
-    with pytest.raises(UserError, match=rf"its {kind} is .*, expected 0{{{digits}}}; it is kept as .*list.txt.wrong"):
-        fetch(f"{server.url}/list.txt", tmp_path / "list.txt", "0" * digits, progress)
-    assert not (tmp_path / "list.txt").exists()
-    assert (tmp_path / "list.txt.wrong").exists()
-    right = hashlib.new(kind, server.files["list.txt"]).hexdigest()
-    fetch(f"{server.url}/list.txt", tmp_path / "list.txt", right, progress)
-
-
-def test_too_little_disk_is_said_before_the_download(
-    server: ArchiveServer, archive: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    server.files["PACS.zip"] = archive
-    monkeypatch.setattr("vld.machine.disk.free_disk", lambda _: len(archive))
-    with pytest.raises(UserError, match=r"data_dir: .* MB of disk are needed for PACS.zip and what it unpacks to"):
-        fetch(f"{server.url}/PACS.zip", tmp_path / "PACS.zip", None, progress)
-    assert not (tmp_path / "PACS.zip").exists()
-
-
-CONFIRM = (
-    b'<html><body><form id="download-form" action="https://drive.usercontent.google.com/download" method="get">'
-    b'<input type="hidden" name="id" value="1JFr8f805nMUelQWWmfnJR3y4_SYoN5Pd">'
-    b'<input type="hidden" name="confirm" value="t"></form></body></html>'
-)
-QUOTA = (
-    b'<html><body><p class="uc-error-subcaption">Too many users have viewed or downloaded this file</p></body></html>'
-)
-
-
-@pytest.fixture
-def drive(server: ArchiveServer, monkeypatch: pytest.MonkeyPatch) -> ArchiveServer:
-    """Google Drive's addresses lead to the server."""
-    request = requests.Session.request
-
-    def elsewhere(session: requests.Session, method: str, url: str, **options: object) -> requests.Response:
-        there = re.sub(r"https://[\w.]*google(usercontent)?\.com", server.url, url)
-        return request(session, method, there, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(requests.Session, "request", elsewhere)
-    return server
-
-
-def test_drive_asks_for_confirmation(drive: ArchiveServer, archive: bytes, tmp_path: Path) -> None:
-    drive.pages["uc"] = CONFIRM
-    drive.files["download"] = archive
-    fetch(catalog.SOURCES["pacs"].archives[0].url, tmp_path / "PACS.zip", None, progress)
-    assert (tmp_path / "PACS.zip").read_bytes() == archive
-    assert "confirm=t" in drive.asked[-1][0]
-
-
-def test_drive_s_quota_is_said(drive: ArchiveServer, tmp_path: Path) -> None:
-    drive.pages["uc"] = QUOTA
-    with pytest.raises(
-        UserError, match=r"Google Drive refuses \(Too many users .*\); later try again, or fetch it with"
-    ):
-        fetch(catalog.SOURCES["pacs"].archives[0].url, tmp_path / "PACS.zip", None, progress)
-
-
-def test_a_dead_drive_file_leads_to_a_copy(drive: ArchiveServer, tmp_path: Path) -> None:
-    settings = config("pacs", tmp_path / "data", drive)
+    monkeypatch.setattr("vld.commands.prepare.fetch", dead)
+    settings = config("pacs", tmp_path / "data", server)
     settings.dataset.mirror = None
     with pytest.raises(UserError, match=r"reported dead in 2026-04; use a copy, .*dataset.mirror=https://"):
         prepare(settings, Terminal())
@@ -514,35 +292,19 @@ def damaged_zip(archive: bytes) -> bytes:
     return archive[:place] + bytes([archive[place] ^ 255]) + archive[place + 1 :]
 
 
-def with_member(name: str, content: bytes = b"x", link: str | None = None) -> bytes:
+def with_a_link(_: bytes) -> bytes:
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w:gz") as file:
-        info = tarfile.TarInfo(name)
-        if link is not None:
-            info.type, info.linkname = tarfile.SYMTYPE, link
-        else:
-            info.size = len(content)
-        file.addfile(info, io.BytesIO(content))
-    return archive.getvalue()
-
-
-def zip_with(name: str) -> bytes:
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w") as file:
-        file.writestr(name, "x")
+        info = tarfile.TarInfo("kfold/link")
+        info.type, info.linkname = tarfile.SYMTYPE, "/etc"
+        file.addfile(info)
     return archive.getvalue()
 
 
 def with_a_byte_changed(_: bytes) -> bytes:
     """Of a tar.gz that tarfile itself takes for whole."""
     random = Random(0)
-    archive = io.BytesIO()
-    with tarfile.open(fileobj=archive, mode="w:gz") as file:
-        for number in range(20):
-            info = tarfile.TarInfo(f"kfold/photo/dog/{number}.jpg")
-            info.size = 20_000
-            file.addfile(info, io.BytesIO(random.randbytes(20_000)))
-    content = bytearray(archive.getvalue())
+    content = bytearray(tarred({f"kfold/photo/dog/{number}.jpg": random.randbytes(20_000) for number in range(20)}))
     content[len(content) // 2] ^= 1
     return bytes(content)
 
@@ -551,11 +313,11 @@ BAD_ARCHIVES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "damaged member": (damaged_zip, r"damaged \(Bad CRC-32"),
     "a byte changed, tar.gz": (with_a_byte_changed, "damaged .*CRC"),
     "truncated": (lambda archive: archive[: len(archive) // 2], "no zip or tar file"),
-    "path out": (lambda _: with_member("../../outside.png"), "outside the destination"),
-    "absolute path": (lambda _: with_member("/tmp/outside.png"), "no folder kfold in it but tmp"),  # inside, then
-    "path out, zip": (lambda _: zip_with("kfold/../../outside.png"), "leads out of the folder"),
-    "link out": (lambda _: with_member("kfold/link", link="/etc"), "is a link to an absolute path|is a symlink"),
-    "another archive": (lambda _: zip_with("elsewhere/a.png"), "no folder kfold in it but elsewhere"),
+    "path out": (lambda _: tarred({"../../outside.png": b"x"}), "outside the destination"),
+    "absolute path": (lambda _: tarred({"/tmp/outside.png": b"x"}), "no folder kfold in it but tmp"),  # inside, then
+    "path out, zip": (lambda _: zipped({"kfold/../../outside.png": b"x"}), "leads out of the folder"),
+    "link out": (with_a_link, "is a link to an absolute path|is a symlink"),
+    "another archive": (lambda _: zipped({"elsewhere/a.png": b"x"}), "no folder kfold in it but elsewhere"),
 }
 
 
@@ -583,7 +345,7 @@ def test_what_a_killed_process_left_is_no_hindrance(server: ArchiveServer, archi
     assert not (tmp_path / "data/.preparing-pacs").exists()
 
 
-def test_a_data_dir_that_cannot_be_is_one_line(tmp_path: Path) -> None:
+def test_a_bad_data_dir_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "PACS").symlink_to(tmp_path / "nowhere")
     (tmp_path / "glyphs").write_text("")
@@ -667,25 +429,7 @@ def test_bad_csv_files_are_named(what: str, tmp_path: Path) -> None:
         prepare(PrepareConfig(FROM_CSV, str(tmp_path)), Terminal())
 
 
-def test_two_archives_arrive_at_a_time(tmp_path: Path) -> None:
-    both, taken = Barrier(2, timeout=60), Event()
-
-    def first_or_second(name: str) -> Path:
-        both.wait()
-        return tmp_path / name
-
-    def third() -> Path:
-        taken.wait(60)
-        raise UserError("third: is not there")
-
-    arriving = as_they_arrive([partial(first_or_second, "first"), partial(first_or_second, "second"), third])
-    assert {next(arriving).name, next(arriving).name} == {"first", "second"}
-    taken.set()
-    with pytest.raises(UserError, match="third"):
-        next(arriving)
-
-
-def test_archives_that_arrive_together_have_a_bar_each_and_one_for_all(
+def test_archives_have_a_bar_each_and_one_for_all(
     server: ArchiveServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archives = tuple(Archive(name, f"{server.url}/{name}", size=9) for name in ("a.zip", "b.zip", "c.zip"))

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import fields
 from itertools import permutations, product
 
 import numpy as np
@@ -122,31 +121,6 @@ def test_resized_crop(
     torch.testing.assert_close(cropped[0], reference_crop(pixels, box, flip, size), **TOLERANCE)
 
 
-@settings(max_examples=60)
-@given(strength=factor, seed=st.integers(0, 2**32 - 1), operation=st.integers(0, 2))
-@example(strength=0.7, seed=0, operation=0)
-@example(strength=1.3, seed=0, operation=1)
-@example(strength=1.3, seed=0, operation=2)
-def test_brightness_contrast_and_saturation(strength: float, seed: int, operation: int) -> None:
-    image = unit(random_pixels(9, 11, seed))
-    factors = [1.0, 1.0, 1.0, 0.0]
-    factors[operation] = strength
-    order = torch.tensor([[operation, *(i for i in range(4) if i != operation)]])
-    jittered = jitter_colors(image[None], order, torch.tensor([factors]))[0]
-    torch.testing.assert_close(jittered, OPERATIONS[operation](image, strength), **TOLERANCE)
-
-
-@settings(max_examples=100)
-@given(shift=hue_shift, seed=st.integers(0, 2**32 - 1))
-@example(shift=0.0, seed=0)
-@example(shift=0.5, seed=0)
-@example(shift=-0.5, seed=0)
-def test_hue(shift: float, seed: int) -> None:
-    image = unit(random_pixels(9, 11, seed))
-    shifted = shift_hue(image[None], torch.tensor(shift).view(1, 1, 1, 1))[0]
-    torch.testing.assert_close(shifted, reference.adjust_hue(image, shift), **TOLERANCE)
-
-
 def test_hue_of_every_corner_and_edge_of_the_colour_cube() -> None:
     """All colours of channels 0, 1/4, 1/2, 3/4, 1: ties between channels, grey, black, white."""
     levels = torch.linspace(0, 1, 5)
@@ -154,11 +128,6 @@ def test_hue_of_every_corner_and_edge_of_the_colour_cube() -> None:
     for shift in (-0.3, -1 / 6, -0.01, 0.0, 0.1, 0.25, 0.3):
         shifted = shift_hue(colours[None], torch.tensor(shift).view(1, 1, 1, 1))[0]
         torch.testing.assert_close(shifted, reference.adjust_hue(colours, shift), **TOLERANCE)
-
-
-def test_luminance() -> None:
-    image = unit(random_pixels(20, 30, 0))
-    torch.testing.assert_close(luminance(image[None])[0], reference.rgb_to_grayscale(image), **TOLERANCE)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -174,15 +143,6 @@ def test_jitter_in_each_order(seed: int) -> None:
     for i, order in enumerate(orders):
         expected = reference_jitter(images[i], order, tuple(map(float, factors[i])))
         torch.testing.assert_close(jittered[i], expected, **TOLERANCE)
-
-
-def test_orders_differ() -> None:
-    """Operations do not commute, so the test above does tell the orders apart."""
-    image = unit(random_pixels(12, 10, 0))[None].repeat(24, 1, 1, 1)
-    factors = torch.tensor([[1.3, 0.7, 1.3, 0.3]]).repeat(24, 1)
-    jittered = jitter_colors(image, torch.tensor(list(permutations(range(4)))), factors)
-    different = (jittered[:, None] - jittered[None]).abs().amax((2, 3, 4)) > 1e-3
-    assert int(different.sum()) >= 24 * 20
 
 
 @pytest.mark.parametrize("how", [augment_each, augment_together])
@@ -338,11 +298,11 @@ def draw(shape: tuple[int, int], n: int, seed: int = 0) -> AugmentParameters:
     return draw_parameters(np.tile(np.array(shape, np.int64), (n, 1)), np.random.default_rng(seed))
 
 
-def torchvision_crops(shape: tuple[int, int], n: int, seed: int = 0) -> np.ndarray:
+def torchvision_crops(shape: tuple[int, int], n: int, seed: int = 0, smallest: float = 0.7) -> np.ndarray:
     image = torch.empty(1, 1, 1).expand(3, *shape)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return np.array([RandomResizedCrop.get_params(image, [0.7, 1.0], [3 / 4, 4 / 3]) for _ in range(n)])
+        return np.array([RandomResizedCrop.get_params(image, [smallest, 1.0], [3 / 4, 4 / 3]) for _ in range(n)])
 
 
 CROP_FEATURES = {
@@ -360,11 +320,7 @@ CROP_FEATURES = {
 
 def test_statistic_tells_distributions_apart() -> None:
     """The limit is tight enough to see a scale from 0.65 instead of 0.7."""
-    ours = draw((227, 227), 4000).crops.numpy()
-    image = torch.empty(1, 1, 1).expand(3, 227, 227)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        other = np.array([RandomResizedCrop.get_params(image, [0.65, 1.0], [3 / 4, 4 / 3]) for _ in range(4000)])
+    ours, other = draw((227, 227), 4000).crops.numpy(), torchvision_crops((227, 227), 4000, smallest=0.65)
     assert ks_statistic(CROP_FEATURES["area"](ours), CROP_FEATURES["area"](other)) > ks_limit(4000, 4000)
 
 
@@ -378,19 +334,6 @@ def test_crops_are_distributed_as_torchvisions(shape: tuple[int, int]) -> None:
     assert ours[:, :2].min() >= 0
     assert ours[:, 2:].min() >= 1
     assert ((ours[:, :2] + ours[:, 2:]) <= shape).all()
-
-
-@pytest.mark.parametrize("shape", [(100, 178), (178, 100)])
-def test_fallback_comes_as_often_as_torchvisions(shape: tuple[int, int]) -> None:
-    """Where random boxes seldom fit, the share of centred ones is the same."""
-    n = 4000
-    theirs = torchvision_crops(shape, n)
-    scale = np.array(shape)
-    largest = np.round(np.where(scale > scale[::-1] * 4 / 3, scale[::-1] * 4 / 3, scale)).astype(int)
-    centred = np.concatenate([(scale - largest) // 2, largest])
-    share = [(crops == centred).all(1).mean() for crops in (draw(shape, n).crops.numpy(), theirs)]
-    assert 0.02 < share[1] < 0.999
-    assert abs(share[0] - share[1]) < 4.5 * np.sqrt(2 * share[1] * (1 - share[1]) / n)
 
 
 @settings(max_examples=150)
@@ -449,21 +392,6 @@ def test_images_of_different_sizes_have_boxes_of_their_own() -> None:
     assert (crops[:, :2] >= 0).all()
     assert (crops[:, 2:] >= 1).all()
     assert (crops[:, :2] + crops[:, 2:] <= sizes).all()
-    fallback = (sizes.min(1) > 20) & (sizes.max(1) / sizes.min(1) > 2.2)
-    assert fallback.sum() > 100
-    for shape, crop in zip(sizes[fallback][:100], crops[fallback][:100], strict=True):
-        assert crop.tolist() == torchvision_crops((int(shape[0]), int(shape[1])), 1)[0].tolist()
-
-
-def test_every_image_has_parameters_of_its_own() -> None:
-    n = 64
-    drawn = draw((300, 400), n)
-    assert len({tuple(crop) for crop in drawn.crops.tolist()}) > n - 3
-    for operation in range(4):
-        assert len(set(drawn.factors[:, operation].tolist())) > n - 3
-    assert len({tuple(order) for order in drawn.order.tolist()}) > 15
-    assert 0 < int(drawn.flips.sum()) < n
-    assert 0 < int(drawn.grays.sum()) < n
 
 
 def test_draws_depend_on_the_generator_only() -> None:
@@ -481,7 +409,7 @@ def test_copies_of_one_image_are_augmented_differently() -> None:
     drawn = draw((40, 40), 6)
     augmented = augment_each(pixels, sizes, sizes, drawn, 16)
     for i in range(6):
-        one = AugmentParameters(**{field.name: getattr(drawn, field.name)[i : i + 1] for field in fields(drawn)})
-        assert torch.equal(augment_each(pixels[:1], sizes[:1], sizes[:1], one, 16)[0], augmented[i])
+        alone = augment_each(pixels[:1], sizes[:1], sizes[:1], drawn[i : i + 1], 16)
+        assert torch.equal(alone[0], augmented[i])
         for j in range(i):
             assert float((augmented[i] - augmented[j]).abs().max()) > 0.01

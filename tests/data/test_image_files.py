@@ -123,7 +123,7 @@ def test_known_truncated_images_are_taken(
     (root / "a").rename(root / domain)
     expected = truncate(root / domain / label / file)
     dataset, said = opening(root, tmp_path)
-    assert said == [f"dataset={name}: {expected.filename}: truncated: what is there is taken, the rest is grey"]  # type: ignore[attr-defined]
+    assert said == [f"dataset={name}: {expected.filename}: truncated: the missing part is grey"]  # type: ignore[attr-defined]
     monkeypatch.setattr("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", True)
     [stored] = [images.pixels for images in dataset.domains if images.name == domain]
     assert any(np.array_equal(pixels, np.asarray(expected.convert("RGB"))) for pixels in stored.numpy())
@@ -165,13 +165,13 @@ def test_what_pillow_reads_is_an_image(tmp_path: Path, ending: str) -> None:
     assert said == []
 
 
-def test_what_is_passed_over_is_counted(tmp_path: Path) -> None:
+def test_what_is_skipped_is_counted(tmp_path: Path) -> None:
     root = make_folder(tmp_path / "mine")
     for name in ("a/x/1.txt", "b/x/2.TXT", "b/y/notes", "b/y/film.mpg", "b/.DS_Store", "a/x/._0.png", "a/loose.png"):
         (root / name).touch()
     for _ in range(2):  # also where there is a store
         assert opening(root, tmp_path)[1] == [
-            "dataset=mine: passed over 1 .mpg, 2 .txt, 2 hidden, 1 outside the class folders, 1 without an ending"
+            "dataset=mine: skipped 1 .mpg, 2 .txt, 2 hidden, 1 outside the class folders, 1 without an ending"
         ]
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -91,28 +92,22 @@ def test_another_size_leaves_what_does_not_depend_on_it(
             assert torch.equal(ours.evaluation, before_it.evaluation)
 
 
-def add(root: Path) -> None:
-    shutil.copy(root / "art/cat/000.png", root / "art/cat/zzz.png")
-
-
-def replace(root: Path) -> None:
-    path = root / "art/cat/003.png"
+def rotate(path: Path) -> None:
     Image.open(path).rotate(180).save(path)
 
 
-def move(root: Path) -> None:
-    (root / "art/cat/004.png").rename(root / "art/dog/0.png")
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "an image added": lambda root: shutil.copy(root / "art/cat/000.png", root / "art/cat/zzz.png"),
+    "an image replaced": lambda root: rotate(root / "art/cat/003.png"),
+    "an image moved": lambda root: (root / "art/cat/004.png").rename(root / "art/dog/0.png"),
+    "a class renamed": lambda root: [(domain / "cat").rename(domain / "lion") for domain in root.iterdir()],
+}
 
 
-def rename_class(root: Path) -> None:
-    for domain in root.iterdir():
-        (domain / "cat").rename(domain / "lion")
-
-
-@pytest.mark.parametrize("change", [add, replace, move, rename_class])
-def test_made_anew_when_the_source_changes(own_dataset_dir: Path, tmp_path: Path, change: object) -> None:
+@pytest.mark.parametrize("change", CHANGES)
+def test_made_anew_when_the_source_changes(own_dataset_dir: Path, tmp_path: Path, change: str) -> None:
     first, _ = opened(own_dataset_dir, tmp_path / "stores")
-    change(own_dataset_dir)  # type: ignore[operator]
+    CHANGES[change](own_dataset_dir)
     after, told = opened(own_dataset_dir, tmp_path / "stores")
     assert told
     assert after.fingerprint != first.fingerprint
@@ -329,7 +324,7 @@ def test_training_views_of_large_images_differ_by_little(
     pacs_dir: Path, tmp_path: Path, write_dataset: WriteDataset
 ) -> None:
     """Images of 600 x 800 are stored at 256 x 256. At 224 px, training views differ by 2 grey levels (of 255) on average."""
-    root = write_dataset(tmp_path / "some", domains=("a", "b"), special=False)
+    root = write_dataset(tmp_path / "some", domains=("a", "b"), per_class=3, special=False)
     photos = sorted((pacs_dir / "photo/house").iterdir()) + sorted((pacs_dir / "photo/dog").iterdir())
     for number, path in enumerate(sorted(root.rglob("*.png"))):  # four photographs side by side: real detail
         whole = Image.new("RGB", (800, 600))
@@ -341,6 +336,6 @@ def test_training_views_of_large_images_differ_by_little(
         whole.save(path)
     dataset, _ = opened(root, tmp_path / "stores", store_size=256)
     assert dataset.domains[0].pixels.shape[1:3] == (256, 256)
-    errors = training_view_errors(dataset, sorted((root / "a").rglob("*.png")), 224, 30).abs()
+    errors = training_view_errors(dataset, sorted((root / "a").rglob("*.png")), 224, 15).abs()
     assert errors.mean() < 2.5
     assert (errors > 16).float().mean() < 0.01

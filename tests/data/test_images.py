@@ -101,24 +101,11 @@ def test_more_images_than_are_decoded_at_once(write_dataset: Callable[..., Path]
         np.testing.assert_array_equal(domain.pixels.numpy(), np.stack([np.asarray(rgb(file)) for file in files]))
 
 
-def recompress(file: Path) -> None:
-    with Image.open(file) as image:
-        image.load()
-    image.save(file, compress_level=0)
-
-
-def change_pixel(file: Path) -> None:
-    image = rgb(file)
-    red, green, blue = image.getpixel((3, 2))
-    image.putpixel((3, 2), (red, green, blue ^ 1))
-    image.save(file)
-
-
 def test_fingerprint_ignores_encoding_and_time(decoded: Dataset, own_dataset_dir: Path) -> None:
     assert decode(own_dataset_dir).fingerprint == decoded.fingerprint
     for file in own_dataset_dir.rglob("*.png"):
         content = file.read_bytes()
-        recompress(file)
+        Image.open(file).copy().save(file, compress_level=0)
         assert file.read_bytes() != content
         os.utime(file, (1, 1))
     bmp = own_dataset_dir / "art" / "dog" / "001.png"
@@ -130,7 +117,10 @@ def test_fingerprint_ignores_encoding_and_time(decoded: Dataset, own_dataset_dir
 @pytest.mark.parametrize("name", ["photo/cat/000.png", "sketch/dog/004.png"])
 def test_fingerprint_changes_with_one_pixel(decoded: Dataset, own_dataset_dir: Path, name: str) -> None:
     """Of a reduced image and of one that is stored whole."""
-    change_pixel(own_dataset_dir / name)
+    image = rgb(own_dataset_dir / name)
+    red, green, blue = image.getpixel((3, 2))
+    image.putpixel((3, 2), (red, green, blue ^ 1))
+    image.save(own_dataset_dir / name)
     assert decode(own_dataset_dir).fingerprint != decoded.fingerprint
 
 
@@ -163,33 +153,26 @@ def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-def cut_header(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[:20])
-
-
-def write_text(file: Path) -> None:
-    file.write_text("no image at all")
-
-
-def empty(file: Path) -> None:
-    file.write_bytes(b"")
-
-
 def damage_checksum(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 255
     file.write_bytes(bytes(content))
 
 
-def cut_jpeg(file: Path) -> None:
-    rgb(file).save(file, format="JPEG")
-    cut(file)
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "cut": cut,
+    "cut in its header": lambda file: file.write_bytes(file.read_bytes()[:20]),
+    "a text": lambda file: file.write_text("no image at all"),
+    "empty": lambda file: file.write_bytes(b""),
+    "a wrong checksum": damage_checksum,
+    "a cut JPEG": lambda file: (rgb(file).save(file, format="JPEG"), cut(file)),
+}
 
 
-@pytest.mark.parametrize("damage", [cut, cut_header, write_text, empty, damage_checksum, cut_jpeg])
-def test_unreadable_file_is_named(own_dataset_dir: Path, damage: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_unreadable_file_is_named(own_dataset_dir: Path, damage: str) -> None:
     file = own_dataset_dir / "photo" / "dog" / "003.png"
-    damage(file)
+    DAMAGES[damage](file)
     with pytest.raises(UserError) as raised:
         decode(own_dataset_dir)
     message = str(raised.value)
@@ -200,7 +183,7 @@ def test_unreadable_file_is_named(own_dataset_dir: Path, damage: Callable[[Path]
 
 def test_several_unreadable_files_are_counted(own_dataset_dir: Path) -> None:
     for name in ("001", "002", "004"):
-        write_text(own_dataset_dir / "photo" / "dog" / f"{name}.png")
+        (own_dataset_dir / "photo" / "dog" / f"{name}.png").write_text("no image")
     with pytest.raises(UserError, match=r"photo/dog/001\.png.*\(and 2 more\)"):
         decode(own_dataset_dir)
 

@@ -2,16 +2,14 @@
 
 import io
 import json
-import tarfile
 import uuid
-import zipfile
 from collections.abc import Callable, Iterable
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from archive_server import serving_archives
+from archive_server import serving_archives, tarred, zipped
 from omegaconf import OmegaConf
 from PIL import Image
 from run_command import REPOSITORY
@@ -38,24 +36,6 @@ JPEG = jpeg(Image.new("RGB", (1, 1)))
 CUT = jpeg(Image.effect_noise((64, 64), 100))[:-500]
 
 
-def zipped(members: Iterable[tuple[str, bytes]]) -> bytes:
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w") as file:
-        for name, content in members:
-            file.writestr(name, content)
-    return archive.getvalue()
-
-
-def tarred(members: Iterable[tuple[str, bytes]]) -> bytes:
-    archive = io.BytesIO()
-    with tarfile.open(fileobj=archive, mode="w:gz", compresslevel=1) as file:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            file.addfile(info, io.BytesIO(content))
-    return archive.getvalue()
-
-
 def every_image(content: catalog.Content) -> Iterable[tuple[str, str, int]]:
     """(domain, class, number in it)"""
     for domain, classes in content.by_class.items():
@@ -64,21 +44,20 @@ def every_image(content: catalog.Content) -> Iterable[tuple[str, str, int]]:
                 yield domain, label, number
 
 
-def with_truncated(dataset: str, top: str, names: list[str]) -> list[tuple[str, bytes]]:
+def with_truncated(dataset: str, top: str, names: list[str]) -> dict[str, bytes]:
     """The images that are truncated in the official archive are so here, each in place of another of its class."""
     cut = {f"{top}/{name}.jpg" for name in KNOWN_TRUNCATED[dataset]}
     for name in cut.difference(names):
         folder = name.rpartition("/")[0]
         names.remove(next(other for other in names if other.startswith(f"{folder}/") and other not in cut))
         names.append(name)
-    return [(name, CUT if name in cut else JPEG) for name in names]
+    return {name: CUT if name in cut else JPEG for name in names}
 
 
 def pacs() -> Archives:
     images = every_image(catalog.CONTENTS["pacs"])
-    return {
-        "PACS.zip": zipped((f"kfold/{domain}/{label}/pic_{number:03d}.jpg", JPEG) for domain, label, number in images)
-    }
+    names = [f"kfold/{domain}/{label}/pic_{number:03d}.jpg" for domain, label, number in images]
+    return {"PACS.zip": zipped(dict.fromkeys(names, JPEG))}
 
 
 def office_home() -> Archives:
@@ -87,8 +66,8 @@ def office_home() -> Archives:
         f"{top}/{domain}/{label}/{number:05d}.jpg"
         for domain, label, number in every_image(catalog.CONTENTS["office_home"])
     ]
-    texts = [(f"{top}/{name}", b"index,path") for name in ("ImageInfo.csv", "imagelist.txt")]
-    return {"office_home.zip": zipped([*texts, *with_truncated("office_home", top, names)])}
+    texts = {f"{top}/{name}": b"index,path" for name in ("ImageInfo.csv", "imagelist.txt")}
+    return {"office_home.zip": zipped(texts | with_truncated("office_home", top, names))}
 
 
 def vlcs() -> Archives:
@@ -108,7 +87,7 @@ def vlcs_of_jigen() -> Archives:
         part = ("train", "crossval", "test")[number % 3]
         for folder in {"test"} if part == "test" else {"full", part}:
             names.append(f"VLCS/{short}/{folder}/{place}/{part}_imgs_{number}.jpg")
-    return {"VLCS.tar.gz": tarred((name, JPEG) for name in names)}
+    return {"VLCS.tar.gz": tarred(dict.fromkeys(names, JPEG))}
 
 
 TWICE = {
@@ -144,13 +123,13 @@ def terra_incognita() -> Archives:
         photograph(location, group[0], "car")
     photograph(120, "trans_test", "dog")
     categories = [{"id": number, "name": name} for name, number in CATEGORIES.items()]
-    annotations = (
-        (f"{top}/{part}_annotations.json", json.dumps({**lists, "categories": categories}).encode())
+    annotations = {
+        f"{top}/{part}_annotations.json": json.dumps({**lists, "categories": categories}).encode()
         for part, lists in told.items()
-    )
+    }
     return {
         "eccv_18_annotations.tar.gz": tarred(annotations),
-        "eccv_18_all_images_sm.tar.gz": tarred((name, JPEG) for name in images),
+        "eccv_18_all_images_sm.tar.gz": tarred(dict.fromkeys(images, JPEG)),
     }
 
 
@@ -165,7 +144,7 @@ def domain_net() -> Archives:
         if number > cleaned[domain][label]:
             duplicates.append(name)
     assert len(duplicates) == 9431
-    archives = {f"{domain}.zip": zipped((name, b"") for name in images) for domain, images in names.items()}
+    archives = {f"{domain}.zip": zipped(dict.fromkeys(images, b"")) for domain, images in names.items()}
     return archives | {"domain_net_duplicates.txt": "\n".join(duplicates).encode()}
 
 

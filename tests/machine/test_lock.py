@@ -91,7 +91,7 @@ def test_a_holder_that_stands_still_is_replaced_and_finds_out(tmp_path: Path, mo
     assert not (tmp_path / LOCK).exists()
 
 
-def test_a_lost_claim_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_lock_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LEASE_SECONDS", 0.3)
     with hold(tmp_path, wait=False, announce=nothing) as mine:
         assert mine.holds()

@@ -21,8 +21,9 @@ def handlers_stay() -> Iterator[None]:
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_waits_until_it_is_asked_for(number: int) -> None:
-    heard: list[int] = []
-    signal.signal(number, lambda number, _: heard.append(number))
+    """The handler that was there before then gets it, with its frame."""
+    heard: list[tuple[int, bool]] = []
+    signal.signal(number, lambda number, frame: heard.append((number, isinstance(frame, FrameType))))
     guard = SignalGuard()
     with guard:
         guard.check()
@@ -31,20 +32,10 @@ def test_a_signal_waits_until_it_is_asked_for(number: int) -> None:
             guard.check()
         assert heard == []
     guard.forward()
-    assert heard == [number]
-    guard.check()  # handed over once
+    assert heard == [(number, True)]
+    guard.check()  # forwarded once
     os.kill(os.getpid(), number)
-    assert heard == [number, number]
-
-
-def test_the_previous_handler_gets_the_frame() -> None:
-    frames: list[FrameType | None] = []
-    signal.signal(signal.SIGUSR2, lambda _, frame: frames.append(frame))
-    guard = SignalGuard()
-    with guard:
-        os.kill(os.getpid(), signal.SIGUSR2)
-    guard.forward()
-    assert isinstance(frames[0], FrameType)
+    assert heard == [(number, True)] * 2
 
 
 def test_without_a_handler_the_process_ends_with_the_signal_s_exit_code() -> None:
@@ -67,10 +58,12 @@ def test_an_ignored_signal_stays_ignored() -> None:
     guard.forward()
 
 
-def test_a_second_ctrl_c_stops_at_once() -> None:
-    guard = SignalGuard()
-    with guard:
-        os.kill(os.getpid(), signal.SIGINT)
+@pytest.mark.parametrize("first", [(), (signal.SIGTERM,)])
+def test_a_second_ctrl_c_stops_at_once(first: tuple[int, ...]) -> None:
+    """The first one waits, also after another signal."""
+    with SignalGuard():
+        for number in (*first, signal.SIGINT):
+            os.kill(os.getpid(), number)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -89,16 +82,6 @@ def test_every_signal_reaches_its_handler() -> None:
     with pytest.raises(SystemExit):
         guard.forward()
     assert heard == [signal.SIGTERM, signal.SIGUSR2]
-
-
-def test_the_first_ctrl_c_after_another_signal_waits_too() -> None:
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    guard = SignalGuard()
-    with guard:
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_in_a_thread_nothing_is_taken_over() -> None:

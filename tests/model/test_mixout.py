@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from run_command import TINY_NETWORK, train
+from run_command import TINY_NETWORK, tiny_weights, train
 from tiny import CPU, SEED, make_batches, make_model, settings
 from torch import Tensor, nn
 
@@ -155,10 +155,14 @@ def test_a_warm_start_trains_the_last_layer_alone_without_dropout() -> None:
 def test_runs_with_them_are_runs_of_their_own(small_glyphs: Any, tmp_path: Any) -> None:
     options = ["dataset=glyphs", "test_domain=0", "image_size=16", "batch_size=1", "optim.steps=2", "eval_every=2"]
     places = [f"data_dir={small_glyphs}", f"output_dir={tmp_path}"]
-    for one in ("mixout=0,0.8", "warm_start=1"):
-        done = train("-m", *options, *TINY_NETWORK, *places, one)
+    network = (*TINY_NETWORK[:2], tiny_weights(tmp_path))
+    soup = ("method=model_soup", 'method.members=["mixout=0,0.8"]')  # of w itself, as of any members
+    for one in (soup, ("warm_start=1",)):
+        done = train(*options, *network, *places, *one)
         assert done.returncode == 0, done.stderr
-    assert load_results(tmp_path).run_id.nunique() == 3
-    refused = train(*options, *TINY_NETWORK, *places, "mixout=0.8", "mixout_kind=point")
+    results = load_results(tmp_path)
+    assert results[results.members.isna()].run_id.nunique() == 3
+    assert results.members.dropna().map(len).tolist() == [2]
+    refused = train(*options, *network, *places, "mixout=0.8", "mixout_kind=point")
     assert refused.returncode == 2
     assert "mixout_kind=point: this backbone has no linear layers" in refused.stderr

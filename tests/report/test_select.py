@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from report_store import jobs, study_runs, write_combinations, write_run
+from composed import jobs
+from report_store import study_runs, write_combinations, write_run
 
 from vld.config.errors import UserError
 from vld.report import read_store

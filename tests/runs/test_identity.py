@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from hydra import compose, initialize_config_dir
+from composed import composed, study_jobs
 from hypothesis import given
 from hypothesis import strategies as st
 from run_command import REPOSITORY
@@ -15,8 +15,6 @@ from run_command import REPOSITORY
 from vld.config.options import NEVER, Option, flat_settings, options_of
 from vld.config.settings import BackboneConfig, Config, DatasetConfig, MethodConfig
 from vld.runs.identity import run_id, run_identity, weights_fingerprint
-from vld.study.compose import typed_config
-from vld.study.jobs import axes_of, jobs_of
 
 RUN_IDS = [line.partition(" ") for line in (REPOSITORY / "tests/run_ids.txt").read_text().splitlines()[1:]]
 PUBLISHED_FINGERPRINTS = {
@@ -76,8 +74,7 @@ def test_a_setting_makes_another_run_or_never_does(option: Option) -> None:
 
 @pytest.mark.parametrize(("run", "_", "options"), RUN_IDS)
 def test_ids_are_what_they_were(run: str, _: str, options: str) -> None:
-    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        settings = typed_config(compose("train", overrides=shlex.split(options)), Config)
+    settings = composed(*shlex.split(options))
     known = {"dataset_fingerprint": "images", "weights_fingerprint": "weights", "precision": "fp32"}
     assert run_id(run_identity(settings, "sketch", **known)) == run
 
@@ -87,13 +84,10 @@ def test_ids_of_published_runs_follow_from_their_settings() -> None:
     for report in ("pacs_cpu", "pacs_cpu_rates"):
         runs = pd.read_csv(REPOSITORY / "outputs/published" / report / "tables/runs.csv")
         published |= set(runs[runs.members.isna()].run_id)
-    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        study = compose("train", overrides=["study=pacs_cpu"], return_hydra_config=True)
-        jobs = list(jobs_of(axes_of(study), {}))
     domains = ("art_painting", "cartoon", "photo", "sketch")
     identities = [
         run_identity(job.config, domains[job.config.test_domain], precision="fp32", **PUBLISHED_FINGERPRINTS)
-        for job in jobs
+        for job in study_jobs("pacs_cpu")
     ]
     assert len(published) == 36
     assert published <= set(map(run_id, identities))

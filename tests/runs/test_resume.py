@@ -599,14 +599,6 @@ def test_an_interrupted_run_needs_no_more_disk_than_it_has(command: tuple[str, .
 
 
 @pytest.mark.slow
-def test_a_log_that_cannot_be_written_stops_nothing(background: Background, tmp_path: Path, whole: Path) -> None:
-    with Path("/dev/full").open("w") as full, (tmp_path / "errors").open("w") as errors:
-        process = background(stdout=full, stderr=errors)
-    assert process.wait() == 0, (tmp_path / "errors").read_text()
-    assert same_run(the_run(tmp_path / "outputs"), whole)
-
-
-@pytest.mark.slow
 def test_a_terminal_shows_the_time_left_and_saves_the_run_when_closed(background: Background, tmp_path: Path) -> None:
     """Before step 15 it waits until its terminal is closed."""
 

@@ -6,11 +6,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
+from composed import composed
 from run_command import REPOSITORY, TINY_NETWORK, train
-
-from vld.config.settings import Config
-from vld.study.compose import typed_config
 
 PRESETS = sorted(path for path in (REPOSITORY / "conf").glob("*/*.yaml") if path.parent.name != "study")
 SMALL = ("dataset=glyphs", "test_domain=0", "image_size=32", "batch_size=1", "dropout=0.5", "keep=[]")
@@ -22,9 +19,7 @@ def test_preset_composes(path: Path) -> None:
     group, preset = path.parent.name, path.stem
     named = preset in ("folder", "timm")  # any dataset, any network: its name has to be said
     extra = [f"{group}.name=mine"] if named else []
-    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        config = typed_config(compose("train", overrides=[f"{group}={preset}", *extra]), Config)
-    assert getattr(config, group).name == ("mine" if extra else preset)
+    assert getattr(composed(f"{group}={preset}", *extra), group).name == ("mine" if extra else preset)
 
 
 @pytest.mark.parametrize(
@@ -44,15 +39,12 @@ def test_preset_composes(path: Path) -> None:
     ],
 )
 def test_a_recipe_follows_the_dataset(recipe: str, dataset: str, steps: int, eval_every: int, threshold: float) -> None:
-    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        config = typed_config(compose("train", overrides=[f"recipe={recipe}", f"dataset={dataset}"]), Config)
+    config = composed(f"recipe={recipe}", f"dataset={dataset}")
     assert (config.optim.steps, config.eval_every, config.swad.threshold) == (steps, eval_every, threshold)
 
 
 def test_options_win_over_a_recipe_s() -> None:
-    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        words = ["recipe=high_rate_mixout", "optim=sgd", "optim.steps=7", "mixout=0.5"]
-        config = typed_config(compose("train", overrides=words), Config)
+    config = composed("recipe=high_rate_mixout", "optim=sgd", "optim.steps=7", "mixout=0.5")
     assert (config.optim.name, config.optim.steps, config.mixout) == ("sgd", 7, 0.5)
     assert (config.optim.lr, config.dropout) == (3e-5, 0)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 from run_command import TINY_NETWORK, script, train
-from wandb_server import WandbServer, serving
+from wandb_server import WandbServer, read_offline, serving
 
 from vld.commands.publish import finished_directories
 from vld.config.settings import WandbConfig
@@ -137,16 +137,25 @@ def test_a_server_that_refuses_two_in_a_row_is_left_alone(
 
 
 @pytest.mark.slow
-def test_a_failed_run_is_published_as_such(server: WandbServer, runs: list[Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_a_run_that_succeeds_later_replaces_its_failure(
+    mode: str, server: WandbServer, runs: list[Path], tmp_path: Path
+) -> None:
     result = json.loads((runs[0] / "result.json").read_text())
-    failure = {"what": "diverged", "run_id": result["run_id"], "settings": result["settings"]}
-    (runs[0] / "failure.json").write_text(json.dumps(failure))
+    (runs[0] / "failure.json").write_text(json.dumps({"what": "diverged"}))
     (runs[0] / "result.json").unlink()
     assert finished_directories(tmp_path) == [runs[1], runs[2], runs[0]]
-    publisher = published(tmp_path, runs[0])
-    assert publisher.not_uploaded == {}
-    served = server.runs[f"{runs[0].name}-erm"]
-    assert (served.summary["failure"], served.summary["state"], served.exit_code) == ("diverged", "failed", 1)
+    for failure in ("diverged", None):
+        assert published(tmp_path, runs[0], mode=mode).not_uploaded == {}
+        states = {
+            "online": [(run.summary, run.exit_code) for run in server.runs.values()],
+            "offline": [(run["summary"], run["exit_code"]) for run in read_offline(tmp_path)],
+        }
+        assert len(states[mode]) == 3
+        for summary, exit_code in states[mode]:
+            assert (summary.get("failure"), exit_code) == (failure, int(failure is not None))
+        (runs[0] / "failure.json").unlink(missing_ok=True)
+        (runs[0] / "result.json").write_text(json.dumps(result))
 
 
 @pytest.mark.slow

@@ -12,12 +12,12 @@ from vld.config.errors import UserError
 from vld.config.settings import Config, DatasetConfig
 from vld.data.folder import find_dataset
 from vld.data.images import Dataset
-from vld.machine.device import describe, resolve_device, set_up
+from vld.machine.device import resolve_device, set_up
 from vld.machine.terminal import Terminal, counted
 from vld.report.labels import text
 from vld.report.table import Table
 from vld.runs.directory import RunDirectory
-from vld.runs.environment import now, software_versions
+from vld.runs.environment import made_here
 from vld.runs.networks import evaluated_network, load_weights
 from vld.runs.once import explained
 from vld.runs.quantities import ANALYSIS, MASKED, QUANTITIES, SIDES, add_analysis, read_analyses
@@ -118,11 +118,9 @@ def _analysed(
             analysis = analysis_of(model, dataset, images, settings["split_seed"], progress)
         except FloatingPointError as error:
             raise UserError(f"{directory}: {error}; there is nothing to analyse") from error
-    seconds = round(time.perf_counter() - began, 1)
-    analysis |= {"dropout": settings["dropout"], "device": describe(device), "threads": torch.get_num_threads()}
-    analysis |= {"software": software_versions(), "seconds": seconds, "finished": now()}
+    analysis |= {"dropout": settings["dropout"], **made_here(device, began)}
     add_analysis(directory, config.weights, analysis)
-    terminal.say(f"{test_domain}: analysed in {seconds} s ({path})")
+    terminal.say(f"{test_domain}: analysed in {analysis['seconds']} s ({path})")
     return analysis
 
 

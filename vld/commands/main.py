@@ -34,7 +34,7 @@ from vld.machine.streams import make_streams_usable, place_caches
 from vld.machine.waiting import spin_briefly
 from vld.study.compose import describe_error
 from vld.study.jobs import overrides_parser
-from vld.study.words import as_hydra_takes_them, check_one_study, keep_text_of_presets
+from vld.study.words import check_one_study, keep_text_of_presets, quoted_for_hydra
 
 
 def conf_dir() -> Path:
@@ -109,7 +109,7 @@ def _parsed(parser: ArgumentParser, name: str, words: Sequence[str]) -> Namespac
         raise UserError("--cfg: shows the configuration of one job; leave out -m, and give each option one value")
     if given.experimental_rerun:
         raise UserError("--experimental-rerun: not supported; write the options of the run")
-    given.overrides = as_hydra_takes_them(given.overrides, schema)
+    given.overrides = quoted_for_hydra(given.overrides, schema)
     check_one_study(given.overrides)
     return given
 

@@ -13,7 +13,7 @@ from vld.config.errors import UserError
 from vld.config.names import COMBINATIONS
 from vld.config.settings import Config
 from vld.study.compose import SCHEMAS, describe_error, typed_config
-from vld.study.jobs import Job, axes_of, jobs_of, quote_axes, words_of_jobs
+from vld.study.jobs import Job, axes_of, jobs_of, words_of_jobs
 from vld.study.member_axes import member_configs
 from vld.study.planned import PlannedRun, planned_runs
 
@@ -75,7 +75,6 @@ def _sweep_jobs(command: str, config: DictConfig, problems: dict[str, None]) -> 
     study = config.hydra.runtime.choices.get("study")
     if study and not config.study.name:
         raise UserError(f"study={study}: its file must set study.name")
-    quote_axes(config)
     # Commands that look at a study or combine it have the runs of train.py.
     preset = "train" if command in LOOKING or config.study.name else command
     jobs = list(jobs_of(axes_of(config, without=LOOKING.get(command, ())), problems, preset))

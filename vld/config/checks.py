@@ -43,7 +43,7 @@ def _is_test_domain(value: Any) -> bool:
 
 
 RATE = number("in [0, 1)", lambda value: 0 <= value < 1)
-RATES = each(number("rates in [0, 1)", RATE.allows))
+RATES = each(RATE)
 POSITIVE = number("a number above 0", lambda value: value > 0)
 NOT_NEGATIVE = number("at least 0", lambda value: value >= 0)
 SEED = number("a whole number from 0 to 2^31 - 1", lambda value: 0 <= value < 2**31)

@@ -14,6 +14,10 @@ def damaged(path: Path | str, why: object, fix: str = "move its directory away a
     return UserError(f"{path}: damaged ({why}); {fix}")
 
 
+def in_one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def first_line(error: BaseException) -> str:
     """Of its message; where it has none, what kind of error it is."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -44,7 +44,9 @@ class DatasetConfig:
         "strict|off", "published check sums of archives: strict refuses others, off takes them", identity=NEVER
     )
     truncated: str = choice(
-        "refuse|allow", "truncated images: refuse them, or allow what is there, the rest grey", identity=NEVER
+        "refuse|allow",
+        "truncated images: refuse them, or allow (use what can be read, the rest is grey)",
+        identity=NEVER,
     )  # the images themselves are part of the identity
     max_megapixels: int = option(179, "larger images are refused, as broken", must.whole(1), identity=NEVER)
     mirror: str | None = option(
@@ -67,7 +69,7 @@ class BackboneConfig:
     )
     last_layer: str = choice(
         "auto|given|new",
-        "its start: given (that of backbone.weights), new (from head_seed); auto: given where a run of vld kept the weights",
+        "initial last layer: given (from backbone.weights), new (from head_seed); auto: given if a run of vld kept the weights",
         identity=NEVER,
     )  # the weights' fingerprint tells
     mean: list[float] = option(
@@ -132,7 +134,7 @@ class OptimConfig:
     momentum: float = option(0.9, "SGD's momentum; beta 1 of Adam and AdamW", must.RATE)
     steps: int = option(10_000, "number of updates", must.whole(1))
     milestones: list[int] = option(
-        [5_000], "the learning rate is multiplied by optim.gamma after so many steps", must.MILESTONES
+        [5_000], "steps after which the learning rate is multiplied by optim.gamma", must.MILESTONES
     )
     schedule: str = choice("milestones|cosine", "how the rate falls: milestones, cosine (to 0)", identity=IF_CHANGED)
     warm_up: int = option(0, "steps in which the rate rises linearly to optim.lr", must.whole(0), identity=IF_CHANGED)
@@ -166,10 +168,10 @@ class SwadConfig:
         False, "SWAD beside the other methods (memory and checkpoints: 2 or 3 more copies of the weights)"
     )
     start_evaluations: int = option(
-        3, "N_s: it starts at the first evaluation whose loss is the lowest of so many from it on", must.whole(1)
+        3, "N_s: it starts at the first evaluation whose loss is the lowest of this many from it on", must.whole(1)
     )
     end_evaluations: int = option(
-        6, "N_e: it ends before so many evaluations in a row above the threshold", must.whole(1)
+        6, "N_e: it ends before this many evaluations in a row are above the threshold", must.whole(1)
     )
     threshold: float = option(
         1.3,
@@ -254,7 +256,7 @@ class Config:
     )
     warm_start: int = option(
         0,
-        "so many of the first steps train the last layer alone, without dropout and Mixout",
+        "number of first steps that train the last layer alone, without dropout and Mixout",
         must.whole(0),
         identity=IF_CHANGED,
     )
@@ -289,14 +291,14 @@ class Config:
     )
     device: str = option("auto", "auto, cpu, cuda or cuda:<index>", must.DEVICE, identity=NEVER)
     precision: str = choice(
-        "auto|fp32|bf16", "fp32 or bf16 (but head, sums, averages); auto: bf16 on a GPU", identity=NEVER
+        "auto|fp32|bf16", "fp32, or bf16 (except last layer, sums and averages); auto: bf16 on a GPU", identity=NEVER
     )  # the precision that auto stands for is part of the identity
     compile: str = choice(
         "auto|true|false|graphs",
-        "compile network and augmentation; auto: on a GPU, unless deterministic; graphs: true, the network as CUDA graphs",
+        "compile network and augmentation; auto: on a GPU, unless deterministic; graphs: true, with the network as CUDA graphs",
         identity=NEVER,
     )
-    deterministic: bool = option(False, "the same numbers again on a GPU, too (slower)", identity=NEVER)
+    deterministic: bool = option(False, "the same numbers from every repetition on a GPU, too (slower)", identity=NEVER)
     dry_run: bool = option(
         False, "train.py: check all jobs, show what is finished and what is left to do, and stop", identity=NEVER
     )

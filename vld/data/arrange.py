@@ -10,13 +10,14 @@ import shutil
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
-from vld.config.errors import UserError
+from vld.config.errors import UserError, damaged
+from vld.data.unpack import FIX
 
 PACS_DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
 VLCS_DOMAINS = {"CALTECH": "Caltech101", "LABELME": "LabelMe", "PASCAL": "VOC2007", "SUN": "SUN09"}
 VLCS_CLASSES = ("bird", "car", "chair", "dog", "person")
 TERRA_LOCATIONS = ("38", "46", "100", "43")
-TERRA_CATEGORIES = (*("bird", "bobcat", "cat", "coyote", "dog", "empty", "opossum", "rabbit", "raccoon", "squirrel"),)
+TERRA_CATEGORIES = ["bird", "bobcat", "cat", "coyote", "dog", "empty", "opossum", "rabbit", "raccoon", "squirrel"]
 
 
 def arrange_pacs(unpacked: Path, ready: Path) -> None:
@@ -58,20 +59,20 @@ def arrange_terra_incognita(unpacked: Path, ready: Path) -> None:
     wanted: dict[str, set[Path]] = defaultdict(set)
     for annotation in annotations:
         try:
-            told = json.loads(annotation.read_text(encoding="utf-8"))
-            names = {category["id"]: category["name"] for category in told["categories"]}
+            content = json.loads(annotation.read_text(encoding="utf-8"))
+            names = {category["id"]: category["name"] for category in content["categories"]}
             images = {
                 image["id"]: (image["file_name"], str(image["location"]))
-                for image in told["images"]
+                for image in content["images"]
                 if str(image["location"]) in TERRA_LOCATIONS
             }
-            for entry in told["annotations"]:
+            for entry in content["annotations"]:
                 category = names[entry["category_id"]]
                 if category in TERRA_CATEGORIES and entry["image_id"] in images:
                     file_name, location = images[entry["image_id"]]
                     wanted[Path(file_name).name].add(Path(f"location_{location}", category))
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"eccv_18_annotations.tar.gz: {annotation.name} is damaged ({error!r})") from error
+            raise damaged("eccv_18_annotations.tar.gz", f"{annotation.name}: {error!r}", FIX) from error
     if missing := sorted(wanted.keys() - files.keys()):
         raise UserError(
             f"eccv_18_all_images_sm.tar.gz: lacks {len(missing)} of {len(wanted)} annotated images, the first of them"

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from PIL import Image, ImageFile
 
-from vld.config.errors import UserError
+from vld.config.errors import UserError, in_one_line
 from vld.data.folder import DatasetFiles, image_endings, readable
 
 T = TypeVar("T")
@@ -60,7 +60,7 @@ def every_image(
                 if isinstance(result, UserError) and _may_be_truncated(files, *job):
                     results[i] = again = _attempt(function, at_work, job)
                     if not isinstance(again, UserError):
-                        notes.setdefault("truncated: what is there is taken, the rest is grey", {})[job[2]] = None
+                        notes.setdefault("truncated: the missing part is grey", {})[job[2]] = None
     done = [result for result in results if not isinstance(result, UserError)]
     if len(done) < len(results):
         raise _refusal([result for result in results if isinstance(result, UserError)])
@@ -74,7 +74,7 @@ def _attempt(function: Callable[[int, int, Path], T], at_work: threading.local, 
     try:
         return function(*job)
     except Exception as error:  # damaged files make PIL raise nearly anything
-        return UserError(f"unreadable image {readable(job[2])}: {' '.join(str(error).split()) or type(error).__name__}")
+        return UserError(f"unreadable image {readable(job[2])}: {in_one_line(error)}")
     finally:
         del at_work.path
 
@@ -96,9 +96,9 @@ def _may_be_truncated(files: DatasetFiles, number: int, i: int, path: Path) -> b
 
 def _refusal(errors: list[UserError]) -> UserError:
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    take = ", or take what is there of truncated files with dataset.truncated=allow"
+    accept = ", or accept truncated files with dataset.truncated=allow"
     return UserError(
-        f"{errors[0]}{more}; replace the file or remove it{take if 'truncated' in str(errors[0]).lower() else ''}"
+        f"{errors[0]}{more}; replace the file or remove it{accept if 'truncated' in str(errors[0]).lower() else ''}"
     )
 
 

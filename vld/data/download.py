@@ -14,7 +14,7 @@ import gdown
 import requests
 from gdown.exceptions import DownloadError, FileURLRetrievalError
 
-from vld.config.errors import UserError
+from vld.config.errors import UserError, in_one_line
 from vld.data.unpack import Progress, is_archive
 from vld.machine.disk import check_room
 
@@ -75,9 +75,9 @@ def fetch(url: str, target: Path, checksum: str | None, progress: Progress) -> N
         reason = " ".join(line.strip() for line in str(error).split("\n\n")[1].split())
         raise UserError(f"{url}: Google Drive refuses ({reason}); later {by_hand}") from error
     except DownloadError as error:
-        raise UserError(f"{url}: not whole ({_line(error)}); {by_hand}") from error
+        raise UserError(f"{url}: not whole ({in_one_line(error)}); {by_hand}") from error
     except (requests.RequestException, ValueError) as error:
-        raise UserError(f"{url}: cannot be fetched ({_line(error)}); {by_hand}") from error
+        raise UserError(f"{url}: cannot be fetched ({in_one_line(error)}); {by_hand}") from error
     try:
         _check(whole, checksum, url, target)
     except UserError:
@@ -171,7 +171,3 @@ def _check(path: Path, checksum: str | None, url: str, target: Path) -> None:
                 f"{target}: not the known file, from {url}: its {kind} is {found}, expected {checksum}; it is kept as {kept}."
                 f" Put the right one at {target}, or rename this one back and set dataset.checksum=off, and run this again"
             )
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -58,7 +58,7 @@ class DatasetFiles:
     root: Path
     classes: tuple[str, ...]
     domains: tuple[DomainFiles, ...]
-    passed_over: dict[str, int] = field(default_factory=dict, compare=False)
+    skipped: dict[str, int] = field(default_factory=dict, compare=False)
     """How many other files lie beside the images: by ending, and `hidden`."""
     truncated: str = DatasetConfig.truncated
     max_megapixels: int = DatasetConfig.max_megapixels
@@ -141,20 +141,20 @@ def list_dataset(name: str, root: Path) -> DatasetFiles:
     """List a dataset folder. Raises `UserError` if it is missing, has one domain, or has unequal or empty classes."""
     if not root.is_dir():
         raise missing_dataset(name, root)
-    passed_over: Counter[str] = Counter()
-    listed = {domain: _list_domain(root / domain, passed_over) for domain in subfolders(root)}
-    return _checked(DatasetFiles(name, root, (), (), passed_over), listed, f"dataset={name}: {root}")
+    skipped: Counter[str] = Counter()
+    listed = {domain: _list_domain(root / domain, skipped) for domain in subfolders(root)}
+    return _checked(DatasetFiles(name, root, (), (), skipped), listed, f"dataset={name}: {root}")
 
 
-def _list_domain(folder: Path, passed_over: Counter[str]) -> dict[str, list[Path]]:
-    """The images of each class. What is no image is counted in `passed_over`."""
+def _list_domain(folder: Path, skipped: Counter[str]) -> dict[str, list[Path]]:
+    """The images of each class. What is no image is counted in `skipped`."""
     classes = subfolders(folder)
     beside = (_kind(entry.name) for entry in folder.iterdir() if entry.name not in classes)
-    passed_over.update("outside the class folders" if kind == IMAGE else kind for kind in beside)
-    return {label: _list_class(folder / label, passed_over) for label in classes}
+    skipped.update("outside the class folders" if kind == IMAGE else kind for kind in beside)
+    return {label: _list_class(folder / label, skipped) for label in classes}
 
 
-def _list_class(folder: Path, passed_over: Counter[str]) -> list[Path]:
+def _list_class(folder: Path, skipped: Counter[str]) -> list[Path]:
     """Images at any depth. Raises where ImageFolder would skip an unreadable folder, or follow a link and see images twice."""
 
     def unreadable(error: OSError) -> None:
@@ -162,12 +162,12 @@ def _list_class(folder: Path, passed_over: Counter[str]) -> list[Path]:
 
     found = []
     for parent, folders, names in os.walk(folder, onerror=unreadable):
-        passed_over.update("hidden" for child in folders if is_hidden(child))
+        skipped.update("hidden" for child in folders if is_hidden(child))
         folders[:] = [child for child in folders if not is_hidden(child)]
         if links := [child for child in folders if Path(parent, child).is_symlink()]:
             raise UserError(f"{Path(parent, links[0])} is a link to a folder; images below a class must be its own")
         kinds = [(_kind(name), name) for name in names]
-        passed_over.update(kind for kind, _ in kinds if kind != IMAGE)
+        skipped.update(kind for kind, _ in kinds if kind != IMAGE)
         found.append((parent, sorted(name for kind, name in kinds if kind == IMAGE)))
     return [Path(parent, name) for parent, names in sorted(found) for name in names]
 

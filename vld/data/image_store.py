@@ -62,9 +62,9 @@ def open_dataset(
     announce: prints when another process is making the store, what was skipped, and warnings about images. Raises
     `UserError` naming the files that are unreadable or truncated, or where the disk has too little room.
     """
-    if files.passed_over:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(files.passed_over.items()))
-        announce(f"dataset={files.name}: passed over {kinds}")
+    if files.skipped:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(files.skipped.items()))
+        announce(f"dataset={files.name}: skipped {kinds}")
     source, times = _source(files)
     sizes = {PIXELS: store_size, VIEWS: image_size}
     names = {kind: f"{files.name}-{source}-{kind}-{size}" for kind, size in sizes.items()}

@@ -5,7 +5,6 @@ import mmap
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from typing import Generic, TypeVar
 
 import torch
@@ -15,6 +14,9 @@ T = TypeVar("T")
 
 COPIED_AT_ONCE = 512
 """Rows."""
+
+_madvise = ctypes.CDLL(None).madvise
+_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 class Prefetcher(Generic[T]):
@@ -38,14 +40,16 @@ class Prefetcher(Generic[T]):
         return self._made.pop(number).result()
 
     def forget(self) -> None:
-        """Make everything anew that is requested from now on."""
+        """Wait for what is being made; from now on everything is made again."""
         for made in self._made.values():
             made.cancel()
         self._made.clear()
+        if self._thread is not None:
+            self._thread.submit(int).result()
 
     def close(self) -> None:
         """Release the thread and what it has made."""
-        self.forget()
+        self._made.clear()
         if self._thread is not None:
             self._thread.shutdown(wait=True, cancel_futures=True)
 
@@ -83,18 +87,6 @@ def read_ahead(source: Tensor, rows: Tensor) -> None:
         start = source.data_ptr() + row * size
         below = start % mmap.PAGESIZE
         _madvise(start - below, size + below, mmap.MADV_WILLNEED)  # advice: where it is not taken, nothing is lost
-
-
-@cache
-def _libc() -> ctypes.CDLL:
-    libc = ctypes.CDLL(None)
-    libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    return libc
-
-
-def _madvise(start: int, size: int, advice: int) -> int:
-    """What the C function returns: 0, or -1 on an error."""
-    return int(_libc().madvise(start, size, advice))
 
 
 class DeviceCopier:

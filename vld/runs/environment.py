@@ -2,6 +2,7 @@
 
 import datetime
 import platform
+import time
 from importlib.metadata import version
 from typing import Any
 
@@ -15,6 +16,17 @@ def environment_now(device: torch.device, deterministic: bool, compiled: bool) -
     """As `result.json` records it."""
     how = {"device": describe(device), "deterministic": deterministic, "compiled": compiled}
     return how | {"software": software_versions()}
+
+
+def made_here(device: torch.device, began: float) -> dict[str, Any]:
+    """How, when and in what time something was made. began: `time.perf_counter` at its beginning."""
+    return {
+        "seconds": round(time.perf_counter() - began, 1),
+        "device": describe(device),
+        "threads": torch.get_num_threads(),
+        "software": software_versions(),
+        "finished": now(),
+    }
 
 
 def described(environment: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -94,10 +94,11 @@ class RunResult:
         is at α = 1."""
         if self.members is None:
             return None
-        members = list(self.content["member_values"].values())
-        listed: Callable[[Iterable[str]], list[str]] = list if "connectivity" in self.content else sorted
-        axes = {name: listed(dict.fromkeys(f"{values[name]}" for values in members)) for name in sorted(members[0])}
-        return " ".join(f"{name}={','.join(values)}" for name, values in axes.items())
+        members, axes = list(self.content["member_values"].values()), []
+        for name in sorted(members[0]):
+            values = dict.fromkeys(f"{member[name]}" for member in members)
+            axes.append(f"{name}={','.join(values if 'connectivity' in self.content else sorted(values))}")
+        return " ".join(axes)
 
     def rows(self) -> list[dict[str, Any]]:
         """Those of the table of results: `COLUMNS` and `ABOUT`."""

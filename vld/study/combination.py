@@ -19,12 +19,12 @@ from vld.config.errors import UserError
 from vld.config.settings import Config
 from vld.data.folder import find_dataset
 from vld.data.images import Dataset
-from vld.machine.device import describe, resolve_device, set_up
+from vld.machine.device import resolve_device, set_up
 from vld.machine.lock import RunningElsewhere, hold
 from vld.machine.terminal import Terminal
 from vld.model.classifier import Classifier
 from vld.runs.directory import RunDirectory
-from vld.runs.environment import now, software_versions
+from vld.runs.environment import made_here
 from vld.runs.identity import ADDED_LATER, run_id
 from vld.runs.inputs import check_output_dir
 from vld.runs.keep import read_logits
@@ -228,11 +228,7 @@ def _made(
         "member_values": {member.run_id: member.values for member in members},
         "member_mean": {name: _over(statistics.fmean, [row[name] for row in rows]) for name in ("iid_acc", "ood_acc")},
         **made,
-        "seconds": round(time.perf_counter() - began, 1),
-        "device": describe(device),
-        "threads": torch.get_num_threads(),
-        "software": software_versions(),
-        "finished": now(),
+        **made_here(device, began),
     }
 
 

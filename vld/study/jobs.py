@@ -12,14 +12,14 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vld.config.checked import checked
 from vld.config.errors import UserError, first_line
 from vld.config.settings import Config, option_names
 from vld.study.compose import describe_error, merged_config
-from vld.study.words import as_hydra_takes_them
+from vld.study.words import quoted_for_hydra
 
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 JOBLIB_LAUNCHER = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
@@ -27,34 +27,38 @@ JOBLIB_LAUNCHER = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLau
 
 @dataclass(frozen=True)
 class Job:
-    """One job's overrides, as Hydra will be given them, and its settings."""
+    """A job's overrides, as Hydra gets them, and its settings."""
 
     overrides: tuple[str, ...]
     config: Config
 
 
 def axes_of(config: DictConfig, without: Collection[str] = ()) -> list[str]:
-    """The overrides of a sweep: the axes of its study, then those of the command, which replace them (but those of `without`)."""
-    always = OmegaConf.to_container(config.hydra.sweeper.params) if config.hydra.sweeper.params else {}
-    assert isinstance(always, dict)
-    return [*(f"{key!s}={value}" for key, value in always.items()), *words_without(without, config)]
+    """The overrides of a sweep: the axes of its study, then those of the command (except for `without`), which replace them."""
+    return [*_axes_of_file(config), *words_without(without, config)]
+
+
+def _axes_of_file(config: DictConfig) -> list[str]:
+    """A study's axes as its file has them, also where Hydra would read text as a number."""
+    axes = config.hydra.sweeper.params or {}
+    return quoted_for_hydra([f"{name}={values}" for name, values in axes.items()], Config)
 
 
 def words_without(names: Collection[str], config: DictConfig) -> list[str]:
-    """The overrides that a command was given, but for those of these options."""
+    """The overrides of a command, except for those of these options."""
     return [word for word in config.hydra.overrides.task if word.split("=")[0] not in names]
 
 
 def words_of_jobs(axes: Sequence[str]) -> list[list[str]]:
-    """The overrides of every job, as Hydra's sweeper will have them."""
+    """The overrides of every job, as Hydra's sweeper makes them."""
     [jobs] = BasicSweeper.split_arguments(overrides_parser().parse_overrides(list(axes)), max_batch_size=None)
     return jobs
 
 
 def jobs_of(axes: Sequence[str], problems: dict[str, None], config_name: str = "train") -> Iterator[Job]:
-    """Every job of a sweep; what is wrong with others is added to `problems`.
+    """Every valid job of a sweep. problems: gets a line for everything wrong with the others.
 
-    Only presets are composed anew: of thousands of jobs most differ in plain values.
+    Only presets are composed again: most of thousands of jobs differ in plain values.
     """
     parser = overrides_parser()
     options = set(option_names())
@@ -74,7 +78,7 @@ def jobs_of(axes: Sequence[str], problems: dict[str, None], config_name: str = "
             yield Job(tuple(words), base.settings(plain))
         except UserError as error:
             problems |= dict.fromkeys(str(error).splitlines())
-            if key not in bases and not plain:  # else the next job's values may be better
+            if key not in bases and not plain:  # else the next job may have valid values
                 bases[key] = error
 
 
@@ -124,42 +128,32 @@ class _Base:
             raise UserError(f"{override.input_line}: {first_line(error)}") from error
 
 
-def quote_axes(config: DictConfig) -> None:
-    """Have a study's axes as they are written in its file, where Hydra would read text as a number."""
-    axes = config.hydra.sweeper.params or {}
-    with read_write(config.hydra):
-        for name, values in axes.items():
-            [word] = as_hydra_takes_them([f"{name}={values}"], Config)
-            if word != f"{name}={values}":
-                axes[name] = word.partition("=")[2]
-
-
 def study_axes(study: str, words: list[str]) -> list[str] | None:
-    """The axes of another study, narrowed by the same words; None where it has no runs of theirs."""
+    """The axes of another study, narrowed by the same words; None if that leaves no runs."""
     composed = compose("train", overrides=[f"study={study}"], return_hydra_config=True)
-    quote_axes(composed)
-    always = composed.hydra.sweeper.params or {}
-    axes = {f"{key}": f"{value}" for key, value in always.items()}
+    axes = {word.partition("=")[0]: word for word in _axes_of_file(composed)}
     parser = overrides_parser()
+    others = [f"study={study}"]
     for word in words:
-        name = word.split("=")[0]
-        if name in axes:
-            its_own = values_of(parser.parse_override(f"{name}={axes[name]}"))
-            both = [value for value in values_of(parser.parse_override(word)) if value in its_own]
-            if not both:
-                return None
-            axes[name] = ",".join(map(str, both))
-    others = [word for word in words if word.split("=")[0] not in axes]
-    return [*(f"{name}={values}" for name, values in axes.items()), f"study={study}", *others]
+        name = word.partition("=")[0]
+        if name not in axes:
+            others.append(word)
+            continue
+        its_own = values_of(parser.parse_override(axes[name]))
+        both = [value for value in values_of(parser.parse_override(word)) if value in its_own]
+        if not both:
+            return None
+        axes[name] = f"{name}={','.join(map(str, both))}"
+    return [*axes.values(), *others]
 
 
 def overrides_parser() -> OverridesParser:
-    """One that knows the presets, which `backbone=glob(resnet*)` refers to."""
+    """A parser that knows the presets, which `backbone=glob(resnet*)` refers to."""
     return OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
 
 
 def values_of(override: Override) -> list[Any]:
-    """All of an axis, or the one that is set."""
+    """All values of an axis, or the one value that is set."""
     return list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
 
 
@@ -171,5 +165,5 @@ def _composed(config_name: str, words: Sequence[str]) -> DictConfig:
 
 
 def _is_plain(override: Override, names: set[str]) -> bool:
-    """A value of an option, which no other part of the composition depends on."""
+    """Whether it is the value of an option, on which no other part of the composition depends."""
     return override.type is OverrideType.CHANGE and override.package is None and override.key_or_group in names

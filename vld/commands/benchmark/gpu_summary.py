@@ -15,8 +15,8 @@ def line_of(name: str, figures: dict[str, Any]) -> str:
     rates, seconds = figures["images_per_second"], figures.get("median_seconds", {})
     words = [f"{name}: {figures['backbone']} at {figures['image_size']} px, {figures['images_per_step']} images a step"]
     words += [f"{rates['full step']:,.0f} images/s", f"full step {1 / figures['full_step_to_ceiling']:.3f} x bare"]
-    if "step with Mixout" in seconds:
-        words.append(f"with Mixout {seconds['step with Mixout'] / seconds['bare step']:.3f} x bare")
+    if mixout := figures.get("mixout_step_to_bare_step"):
+        words.append(f"with Mixout {mixout:.3f} x bare")
     if "step from host memory" in seconds:
         words.append(f"from host memory {seconds['step from host memory'] / seconds['bare step']:.3f} x bare")
     words += [text.format(figures[ratio]) for ratio, text in RATIOS.items() if ratio in figures]

@@ -35,7 +35,6 @@ from vld.machine.terminal import Terminal
 from vld.model.classifier import Classifier
 from vld.model.mixout import Mixout
 from vld.runs.environment import software_versions
-from vld.runs.identity import weights_fingerprint
 from vld.runs.inputs import check_inputs, initial_classifier
 from vld.runs.run import Run, run_evaluation_set, training_batches
 from vld.runs.space import bytes_kept
@@ -53,8 +52,8 @@ STEPS_ONLY = False
 """For variants (`variant.py`): no conventional step beside ours, and no other part."""
 ALGORITHMS_TRIED = True
 """By cuDNN; a variant takes the first that it proposes for a convolution."""
-MIXOUT = 0.9
-"""Its rate, where `mixout` gives none."""
+MIXOUT_STEP, MIXOUT = "step with Mixout", 0.9
+"""A bare step in which Mixout draws a mask, at the rate `mixout` or, without it, at this one."""
 
 
 def run_benchmark(config: Config, options: Sequence[str], terminal: Terminal) -> dict[str, Any]:
@@ -95,7 +94,7 @@ class Measured:
         set_up(self.device, config.deterministic)
         torch.backends.cudnn.benchmark &= ALGORITHMS_TRIED
         self.dataset = decoded(config, self.inputs.files, {}, terminal)
-        run = Run(config, self.inputs, self.dataset, weights_fingerprint(self.inputs.weights), self.test_domain)
+        run = Run(config, self.inputs, self.dataset, self.test_domain)
         memory = MemoryBudget(self.device, terminal.say)
         self.images = run_evaluation_set(run, memory, config.dataset.curve_images)
         self.batches, self.from_host = training_batches(run, memory), training_batches(run)
@@ -162,7 +161,7 @@ class Measured:
         parts: dict[str, Callable[[int], object]] = {"full step": full, "bare step": bare}
         with suppress(UserError):  # a backbone that has nothing to mask
             mixout = Mixout(self.ours.model.backbone, self.config.mixout or MIXOUT, self.config.mixout_kind)
-            parts["step with Mixout"] = with_mixout
+            parts[MIXOUT_STEP] = with_mixout
         if self.batches.resident and self.device.type == "cuda":
             parts["step from host memory"] = from_host
         parts["input"] = self.batches.batch
@@ -223,6 +222,7 @@ class Measured:
                 "weight average": seconds["weight average"] / config.averaging.interval / seconds["full step"]
             },
             software=software_versions(),
+            mixout_step_to_bare_step=seconds[MIXOUT_STEP] / seconds["bare step"] if MIXOUT_STEP in seconds else None,
             **{f"{name.replace(' ', '_')}_to_full_step": seconds[name] / seconds["full step"] for name in self.usual},
         )
 

@@ -15,8 +15,8 @@ def show(report: dict[str, Any], terminal: Terminal) -> None:
     for name, rate in rates.items():
         say(f"  {name:21s} {1e3 * seconds[name]:9.1f} ms {rate:10,.1f} images/s")
     say(f"  the full step runs at {report['full_step_to_ceiling']:.1%} of the speed of the bare one")
-    if mixout := seconds.get("step with Mixout"):
-        say(f"  a step with Mixout takes {mixout / seconds['bare step']:.2f} times as long as the bare one")
+    if ratio := report["mixout_step_to_bare_step"]:
+        say(f"  a step with Mixout takes {ratio:.2f} times as long as the bare one")
     if "forecast" in report:
         _show_runs(report, terminal)
     if per_core := _measured(report, "input_images_per_second_and_core"):
