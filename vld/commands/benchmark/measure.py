@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,10 @@ from vld.config.checked import accumulated
 from vld.config.settings import AveragingConfig, Config, EnsembleConfig
 from vld.machine.device import MemoryBudget, describe, set_up
 from vld.machine.terminal import Terminal
-from vld.model.classifier import Classifier
+from vld.model.classifier import Classifier, build_classifier
 from vld.runs.environment import software_versions
 from vld.runs.identity import weights_fingerprint
-from vld.runs.inputs import check_inputs, initial_classifier
+from vld.runs.inputs import check_inputs
 from vld.runs.run import Run, run_evaluation_set, training_batches
 from vld.runs.space import bytes_kept
 from vld.study.runner import decoded
@@ -115,9 +116,10 @@ class Measured:
 
     def trajectory(self, precision: str) -> Trajectory:
         classes = len(self.dataset.classes)
-        model = initial_classifier(self.config, self.inputs.weights, precision, classes).to(self.device)
+        model = build_classifier(self.config, self.inputs.weights, classes, precision).to(self.device)
         averaging, ensemble = AveragingConfig(1, 1), EnsembleConfig(1, 1)
-        return Trajectory(model, self.config.optim, eval_every=1, averaging=averaging, ensemble=ensemble)
+        config = replace(self.config, eval_every=1, averaging=averaging, ensemble=ensemble, warm_start=0)
+        return Trajectory(model, config)
 
     def compile(self) -> float:
         """Seconds that it takes where nothing has been compiled before."""
@@ -126,12 +128,12 @@ class Measured:
         return time.perf_counter() - began if self.ours.model.compiled else 0.0
 
     def full(self, step: int) -> None:
-        update(self.ours, *self.batches.batch(step), self.config.seed, step)
+        update(self.ours, *self.batches.batch(step), step)
         self.average.after_step(step + 1)
 
     def usual_step(self, step: int) -> None:
         with pytorch_s_defaults():
-            update(self.usual, *self.conventional.batch(), self.config.seed, step)
+            update(self.usual, *self.conventional.batch(), step)
 
     def steps(self) -> None:
         """A step and its parts, in turn with a conventional one."""
@@ -140,7 +142,7 @@ class Measured:
         rounds = max(1, self.config.optim.steps // at_once)
         parts: dict[str, Callable[[int], object]] = {
             "full step": self.full,
-            "bare step": lambda step: update(self.ours, *resident, self.config.seed, step),
+            "bare step": lambda step: update(self.ours, *resident, step),
             "input": self.batches.batch,
             "weight average": lambda step: self.average.after_step(step + 1),
         }
