@@ -107,7 +107,8 @@ def test_named_scale_helps_a_real_network() -> None:
     message = noise_warning(classifier(0.9, 40.0), noise)
     assert message is not None
     remedy = float(message.split("backbone.feature_scale=")[1].split()[0])
-    assert noise_warning(helped := classifier(0.9, remedy), dropout_noise(helped, images())) is None
+    helped = classifier(0.9, remedy)
+    assert noise_warning(helped, dropout_noise(helped, images())) is None
 
 
 def test_lite0_on_pacs_is_warned_of_and_its_preset_is_not() -> None:
