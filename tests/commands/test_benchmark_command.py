@@ -47,13 +47,16 @@ def test_benchmark_writes_its_figures(tmp_path: Path, monkeypatch: pytest.Monkey
     rates: dict[str, dict[str, float | str]] = {"as it is": {"0": 7.0, "1": "killed"}}  # measured in the test above
     monkeypatch.setattr(measure, "images_per_second_beside", lambda _: rates)
     options = ["dataset=glyphs", *TINY_NETWORK, "image_size=16", "batch_size=2", "optim.steps=3", "test_domain=0"]
+    options.append("mixout=0.5")
     done = script("benchmark.py", *options, f"data_dir={tmp_path}", f"output_dir={tmp_path}")
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "benchmark.json").read_text())
     assert report["images_per_step"] == 6
     assert report["steps"] == 3
     medians, rates = report["median_seconds"], report["images_per_second"]
-    assert medians.keys() == {"full step", "bare step", "input", "weight average", "conventional step"}
+    parts = {"full step", "bare step", "input", "weight average", "step with Mixout", "conventional step"}
+    assert medians.keys() == parts
+    assert report["mixout_step_to_bare_step"] == medians["step with Mixout"] / medians["bare step"]
     assert all(value > 0 for value in medians.values())
     assert all(rate == 6 / medians[name] for name, rate in rates.items())
     assert report["full_step_to_ceiling"] == medians["bare step"] / medians["full step"]

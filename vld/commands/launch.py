@@ -150,7 +150,7 @@ def _lost(command: Command, returned: int) -> list[Ended]:
             [outcome(one, one.path) for one in of_job if one.path],
             lost=any(one.state not in (FINISHED, RUN_FAILED) for one in of_job),
         )
-        for of_job in runs.values()
+        for of_job in (runs[job.overrides] for job in command.jobs[returned:])
     ]
 
 

@@ -14,13 +14,24 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from vld.machine.signals import stop_on_signals
+
 SECONDS_TO_SAVE = 60.0
 STOPPING = "stopping"
 
 
 @contextmanager
-def known_to_run(folder: Path, job: int) -> Iterator[None]:
-    """Within, `stop_jobs` stops the job and waits for it. Raises `KeyboardInterrupt` if the command is already stopping."""
+def as_worker(folder: Path, job: int, device: str) -> Iterator[None]:
+    """Within, this process of joblib's uses one GPU only, and `stop_jobs` has it save its run and waits for its end.
+
+    Raises `KeyboardInterrupt` if the command is already stopping.
+    """
+    stop_on_signals()
+    if device == "auto":
+        from vld.machine.device import keep_to_one_gpu
+
+        digits = re.search(r"\d+$", multiprocessing.current_process().name)  # LokyProcess-1, LokyProcess-2, …
+        keep_to_one_gpu(int(digits[0]) if digits else 0)
     marker = folder / f"{job:06d}.running"
     folder.mkdir(parents=True, exist_ok=True)
     marker.write_text(f"{os.getpid()}")
@@ -78,9 +89,3 @@ def saving_before_killed(stop: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         process_executor.kill_process_tree = kill
-
-
-def worker_number() -> int:
-    """Of a launcher's processes: LokyProcess-1, LokyProcess-2, …"""
-    digits = re.search(r"\d+$", multiprocessing.current_process().name)
-    return int(digits[0]) if digits else 0

@@ -1,8 +1,8 @@
 """One job of a command, in whatever process it runs: what it does with its settings, and how it ended."""
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +11,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from vld.commands.preflight import schema_of
-from vld.commands.side_by_side import known_to_run, worker_number
+from vld.commands.side_by_side import as_worker
 from vld.config.errors import FAILED, USER_ERROR, UserError
 from vld.config.names import COMBINATIONS
 from vld.config.settings import Config
 from vld.machine.all_runs import STEP_LOG, AllRuns, StepLog
-from vld.machine.signals import stop_on_signals
 from vld.machine.terminal import Terminal
 from vld.study.compose import typed_config
 from vld.study.jobs import JOBLIB_LAUNCHER
@@ -93,15 +92,20 @@ class Task:
 
     def _runs(self, config: Config) -> Ended:
         """Make the runs or combinations of this job, and show their table unless one table of all jobs follows."""
-        number = HydraConfig.get().job.num if self.folder else None
-        here = self.all_runs.here if self.all_runs else None
-        steps = StepLog(self.folder / f"{number:06d}{STEP_LOG}") if self.folder else here
+        number: int | None = None
+        worker: AbstractContextManager[None] = nullcontext()
+        steps = self.all_runs.here if self.all_runs else None
+        if self.folder:
+            number = HydraConfig.get().job.num
+            steps = StepLog(self.folder / f"{number:06d}{STEP_LOG}")
+            if HydraConfig.get().launcher._target_ == JOBLIB_LAUNCHER:
+                worker = as_worker(self.folder, number, config.device)
         terminal = Terminal(number, steps, self.all_runs)
         publisher = Publisher(config.wandb, config.output_dir, say=terminal.say, warn=terminal.warn)
         outcomes: Sequence[Outcome] = ()
         error: UserError | OSError | None = None
         try:
-            with self._stoppable(config.device):
+            with worker:
                 outcomes = self._made(config, terminal, publisher)
             if not self.folder:
                 show_results(outcomes, config.method.name, terminal)
@@ -131,20 +135,6 @@ class Task:
         if config.method.name in COMBINATIONS:
             return train_and_combine(config, terminal, publisher)
         return run_all([config], terminal, publisher)
-
-    @contextmanager
-    def _stoppable(self, device: str) -> Iterator[None]:
-        """Within, a job in a process of joblib's uses one GPU only, and saves its run and ends when the command stops."""
-        if not self.folder or HydraConfig.get().launcher._target_ != JOBLIB_LAUNCHER:
-            yield
-            return
-        stop_on_signals()
-        if device == "auto":
-            from vld.machine.device import keep_to_one_gpu
-
-            keep_to_one_gpu(worker_number())
-        with known_to_run(self.folder, HydraConfig.get().job.num):
-            yield
 
 
 def show_results(outcomes: "Sequence[Outcome]", method: str, terminal: Terminal, *, of_sweep: bool = False) -> None:

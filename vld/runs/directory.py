@@ -18,6 +18,7 @@ from vld.runs.quantities import ANALYSIS
 from vld.runs.reading import stored_identity
 from vld.runs.results import read
 
+FAILURE = "failure.json"
 # Files that `write_atomically` leaves when it is killed.
 TEMPORARY = re.compile(r"\.(config\.yaml|metrics\.jsonl|\w+\.json|checkpoint\.pt|[\w-]+\.safetensors)\.\w+")
 
@@ -29,10 +30,6 @@ class RunDirectory:
     @property
     def result_file(self) -> Path:
         return self.path / "result.json"
-
-    @property
-    def failure_file(self) -> Path:
-        return self.path / "failure.json"
 
     @property
     def checkpoint_file(self) -> Path:
@@ -66,7 +63,7 @@ class RunDirectory:
                     left.unlink()
         (self.path / "metrics.jsonl").unlink(missing_ok=True)
         write_text(config_file, yaml.safe_dump({"identity": identity, "other": other_settings}, sort_keys=True))
-        self.failure_file.unlink(missing_ok=True)
+        (self.path / FAILURE).unlink(missing_ok=True)
         (self.path / ANALYSIS).unlink(missing_ok=True)  # of weights that are rebuilt
         return state
 
@@ -90,8 +87,8 @@ class RunDirectory:
 
     def tidy(self) -> None:
         """Remove what a finished run no longer needs; a process that was killed at the end may have left it."""
-        for left in (self.checkpoint_file, self.failure_file, self.path / LOCK):
+        for left in (self.checkpoint_file, self.path / FAILURE, self.path / LOCK):
             left.unlink(missing_ok=True)
 
     def fail(self, failure: dict[str, Any]) -> None:
-        write_json(self.failure_file, failure)
+        write_json(self.path / FAILURE, failure)

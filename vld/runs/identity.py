@@ -55,8 +55,10 @@ def settings_key(config: Config, test_domain: str) -> str:
 
 
 def may_have(settings: Mapping[str, Any], config: Config, weights: str | None) -> bool:
-    """Whether a run, whose other settings are these, has the weights and the precision that the config asks for, as far as
-    this machine knows. weights: the fingerprint of those asked for, None where it is not known."""
+    """Whether a run with these settings has the weights and the precision of the config, as far as this machine knows.
+
+    weights: the fingerprint of the config's, None if it is unknown.
+    """
     its = settings.get(WEIGHTS)
     return (
         config.precision in ("auto", settings.get(PRECISION))
@@ -66,7 +68,7 @@ def may_have(settings: Mapping[str, Any], config: Config, weights: str | None) -
 
 
 def runs_folder(config: Config, test_domain: str) -> Path:
-    """Of the runs that leave this domain out, each in a folder of its id."""
+    """The folder of the runs that leave this domain out."""
     return Path(config.output_dir) / "runs" / config.dataset.name / test_domain
 
 

@@ -31,15 +31,13 @@ def read_analyses(run_dir: Path) -> dict[str, dict[str, Any]]:
     path = run_dir / ANALYSIS
     if not path.exists():
         return {}
-    fix = f"{path}: damaged; remove it, and analyse.py makes it again"
     try:
-        analyses = read_json(path)["analyses"]
-        whole = all(QUANTITIES.keys() <= analysis[side].keys() for analysis in analyses.values() for side in SIDES)
-    except (UserError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(fix) from error
-    if not whole:
-        raise UserError(fix)
-    return dict(analyses)
+        analyses = dict(read_json(path)["analyses"])
+        if not all(QUANTITIES.keys() <= analysis[side].keys() for analysis in analyses.values() for side in SIDES):
+            raise KeyError(QUANTITIES)
+    except (UserError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: damaged; remove it, and analyse.py makes it again") from error
+    return analyses
 
 
 def add_analysis(run_dir: Path, weights: str, analysis: dict[str, Any]) -> None:

@@ -44,7 +44,6 @@ class Run:
     config: Config
     inputs: Inputs
     dataset: Dataset
-    weights_fingerprint: str
     test_domain: str
 
     @cached_property
@@ -53,7 +52,7 @@ class Run:
             self.config,
             self.test_domain,
             dataset_fingerprint=self.dataset.fingerprint,
-            weights_fingerprint=self.weights_fingerprint,
+            weights_fingerprint=self.inputs.weights_fingerprint,
             precision=self.inputs.precision,
         )
 
@@ -241,7 +240,7 @@ class Session:
         # Only now: weights to be evaluated in full are needed until there is a result.
         drop_stale(self.directory, self.record, self.config.keep)
         if missing := missing_files(self.directory.path, self.config.keep):
-            self.warn(f"lacks {', '.join(missing)}, chosen before the interruption and not kept then")
+            self.warn(f"lacks {', '.join(missing)}: selected before the interruption, and not kept then")
         return result
 
     def result(self, rows: list[dict[str, Any]], last: Evaluation) -> dict[str, Any]:

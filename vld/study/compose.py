@@ -31,7 +31,7 @@ LIST_OPTIONS = [one.name for one in options_of(Config).values() if one.is_list] 
 
 for name, schema in SCHEMAS.items():
     ConfigStore.instance().store(name=name, node=schema)
-for name in METHODS:  # those across runs have files, which say who their members are
+for name in METHODS:  # combinations have files, which list their members
     ConfigStore.instance().store(group="method", name=name, node={"name": name})
 
 

@@ -27,14 +27,14 @@ JOBLIB_LAUNCHER = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLau
 
 @dataclass(frozen=True)
 class Job:
-    """One job's overrides, as Hydra will be given them, and its settings."""
+    """A job's overrides, as Hydra gets them, and its settings."""
 
     overrides: tuple[str, ...]
     config: Config
 
 
 def axes_of(config: DictConfig, without: Collection[str] = ()) -> list[str]:
-    """The overrides of a sweep: the axes of its study, then those of the command, which replace them (but those of `without`)."""
+    """The overrides of a sweep: the axes of its study, then those of the command (except for `without`), which replace them."""
     return [*_axes_of_file(config), *words_without(without, config)]
 
 
@@ -45,20 +45,20 @@ def _axes_of_file(config: DictConfig) -> list[str]:
 
 
 def words_without(names: Collection[str], config: DictConfig) -> list[str]:
-    """The overrides that a command was given, but for those of these options."""
+    """The overrides of a command, except for those of these options."""
     return [word for word in config.hydra.overrides.task if word.split("=")[0] not in names]
 
 
 def words_of_jobs(axes: Sequence[str]) -> list[list[str]]:
-    """The overrides of every job, as Hydra's sweeper will have them."""
+    """The overrides of every job, as Hydra's sweeper makes them."""
     [jobs] = BasicSweeper.split_arguments(overrides_parser().parse_overrides(list(axes)), max_batch_size=None)
     return jobs
 
 
 def jobs_of(axes: Sequence[str], problems: dict[str, None], config_name: str = "train") -> Iterator[Job]:
-    """Every job of a sweep; what is wrong with others is added to `problems`.
+    """Every valid job of a sweep. problems: gets a line for everything wrong with the others.
 
-    Only presets are composed anew: of thousands of jobs most differ in plain values.
+    Only presets are composed again: most of thousands of jobs differ in plain values.
     """
     parser = overrides_parser()
     options = set(option_names())
@@ -78,7 +78,7 @@ def jobs_of(axes: Sequence[str], problems: dict[str, None], config_name: str = "
             yield Job(tuple(words), base.settings(plain))
         except UserError as error:
             problems |= dict.fromkeys(str(error).splitlines())
-            if key not in bases and not plain:  # else the next job's values may be better
+            if key not in bases and not plain:  # else the next job may have valid values
                 bases[key] = error
 
 
@@ -129,7 +129,7 @@ class _Base:
 
 
 def study_axes(study: str, words: list[str]) -> list[str] | None:
-    """The axes of another study, narrowed by the same words; None where it has no runs of theirs."""
+    """The axes of another study, narrowed by the same words; None if that leaves no runs."""
     composed = compose("train", overrides=[f"study={study}"], return_hydra_config=True)
     axes = {word.partition("=")[0]: word for word in _axes_of_file(composed)}
     parser = overrides_parser()
@@ -148,12 +148,12 @@ def study_axes(study: str, words: list[str]) -> list[str] | None:
 
 
 def overrides_parser() -> OverridesParser:
-    """One that knows the presets, which `backbone=glob(resnet*)` refers to."""
+    """A parser that knows the presets, which `backbone=glob(resnet*)` refers to."""
     return OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
 
 
 def values_of(override: Override) -> list[Any]:
-    """All of an axis, or the one that is set."""
+    """All values of an axis, or the one value that is set."""
     return list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
 
 
@@ -165,5 +165,5 @@ def _composed(config_name: str, words: Sequence[str]) -> DictConfig:
 
 
 def _is_plain(override: Override, names: set[str]) -> bool:
-    """A value of an option, which no other part of the composition depends on."""
+    """Whether it is the value of an option, on which no other part of the composition depends."""
     return override.type is OverrideType.CHANGE and override.package is None and override.key_or_group in names

@@ -19,7 +19,7 @@ from vld.study.member_axes import member_configs
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run that a study needs, known by its settings: what its data and weights hold may be another machine's to know."""
+    """A run that a study needs, identified by its settings alone: this machine may lack its data and weights."""
 
     config: Config
     test_domain: str
@@ -36,7 +36,7 @@ class PlannedRun:
 
 
 def planned_runs(jobs: Iterable[Job]) -> list[PlannedRun]:
-    """The runs of these jobs, each once. Raises `UserError` where it is not known which domains `test_domain` stands for."""
+    """The runs of these jobs, each once. Raises `UserError` if the domains that `test_domain` stands for are unknown."""
     runs: dict[str, PlannedRun] = {}
     for job in jobs:
         combined = job.config.method.name in COMBINATIONS
@@ -49,7 +49,7 @@ def planned_runs(jobs: Iterable[Job]) -> list[PlannedRun]:
 
 
 def shared_runs(jobs: Sequence[Job], words: Iterable[str]) -> dict[str, list[PlannedRun]]:
-    """The runs of other studies on the same datasets that a study's figure shows as well, narrowed by the same words."""
+    """The runs of other studies on the same datasets that a study's figure also shows, narrowed by the same words."""
     problems: dict[str, None] = {}
     words = [word for word in words if word.split("=")[0] != "study"]
     datasets = {job.config.dataset.name for job in jobs}
@@ -64,7 +64,7 @@ def shared_runs(jobs: Sequence[Job], words: Iterable[str]) -> dict[str, list[Pla
 
 
 def left_out_domains(config: Config) -> tuple[str, ...]:
-    """What `test_domain` stands for. Raises `UserError` where that is not known."""
+    """What `test_domain` stands for. Raises `UserError` if that is unknown."""
     wanted = config.test_domain if isinstance(config.test_domain, list) else [config.test_domain]
     parts = [part for entry in wanted for part in f"{entry}".split("+")]
     if not _known(config) and not any(part in ("all", "pairs") or part.isdigit() for part in parts):
@@ -73,7 +73,7 @@ def left_out_domains(config: Config) -> tuple[str, ...]:
 
 
 def domain_names(config: Config) -> tuple[str, ...]:
-    """Those of the dataset's folder; where this machine does not have it of a known dataset, or of a run that has finished."""
+    """Those of the dataset's folder or CSV file; if this machine lacks it, of a known dataset or of a finished run."""
     dataset, data_dir = config.dataset, Path(config.data_dir)
     if dataset.csv is None and (data_dir / dataset.folder).is_dir():
         return tuple(subfolders(data_dir / dataset.folder))
@@ -82,7 +82,7 @@ def domain_names(config: Config) -> tuple[str, ...]:
     if known := _known(config):
         return known
     for path in sorted((Path(config.output_dir) / "runs" / dataset.name).glob("*/*/result.json")):
-        with suppress(UserError):  # a damaged one says nothing
+        with suppress(UserError):  # a damaged one is skipped
             if domains := read(path.parent).domains:
                 return tuple(sorted(domains))
     raise UserError(
@@ -91,7 +91,7 @@ def domain_names(config: Config) -> tuple[str, ...]:
 
 
 def data_to_come(configs: Iterable[Config]) -> list[str]:
-    """A line for each dataset that is not there yet, with what gets it."""
+    """A line for each dataset that this machine does not have yet, with the command that fetches it."""
     lines = []
     for config in configs:
         dataset, data_dir = config.dataset, Path(config.data_dir)

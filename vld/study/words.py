@@ -11,6 +11,7 @@ import yaml
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigResult
@@ -29,6 +30,7 @@ def is_text(one: Option) -> bool:
 TEXTS = {name.rpartition(".")[2] for s in SCHEMAS.values() for name, one in options_of(s).items() if is_text(one)}
 """The last parts of the names of all text options."""
 OF_HYDRA = ("run.dir", "sweep.dir", "sweep.subdir", "job.name", "launcher.partition", "launcher.account")
+"""Text options of Hydra's own."""
 BARE = re.compile(r""""(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|\$\{[^}]*\}|(?P<bare>[^][(),{}"']+)""")
 """The elements of a value: quoted ones and references stay as they are, bare ones are checked."""
 
@@ -39,33 +41,31 @@ def quoted_for_hydra(words: Sequence[str], schema: type) -> list[str]:
     Raises `UserError` with a line for every override that the user has to quote.
     """
     options = options_of(schema)
-    texts = {name for name, one in options.items() if is_text(one)} | {f"hydra.{name}" for name in OF_HYDRA}
-    taken, problems = [], []
+    quoted, problems = [], []
     for word in words:
         name, equals, value = word.partition("=")
-        text = name.lstrip("+") in texts
-        if equals and not name.startswith("-"):
-            value = BARE.sub(partial(_quoted, text=text), value)
-            one = options.get(name.lstrip("+"))
-            listed = one is not None and one.type in (str, str | None) and value.startswith(("[", "{"))
-            if (listed or not _is_understood(f"{name}={value}")) and (
-                hint := _all_quoted(*word.split("=", 1), as_list=not listed)
-            ):
-                problems.append(f"{word}: write {hint}")
-        taken.append(f"{name}{equals}{value}")
+        if not equals or name.startswith("-"):
+            quoted.append(word)
+            continue
+        name = name.lstrip("+")
+        option = options.get(name)
+        text = is_text(option) if option else name.removeprefix("hydra.") in OF_HYDRA
+        new = BARE.sub(partial(_quoted, text=text), value)
+        listed = option is not None and option.type in (str, str | None) and new.startswith(("[", "{"))
+        if listed or not _parsed(f"{name}={new}"):
+            hint = _all_quoted(word.removesuffix(f"={value}"), value, as_list=not listed)
+            problems += [f"{word}: write {hint}"] if hint else []
+        quoted.append(f"{word.removesuffix(value)}{new}")
     if problems:
         raise UserError("\n".join(problems))
-    return taken
+    return quoted
 
 
 def check_one_study(words: Sequence[str]) -> None:
     """Raises `UserError` for several studies: each has its own axes, combinations and figure."""
     for word in words:
-        if (
-            word.lstrip("+").startswith("study=")
-            and _is_understood(word)
-            and _parser().parse_override(word).is_sweep_override()
-        ):
+        override = _parsed(word) if word.lstrip("+").startswith("study=") else None
+        if override and override.is_sweep_override():
             raise UserError(f"{word}: one study at a time; run the command once for each of them")
 
 
@@ -74,12 +74,11 @@ def _quoted(match: re.Match[str], *, text: bool) -> str:
     element = (match["bare"] or "").strip()
     if not element:
         return match[0]
-    if _is_understood(f"x={element}"):
-        value = _parser().parse_override(f"x={element}").value()
-        changed = value is not None and not isinstance(value, str) and str(value) != element
-        quotes = text and changed
+    if override := _parsed(f"x={element}"):
+        value = override.value()
+        quotes = text and not isinstance(value, str | None) and str(value) != element
     else:
-        quotes = not element.isascii() and _is_understood("x=" + re.sub(r"[^\x00-\x7f]", "a", element))
+        quotes = not element.isascii() and _parsed("x=" + re.sub(r"[^\x00-\x7f]", "a", element)) is not None
     return match[0].replace(element, f'"{element}"') if quotes else match[0]
 
 
@@ -94,15 +93,15 @@ def _all_quoted(name: str, value: str, *, as_list: bool) -> str | None:
         word = f"{name}=[{','.join(map(quoted, value[1:-1].split(',')))}]"
     else:
         word = f"{name}={quoted(value)}"
-    return shlex.quote(word) if _is_understood(word) else None
+    return shlex.quote(word) if _parsed(word) else None
 
 
-def _is_understood(word: str) -> bool:
+def _parsed(word: str) -> Override | None:
+    """None where Hydra does not understand it."""
     try:
-        _parser().parse_override(word)
+        return _parser().parse_override(word)
     except HydraException:
-        return False
-    return True
+        return None
 
 
 @cache

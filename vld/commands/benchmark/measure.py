@@ -33,7 +33,6 @@ from vld.machine.device import MemoryBudget, describe, set_up
 from vld.machine.terminal import Terminal
 from vld.model.classifier import Classifier, build_classifier
 from vld.runs.environment import software_versions
-from vld.runs.identity import weights_fingerprint
 from vld.runs.inputs import check_inputs
 from vld.runs.run import Run, run_evaluation_set, training_batches
 from vld.runs.space import bytes_kept
@@ -47,6 +46,8 @@ STEPS_AT_ONCE = {"cpu": 1, "cuda": 30}
 """Steps between two looks at the clock: a GPU is only busy when it need not be looked at."""
 EVALUATED_CHUNKS = {"cpu": 4, "cuda": 40}
 EVALUATION_ROUNDS = 3
+MIXOUT_STEP = "step with Mixout"
+"""A bare step in which Mixout draws a mask, with `mixout=0.8`, say."""
 
 
 def run_benchmark(config: Config, options: Sequence[str], terminal: Terminal) -> dict[str, Any]:
@@ -99,7 +100,7 @@ class Measured:
         self.device, self.test_domain = self.inputs.device, self.inputs.test_domains[0]
         set_up(self.device, config.deterministic)
         self.dataset = decoded(config, self.inputs.files, {}, terminal)
-        run = Run(config, self.inputs, self.dataset, weights_fingerprint(self.inputs.weights), self.test_domain)
+        run = Run(config, self.inputs, self.dataset, self.test_domain)
         memory = MemoryBudget(self.device, terminal.say)
         self.images = run_evaluation_set(run, memory, config.dataset.curve_images)
         self.batches = training_batches(run, memory)
@@ -116,10 +117,11 @@ class Measured:
 
     def trajectory(self, precision: str) -> Trajectory:
         classes = len(self.dataset.classes)
-        model = build_classifier(self.config, self.inputs.weights, classes, precision).to(self.device)
-        averaging, ensemble = AveragingConfig(1, 1), EnsembleConfig(1, 1)
-        config = replace(self.config, eval_every=1, averaging=averaging, ensemble=ensemble, warm_start=0)
-        return Trajectory(model, config)
+        return self.beginning(build_classifier(self.config, self.inputs.weights, classes, precision).to(self.device))
+
+    def beginning(self, model: Classifier, mixout: float = 0.0) -> Trajectory:
+        config = replace(self.config, eval_every=1, warm_start=0, mixout=mixout)
+        return Trajectory(model, replace(config, averaging=AveragingConfig(1, 1), ensemble=EnsembleConfig(1, 1)))
 
     def compile(self) -> float:
         """Seconds that it takes where nothing has been compiled before."""
@@ -146,6 +148,9 @@ class Measured:
             "input": self.batches.batch,
             "weight average": lambda step: self.average.after_step(step + 1),
         }
+        if self.config.mixout:  # of the same network, which is compiled alike
+            mixed = self.beginning(self.ours.model, self.config.mixout)
+            parts[MIXOUT_STEP] = lambda step: update(mixed, *resident, step)
         times: dict[str, list[float]] = {name: [] for name in (*parts, "conventional step")}
         with self.terminal.counting("timing") as progress:
             for number in range(-1, rounds):  # the first is not counted
@@ -195,6 +200,8 @@ class Measured:
             },
             software=software_versions(),
         )
+        if MIXOUT_STEP in seconds:
+            self.figures.add(mixout_step_to_bare_step=seconds[MIXOUT_STEP] / seconds["bare step"])
 
     def evaluation(self) -> None:
         assert self.average.model is not None

@@ -15,6 +15,8 @@ def show(report: dict[str, Any], terminal: Terminal) -> None:
     for name, rate in rates.items():
         say(f"  {name:18s} {1e3 * seconds[name]:9.1f} ms {rate:10,.1f} images/s")
     say(f"  the full step runs at {report['full_step_to_ceiling']:.1%} of the speed of the bare one")
+    if ratio := report.get("mixout_step_to_bare_step"):
+        say(f"  a step with Mixout takes {ratio:.2f} times as long as the bare one")
     evaluation = report["evaluation_images_per_second"]
     say(f"evaluation, all methods in one pass: {evaluation['both networks in one pass']:,.1f} images/s;"
         f" conventional {evaluation['conventional']:,.1f}")  # fmt: skip
