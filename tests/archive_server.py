@@ -4,15 +4,26 @@ import io
 import tarfile
 import threading
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+Files = dict[str, bytes]
+"""Their content, by their paths."""
 
-def zipped(members: Mapping[str, bytes]) -> bytes:
+
+def tree(root: Path) -> Files:
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def below(folder: str, files: Files) -> Files:
+    return {f"{folder}/{path}": content for path, content in files.items()}
+
+
+def zipped(members: Files) -> bytes:
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as file:
         for name, content in members.items():
@@ -20,7 +31,7 @@ def zipped(members: Mapping[str, bytes]) -> bytes:
     return archive.getvalue()
 
 
-def tarred(members: Mapping[str, bytes]) -> bytes:
+def tarred(members: Files) -> bytes:
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w:gz", compresslevel=1) as file:
         for name, content in members.items():

@@ -2,13 +2,14 @@
 
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
+from archive_server import ArchiveServer, Files, below, serving_archives, tree, zipped
 from hypothesis import settings
 from PIL import Image
 
@@ -62,6 +63,24 @@ def _write_dataset(
 def write_dataset() -> WriteDataset:
     """The factory: `write_dataset(root, domains=..., classes=..., per_class=..., sizes=..., special=..., seed=...)`."""
     return _write_dataset
+
+
+@pytest.fixture
+def server() -> Iterator[ArchiveServer]:
+    with serving_archives() as server:
+        yield server
+
+
+@pytest.fixture
+def image_files(tmp_path: Path, write_dataset: WriteDataset) -> Callable[..., Files]:
+    """The files of `write_dataset`."""
+    return lambda **options: tree(write_dataset(tmp_path / "made", **options))
+
+
+@pytest.fixture
+def archive(image_files: Callable[..., Files]) -> bytes:
+    """Of PACS' layout, and of several megabytes: less comes in one piece."""
+    return zipped(below("kfold", image_files(domains=("photo", "sketch"), sizes=((300, 410),))))
 
 
 @pytest.fixture(scope="session")

@@ -1,24 +1,19 @@
 """Datasets from archives: each in its true layout, served from this machine, and all that goes wrong on the way."""
 
 import dataclasses
-import hashlib
 import io
 import json
 import re
 import shutil
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from threading import Barrier, Event
 from typing import Any
-from unittest.mock import patch
 
 import pytest
-import requests
-from archive_server import ArchiveServer, serving_archives, tarred, zipped
+from archive_server import ArchiveServer, Files, below, tarred, tree, zipped
 from conftest import WriteDataset
 from omegaconf import OmegaConf
 from run_command import REPOSITORY, script, train
@@ -29,19 +24,12 @@ from vld.config.errors import UserError
 from vld.config.settings import DatasetConfig
 from vld.data import catalog
 from vld.data.catalog import Archive, Source
-from vld.data.download import as_they_arrive, fetch
 from vld.data.folder import DatasetFiles, DomainFiles, list_csv, list_dataset
 from vld.data.verify import check_content
 from vld.machine.terminal import Terminal
 
 CLASSES = ("bird", "car")
 FROM_CSV = DatasetConfig(name="mine", folder="none", csv="mine.csv")
-
-
-@pytest.fixture
-def server() -> Iterator[ArchiveServer]:
-    with serving_archives() as server:
-        yield server
 
 
 def config(name: str, data_dir: Path, server: ArchiveServer, verify: str = "warn") -> PrepareConfig:
@@ -52,10 +40,6 @@ def config(name: str, data_dir: Path, server: ArchiveServer, verify: str = "warn
 
 def prepared(server: ArchiveServer, data_dir: Path, name: str = "pacs", verify: str = "warn") -> DatasetFiles:
     return prepare(config(name, data_dir, server, verify), Terminal())
-
-
-def tree(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
 def refusal(*options: str) -> list[str]:
@@ -69,14 +53,8 @@ def nothing_half_made(data_dir: Path) -> None:
     assert [path.name for path in data_dir.iterdir() if path.name != "archives"] == []
 
 
-Files = dict[str, bytes]
-"""By their paths."""
 Layout = Callable[[Callable[..., Files]], tuple[Files, Files]]
 """Of images (`write_dataset`'s): the archives by file name, and the files that have to be there in the end."""
-
-
-def below(folder: str, files: Files) -> Files:
-    return {f"{folder}/{path}": content for path, content in files.items()}
 
 
 def packed(archive: str, pack: Callable[[Files], bytes], folder: str, *domains: str, **others: bytes) -> Layout:
@@ -167,23 +145,17 @@ DATASETS: dict[str, Layout] = {
 }
 
 
-@pytest.fixture
-def images(tmp_path: Path, write_dataset: WriteDataset) -> Callable[..., Files]:
-    """The files of `write_dataset`."""
-    return lambda **options: tree(write_dataset(tmp_path / "made", **options))
-
-
 @pytest.mark.parametrize("layout", DATASETS)
 def test_each_dataset_is_fetched_and_arranged(
     layout: str,
     server: ArchiveServer,
     tmp_path: Path,
-    images: Callable[..., Files],
+    image_files: Callable[..., Files],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     name = layout.partition(",")[0]
-    archives, expected = DATASETS[layout](images)
+    archives, expected = DATASETS[layout](image_files)
     server.files |= archives
     monkeypatch.setattr("vld.machine.disk.free_disk", lambda _: 10**12)  # what the whole of DomainNet takes
     data_dir = tmp_path / "data"
@@ -197,7 +169,7 @@ def test_each_dataset_is_fetched_and_arranged(
     assert prepared(server, data_dir, name) == files
 
 
-def test_too_little_disk_for_the_store_is_said_before_anything(
+def test_too_little_disk_is_refused_before_any_download(
     server: ArchiveServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vld.machine.disk.free_disk", lambda _: 10**11)
@@ -258,11 +230,11 @@ def test_counts_of_every_class_are_required(name: str, total: int) -> None:
 def test_duplicates_list_beside_a_mirror(
     server: ArchiveServer,
     tmp_path: Path,
-    images: Callable[..., Files],
+    image_files: Callable[..., Files],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    archives, expected = domain_net(images)
+    archives, expected = domain_net(image_files)
     server.files |= archives
     server.files["own.txt"] = server.files.pop("domain_net_duplicates.txt") + b"\nclipart/cat/absent.png"
     first, *others = catalog.SOURCES["domain_net"].archives
@@ -276,185 +248,14 @@ def test_duplicates_list_beside_a_mirror(
     assert "the first of them clipart/cat/absent.png" in out
 
 
-# Downloads
-
-
-@pytest.fixture
-def archive(images: Callable[..., Files]) -> bytes:
-    """Of PACS' layout, and of several megabytes: less comes in one piece."""
-    return zipped(below("kfold", images(domains=("photo", "sketch"), sizes=((300, 410),))))
-
-
-def progress(_done: int, _total: int) -> None:
-    pass
-
-
-def fetch_pacs(server: ArchiveServer, folder: Path, *, name: str = "PACS.zip", retries: int = 0) -> bytes:
-    """What has come, into a folder that nothing else is in."""
-    target = folder / "fetched/PACS.zip"
-    with patch("vld.data.download.RETRIES", retries):
-        fetch(f"{server.url}/{name}", target, None, progress)
-    assert [path.name for path in target.parent.iterdir()] == ["PACS.zip"]
-    return target.read_bytes()
-
-
-def test_a_dropped_connection_goes_on_where_it_was(server: ArchiveServer, archive: bytes, tmp_path: Path) -> None:
-    server.files["PACS.zip"] = archive
-    server.drops = 2
-    told: list[tuple[int, int]] = []
-    fetch(f"{server.url}/PACS.zip", tmp_path / "PACS.zip", None, lambda *counts: told.append(counts))
-    assert (tmp_path / "PACS.zip").read_bytes() == archive
-    starts = [int((wanted or "bytes=0-")[6:-1]) for _, wanted in server.asked]
-    assert len(starts) == 3
-    assert 0 == starts[0] < len(archive) // 4 < starts[1] < len(archive) // 2 < starts[2]
-    assert told[-1] == (len(archive), len(archive))
-
-
-# What the server has at first, whether it knows ranges later, and what is fetched then.
-INTERRUPTED: dict[str, tuple[Callable[[bytes], bytes], bool, str]] = {
-    "the same": (lambda archive: archive, True, "PACS.zip"),
-    "without ranges": (lambda archive: archive, False, "PACS.zip"),
-    "another file of the same size": (lambda archive: archive[::-1], True, "PACS.zip"),
-    "another file": (lambda archive: archive[::-1] + b"0", True, "PACS.zip"),
-    "another address": (lambda archive: archive[::-1], True, "other.zip"),
-}
-
-
-@pytest.mark.parametrize("what", INTERRUPTED)
-def test_an_interrupted_download_goes_on_next_time(
-    what: str, server: ArchiveServer, archive: bytes, tmp_path: Path
+def test_a_dead_drive_file_leads_to_a_copy(
+    server: ArchiveServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From a server without ranges it comes again from the beginning, and so does what is another file by then."""
-    at_first, server_has_ranges, name = INTERRUPTED[what]
-    server.files["PACS.zip"] = at_first(archive)
-    server.drops = 1
-    with pytest.raises(UserError, match=r"not whole .*; try again, or fetch it with a browser, put it at .*PACS.zip"):
-        fetch_pacs(server, tmp_path)
-    assert not (tmp_path / "fetched/PACS.zip").exists()
-    server.files[name] = archive
-    server.ranges = server_has_ranges
-    assert fetch_pacs(server, tmp_path, name=name) == archive
-    assert any(wanted for _, wanted in server.asked) == (at_first(archive) == archive)
+    def dead(*_: object) -> None:
+        raise UserError("PACS.zip: cannot be fetched")
 
-
-@pytest.mark.parametrize("status", [503, 429])
-def test_a_server_that_is_busy_is_asked_again_and_nothing_is_thrown_away(
-    server: ArchiveServer, archive: bytes, tmp_path: Path, status: int
-) -> None:
-    server.files["PACS.zip"] = archive
-    server.drops = 1
-    with pytest.raises(UserError):
-        fetch_pacs(server, tmp_path)
-    [part] = (tmp_path / "fetched/PACS.zip.arriving").glob("*.part")
-    came = part.stat().st_size
-    assert came > 1_000_000
-    server.busy = [None, status, status]  # to the request for the rest, and to the question whether it knows ranges
-    with pytest.raises(UserError):
-        fetch_pacs(server, tmp_path)
-    assert part.stat().st_size == came
-    server.busy = [status]
-    assert fetch_pacs(server, tmp_path, retries=2) == archive
-    assert f"bytes={came}-" in [wanted for _, wanted in server.asked]
-
-
-def test_a_redirect_and_no_length(server: ArchiveServer, archive: bytes, tmp_path: Path) -> None:
-    server.files["moved.zip"] = archive
-    server.moved["PACS.zip"] = "/moved.zip"
-    server.lengths = False
-    fetch(f"{server.url}/PACS.zip", tmp_path / "PACS.zip", hashlib.md5(archive).hexdigest(), progress)
-    assert (tmp_path / "PACS.zip").read_bytes() == archive
-
-
-# What the server does, and what is said of it.
-NO_ARCHIVE: dict[str, tuple[Callable[[ArchiveServer], object], str]] = {
-    "less than announced": (
-        lambda server: vars(server).update(files={"PACS.zip": b"PK" * 999}, announces=10),
-        "not whole",
-    ),
-    "a web page": (
-        lambda server: server.pages.update({"PACS.zip": b"<!DOCTYPE html><html><body>Sign in</body></html>"}),
-        "a web page instead of an archive",
-    ),
-    "nothing": (lambda _: None, r"cannot be fetched .*404"),
-    "no answer": (
-        lambda server: vars(server).update(url="http://127.0.0.1:9"),
-        r"put it at .*PACS.zip and run this again",
-    ),
-}
-
-
-@pytest.mark.parametrize("what", NO_ARCHIVE)
-def test_what_is_not_there_or_nobody_answers_is_named(what: str, server: ArchiveServer, tmp_path: Path) -> None:
-    spoil, said = NO_ARCHIVE[what]
-    spoil(server)
-    with pytest.raises(UserError, match=said):
-        fetch_pacs(server, tmp_path)
-    assert not (tmp_path / "fetched/PACS.zip").exists()
-
-
-@pytest.mark.parametrize("kind", ["sha256", "md5"])
-def test_a_wrong_list_is_refused(server: ArchiveServer, tmp_path: Path, kind: str) -> None:
-    server.files["list.txt"] = b"clipart/cat/000.png"
-    digits = hashlib.new(kind).digest_size * 2
-    with pytest.raises(UserError, match=rf"its {kind} is .*, expected 0{{{digits}}}; it is kept as .*list.txt.wrong"):
-        fetch(f"{server.url}/list.txt", tmp_path / "list.txt", "0" * digits, progress)
-    assert not (tmp_path / "list.txt").exists()
-    assert (tmp_path / "list.txt.wrong").exists()
-    right = hashlib.new(kind, server.files["list.txt"]).hexdigest()
-    fetch(f"{server.url}/list.txt", tmp_path / "list.txt", right, progress)
-
-
-def test_too_little_disk_is_said_before_the_download(
-    server: ArchiveServer, archive: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    server.files["PACS.zip"] = archive
-    monkeypatch.setattr("vld.machine.disk.free_disk", lambda _: len(archive))
-    with pytest.raises(UserError, match=r"data_dir: .* MB of disk are needed for PACS.zip and what it unpacks to"):
-        fetch(f"{server.url}/PACS.zip", tmp_path / "PACS.zip", None, progress)
-    assert not (tmp_path / "PACS.zip").exists()
-
-
-CONFIRM = (
-    b'<html><body><form id="download-form" action="https://drive.usercontent.google.com/download" method="get">'
-    b'<input type="hidden" name="id" value="1JFr8f805nMUelQWWmfnJR3y4_SYoN5Pd">'
-    b'<input type="hidden" name="confirm" value="t"></form></body></html>'
-)
-QUOTA = (
-    b'<html><body><p class="uc-error-subcaption">Too many users have viewed or downloaded this file</p></body></html>'
-)
-
-
-@pytest.fixture
-def drive(server: ArchiveServer, monkeypatch: pytest.MonkeyPatch) -> ArchiveServer:
-    """Google Drive's addresses lead to the server."""
-    request = requests.Session.request
-
-    def elsewhere(session: requests.Session, method: str, url: str, **options: object) -> requests.Response:
-        there = re.sub(r"https://[\w.]*google(usercontent)?\.com", server.url, url)
-        return request(session, method, there, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(requests.Session, "request", elsewhere)
-    return server
-
-
-def test_drive_asks_for_confirmation(drive: ArchiveServer, archive: bytes, tmp_path: Path) -> None:
-    drive.pages["uc"] = CONFIRM
-    drive.files["download"] = archive
-    fetch(catalog.SOURCES["pacs"].archives[0].url, tmp_path / "PACS.zip", None, progress)
-    assert (tmp_path / "PACS.zip").read_bytes() == archive
-    assert "confirm=t" in drive.asked[-1][0]
-
-
-def test_drive_s_quota_is_said(drive: ArchiveServer, tmp_path: Path) -> None:
-    drive.pages["uc"] = QUOTA
-    with pytest.raises(
-        UserError, match=r"Google Drive refuses \(Too many users .*\); later try again, or fetch it with"
-    ):
-        fetch(catalog.SOURCES["pacs"].archives[0].url, tmp_path / "PACS.zip", None, progress)
-
-
-def test_a_dead_drive_file_leads_to_a_copy(drive: ArchiveServer, tmp_path: Path) -> None:
-    settings = config("pacs", tmp_path / "data", drive)
+    monkeypatch.setattr("vld.commands.prepare.fetch", dead)
+    settings = config("pacs", tmp_path / "data", server)
     settings.dataset.mirror = None
     with pytest.raises(UserError, match=r"reported dead in 2026-04; use a copy, .*dataset.mirror=https://"):
         prepare(settings, Terminal())
@@ -544,7 +345,7 @@ def test_what_a_killed_process_left_is_no_hindrance(server: ArchiveServer, archi
     assert not (tmp_path / "data/.preparing-pacs").exists()
 
 
-def test_a_data_dir_that_cannot_be_is_one_line(tmp_path: Path) -> None:
+def test_a_bad_data_dir_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "PACS").symlink_to(tmp_path / "nowhere")
     (tmp_path / "glyphs").write_text("")
@@ -628,25 +429,7 @@ def test_bad_csv_files_are_named(what: str, tmp_path: Path) -> None:
         prepare(PrepareConfig(FROM_CSV, str(tmp_path)), Terminal())
 
 
-def test_two_archives_arrive_at_a_time(tmp_path: Path) -> None:
-    both, taken = Barrier(2, timeout=60), Event()
-
-    def first_or_second(name: str) -> Path:
-        both.wait()
-        return tmp_path / name
-
-    def third() -> Path:
-        taken.wait(60)
-        raise UserError("third: is not there")
-
-    arriving = as_they_arrive([partial(first_or_second, "first"), partial(first_or_second, "second"), third])
-    assert {next(arriving).name, next(arriving).name} == {"first", "second"}
-    taken.set()
-    with pytest.raises(UserError, match="third"):
-        next(arriving)
-
-
-def test_archives_that_arrive_together_have_a_bar_each_and_one_for_all(
+def test_archives_have_a_bar_each_and_one_for_all(
     server: ArchiveServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archives = tuple(Archive(name, f"{server.url}/{name}", size=9) for name in ("a.zip", "b.zip", "c.zip"))

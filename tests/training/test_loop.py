@@ -343,7 +343,7 @@ def test_all_methods_are_evaluated_in_one_pass(monkeypatch: pytest.MonkeyPatch) 
 def test_a_run_trains_on_the_in_parts_of_its_training_domains() -> None:
     inputs = SimpleNamespace(device=CPU, precision="fp32")
     chosen = Config(image_size=8, batch_size=4, split_seed=1)
-    of_run = Run(chosen, inputs, make_dataset(), "weights", "b")  # type: ignore[arg-type]
+    of_run = Run(chosen, inputs, make_dataset(), "b")  # type: ignore[arg-type]
     with closing(training_batches(of_run, MemoryBudget(CPU, print))) as batches:
         assert [domain.name for domain in batches.domains] == ["a", "c"]
         for given, index in zip(batches.in_indices, (0, 2), strict=True):

@@ -35,10 +35,10 @@ def show_status(command: Command) -> int:
             terminal.say(json.dumps(_as_dictionary(progress, others, command.title)))
         else:
             if config.watch:
-                terminal.clear()
+                terminal.console.clear()
             _show(progress, others, command.title, terminal)
         complete = all(one.state == FINISHED for one in progress)
-        if complete or not config.watch or terminal.gone:
+        if complete or not config.watch or terminal.log.gone:
             return 0 if complete else FAILED
         time.sleep(SECONDS_BETWEEN_LOOKS)
 

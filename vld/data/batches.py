@@ -67,12 +67,12 @@ class TrainingBatches:
 
     def hold(self) -> None:
         """Copy to the device, once, the pixels of what is drawn: each domain's *in* part."""
-        self._pixels = [
+        held = [
             copied(domain.pixels, torch.from_numpy(indices), self.device)
             for domain, indices in zip(self.domains, self.in_indices, strict=True)
         ]
-        self.resident = self._holds_what_is_drawn = True
         self._drawn.forget()
+        self._pixels, self.resident, self._holds_what_is_drawn = held, True, True
 
     def hold_if_it_fits(self, memory: MemoryBudget) -> None:
         """Now, or once a few steps have shown how much memory they leave."""
@@ -81,7 +81,11 @@ class TrainingBatches:
         size = sum(len(indices) * domain.pixels[0].numel() for domain, indices in drawn)
         side = max(max(domain.pixels.shape[1:3]) for domain in self.domains)
         if memory.on_device("training images", size, side, again=first):
-            self.hold()
+            try:
+                self.hold()
+            except torch.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                memory.say("training images: another process took the GPU memory for them; read as they are needed")
         elif first:
             self._memory, self._steps_until_growth = memory, STEPS_BEFORE_GROWTH
 

@@ -40,14 +40,16 @@ class Prefetcher(Generic[T]):
         return self._made.pop(number).result()
 
     def forget(self) -> None:
-        """Make everything anew that is requested from now on."""
+        """Wait for what is being made; from now on everything is made again."""
         for made in self._made.values():
             made.cancel()
         self._made.clear()
+        if self._thread is not None:
+            self._thread.submit(int).result()
 
     def close(self) -> None:
         """Release the thread and what it has made."""
-        self.forget()
+        self._made.clear()
         if self._thread is not None:
             self._thread.shutdown(wait=True, cancel_futures=True)
 

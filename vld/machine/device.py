@@ -77,7 +77,7 @@ class MemoryBudget:
     """Decides which images are held in the device's memory, and says so. A CPU reads the memory map itself."""
 
     def __init__(self, device: torch.device, say: Callable[[str], None]) -> None:
-        self.device, self._say = device, say
+        self.device, self.say = device, say
         self.budget = 0
         if device.type != "cpu":
             free, _ = torch.cuda.mem_get_info(device)
@@ -103,6 +103,6 @@ class MemoryBudget:
         if again:
             why = "until a few steps have shown how much GPU memory they leave"
         where = "in GPU memory" if fits else f"read as they are needed ({why})"
-        self._say(f"{size / 1e9:.1f} GB of {what}: {where}")
+        self.say(f"{size / 1e9:.1f} GB of {what}: {where}")
         self.budget -= size if fits else 0
         return fits

@@ -81,15 +81,10 @@ class AllRunsBar:
         done, step, seconds = self.runs.now()
         if bar is None:
             return
-        fields: dict[str, Any] = {
-            "completed": step,
-            "shown": f"{done} of {self.runs.count} runs done",
-            "left": "-:--" if seconds is None else duration(seconds),
-        }
-        if bar.tasks and bar.tasks[-1].description == ALL:
-            bar.update(bar.tasks[-1].id, **fields)
-        else:
-            bar.add_task(ALL, total=self.runs.steps, **fields)
+        if not bar.tasks or bar.tasks[-1].description != ALL:
+            bar.add_task(ALL, total=self.runs.steps, shown="", left="")
+        left = "-:--" if seconds is None else duration(seconds)
+        bar.update(bar.tasks[-1].id, completed=step, shown=f"{done} of {self.runs.count} runs done", left=left)
 
     def draw(self, bar: Progress) -> None:
         """Draw it over the last line of the terminal, to which jobs in other processes write as well."""
@@ -112,7 +107,7 @@ class Log:
 
     def __init__(self, before: str = "") -> None:
         """before: written before each piece."""
-        self.gone = False
+        self.gone = False  # whether nobody reads any more
         self.stream, self.before = sys.stdout, before  # rich replaces sys.stdout while it shows a bar
 
     def __getattr__(self, name: str) -> Any:
@@ -151,11 +146,6 @@ class Terminal:
         )
         self.steps = steps or StepLog()
         self.all_runs = AllRunsBar(self.console, all_runs) if all_runs else None
-
-    @property
-    def gone(self) -> bool:
-        """Whether nobody reads any more: the pipe is closed, or the disk of the log is full."""
-        return self.log.gone
 
     def say(self, line: str) -> None:
         self.console.print(f"{self.job}{line}", soft_wrap=True)
@@ -198,9 +188,6 @@ class Terminal:
     @contextmanager
     def doing(self, label: str) -> Iterator[Callable[[str], None]]:
         """A line with the current activity, which disappears at the end."""
-        if not self.console.is_terminal:
-            yield lambda _: None
-            return
         with self.console.status(label) as status:
             yield lambda what: status.update(f"{label}: {what}")
 
@@ -259,11 +246,6 @@ class Terminal:
                 self.say(part)
             else:
                 self.console.print(part, crop=False)
-
-    def clear(self) -> None:
-        """Clear the screen, if the output is one."""
-        if self.console.is_terminal:
-            self.console.clear()
 
 
 def duration(seconds: float) -> str:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from vld.model.classifier import Classifier, build_classifier
 from vld.model.mixout import masked_share
 from vld.model.published import weights_to_come
 from vld.model.weights import load_backbone_weights
+from vld.runs.identity import weights_fingerprint
 from vld.runs.start import check_start
 
 
@@ -34,6 +36,10 @@ class Inputs:
     test_domains: tuple[str, ...]
     weights: dict[str, Tensor] | None
     warnings: list[str]
+
+    @cached_property
+    def weights_fingerprint(self) -> str:
+        return weights_fingerprint(self.weights)
 
 
 def inputs_key(config: Config) -> str:

@@ -44,7 +44,6 @@ class Run:
     config: Config
     inputs: Inputs
     dataset: Dataset
-    weights_fingerprint: str
     test_domain: str
 
     @cached_property
@@ -53,7 +52,7 @@ class Run:
             self.config,
             self.test_domain,
             dataset_fingerprint=self.dataset.fingerprint,
-            weights_fingerprint=self.weights_fingerprint,
+            weights_fingerprint=self.inputs.weights_fingerprint,
             precision=self.inputs.precision,
         )
 

@@ -13,7 +13,6 @@ from vld.data.samples import draw_samples
 from vld.machine.atomic import write_atomically
 from vld.machine.device import describe, set_up
 from vld.machine.terminal import Terminal, size_text
-from vld.runs.identity import weights_fingerprint
 from vld.runs.inputs import Inputs, check_inputs, inputs_key
 from vld.runs.keep import check_kept
 from vld.runs.once import Listener, Outcome, train_once
@@ -67,12 +66,11 @@ def _runs(configs: Sequence[Config], datasets: Datasets, terminal: Terminal) -> 
             for warning in its.warnings:
                 terminal.warn(warning)
     set_up(inputs[inputs_key(configs[0])].device, configs[0].deterministic)
-    fingerprints = {key: weights_fingerprint(its.weights) for key, its in inputs.items()}
     runs = []
     for config in configs:
-        key = inputs_key(config)
-        dataset = decoded(config, inputs[key].files, datasets, terminal)
-        runs += [Run(config, inputs[key], dataset, fingerprints[key], domain) for domain in inputs[key].test_domains]
+        its = inputs[inputs_key(config)]
+        dataset = decoded(config, its.files, datasets, terminal)
+        runs += [Run(config, its, dataset, test_domain) for test_domain in its.test_domains]
     return runs
 
 

@@ -33,7 +33,6 @@ from vld.machine.terminal import Terminal
 from vld.model.classifier import Classifier
 from vld.model.mixout import Mixout
 from vld.runs.environment import software_versions
-from vld.runs.identity import weights_fingerprint
 from vld.runs.inputs import check_inputs, initial_classifier
 from vld.runs.run import Run, run_evaluation_set, training_batches
 from vld.runs.space import bytes_kept
@@ -101,7 +100,7 @@ class Measured:
         self.device, self.test_domain = self.inputs.device, self.inputs.test_domains[0]
         set_up(self.device, config.deterministic)
         self.dataset = decoded(config, self.inputs.files, {}, terminal)
-        run = Run(config, self.inputs, self.dataset, weights_fingerprint(self.inputs.weights), self.test_domain)
+        run = Run(config, self.inputs, self.dataset, self.test_domain)
         memory = MemoryBudget(self.device, terminal.say)
         self.images = run_evaluation_set(run, memory, config.dataset.curve_images)
         self.batches = training_batches(run, memory)
