@@ -151,7 +151,7 @@ class Loop:
 
     def step(self, step: int) -> None:
         with pytorch_s_defaults():
-            loss = update(self.trajectory, *self.batches.batch(), 0, step)
+            loss = update(self.trajectory, *self.batches.batch(), step)
         if self.reads_loss:
             loss.item()
 

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,10 @@ from vld.config.errors import UserError
 from vld.config.settings import AveragingConfig, Config, EnsembleConfig
 from vld.machine.device import MemoryBudget, describe, set_up
 from vld.machine.terminal import Terminal
-from vld.model.classifier import Classifier
+from vld.model.classifier import Classifier, build_classifier
 from vld.model.mixout import Mixout
 from vld.runs.environment import software_versions
-from vld.runs.inputs import check_inputs, initial_classifier
+from vld.runs.inputs import check_inputs
 from vld.runs.run import Run, run_evaluation_set, training_batches
 from vld.runs.space import bytes_kept
 from vld.study.runner import decoded
@@ -108,9 +109,9 @@ class Measured:
 
     def trajectory(self, precision: str) -> Trajectory:
         classes = len(self.dataset.classes)
-        model = initial_classifier(self.config, self.inputs.weights, precision, classes).to(self.device)
-        averaging, ensemble = AveragingConfig(1, 1), EnsembleConfig(1, 1)
-        return Trajectory(model, self.config.optim, eval_every=1, averaging=averaging, ensemble=ensemble)
+        model = build_classifier(self.config, self.inputs.weights, classes, precision).to(self.device)
+        config = replace(self.config, eval_every=1, warm_start=0, mixout=0.0)
+        return Trajectory(model, replace(config, averaging=AveragingConfig(1, 1), ensemble=EnsembleConfig(1, 1)))
 
     def compile(self) -> float:
         """Seconds that it takes where nothing has been compiled before."""
@@ -144,14 +145,14 @@ class Measured:
         on_device = self.batches.batch(0)
 
         def bare(step: int) -> None:
-            update(self.ours, *on_device, self.config.seed, step)
+            update(self.ours, *on_device, step)
 
         def full(step: int) -> None:
-            update(self.ours, *self.batches.batch(step), self.config.seed, step)
+            update(self.ours, *self.batches.batch(step), step)
             self.average.after_step(step + 1)
 
         def from_host(step: int) -> None:
-            update(self.ours, *self.from_host.batch(step), self.config.seed, step)
+            update(self.ours, *self.from_host.batch(step), step)
 
         def with_mixout(step: int) -> None:
             self.ours.mixout = mixout
