@@ -17,7 +17,14 @@ from typing import Any, ClassVar
 from vld.config.errors import UserError
 from vld.config.settings import WandbConfig
 from vld.machine.processes import own_python
-from vld.tracking.variables import MERGING, check_environment, environment_of_uploads, is_off, patience_seconds
+from vld.tracking.variables import (
+    MERGING,
+    PAUSE_SECONDS,
+    check_environment,
+    environment_of_uploads,
+    is_off,
+    patience_seconds,
+)
 
 
 class Publisher:
@@ -26,6 +33,8 @@ class Publisher:
     say, warn: print a line. Raises `UserError` where a variable of W&B's is not what W&B takes.
     """
 
+    down_until: ClassVar[float] = 0.0
+    """After W&B was found to be down, no job of this process starts with it before then (`time.monotonic`)."""
     announced: ClassVar[set[str]] = set()
     """Lines about the mode that have been printed: once is enough for all jobs of a sweep."""
 
@@ -99,8 +108,8 @@ class Publisher:
         return shlex.join(["python", "scripts/publish.py", *words])
 
     def _is_started(self) -> bool:
-        """Start the process unless there is one; whether that is possible."""
-        if self.process is None and not self.problem:
+        """Start the process unless there is one; whether there is one then."""
+        if self.process is None and not self.problem and time.monotonic() > Publisher.down_until:
             options = json.dumps([asdict(self.wandb), self.output_dir])
             try:
                 self.process = subprocess.Popen(
@@ -115,7 +124,7 @@ class Publisher:
                 self.thread.start()
             except (OSError, RuntimeError) as error:  # no more processes, for example
                 self.problem = f"its process cannot be started: {error}"
-        return not self.problem
+        return self.process is not None and not self.problem
 
     def _ask(self) -> None:
         """In the thread: pass on one request at a time and wait for its answer. Ends with the process."""
@@ -130,6 +139,8 @@ class Publisher:
                 self._announce()
                 print(json.dumps(directory), file=self.process.stdin, flush=True)
                 answer = self._answer()
+                if answer.get("down"):
+                    Publisher.down_until = time.monotonic() + PAUSE_SECONDS
                 if "at" in answer:
                     self.uploaded[directory] = answer["at"]
                     self.not_uploaded.pop(directory, None)
@@ -165,7 +176,8 @@ class Publisher:
         self.heard = time.monotonic()
         while self.waiting and self.mode != "disabled":
             if not self.thread.is_alive():
-                return self.problem or "its process ended without an answer"
+                ended = "its process ended without an answer" if self.process else "W&B was down a moment ago"
+                return self.problem or ended
             if self.process and time.monotonic() - self.heard > patience_seconds():
                 self.process.kill()
                 return f"its process has not responded for {patience_seconds():.0f} s"
