@@ -23,11 +23,11 @@ from vld.machine.device import MemoryBudget
 from vld.machine.lock import LockLost, RunLock
 from vld.machine.signals import Interrupted
 from vld.machine.terminal import Terminal
-from vld.model.mixout import Mixout
+from vld.model.classifier import build_classifier
 from vld.runs.directory import RunDirectory
 from vld.runs.environment import described, environment_now, now
 from vld.runs.identity import NOT_IDENTITY, run_id, run_identity, runs_folder
-from vld.runs.inputs import Inputs, initial_classifier
+from vld.runs.inputs import Inputs
 from vld.runs.keep import drop_stale, missing_files, save_kept
 from vld.runs.record import Record, finite_or_none
 from vld.runs.reevaluate import SUBSET, evaluate_in_full, kept_while_training
@@ -131,26 +131,14 @@ class Session:
         saved = self.directory.start(run.identity, other_settings)
         started(self.directory.path)
         classes, precision = len(run.dataset.classes), run.inputs.precision
-        self.model = initial_classifier(config, run.inputs.weights, precision, classes).to(self.device)
-        feature_scale = config.backbone.feature_scale
+        self.model = build_classifier(config, run.inputs.weights, classes, precision).to(self.device)
         self.noise = dropout_noise(self.model, self.batches.batch(0)[0]) if saved is None else saved["dropout_noise"]
-        self.collapses = CollapseWatch(feature_scale, config.dropout, self.noise, self.model.pretrained)
-        if saved is None and (warning := noise_warning(self.noise, config.dropout, feature_scale)):
+        self.collapses = CollapseWatch(self.model, self.noise)
+        if saved is None and (warning := noise_warning(self.model, self.noise)):
             self.warn(warning)
         compile_network(config.compile, self.model, self.images, self.say, self.batches)
         self.environments = [environment_now(self.device, config.deterministic, self.model.compiled)]
-        self.trajectory = Trajectory(
-            self.model,
-            config.optim,
-            eval_every=config.eval_every,
-            averaging=config.averaging,
-            ensemble=config.ensemble,
-            swad=config.swad,
-            dropout_schedule=config.dropout_schedule,
-            # Its starting values are those of the network before a checkpoint is loaded.
-            mixout=Mixout(self.model.backbone, config.mixout, config.mixout_kind) if config.mixout else None,
-            warm_start=config.warm_start,
-        )
+        self.trajectory = Trajectory(self.model, config)
         if saved is not None:
             self.resume(saved)
         drop_stale(self.directory, self.record)
@@ -203,9 +191,7 @@ class Session:
                 self.on_step(step)
 
             try:
-                for evaluation in train(
-                    self.trajectory, self.batches, self.images, seed=config.seed, on_step=on_step, check=self.check
-                ):
+                for evaluation in train(self.trajectory, self.batches, self.images, on_step=on_step, check=self.check):
                     self.record.add(evaluation)
                     self.directory.write_metrics(self.record.rows)
                     save_kept(self.directory, kept, evaluation, self.record, steps, self.images)

@@ -18,6 +18,7 @@ from vld.runs.keep import check_kept
 from vld.runs.once import Listener, Outcome, train_once
 from vld.runs.run import Run
 from vld.runs.space import needed_disk
+from vld.training.methods import first_member
 
 Datasets = dict[tuple[Path, int, int], Dataset]
 """Decoded datasets, by folder, image_size and dataset.store_size."""
@@ -96,6 +97,10 @@ def _announce(run: Run, terminal: Terminal) -> None:
         f" {domains} x {config.batch_size} images, seed {config.seed};"
         f" on {describe(run.inputs.device)} in {run.inputs.precision}"
     )
+    for method, start in (("weight_averaging", config.averaging.start), ("ensemble", config.ensemble.start)):
+        if start > config.optim.steps:
+            begins = first_member(start, config)
+            terminal.say(f"{method} begins at step {begins}, since its start ({start}) is after the last step")
 
 
 def _check_disk(runs: list[Run], terminal: Terminal) -> None:

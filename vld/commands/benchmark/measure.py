@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,9 @@ from vld.config.checked import accumulated
 from vld.config.settings import AveragingConfig, Config, EnsembleConfig
 from vld.machine.device import MemoryBudget, describe, set_up
 from vld.machine.terminal import Terminal
-from vld.model.classifier import Classifier
-from vld.model.mixout import Mixout
+from vld.model.classifier import Classifier, build_classifier
 from vld.runs.environment import software_versions
-from vld.runs.inputs import check_inputs, initial_classifier
+from vld.runs.inputs import check_inputs
 from vld.runs.run import Run, run_evaluation_set, training_batches
 from vld.runs.space import bytes_kept
 from vld.study.runner import decoded
@@ -117,12 +117,11 @@ class Measured:
 
     def trajectory(self, precision: str) -> Trajectory:
         classes = len(self.dataset.classes)
-        return self.beginning(initial_classifier(self.config, self.inputs.weights, precision, classes).to(self.device))
+        return self.beginning(build_classifier(self.config, self.inputs.weights, classes, precision).to(self.device))
 
-    def beginning(self, model: Classifier, mixout: Mixout | None = None) -> Trajectory:
-        averaging, ensemble = AveragingConfig(1, 1), EnsembleConfig(1, 1)
-        arguments = (model, self.config.optim)
-        return Trajectory(*arguments, eval_every=1, averaging=averaging, ensemble=ensemble, mixout=mixout)
+    def beginning(self, model: Classifier, mixout: float = 0.0) -> Trajectory:
+        config = replace(self.config, eval_every=1, warm_start=0, mixout=mixout)
+        return Trajectory(model, replace(config, averaging=AveragingConfig(1, 1), ensemble=EnsembleConfig(1, 1)))
 
     def compile(self) -> float:
         """Seconds that it takes where nothing has been compiled before."""
@@ -131,12 +130,12 @@ class Measured:
         return time.perf_counter() - began if self.ours.model.compiled else 0.0
 
     def full(self, step: int) -> None:
-        update(self.ours, *self.batches.batch(step), self.config.seed, step)
+        update(self.ours, *self.batches.batch(step), step)
         self.average.after_step(step + 1)
 
     def usual_step(self, step: int) -> None:
         with pytorch_s_defaults():
-            update(self.usual, *self.conventional.batch(), self.config.seed, step)
+            update(self.usual, *self.conventional.batch(), step)
 
     def steps(self) -> None:
         """A step and its parts, in turn with a conventional one."""
@@ -145,14 +144,13 @@ class Measured:
         rounds = max(1, self.config.optim.steps // at_once)
         parts: dict[str, Callable[[int], object]] = {
             "full step": self.full,
-            "bare step": lambda step: update(self.ours, *resident, self.config.seed, step),
+            "bare step": lambda step: update(self.ours, *resident, step),
             "input": self.batches.batch,
             "weight average": lambda step: self.average.after_step(step + 1),
         }
         if self.config.mixout:  # of the same network, which is compiled alike
-            model, how = self.ours.model, (self.config.mixout, self.config.mixout_kind)
-            mixed = self.beginning(model, Mixout(model.backbone, *how))
-            parts[MIXOUT_STEP] = lambda step: update(mixed, *resident, self.config.seed, step)
+            mixed = self.beginning(self.ours.model, self.config.mixout)
+            parts[MIXOUT_STEP] = lambda step: update(mixed, *resident, step)
         times: dict[str, list[float]] = {name: [] for name in (*parts, "conventional step")}
         with self.terminal.counting("timing") as progress:
             for number in range(-1, rounds):  # the first is not counted
