@@ -236,7 +236,7 @@ def test_what_was_delivered_is_made_again_once_it_is_gone(runs: list[Path], tmp_
 @pytest.mark.slow
 def test_a_stuck_process_holds_nobody_up(runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     publisher = standing_still(tmp_path)
-    monkeypatch.setattr(publisher_module, "patience_seconds", lambda: 2.0)
+    monkeypatch.setattr(publisher_module.variables, "patience_seconds", lambda: 2.0)
     for number in range(3000):
         publisher.started(tmp_path / f"runs/glyphs/chalk/{number}")
         publisher.ended(runs[number % 3])

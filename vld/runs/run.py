@@ -61,8 +61,8 @@ class Run:
         return RunDirectory(runs_folder(self.config, self.test_domain) / run_id(self.identity))
 
 
-def training_batches(run: Run, memory: MemoryBudget) -> TrainingBatches:
-    """Batches of the *in* part of every domain that is not left out."""
+def training_batches(run: Run, memory: MemoryBudget | None = None) -> TrainingBatches:
+    """Batches of the *in* part of every domain that is not left out. memory: of the device that may hold their images."""
     config, device = run.config, run.inputs.device
     outside = left_out(run.test_domain, run.dataset.sizes)
     chosen = [(i, domain) for i, domain in enumerate(run.dataset.domains) if domain.name not in outside]
@@ -76,7 +76,8 @@ def training_batches(run: Run, memory: MemoryBudget) -> TrainingBatches:
         seed=config.seed,
         resize_dtype=torch.float16 if (device.type, run.inputs.precision) == ("cuda", "bf16") else torch.float32,
     )
-    batches.hold_if_it_fits(memory)
+    if memory:
+        batches.hold_if_it_fits(memory)
     return batches
 
 

@@ -17,14 +17,7 @@ from typing import Any, ClassVar
 from vld.config.errors import UserError
 from vld.config.settings import WandbConfig
 from vld.machine.processes import own_python
-from vld.tracking.variables import (
-    MERGING,
-    PAUSE_SECONDS,
-    check_environment,
-    environment_of_uploads,
-    is_off,
-    patience_seconds,
-)
+from vld.tracking import variables
 
 
 class Publisher:
@@ -41,9 +34,9 @@ class Publisher:
     def __init__(
         self, wandb: WandbConfig, output_dir: str, *, say: Callable[[str], None], warn: Callable[[str], None]
     ) -> None:
-        check_environment(wandb.mode)
+        variables.check_environment(wandb.mode)
         self.wandb, self.output_dir, self.say, self.warn = wandb, output_dir, say, warn
-        self.mode = "disabled" if is_off(wandb.mode) else wandb.mode
+        self.mode = "disabled" if variables.is_off(wandb.mode) else wandb.mode
         self.why = f"wandb.mode={wandb.mode}"
         self.problem = ""
         """Why there is no process, if so."""
@@ -77,7 +70,7 @@ class Publisher:
     def connect(self) -> None:
         """Resolve `mode` (and `why`), without the network. Raises `UserError` if W&B cannot be used."""
         if self.mode != "disabled" and self._is_started():
-            self.connected.wait(timeout=patience_seconds())
+            self.connected.wait(timeout=variables.patience_seconds())
         if self.problem:
             raise UserError(f"W&B: {self.problem}")
 
@@ -119,7 +112,7 @@ class Publisher:
                     stderr=subprocess.DEVNULL,
                     text=True,
                     start_new_session=True,  # Ctrl-C is for the process that trains
-                    env=environment_of_uploads(),
+                    env=variables.environment_of_uploads(),
                 )
                 self.thread.start()
             except (OSError, RuntimeError) as error:  # no more processes, for example
@@ -140,7 +133,7 @@ class Publisher:
                 print(json.dumps(directory), file=self.process.stdin, flush=True)
                 answer = self._answer()
                 if answer.get("down"):
-                    Publisher.down_until = time.monotonic() + PAUSE_SECONDS
+                    Publisher.down_until = time.monotonic() + variables.PAUSE_SECONDS
                 if "at" in answer:
                     self.uploaded[directory] = answer["at"]
                     self.not_uploaded.pop(directory, None)
@@ -161,7 +154,7 @@ class Publisher:
 
     def _announce(self) -> None:
         lines = []
-        if ignored := [name for name in MERGING if os.environ.get(name)]:
+        if ignored := [name for name in variables.MERGING if os.environ.get(name)]:
             lines.append(f"W&B: {', '.join(ignored)} ignored: each run here is a W&B run of its own, with its own id")
         if self.wandb.mode == "auto":
             others = "wandb.mode=online or disabled" if self.mode == "offline" else "wandb.mode=offline or disabled"
@@ -178,9 +171,9 @@ class Publisher:
             if not self.thread.is_alive():
                 ended = "its process ended without an answer" if self.process else "W&B was down a moment ago"
                 return self.problem or ended
-            if self.process and time.monotonic() - self.heard > patience_seconds():
+            if self.process and time.monotonic() - self.heard > variables.patience_seconds():
                 self.process.kill()
-                return f"its process has not responded for {patience_seconds():.0f} s"
+                return f"its process has not responded for {variables.patience_seconds():.0f} s"
             progress(self.total - len(self.waiting), self.total)
             time.sleep(0.05)
         progress(self.total, self.total)
