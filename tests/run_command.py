@@ -139,12 +139,13 @@ def _as_a_process(cwd: Path, env: Mapping[str, str], out: int, err: int) -> Iter
     sys.stdout, sys.stderr = (os.fdopen(number, "w", 1, encoding="utf-8", closefd=False) for number in (1, 2))
     hydra = GlobalHydra.instance().hydra  # a test may be composing something itself
     GlobalHydra.instance().clear()
-    Publisher.announced.clear()
     try:
         _set_environment(env)
         os.chdir(cwd)
         yield
     finally:
+        Publisher.down_until = 0.0
+        Publisher.announced.clear()
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         environment, folder, sys.stdout, sys.stderr = before

@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from vld.config.settings import BackboneConfig, OptimConfig
+from vld.config.settings import BackboneConfig, Config, OptimConfig
 from vld.data.batches import TrainingBatches
 from vld.data.folder import DatasetFiles
 from vld.data.image_store import open_dataset
 from vld.data.images import Dataset, DomainImages
 from vld.data.split import split_indices
 from vld.model.classifier import Classifier, seeded_linear
+from vld.model.dropout import RepresentationDropout
 from vld.training.evaluation import EvaluationSet, evaluation_set
 
 CPU = torch.device("cpu")
@@ -59,19 +60,19 @@ def make_backbone() -> nn.Sequential:
         )
 
 
-def make_model(*, pretrained: bool = True, dropout: float = RATE, batch_norm: str = "frozen") -> Classifier:
-    return Classifier(
-        make_backbone(),
-        seeded_linear(24, 3, 0),
-        BackboneConfig(mean=MEAN, std=STD, feature_scale=SCALE, batch_norm=batch_norm),
-        dropout=dropout,
-        pretrained=pretrained,
-    )
+def make_model(
+    *, pretrained: bool = True, dropout: float = RATE, schedule: str = "constant", steps: int = 12, **changes: Any
+) -> Classifier:
+    settings = BackboneConfig(**{"mean": MEAN, "std": STD, "feature_scale": SCALE, **changes})
+    noise = RepresentationDropout(dropout, schedule, steps)
+    return Classifier(make_backbone(), seeded_linear(24, 3, 0), noise, settings, pretrained=pretrained)
 
 
-def settings(**changes: Any) -> OptimConfig:
-    defaults: dict[str, Any] = {"lr": 0.05, "weight_decay": 0.01, "momentum": 0.9, "steps": 12, "milestones": [5, 9]}
-    return OptimConfig(**{**defaults, **changes})
+def settings(**changes: Any) -> Config:
+    """Of a run of twelve steps, evaluated every fourth."""
+    optim = {"lr": 0.05, "weight_decay": 0.01, "momentum": 0.9, "steps": 12, "milestones": [5, 9]}
+    optim |= {name: changes.pop(name) for name in list(changes) if hasattr(OptimConfig, name) or name == "milestones"}
+    return Config(optim=OptimConfig(**optim), **{"eval_every": 4, "seed": SEED, **changes})
 
 
 def decode_dataset(

@@ -102,7 +102,7 @@ def entropy_rank(features: np.ndarray) -> float:
     return math.exp(-sum(p * math.log(p) for p in shares))
 
 
-def test_an_analysis_is_what_the_kept_weights_and_the_image_files_give(
+def test_an_analysis_follows_from_weights_and_images(
     trained: Path, analysed: "subprocess.CompletedProcess[str]", small_glyphs: Path
 ) -> None:
     """Images, split and averages are worked out anew from the folder."""
@@ -174,7 +174,7 @@ def test_an_analysis_is_what_the_kept_weights_and_the_image_files_give(
     }  # fmt: skip
 
 
-def test_the_probe_learns_from_an_equal_share_of_the_training_domains(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_probe_learns_equally_from_all_training_domains(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first of each in part, which the split has shuffled, and none of the domain left out."""
     monkeypatch.setattr("vld.study.probing.PROBE_IMAGES", 9)
     dataset = make_dataset()
@@ -216,9 +216,7 @@ def test_all_runs_with_weights_are_analysed_once(
     assert not list(trained.glob("runs/*/*/*/.*"))
 
 
-def test_a_run_is_named_by_its_id_or_its_directory_and_other_weights_stand_beside(
-    copied: Path, small_glyphs: Path, tmp_path: Path
-) -> None:
+def test_one_run_and_other_weights_can_be_analysed(copied: Path, small_glyphs: Path, tmp_path: Path) -> None:
     run_dir = run_of(copied, 0.9)
     done = analyse(copied, small_glyphs, f"run={run_dir}")
     assert done.returncode == 0, done.stderr
@@ -270,7 +268,7 @@ def test_what_cannot_be_analysed_is_one_line(copied: Path, small_glyphs: Path) -
     assert not (finished / "analysis.json").exists()
 
 
-def test_bad_options_are_one_line_and_exit_code_2(tmp_path: Path) -> None:
+def test_bad_options_are_refused_in_one_line(tmp_path: Path) -> None:
     for option, said in {
         "weights=ensemble-last": "weights=ensemble-last: must be one of erm-iid, erm-last",
         "weigths=erm-last": "weigths: no such option, did you mean weights?",
@@ -283,7 +281,7 @@ def test_bad_options_are_one_line_and_exit_code_2(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_images_are_refused_and_what_can_be_analysed_is(copied: Path, small_glyphs: Path) -> None:
+def test_other_images_and_damaged_weights_are_refused(copied: Path, small_glyphs: Path) -> None:
     shutil.copytree(small_glyphs / "glyphs", copied / "data/glyphs")
     path = next((copied / "data/glyphs").rglob("*.png"))
     Image.open(path).rotate(180).save(path)
@@ -308,7 +306,7 @@ def publish(run_dir: Path, output_dir: Path) -> None:
     assert publisher.not_uploaded == {}
 
 
-def test_it_reaches_w_and_b_and_later_ones_are_published_again(copied: Path, small_glyphs: Path) -> None:
+def test_analyses_are_uploaded_also_later_ones(copied: Path, small_glyphs: Path) -> None:
     run_dir = run_of(copied, 0.9)
     publish(run_dir, copied)
     erm, averaged = f"{run_dir.name}-erm", f"{run_dir.name}-weight_averaging"

@@ -11,12 +11,11 @@ from PIL import Image
 from run_command import TINY_NETWORK, script
 from torch.utils.data import DataLoader
 
-from vld.commands.benchmark import measure, sharing
-from vld.commands.benchmark.conventional import DecodedFiles, pytorch_s_defaults, training_transform
+from vld.commands.benchmark import measure, outside
+from vld.commands.benchmark.conventional import DecodedFiles, Examples, pytorch_s_defaults, training_transform
 from vld.commands.benchmark.figures import Figures
 from vld.commands.benchmark.forecast import EXPERIMENTS, evaluation_sizes, forecast
-from vld.commands.benchmark.sharing import images_per_second_beside
-from vld.commands.benchmark.startup import seconds_to_first_step
+from vld.commands.benchmark.outside import images_per_second_beside, seconds_to_first_step
 from vld.config.errors import UserError
 from vld.data.catalog import CONTENTS
 
@@ -24,8 +23,8 @@ from vld.data.catalog import CONTENTS
 @pytest.mark.slow
 def test_what_is_left_beside_busy_processes(small_glyphs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every way to wait beside none, one, … as many busy processes as there are cores; what cannot be measured says why."""
-    monkeypatch.setattr(sharing, "WAITS", {"as this command sets it": {}, "no turn": {"GOMP_SPINCOUNT": "0"}})
-    monkeypatch.setattr(sharing, "STEPS", 4)
+    monkeypatch.setattr(outside, "WAITS", {"as this command sets it": {}, "no turn": {"GOMP_SPINCOUNT": "0"}})
+    monkeypatch.setattr(outside, "STEPS", 4)
     options = [
         "dataset=glyphs",
         f"data_dir={small_glyphs}",
@@ -35,7 +34,7 @@ def test_what_is_left_beside_busy_processes(small_glyphs: Path, monkeypatch: pyt
         "test_domain=0",
     ]
     table = images_per_second_beside(options)
-    assert table.keys() == sharing.WAITS.keys()
+    assert table.keys() == outside.WAITS.keys()
     assert all([*rates] == [f"{n}" for n in range(len(os.sched_getaffinity(0)) + 1)] for rates in table.values())
     assert all(isinstance(rate, float) and rate > 0 for rates in table.values() for rate in rates.values())
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set())
@@ -47,18 +46,23 @@ def test_benchmark_writes_its_figures(tmp_path: Path, monkeypatch: pytest.Monkey
     rates: dict[str, dict[str, float | str]] = {"as it is": {"0": 7.0, "1": "killed"}}  # measured in the test above
     monkeypatch.setattr(measure, "images_per_second_beside", lambda _: rates)
     options = ["dataset=glyphs", *TINY_NETWORK, "image_size=16", "batch_size=2", "optim.steps=3", "test_domain=0"]
-    options.append("mixout=0.5")
     done = script("benchmark.py", *options, f"data_dir={tmp_path}", f"output_dir={tmp_path}")
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "benchmark.json").read_text())
     assert report["images_per_step"] == 6
     assert report["steps"] == 3
     medians, rates = report["median_seconds"], report["images_per_second"]
-    parts = {"full step", "bare step", "input", "weight average", "step with Mixout", "conventional step"}
-    assert medians.keys() == parts
-    assert report["mixout_step_to_bare_step"] == medians["step with Mixout"] / medians["bare step"]
+    assert medians.keys() == {
+        "full step",
+        "bare step",
+        "input",
+        "weight average",
+        "step with Mixout",
+        "conventional step",
+    }
     assert all(value > 0 for value in medians.values())
     assert all(rate == 6 / medians[name] for name, rate in rates.items())
+    assert report["mixout_step_to_bare_step"] == medians["step with Mixout"] / medians["bare step"]
     assert report["full_step_to_ceiling"] == medians["bare step"] / medians["full step"]
     assert report["conventional_step_to_full_step"] == medians["conventional step"] / medians["full step"]
     shares = report["share_of_the_training_time"]
@@ -67,7 +71,7 @@ def test_benchmark_writes_its_figures(tmp_path: Path, monkeypatch: pytest.Monkey
     assert shares["checkpoint"] == checkpoint["seconds"] / (checkpoint["seconds"] + 300)
     assert checkpoint["bytes"] > 3 * 4 * 350_000  # the tiny network's weights, average and momentum
     assert report["images_per_second_beside_busy_processes"] == {"as it is": {"0": 7.0, "1": "killed"}}
-    assert "images/s beside so many busy processes, as it is: 0: 7, 1: killed" in done.stdout
+    assert "images/s by the number of busy processes beside it, as it is: 0: 7, 1: killed" in done.stdout
     copying = report["seconds_for_wandb"]
     assert len(copying) == 3
     assert all(value > 0 for value in copying.values())
@@ -116,7 +120,7 @@ def test_why_a_training_did_not_start() -> None:
 def test_loaders_are_waited_for_by_what_they_have_decoded(tmp_path: Path) -> None:
     path = tmp_path / "image.png"
     Image.new("RGB", (8, 8)).save(path)
-    files = DecodedFiles([path] * 4, [0] * 4, training_transform(4))
+    files = DecodedFiles(Examples([path] * 4, [0] * 4), training_transform(4))
     loader = iter(DataLoader(files, 2, num_workers=1))  # has both batches made without being asked
     files.wait_for(4)
     assert files._decoded.value == 4

@@ -119,7 +119,7 @@ def evaluated(run_dir: Path, weights: dict[str, Tensor], images: EvaluationSet) 
 
 
 @pytest.mark.parametrize("step", ["last", "iid"])
-def test_a_model_soup_is_the_average_of_the_stored_weights(
+def test_a_model_soup_averages_the_stored_weights(
     combine: Combine, trained: Path, images: EvaluationSet, step: str
 ) -> None:
     combined = result(combine(f"method.member_step={step}"), images.test_domain)
@@ -132,7 +132,7 @@ def test_a_model_soup_is_the_average_of_the_stored_weights(
 
 
 @pytest.mark.parametrize("average", ["logits", "softmax"])
-def test_an_ensemble_of_runs_is_the_sum_of_the_stored_logits(
+def test_an_ensemble_of_runs_sums_the_stored_logits(
     combine: Combine, trained: Path, small_glyphs: Path, average: str
 ) -> None:
     """Labels and parts are worked out anew from the folder; the command itself needs no images."""
@@ -197,7 +197,7 @@ def test_what_a_combination_evaluates(
     assert networks == [1] * evaluations
 
 
-def test_a_greedy_soup_s_trace_is_what_tasting_gives(combine: Combine, trained: Path, images: EvaluationSet) -> None:
+def test_a_greedy_soup_s_trace_can_be_recomputed(combine: Combine, trained: Path, images: EvaluationSet) -> None:
     shown = combine("method=greedy_soup")
     combined = result(shown, images.test_domain)
     by_id = {run.name: run for run in members_of(combined, trained)}
@@ -287,7 +287,7 @@ cli.combine()
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_comes_to_the_same(
+def test_a_killed_combination_has_the_same_result_later(
     combine: Combine, trained: Path, small_glyphs: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(trained / "runs", tmp_path / "runs")
@@ -316,7 +316,7 @@ def test_a_sweep_over_combinations_ends_with_one_table(combine: Combine) -> None
         assert re.search(rf"│ {method} of 4 +│ +[\d.]+ │ +[\d.]+ │ +[\d.]+ │ +[\d.]+ │", table), table
 
 
-def test_missing_members_are_listed_with_the_command_that_trains_them(
+def test_missing_members_are_listed_with_the_training_command(
     trained: Path, small_glyphs: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(trained / "runs/glyphs/chalk", tmp_path / "runs/glyphs/chalk")
@@ -358,9 +358,7 @@ def test_train_trains_what_is_missing_and_combines(small_glyphs: Path, tmp_path:
     assert len(list((tmp_path / "runs/glyphs/chalk").iterdir())) == 2
 
 
-def test_what_cannot_be_combined_now_does_not_stop_the_others(
-    trained: Path, small_glyphs: Path, tmp_path: Path
-) -> None:
+def test_a_failed_combination_does_not_stop_the_others(trained: Path, small_glyphs: Path, tmp_path: Path) -> None:
     """A member that another process trains, and damaged weights, each in a domain of its own."""
     shutil.copytree(trained / "runs", tmp_path / "runs")
     here = (*BASE, MEMBERS, "test_domain=[0,1]", f"data_dir={small_glyphs}", f"output_dir={tmp_path}")
@@ -400,7 +398,7 @@ def test_other_images_are_refused(trained: Path, small_glyphs: Path, tmp_path: P
     assert not (tmp_path / "outputs/combined").exists()
 
 
-def test_bad_combinations_are_one_line_and_exit_code_2(trained: Path, small_glyphs: Path) -> None:
+def test_bad_combinations_are_refused_in_one_line(trained: Path, small_glyphs: Path) -> None:
     here = (*BASE, f"data_dir={small_glyphs}", f"output_dir={trained}", "test_domain=0")
     for option, said in {
         "method=erm": "method=erm: combine.py needs one of model_soup, greedy_soup, ensemble_of_runs",

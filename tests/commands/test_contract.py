@@ -152,7 +152,7 @@ def test_two_backbones_have_their_features_scaled() -> None:
     }
 
 
-def test_a_method_needs_what_the_readme_says_and_no_more() -> None:
+def test_a_method_needs_no_more_than_documented() -> None:
     """A row in vld/config/names.py with a label, colour and marker of its own; a preset if it has members, else a class."""
     assert sorted(names("method")) == sorted(method.name for method in ALL_METHODS if method.combines)
     assert list(METHODS_ALONG) == [method.name for method in ALL_METHODS if not method.combines]
@@ -167,7 +167,7 @@ def test_every_script_is_installed_as_a_command() -> None:
     assert all(callable(getattr(vld.commands.main, stem)) for stem in stems)
 
 
-def test_a_study_s_report_is_in_a_folder_of_its_name() -> None:
+def test_a_study_s_report_has_a_folder() -> None:
     assert [folder_name(words) for words in ([], ["study=demo"], ["study=pacs_cpu", "data_dir=/data"])] == [
         "",
         "demo",
@@ -178,7 +178,7 @@ def test_a_study_s_report_is_in_a_folder_of_its_name() -> None:
 # The device
 
 
-def test_float32_is_without_tf32_and_a_gpu_s_precision_is_bfloat16() -> None:
+def test_precision_on_a_cpu_and_a_gpu() -> None:
     backends = torch.backends.cuda.matmul, torch.backends.cudnn
     before = [backend.allow_tf32 for backend in backends]
     try:
@@ -194,7 +194,7 @@ def test_float32_is_without_tf32_and_a_gpu_s_precision_is_bfloat16() -> None:
     assert [resolve_precision("fp32", gpu), resolve_precision("bf16", cpu)] == ["fp32", "bf16"]
 
 
-def test_images_take_40_percent_of_the_gpu_memory_that_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_take_40_percent_of_free_gpu_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (700, 2000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda *_: 500)  # of which 300 are free again
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda *_: 200)
@@ -230,7 +230,7 @@ def test_slurm_is_asked_for_what_the_readme_says() -> None:
 
 
 @pytest.mark.parametrize(("gpus", "jobs"), [(4, 4), (1, 1), (0, 1)])
-def test_a_machine_has_as_many_jobs_at_a_time_as_gpus(gpus: int, jobs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_at_a_time_on_each_gpu(gpus: int, jobs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     composed = compose("train", overrides=["hydra/launcher=parallel"], return_hydra_config=True)
     assert composed.hydra.launcher.n_jobs == jobs
@@ -251,7 +251,7 @@ def test_an_older_python_is_refused_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("drawn", [False, True])
-def test_a_domain_that_is_none_is_said_before_weights_are_fetched(tmp_path: Path, drawn: bool) -> None:
+def test_a_wrong_domain_is_refused_before_weights_are_fetched(tmp_path: Path, drawn: bool) -> None:
     if drawn:
         for folder in ("chalk/A", "chalk/B", "print/A", "print/B"):
             (tmp_path / "glyphs" / folder).mkdir(parents=True)

@@ -75,7 +75,7 @@ def test_jobs_side_by_side_come_to_the_same(small_glyphs: Path, tmp_path: Path) 
     assert "mosaic" not in pasted.stdout
 
 
-def test_a_launcher_that_stops_says_what_there_is_and_how_to_go_on(
+def test_a_launcher_that_stops_shows_what_is_finished(
     small_glyphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What its jobs returned is lost with it; of their runs one is finished, one has failed, one, of two jobs, is not there."""
@@ -107,7 +107,7 @@ def test_a_launcher_that_stops_says_what_there_is_and_how_to_go_on(
 
 
 @pytest.mark.slow
-def test_jobs_side_by_side_share_a_terminal_with_a_bar_for_all(small_glyphs: Path, tmp_path: Path) -> None:
+def test_jobs_side_by_side_share_a_terminal(small_glyphs: Path, tmp_path: Path) -> None:
     """Their lines are whole, and the bar is drawn anew below them."""
     ours, theirs = os.openpty()
     process = start(
@@ -147,7 +147,7 @@ def processes_of(session: int) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_command_stops_its_jobs_and_goes_on(
+def test_a_stopped_command_saves_its_jobs_and_resumes(
     number: signal.Signals, small_glyphs: Path, tmp_path: Path
 ) -> None:
     """Each saves its run: Ctrl-C reaches every process of the terminal, another signal the command alone."""
@@ -200,7 +200,7 @@ def test_a_gpu_that_is_in_use_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_a_job_that_is_killed_lets_its_siblings_save(small_glyphs: Path, tmp_path: Path) -> None:
+def test_a_killed_job_lets_its_siblings_save(small_glyphs: Path, tmp_path: Path) -> None:
     """By SIGKILL, as where memory is short: joblib kills all others then."""
     options = (*ENDLESS, *SIDE_BY_SIDE, f"data_dir={small_glyphs}", f"output_dir={tmp_path / 'outputs'}")
     process = start("train.py", *options, start_new_session=True)

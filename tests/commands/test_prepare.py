@@ -169,7 +169,7 @@ def test_each_dataset_is_fetched_and_arranged(
     assert prepared(server, data_dir, name) == files
 
 
-def test_too_little_disk_for_the_store_is_said_before_anything(
+def test_too_little_disk_is_refused_before_any_download(
     server: ArchiveServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vld.machine.disk.free_disk", lambda _: 10**11)
@@ -345,7 +345,7 @@ def test_what_a_killed_process_left_is_no_hindrance(server: ArchiveServer, archi
     assert not (tmp_path / "data/.preparing-pacs").exists()
 
 
-def test_a_data_dir_that_cannot_be_is_one_line(tmp_path: Path) -> None:
+def test_a_bad_data_dir_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "PACS").symlink_to(tmp_path / "nowhere")
     (tmp_path / "glyphs").write_text("")
@@ -429,7 +429,7 @@ def test_bad_csv_files_are_named(what: str, tmp_path: Path) -> None:
         prepare(PrepareConfig(FROM_CSV, str(tmp_path)), Terminal())
 
 
-def test_archives_that_arrive_together_have_a_bar_each_and_one_for_all(
+def test_archives_have_a_bar_each_and_one_for_all(
     server: ArchiveServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archives = tuple(Archive(name, f"{server.url}/{name}", size=9) for name in ("a.zip", "b.zip", "c.zip"))

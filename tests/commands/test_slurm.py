@@ -257,7 +257,7 @@ def test_a_preempted_job_goes_on_exactly(study: list[str], tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("slurm")
-def test_the_command_of_a_split_study_may_end_at_any_moment(study: list[str], tmp_path: Path) -> None:
+def test_the_command_of_a_split_study_may_be_killed(study: list[str], tmp_path: Path) -> None:
     """`hydra.sweeper.max_batch_size` jobs at a time, one array after the other; the command is killed while its first array
     runs, and ends by itself when a job of its second array is killed."""
     options = [*study, "seed=0", "test_domain=0,1,2", "hydra.sweeper.max_batch_size=2"]

@@ -4,8 +4,11 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hydra._internal.hydra import Hydra
+from omegaconf import DictConfig
 from run_command import SMALLEST, before_step, script, train
 
 from vld.model.published import PRESETS, of_torchvision
@@ -19,7 +22,7 @@ def folders(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("written", LOOK_ALIKES)
-def test_text_arrives_as_it_was_written(written: str, tmp_path: Path) -> None:
+def test_text_arrives_as_written(written: str, tmp_path: Path) -> None:
     for command in ("report.py", "status.py", "publish.py", "analyse.py"):
         done = script(command, f"output_dir={written}", "wandb.mode=disabled", cwd=tmp_path)
         if command != "status.py":
@@ -28,7 +31,7 @@ def test_text_arrives_as_it_was_written(written: str, tmp_path: Path) -> None:
     assert f"output_dir: {written}\n" in shown.stdout.replace("'", "").replace('"', "")
 
 
-def test_text_of_a_sweep_and_of_a_file_arrives_as_it_was_written(small_glyphs: Path, tmp_path: Path) -> None:
+def test_text_of_a_sweep_or_file_arrives_as_written(small_glyphs: Path, tmp_path: Path) -> None:
     (tmp_path / "conf/study").mkdir(parents=True)
     axes = "output_dir: 2026_11_25,1e5"
     (tmp_path / "conf/study/mine.yaml").write_text(
@@ -49,7 +52,7 @@ def test_text_of_a_sweep_and_of_a_file_arrives_as_it_was_written(small_glyphs: P
 @pytest.mark.parametrize(
     "written", ["runs#1", "~/runs", "a=b", "runs[1]", "[runs]", "a{b}", "runs(1)", "a'b", 'a"b', "ü#1"]
 )
-def test_what_needs_quotes_is_refused_with_the_way_to_write_it(written: str, tmp_path: Path) -> None:
+def test_missing_quotes_are_refused_with_a_correction(written: str, tmp_path: Path) -> None:
     refused = script("report.py", f"output_dir={written}", cwd=tmp_path)
     assert refused.returncode == 2
     assert len(refused.stderr.splitlines()) == 1
@@ -58,7 +61,7 @@ def test_what_needs_quotes_is_refused_with_the_way_to_write_it(written: str, tmp
     assert f"output_dir={written}: no such folder" in followed.stderr
 
 
-def test_the_way_to_write_a_value_is_what_a_shell_takes(tmp_path: Path) -> None:
+def test_the_correction_is_quoted_for_a_shell(tmp_path: Path) -> None:
     refused = script("report.py", "output_dir=runs#1", cwd=tmp_path)
     assert refused.stderr == "output_dir=runs#1: write 'output_dir=\"runs#1\"'\n"
 
@@ -81,17 +84,33 @@ def test_a_study_is_one_at_a_time(command: str, tmp_path: Path) -> None:
         ("--resolve", "The --resolve flag can only be used "),
     ],
 )
-def test_words_that_make_no_command_are_refused_in_one_line(words: str, said: str, tmp_path: Path) -> None:
+def test_bad_flags_are_refused_in_one_line(words: str, said: str, tmp_path: Path) -> None:
     refused = train(*words.split(), cwd=tmp_path)
     assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
     assert refused.stderr.startswith(said)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_sweep_of_a_command_without_runs_does_every_job(tmp_path: Path) -> None:
+def test_a_command_without_runs_can_sweep(tmp_path: Path) -> None:
     refused = script("analyse.py", "-m", "output_dir=nowhere", "weights=erm-last,erm-iid", cwd=tmp_path)
     assert refused.returncode == 2, refused.stderr
     assert re.findall("to run just this job again: .* weights=(.*)", refused.stdout) == ["erm-last", "erm-iid"]
+
+
+@pytest.mark.parametrize("words", [["dropout=2"], ["-m", "dropout=2,3"], ["study=demo", "dropout=2"]])
+def test_a_command_is_composed_once(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it is one job or a sweep is read off the same composition."""
+    composed: list[object] = []
+    compose = Hydra.compose_config
+
+    def counted(*arguments: Any, **options: Any) -> DictConfig:
+        if options.get("from_shell", True):  # else it is a job of the sweep
+            composed.append(arguments)
+        return compose(*arguments, **options)
+
+    monkeypatch.setattr(Hydra, "compose_config", counted)
+    assert train(*words).returncode == 2
+    assert len(composed) == 1
 
 
 @pytest.mark.parametrize("full_error", ["0", "1"])

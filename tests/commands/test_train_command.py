@@ -87,7 +87,7 @@ def evaluation_images(shapes: Path, test_domain: str) -> EvaluationSet:
     return evaluation_set(dataset, test_domain, 0, torch.device("cpu"))
 
 
-def test_a_command_leaves_each_domain_out_and_shows_a_table(finished: tuple[Path, str]) -> None:
+def test_each_domain_is_left_out_and_in_the_table(finished: tuple[Path, str]) -> None:
     output_dir, shown = finished
     assert sorted(path.name for path in (output_dir / "runs/shapes").iterdir()) == ["alpha", "beta", "gamma"]
     assert re.search(
@@ -128,7 +128,7 @@ def test_run_directory_has_what_the_contract_says(finished: tuple[Path, str]) ->
     assert list(run_dir.rglob(".*")) == []
 
 
-def test_bfloat16_trains_on_a_cpu_where_it_is_asked_for(train_here: Train, tmp_path: Path) -> None:
+def test_bfloat16_trains_on_a_cpu_on_request(train_here: Train, tmp_path: Path) -> None:
     """The losses are near those of float32 and not the same; what is kept is float32. `auto` is float32 there.
 
     At 32 pixels: at 16, ResNet18 convolves single pixels with a stride of 2, whose gradients oneDNN gets wrong in bfloat16.
@@ -178,7 +178,7 @@ def test_load_results_has_the_contract_s_columns(finished: tuple[Path, str]) -> 
     assert table.members.isna().all()
 
 
-def test_load_results_leaves_out_unfinished_and_names_damaged_runs(
+def test_load_results_skips_unfinished_and_names_damaged_runs(
     finished: tuple[Path, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.copytree(finished[0], tmp_path / "copy")
@@ -223,7 +223,7 @@ def test_same_command_twice_gives_the_same_bytes(train_here: Train, finished: tu
         assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_finished_run_is_shown_and_not_trained_again(train_here: Train, finished: tuple[Path, str]) -> None:
+def test_a_finished_run_is_not_trained_again(train_here: Train, finished: tuple[Path, str]) -> None:
     results = sorted((finished[0] / "runs").rglob("result.json"))
     before = [path.stat().st_mtime_ns for path in results]
     again = train_here(f"output_dir={finished[0]}", "device=cpu")
@@ -252,7 +252,7 @@ def test_methods_of_a_sweep_share_one_run(train_here: Train, tmp_path: Path) -> 
         assert re.findall(r"│ (\w+)", table)[0] == method
 
 
-def test_a_reused_sweep_folder_does_not_bring_back_an_earlier_sweep(train_here: Train, tmp_path: Path) -> None:
+def test_a_reused_sweep_folder_shows_no_earlier_sweep(train_here: Train, tmp_path: Path) -> None:
     options = ("-m", f"hydra.sweep.dir={tmp_path}/sweep", "test_domain=0")
     train_here(*options, "optim.lr=1e-3,1e30", code=1)
     assert "failed" not in train_here(*options, "optim.lr=1e-3").stdout
@@ -296,7 +296,7 @@ def test_too_little_disk_is_refused_before_training(shapes: Path, tmp_path: Path
         subprocess.run(["umount", disk], check=True)
 
 
-def test_a_failed_run_is_recorded_and_the_others_go_on(train_here: Train, tmp_path: Path) -> None:
+def test_a_failed_run_is_recorded_and_others_continue(train_here: Train, tmp_path: Path) -> None:
     sweep = train_here("-m", "test_domain=0", "optim.lr=1e-3,1e30", code=1)
     assert len(list((tmp_path / "runs").rglob("result.json"))) == 1
     [failure_file] = (tmp_path / "runs").rglob("failure.json")
@@ -309,7 +309,7 @@ def test_a_failed_run_is_recorded_and_the_others_go_on(train_here: Train, tmp_pa
     assert "Traceback" not in single.stdout + single.stderr
 
 
-def test_weights_that_break_in_the_last_step_are_a_failure(train_here: Train, tmp_path: Path) -> None:
+def test_weights_broken_by_the_last_step_are_a_failure(train_here: Train, tmp_path: Path) -> None:
     done = train_here("optim.steps=1", "optim.lr=3e38", "test_domain=0", code=1)
     assert "no longer finite at step 1" in done.stdout
     assert not list(tmp_path.rglob("result.json"))
@@ -392,7 +392,7 @@ BAD_VALUES: list[dict[str, str]] = [
 
 
 @pytest.mark.parametrize("said", [*({option: line} for option, line in BAD_SETTINGS.items()), *BAD_VALUES], ids=min)
-def test_bad_settings_are_a_line_each_and_exit_code_2(said: dict[str, str], shapes: Path, tmp_path: Path) -> None:
+def test_bad_settings_are_refused_in_a_line_each(said: dict[str, str], shapes: Path, tmp_path: Path) -> None:
     refused = train(*LARGER, f"data_dir={shapes}", f"output_dir={tmp_path / 'outputs'}", *said)
     assert refused.returncode == 2
     lines = refused.stderr.splitlines()
@@ -403,9 +403,7 @@ def test_bad_settings_are_a_line_each_and_exit_code_2(said: dict[str, str], shap
     assert not (tmp_path / "outputs").exists()
 
 
-def test_everything_wrong_in_any_job_of_a_sweep_is_said_before_the_first_one_starts(
-    train_here: Train, tmp_path: Path
-) -> None:
+def test_all_jobs_of_a_sweep_are_checked_first(train_here: Train, tmp_path: Path) -> None:
     """Neither does the first job's, where both values are bad, hide the others'."""
     refused = train_here("-m", "dropout=1.5,0,-1", "seed=x,0", "optim.lr=1e-3,0", code=2)
     wrong = sorted(line.split(":")[0] for line in refused.stderr.splitlines())
@@ -453,7 +451,7 @@ def test_bad_data_and_output_folders_are_one_line(what: str, shapes: Path, tmp_p
     assert {path.name for path in tmp_path.iterdir()} <= {"data", "file", "out", ".hydra"}
 
 
-def test_a_missing_dataset_is_said_before_weights_are_sought(tmp_path: Path) -> None:
+def test_a_missing_dataset_is_refused_before_weights(tmp_path: Path) -> None:
     refused = train(f"data_dir={tmp_path}", f"output_dir={tmp_path / 'outputs'}")  # the defaults: PACS, ResNet50
     assert refused.returncode == 2
     assert f"no folder {tmp_path / 'PACS'}" in refused.stderr
@@ -472,7 +470,7 @@ def test_cfg_and_info_defaults_work() -> None:
     assert of_many.stderr.startswith("--cfg: shows the configuration of one job")
 
 
-def test_a_domain_called_by_a_number_is_meant_by_its_name(train_here: Train, shapes: Path, tmp_path: Path) -> None:
+def test_a_domain_may_have_a_number_as_its_name(train_here: Train, shapes: Path, tmp_path: Path) -> None:
     (tmp_path / "data/shapes").mkdir(parents=True)
     for name, domain in (("1", "alpha"), ("2", "beta"), ("15", "gamma")):
         (tmp_path / "data/shapes" / name).symlink_to(shapes / "shapes" / domain)
@@ -481,7 +479,7 @@ def test_a_domain_called_by_a_number_is_meant_by_its_name(train_here: Train, sha
         assert [path.name for path in (tmp_path / name / "runs/shapes").iterdir()] == [name]
 
 
-def test_what_an_unfinished_attempt_left_is_not_the_next_one_s(train_here: Train, tmp_path: Path) -> None:
+def test_leftovers_of_an_unfinished_attempt_are_removed(train_here: Train, tmp_path: Path) -> None:
     train_here("test_domain=0", "keep=[erm-iid]")
     [run_dir] = (tmp_path / "runs/shapes/alpha").iterdir()
     (run_dir / "result.json").unlink()
@@ -491,7 +489,7 @@ def test_what_an_unfinished_attempt_left_is_not_the_next_one_s(train_here: Train
     assert kept == ["config.yaml", "erm-last.safetensors", "metrics.jsonl", "result.json"]
 
 
-def test_a_damaged_result_is_named_and_the_other_domains_go_on(
+def test_a_damaged_result_is_named_and_others_continue(
     train_here: Train, finished: tuple[Path, str], tmp_path: Path
 ) -> None:
     shutil.copytree(finished[0] / "runs", tmp_path / "runs")
@@ -510,7 +508,7 @@ def test_a_closed_pipe_does_not_stop_the_training(shapes: Path, tmp_path: Path) 
     assert len(list(tmp_path.rglob("result.json"))) == 3
 
 
-def test_weights_that_were_not_kept_are_named_with_those_that_were(finished: tuple[Path, str]) -> None:
+def test_missing_weights_are_named_with_those_kept(finished: tuple[Path, str]) -> None:
     [run_dir] = (finished[0] / "runs/shapes/beta").iterdir()
     with pytest.raises(UserError, match="the run kept erm-last "):
         load_model(run_dir, "weight_averaging-iid")

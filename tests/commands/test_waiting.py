@@ -11,7 +11,7 @@ from vld.machine.waiting import ALONE, SHARED, cores_are_shared, running_process
 
 
 @pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"])
-def test_whoever_has_set_a_variable_of_openmp_s_has_decided(name: str) -> None:
+def test_variables_of_openmp_are_left_alone(name: str) -> None:
     environment = {name: "7"}
     spin_briefly(environment)
     assert environment == {name: "7"}
@@ -25,7 +25,7 @@ def test_whoever_has_set_a_variable_of_openmp_s_has_decided(name: str) -> None:
         ([3, 3, 2, 3, 1], True),
     ],
 )
-def test_the_spin_is_short_alone_and_none_beside_others(
+def test_threads_spin_briefly_alone_not_beside_others(
     running: list[int], shared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks = iter(running)
@@ -37,7 +37,7 @@ def test_the_spin_is_short_alone_and_none_beside_others(
     assert environment == {"PATH": "/bin", "GOMP_SPINCOUNT": str(SHARED if shared else ALONE)}
 
 
-def test_cores_beyond_those_of_this_process_may_be_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_processes_cores_may_be_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiting, "running_processes", lambda: 1 + 30)
     monkeypatch.setattr("os.cpu_count", lambda: 64)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(32)))

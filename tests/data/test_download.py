@@ -30,7 +30,7 @@ def fetch_pacs(server: ArchiveServer, folder: Path, *, name: str = "PACS.zip", r
     return target.read_bytes()
 
 
-def test_a_dropped_connection_goes_on_where_it_was(server: ArchiveServer, archive: bytes, tmp_path: Path) -> None:
+def test_a_dropped_connection_is_resumed(server: ArchiveServer, archive: bytes, tmp_path: Path) -> None:
     server.files["PACS.zip"] = archive
     server.drops = 2
     told: list[tuple[int, int]] = []
@@ -53,7 +53,7 @@ INTERRUPTED: dict[str, tuple[Callable[[bytes], bytes], bool, str]] = {
 
 
 @pytest.mark.parametrize("what", INTERRUPTED)
-def test_an_interrupted_download_goes_on_next_time(
+def test_an_interrupted_download_is_resumed_next_time(
     what: str, server: ArchiveServer, archive: bytes, tmp_path: Path
 ) -> None:
     """From a server without ranges it comes again from the beginning, and so does what is another file by then."""
@@ -70,7 +70,7 @@ def test_an_interrupted_download_goes_on_next_time(
 
 
 @pytest.mark.parametrize("status", [503, 429])
-def test_a_server_that_is_busy_is_asked_again_and_nothing_is_thrown_away(
+def test_a_busy_server_is_asked_again_for_the_rest(
     server: ArchiveServer, archive: bytes, tmp_path: Path, status: int
 ) -> None:
     server.files["PACS.zip"] = archive
@@ -116,7 +116,7 @@ NO_ARCHIVE: dict[str, tuple[Callable[[ArchiveServer], object], str]] = {
 
 
 @pytest.mark.parametrize("what", NO_ARCHIVE)
-def test_what_is_not_there_or_nobody_answers_is_named(what: str, server: ArchiveServer, tmp_path: Path) -> None:
+def test_what_cannot_be_fetched_is_named(what: str, server: ArchiveServer, tmp_path: Path) -> None:
     spoil, said = NO_ARCHIVE[what]
     spoil(server)
     with pytest.raises(UserError, match=said):

@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from vld.config.errors import UserError
 from vld.config.settings import BackboneConfig, Config
-from vld.model.classifier import Classifier, build_classifier, inverted_dropout, seeded_linear
+from vld.model.classifier import Classifier, build_classifier, seeded_linear
+from vld.model.dropout import RepresentationDropout, inverted_dropout
 from vld.model.weights import load_backbone_weights
 
 ALL_PRESETS = sorted((Path(__file__).parents[2] / "conf" / "backbone").glob("*.yaml"))
@@ -56,7 +57,7 @@ def tiny(dropout: float = 0.0, feature_scale: float = 1.0, **changes: Any) -> Cl
         )
     settings = BackboneConfig(mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.4], feature_scale=feature_scale)
     head = seeded_linear(8, 4, changes.pop("head_seed", 0))
-    return Classifier(backbone, head, settings, dropout=dropout, **{"pretrained": False, **changes})
+    return Classifier(backbone, head, RepresentationDropout(dropout), settings, **{"pretrained": False, **changes})
 
 
 def images(n: int = 2, size: int = 64) -> Tensor:

@@ -7,19 +7,19 @@ from typing import Any
 import pytest
 import torch
 from run_command import train
-from tiny import SEED, make_batches, make_model
+from tiny import make_batches, make_model
 from tiny import settings as optim
 from torch import Tensor, nn
 
 from vld.config.errors import UserError
-from vld.config.settings import AveragingConfig, BackboneConfig, Config, EnsembleConfig
+from vld.config.settings import AveragingConfig, BackboneConfig, Config
 from vld.model.classifier import Classifier, build_classifier
-from vld.model.dropout import StageDropout, dropout_rate, stages_of
+from vld.model.dropout import RepresentationDropout, StageDropout, stages_of
 from vld.runs import load_model
 from vld.runs.networks import network
 from vld.training.collapse import dropout_noise
 from vld.training.loop import Trajectory, update
-from vld.training.methods import Schedule, WeightAverage
+from vld.training.methods import WeightAverage
 
 SIZE = 32
 
@@ -198,7 +198,7 @@ def test_training_draws_by_the_seed_and_evaluation_not_at_all(kind: str) -> None
 def test_a_copy_is_independent(kind: str) -> None:
     """As the weight average is one: each drops in its own mode."""
     model = build(DRAWING[kind]).train()
-    average = WeightAverage(model, Schedule(10, 1, AveragingConfig(start=1), EnsembleConfig()))
+    average = WeightAverage(model, optim(steps=10, averaging=AveragingConfig(start=1)))
     average.after_step(1)
     copied = average.model
     assert copied is not None
@@ -288,7 +288,8 @@ def test_timm_s_networks_get_it_when_they_are_built() -> None:
     [("constant", 0.9, 0.9, 0.9), ("rising", 0.0, 0.45, 0.9), ("falling", 0.9, 0.45, 0.0)],
 )
 def test_schedules(schedule: str, start: float, middle: float, end: float) -> None:
-    assert [dropout_rate(0.9, schedule, step, 200) for step in (0, 100, 200)] == pytest.approx([start, middle, end])
+    dropout = RepresentationDropout(0.9, schedule, 200)
+    assert [dropout.rate_at(step) for step in (0, 100, 200)] == pytest.approx([start, middle, end])
 
 
 @pytest.mark.parametrize("schedule", ["constant", "rising", "falling"])
@@ -300,17 +301,14 @@ def test_training_uses_the_rate_of_the_step(schedule: str, monkeypatch: pytest.M
         used.append(rate)
         return representation
 
-    monkeypatch.setattr("vld.model.classifier.inverted_dropout", counted)
-    batches, model = make_batches(), make_model(dropout=0.8)
-    every = {"averaging": AveragingConfig(), "ensemble": EnsembleConfig()}
-    trajectory = Trajectory(
-        model.train(), optim(steps=4, milestones=[]), eval_every=4, dropout_schedule=schedule, **every
-    )
+    monkeypatch.setattr("vld.model.dropout.inverted_dropout", counted)
+    batches, model = make_batches(), make_model(dropout=0.8, schedule=schedule, steps=4)
+    trajectory = Trajectory(model.train(), optim(steps=4, milestones=[]))
     for step in range(4):
-        update(trajectory, *batches.batch(step), SEED, step)
+        update(trajectory, *batches.batch(step), step)
     expected = {"constant": [0.8] * 4, "rising": [0.0, 0.2, 0.4, 0.6], "falling": [0.8, 0.6, 0.4, 0.2]}
     assert used == pytest.approx(expected[schedule])
-    assert model.dropout == 0.8  # what the noise is judged by
+    assert model.dropout.rate == 0.8  # what the noise is judged by
 
 
 def test_the_noise_that_is_warned_about_is_the_same_again() -> None:

@@ -10,7 +10,6 @@ from tiny import CPU, SEED, make_batches, make_model, settings
 from torch import Tensor, nn
 
 from vld.config.errors import UserError
-from vld.config.settings import AveragingConfig, EnsembleConfig
 from vld.machine.seeds import MIXOUT, torch_generator
 from vld.model.mixout import Mixout, masked_share, masked_weights
 from vld.runs import load_results
@@ -110,17 +109,13 @@ def test_a_kind_that_masks_little_is_warned_of() -> None:
 
 
 def begin(**choices: Any) -> Trajectory:
-    model = make_model()
-    mixout = Mixout(model.backbone, choices["mixout"], "filter") if choices.get("mixout") else None
-    every: dict[str, Any] = {"averaging": AveragingConfig(), "ensemble": EnsembleConfig()}
-    warm_start = choices.get("warm_start", 0)
-    return Trajectory(model, settings(), eval_every=4, mixout=mixout, warm_start=warm_start, **every)
+    return Trajectory(make_model(), settings(**choices))
 
 
 def go(trajectory: Trajectory, first: int, end: int) -> dict[str, Tensor]:
     batches = make_batches()
     for step in range(first, end):
-        update(trajectory, *batches.batch(step), SEED, step)
+        update(trajectory, *batches.batch(step), step)
     return copy.deepcopy(trajectory.model.state_dict())
 
 

@@ -21,12 +21,9 @@ import torch
 HERE = Path(__file__).parent
 PACKAGES = Path(sysconfig.get_path("purelib"))
 HEADERS = ("cuda_runtime_api.h", "crt/host_defines.h")
-INCLUDES = [
-    folder
-    for pattern in ("triton/backends/nvidia/include", "nvidia/cu*/include")
-    for folder in PACKAGES.glob(pattern)
-    if all((folder / name).is_file() for name in HEADERS)
-]
+PATTERNS = ("nvidia/cu*/include", "triton/backends/nvidia/include")
+"""Triton's may be of another version than torch's, and have what those lack."""
+INCLUDES = [folder for pattern in PATTERNS for folder in PACKAGES.glob(pattern)]
 LIBRARIES = ("libc10_cuda.so", "libtorch_cuda.so", "libtorch_cuda_linalg.so", "libcaffe2_nvrtc.so")
 TRITON = PACKAGES / "triton/backends/nvidia/driver.c"
 """Source that is compiled when it is needed: what it calls is read there."""
@@ -39,7 +36,7 @@ def missing() -> str | None:
     """Why it cannot be built here."""
     if torch.version.cuda is None:
         return "torch is built without CUDA"
-    if not INCLUDES:
+    if not all(any((folder / name).is_file() for folder in INCLUDES) for name in HEADERS):
         return "the headers of the CUDA runtime are not installed"
     tools = [tool for tool in ("g++", "nm") if shutil.which(tool) is None]
     return f"{' and '.join(tools)} missing" if tools else None
@@ -56,7 +53,8 @@ def build(folder: Path) -> Path:
     (folder / "rest.cpp").write_text("\n".join([*generated, "}"]) + "\n")
     (folder / "sitecustomize.py").write_text("import null_gpu.mathematics\n")
     library = folder / "libcuda.so.1"  # the driver's name, so that torch finds one
-    command = ["g++", "-std=c++17", "-shared", "-fPIC", "-O1", "-w", "-Wl,-soname,libcuda.so.1", f"-I{INCLUDES[0]}"]
+    command = ["g++", "-std=c++17", "-shared", "-fPIC", "-O1", "-w", "-Wl,-soname,libcuda.so.1"]
+    command += [f"-I{folder}" for folder in INCLUDES]
     subprocess.run([*command, HERE / "device.cpp", folder / "rest.cpp", "-o", library], check=True)
     return library
 

@@ -18,7 +18,6 @@ from vld.data.batches import STEPS_AHEAD, TrainingBatches
 from vld.data.split import split_indices
 from vld.machine.device import MemoryBudget, set_up
 from vld.model.classifier import build_classifier
-from vld.model.mixout import Mixout
 from vld.training import compiled
 from vld.training.evaluation import evaluation_set
 from vld.training.loop import Trajectory, update
@@ -36,7 +35,7 @@ def main(architecture: str, image_size: int, *what: str) -> None:
     set_up(device, deterministic=False)
     backbone = BackboneConfig(name=architecture, architecture=architecture, library="torchvision")
     config = Config(backbone=backbone, dropout=0.9, image_size=image_size)
-    model = build_classifier(config, None, classes=3, autocast=True)
+    model = build_classifier(config, None, 3, "bf16")
     model.pretrained = True
     model.to(device).train()
     dataset = make_dataset()
@@ -48,22 +47,20 @@ def main(architecture: str, image_size: int, *what: str) -> None:
     compiled.compile_network(
         how, model, evaluation_set(dataset, "c", 0, device, memory=MemoryBudget(device, str)), sys.exit, batches
     )
-    trajectory = Trajectory(
-        model,
-        settings(steps=99),
-        eval_every=99,
+    config = settings(
+        steps=99,
         averaging=AveragingConfig(1, 1),
         ensemble=EnsembleConfig(99, 99),
         swad=SwadConfig(enabled="swad" in what),
-        mixout=Mixout(model.backbone, 0.9, "point" if architecture.startswith("vit") else "filter")
-        if "mixout" in what
-        else None,
+        mixout=0.9 if "mixout" in what else 0.0,
+        mixout_kind="point" if architecture.startswith("vit") else "filter",
     )
+    trajectory = Trajectory(model, config)
     for step in range(WARM_UP + STEPS):
         if step == WARM_UP:
             before, convolutions, programs = list(counts), asked["convolutions"], counters["stats"]["unique_graphs"]
             torch.cuda.set_sync_debug_mode("error")
-        update(trajectory, *batches.batch(step), SEED, step)
+        update(trajectory, *batches.batch(step), step)
         for method in trajectory.methods.values():
             method.after_step(step + 1)
     made = {name: (now - then) / STEPS for name, now, then in zip(NAMES, counts, before, strict=True)}

@@ -13,6 +13,7 @@ from vld.config.settings import BackboneConfig, Config
 from vld.model.classifier import Classifier, build_classifier, seeded_linear
 from vld.model.weights import load_backbone_weights
 from vld.runs.identity import weights_fingerprint
+from vld.runs.start import check_start
 
 SMALL = ("dataset=glyphs", "image_size=32", "batch_size=1", "optim.steps=2", "eval_every=2", "dropout=0.5")
 SMALL += ("test_domain=chalk", *TINY_NETWORK[:2])
@@ -74,6 +75,12 @@ def test_a_soup_of_runs_from_one_linear_probe(probe: Path, small_glyphs: Path, t
     runs = [json.loads(path.read_text())["settings"] for path in tmp_path.glob("runs/glyphs/chalk/*/result.json")]
     expected = weights_fingerprint(load_backbone_weights(from_weights(probe)))
     assert [run["backbone.weights_fingerprint"] for run in runs] == [expected] * 2
+
+
+def test_a_result_json_of_the_user_s_own_is_no_run_s(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text('{"accuracy": 0.9}')
+    settings = BackboneConfig(weights=str(tmp_path / "weights.pth"))
+    check_start(Config(backbone=settings), {"fc.weight": torch.ones(2, 96)}, ("a", "b"), ("sketch",))
 
 
 REFUSED = {

@@ -64,6 +64,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
     with serving() as server:
         for name, value in server.environment().items():
             monkeypatch.setenv(name, value)
+        monkeypatch.setattr(Publisher, "down_until", 0.0)
         yield server
 
 
@@ -131,8 +132,10 @@ def test_one_refused_run_does_not_stop_the_others(server: WandbServer, runs: lis
 def test_a_server_that_refuses_two_in_a_row_is_left_alone(
     server: WandbServer, runs: list[Path], tmp_path: Path
 ) -> None:
+    """Also by later jobs of the process."""
     server.refused = ("", 400)
     assert len(published(tmp_path, *runs).not_uploaded) == 3
+    assert set(published(tmp_path, *runs).not_uploaded.values()) == {"W&B was down a moment ago"}
     assert server.refusals == 2
 
 
@@ -233,7 +236,7 @@ def test_what_was_delivered_is_made_again_once_it_is_gone(runs: list[Path], tmp_
 @pytest.mark.slow
 def test_a_stuck_process_holds_nobody_up(runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     publisher = standing_still(tmp_path)
-    monkeypatch.setattr(publisher_module, "patience_seconds", lambda: 2.0)
+    monkeypatch.setattr(publisher_module.variables, "patience_seconds", lambda: 2.0)
     for number in range(3000):
         publisher.started(tmp_path / f"runs/glyphs/chalk/{number}")
         publisher.ended(runs[number % 3])

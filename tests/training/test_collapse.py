@@ -11,6 +11,7 @@ from torch import nn
 
 from vld.config.settings import BackboneConfig
 from vld.model.classifier import Classifier, seeded_linear
+from vld.model.dropout import RepresentationDropout
 from vld.training.collapse import QUIET, TOO_NOISY, CollapseWatch, Health, dropout_noise, measure, noise_warning
 from vld.training.evaluation import Prediction
 
@@ -25,7 +26,7 @@ def classifier(dropout: float, feature_scale: float = 1.0, **changes: Any) -> Cl
         )
     settings = BackboneConfig(mean=[0.5] * 3, std=[0.1] * 3, feature_scale=feature_scale)
     head = seeded_linear(FEATURES, 5, 0)
-    return Classifier(backbone, head, settings, dropout=dropout, **{"pretrained": True, **changes})
+    return Classifier(backbone, head, RepresentationDropout(dropout), settings, **{"pretrained": True, **changes})
 
 
 def images(n: int = 6) -> torch.Tensor:
@@ -86,13 +87,13 @@ def test_measuring_changes_nothing(training: bool) -> None:
 
 @given(noise=st.floats(0, TOO_NOISY))
 def test_no_warning_up_to_the_threshold(noise: float) -> None:
-    assert noise_warning(noise, 0.9, 1.0) is None
+    assert noise_warning(classifier(0.9, 1.0), noise) is None
 
 
 @given(noise=st.floats(TOO_NOISY, 1e4, exclude_min=True), scale=st.floats(1e-3, 10), rate=st.floats(0.01, 0.99))
 def test_warning_names_a_scale_that_helps(noise: float, scale: float, rate: float) -> None:
     """With the scale that is named, the noise is about QUIET: a single digit is off by half at most."""
-    message = noise_warning(noise, rate, scale)
+    message = noise_warning(classifier(rate, scale), noise)
     assert message is not None
     assert "\n" not in message
     assert message.startswith(f"dropout={rate:g} ")
@@ -103,18 +104,19 @@ def test_warning_names_a_scale_that_helps(noise: float, scale: float, rate: floa
 
 def test_named_scale_helps_a_real_network() -> None:
     noise = dropout_noise(classifier(0.9, 40.0), images())
-    message = noise_warning(noise, 0.9, 40.0)
+    message = noise_warning(classifier(0.9, 40.0), noise)
     assert message is not None
     remedy = float(message.split("backbone.feature_scale=")[1].split()[0])
-    assert noise_warning(dropout_noise(classifier(0.9, remedy), images()), 0.9, remedy) is None
+    helped = classifier(0.9, remedy)
+    assert noise_warning(helped, dropout_noise(helped, images())) is None
 
 
 def test_lite0_on_pacs_is_warned_of_and_its_preset_is_not() -> None:
     """The measured case of the study: standard deviation 2.2 at scale 1, 0.22 at 0.1."""
-    message = noise_warning(2.2, 0.9, 1.0)
+    message = noise_warning(classifier(0.9, 1.0), 2.2)
     assert message is not None
     assert message.endswith("use backbone.feature_scale=0.1")
-    assert noise_warning(0.22, 0.9, 0.1) is None
+    assert noise_warning(classifier(0.9, 0.1), 0.22) is None
 
 
 def test_measure() -> None:
@@ -128,7 +130,7 @@ def test_measure() -> None:
 def watched(
     *evaluations: tuple[float, float], pretrained: bool = True, dropout: float = 0.9, noise: float = 0.2
 ) -> tuple[CollapseWatch, list[str | None]]:
-    watch = CollapseWatch(0.5, dropout, noise, pretrained)
+    watch = CollapseWatch(classifier(dropout, 0.5, pretrained=pretrained), noise)
     return watch, [watch.news(300 * i, Health(*evaluation)) for i, evaluation in enumerate(evaluations)]
 
 
@@ -184,7 +186,7 @@ def test_without_dropout_no_lower_dropout_is_advised() -> None:
 
 def test_what_was_seen_survives_an_interruption() -> None:
     watch, _ = watched((100.0, 0.5), (90.0, 0.5))
-    resumed = CollapseWatch(0.5, 0.9, 0.2, True)
+    resumed = CollapseWatch(classifier(0.9, 0.5), 0.2)
     resumed.load_state_dict(watch.state_dict())
     assert resumed.news(600, Health(90.0, 1.0)) is not None
 

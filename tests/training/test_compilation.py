@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import SEED, make_batches, make_evaluation_set, make_model, settings
+from tiny import make_batches, make_evaluation_set, make_model, settings
 from torch._dynamo.utils import counters
 from torch._inductor.utils import clear_caches
 
@@ -60,9 +60,8 @@ def trained(*, compiled: bool, **network: Any) -> tuple[list[Evaluation], list[s
     if compiled:
         compilation.compile_network("true", model, images, said.append, batches)
     programs = counters["stats"]["unique_graphs"]
-    every = {"averaging": AveragingConfig(1, 1), "ensemble": EnsembleConfig(4, 4)}
-    trajectory = Trajectory(model, settings(steps=8), eval_every=4, **every)
-    evaluations = list(train(trajectory, batches, images, seed=SEED))
+    config = settings(steps=8, averaging=AveragingConfig(1, 1), ensemble=EnsembleConfig(4, 4))
+    evaluations = list(train(Trajectory(model, config), batches, images))
     assert model.compiled == (compiled and not said)
     return evaluations, said, counters["stats"]["unique_graphs"] - programs
 

@@ -19,6 +19,7 @@ from vld.data.images import Dataset, DomainImages
 from vld.data.split import split_indices
 from vld.data.views import CHUNKS_AHEAD, EvaluationViews
 from vld.model.classifier import Classifier, seeded_linear
+from vld.model.dropout import RepresentationDropout
 from vld.training.evaluation import (
     IN,
     OUT,
@@ -245,7 +246,7 @@ def classifier() -> Classifier:
             nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
         )
     settings = BackboneConfig(mean=[0.5] * 3, std=[0.2] * 3, feature_scale=0.5)
-    return Classifier(backbone, seeded_linear(6, 4, 0), settings, dropout=0.9, pretrained=False)
+    return Classifier(backbone, seeded_linear(6, 4, 0), RepresentationDropout(0.9), settings, pretrained=False)
 
 
 def images_to_predict(n: int = 150) -> EvaluationSet:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import SEED, make_batches, make_evaluation_set, make_model, settings
+from tiny import make_batches, make_evaluation_set, make_model, settings
 
 from vld import PROTOCOL_VERSION
 from vld.config.settings import AveragingConfig, EnsembleConfig
@@ -21,14 +21,8 @@ GOLDEN = Path(__file__).parents[1] / "golden.jsonl"
 
 
 def rows() -> list[dict[str, Any]]:
-    trajectory = Trajectory(
-        make_model(),
-        settings(steps=30),
-        eval_every=10,
-        averaging=AveragingConfig(start=5),
-        ensemble=EnsembleConfig(start=5, every=5),
-    )
-    evaluations = train(trajectory, make_batches(), make_evaluation_set(), seed=SEED)
+    config = settings(steps=30, eval_every=10, averaging=AveragingConfig(5), ensemble=EnsembleConfig(5, 5))
+    evaluations = train(Trajectory(make_model(), config), make_batches(), make_evaluation_set())
     return [
         {key: value for key, value in row.items() if key not in ("seconds", "train_seconds")}
         for evaluation in evaluations

@@ -71,15 +71,14 @@ def test_nothing_between_evaluations_waits_for_the_gpu(resident: bool, compiled:
     if compiled:
         compilation.compile_network("true", model, images, print, batches)
         assert model.compiled
-    trajectory = Trajectory(
-        model, settings(steps=20), eval_every=20, averaging=AveragingConfig(2, 1), ensemble=EnsembleConfig(20, 20)
-    )
+    config = settings(steps=20, eval_every=20, averaging=AveragingConfig(2, 1), ensemble=EnsembleConfig(20, 20))
+    trajectory = Trajectory(model, config)
 
     def on_step(step: int) -> None:
         torch.cuda.set_sync_debug_mode("error" if 5 <= step < 20 else "default")
 
     try:
-        evaluations = list(train_from(trajectory, batches, images, seed=SEED, on_step=on_step))
+        evaluations = list(train_from(trajectory, batches, images, on_step=on_step))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert [evaluation.step for evaluation in evaluations] == [0, 20]

@@ -1,17 +1,16 @@
 """What a GPU is spared, as far as it shows without one."""
 
 import copy
-from typing import Any
 
 import pytest
 import torch
-from tiny import CPU, SEED, make_batches, make_model, settings
+from tiny import CPU, make_batches, make_model, settings
 
-from vld.config.settings import AveragingConfig, EnsembleConfig
+from vld.config.settings import AveragingConfig
 from vld.machine.device import set_up
 from vld.training import loop
 from vld.training.loop import Trajectory
-from vld.training.methods import Schedule, WeightAverage
+from vld.training.methods import WeightAverage
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam"])
@@ -19,21 +18,20 @@ def test_the_device_decides_on_the_fused_step_whatever_the_checkpoint_says(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make_model()
-    options: dict[str, Any] = {"eval_every": 1, "averaging": AveragingConfig(), "ensemble": EnsembleConfig()}
-    begun = Trajectory(model, settings(name=name), **options)
-    loop.update(begun, *make_batches().batch(0), SEED, 0)
+    begun = Trajectory(model, settings(name=name))
+    loop.update(begun, *make_batches().batch(0), 0)
     state = copy.deepcopy(begun.state_dict())
     monkeypatch.setattr(loop, "_is_fused", lambda _: True)  # as on a GPU; a CPU has a fused step, too
-    resumed = Trajectory(model, settings(name=name), **options)
+    resumed = Trajectory(model, settings(name=name))
     resumed.load_state_dict(state)
     assert [group["fused"] for group in resumed.optimizer.param_groups] == [True, True]
-    loop.update(resumed, *make_batches().batch(1), SEED, 1)
+    loop.update(resumed, *make_batches().batch(1), 1)
 
 
 @pytest.mark.parametrize(("pretrained", "copies"), [(True, 0), (False, 1)])
 def test_the_average_copies_counters_at_once_and_none_where_batch_norm_is_frozen(pretrained: bool, copies: int) -> None:
     model = make_model(pretrained=pretrained)
-    average = WeightAverage(model, Schedule(9, 1, AveragingConfig(start=1), EnsembleConfig()))
+    average = WeightAverage(model, settings(averaging=AveragingConfig(1)))
     average.after_step(1)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         average.after_step(2)

@@ -39,15 +39,12 @@ from vld.training.evaluation import predict, score
 from vld.training.loop import Evaluation, TrainingFailed, Trajectory, is_evaluated, learning_rate, make_optimizer, train
 
 
-def start(model: Classifier, optim: OptimConfig, eval_every: int = 4, **changes: Any) -> Iterator[Evaluation]:
-    accumulated: dict[str, Any] = {"averaging": AveragingConfig(), "ensemble": EnsembleConfig()}
-    accumulated |= {name: changes.pop(name) for name in list(changes) if name in accumulated}
-    trajectory = Trajectory(model, optim, eval_every=eval_every, **accumulated)
-    return train(trajectory, make_batches(), make_evaluation_set(), **{"seed": SEED, **changes})
+def start(model: Classifier, config: Config, **changes: Any) -> Iterator[Evaluation]:
+    return train(Trajectory(model, config), make_batches(), make_evaluation_set(), **changes)
 
 
-def run(model: Classifier, optim: OptimConfig, eval_every: int = 4, **changes: Any) -> list[Evaluation]:
-    return list(start(model, optim, eval_every, **changes))
+def run(model: Classifier, config: Config, **changes: Any) -> list[Evaluation]:
+    return list(start(model, config, **changes))
 
 
 def plain_loop(
@@ -107,11 +104,11 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
     ids=str,
 )
 def test_equals_a_plain_loop(changes: dict[str, Any], pretrained: bool) -> None:
-    optim = settings(**changes)
-    reference, losses = plain_loop(optim, pretrained=pretrained)
+    config = settings(**changes, eval_every=1)
+    reference, losses = plain_loop(config.optim, pretrained=pretrained)
     model = make_model(pretrained=pretrained)
     before = weights_of(model)
-    evaluations = run(model, optim, eval_every=1)
+    evaluations = run(model, config)
     after = weights_of(model)
     assert after.keys() == reference.keys()
     for name, value in after.items():
@@ -123,7 +120,7 @@ def test_equals_a_plain_loop(changes: dict[str, Any], pretrained: bool) -> None:
 
 @pytest.mark.parametrize("dropout", [0.0, 0.9])
 def test_equals_a_plain_loop_at_other_dropout_rates(dropout: float) -> None:
-    reference, _ = plain_loop(settings(), dropout=dropout)
+    reference, _ = plain_loop(settings().optim, dropout=dropout)
     model = make_model(dropout=dropout)
     run(model, settings())
     for name, value in weights_of(model).items():
@@ -145,25 +142,25 @@ def test_weight_decay_acts_on_all_parameters() -> None:
 def test_optimizer_holds_every_parameter_once() -> None:
     model = make_model()
     for name in ("sgd", "adam", "adamw"):
-        optimizer = make_optimizer(model, settings(name=name, last_layer_lr_factor=10.0))
+        optimizer = make_optimizer(model, settings(name=name, last_layer_lr_factor=10.0).optim)
         held = [id(value) for group in optimizer.param_groups for value in group["params"]]
         assert sorted(held) == sorted(id(value) for value in model.parameters())
         assert all(group["weight_decay"] == 0.01 for group in optimizer.param_groups)
 
 
 def test_learning_rate_schedule() -> None:
-    optim = settings(lr=1e-3, steps=10_000, milestones=[5_000])
+    optim = settings(lr=1e-3, steps=10_000, milestones=[5_000]).optim
     assert [learning_rate(optim, step) for step in (0, 4_999)] == [1e-3, 1e-3]
     assert [learning_rate(optim, step) for step in (5_000, 9_999, 10_000)] == pytest.approx([1e-4] * 3, rel=1e-12)
-    optim = settings(lr=1.0, milestones=[15, 25], gamma=0.5)
+    optim = settings(lr=1.0, milestones=[15, 25], gamma=0.5).optim
     assert [learning_rate(optim, step) for step in (14, 15, 24, 25, 99)] == [1, 0.5, 0.5, 0.25, 0.25]
-    optim = settings(lr=1.0, milestones=[6], gamma=0.5, warm_up=4)
+    optim = settings(lr=1.0, milestones=[6], gamma=0.5, warm_up=4).optim
     assert [learning_rate(optim, step) for step in range(7)] == [0.25, 0.5, 0.75, 1, 1, 1, 0.5]
 
 
 @pytest.mark.parametrize("warm_up", [0, 4])
 def test_cosine_is_pytorch_s(warm_up: int) -> None:
-    optim = settings(lr=0.1, steps=20, milestones=[5], schedule="cosine", warm_up=warm_up)
+    optim = settings(lr=0.1, steps=20, milestones=[5], schedule="cosine", warm_up=warm_up).optim
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
     reference = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20 - warm_up)
     for step in range(warm_up, 21):
@@ -174,7 +171,7 @@ def test_cosine_is_pytorch_s(warm_up: int) -> None:
 
 
 def test_evaluations_tell_the_rate_in_force() -> None:
-    assert [entry.lr for entry in run(make_model(), settings(), eval_every=1)] == pytest.approx(
+    assert [entry.lr for entry in run(make_model(), settings(eval_every=1))] == pytest.approx(
         [0.05] * 5 + [0.005] * 4 + [0.0005] * 4, rel=1e-9
     )
 
@@ -191,7 +188,7 @@ def test_evaluations_tell_the_rate_in_force() -> None:
     ],
 )
 def test_evaluated_steps(steps: int, eval_every: int, expected: list[int]) -> None:
-    assert [entry.step for entry in run(make_model(), settings(steps=steps), eval_every)] == expected
+    assert [entry.step for entry in run(make_model(), settings(steps=steps, eval_every=eval_every))] == expected
 
 
 def test_the_study_s_evaluated_steps() -> None:
@@ -204,8 +201,8 @@ def test_members_off_the_grid_are_no_evaluations() -> None:
     """Nor do they change what is evaluated, or the weights: only when the combinations take a member in differs."""
     models = [make_model(), make_model()]
     settled = [
-        run(models[0], settings(), averaging=AveragingConfig(1, 1), ensemble=EnsembleConfig(1, 3)),
-        run(models[1], settings(), averaging=AveragingConfig(12, 1), ensemble=EnsembleConfig(12, 1)),
+        run(models[0], settings(averaging=AveragingConfig(1, 1), ensemble=EnsembleConfig(1, 3))),
+        run(models[1], settings(averaging=AveragingConfig(12, 1), ensemble=EnsembleConfig(12, 1))),
     ]
     for one, other in zip(*settled, strict=True):
         assert one.step == other.step
@@ -217,11 +214,10 @@ def test_members_off_the_grid_are_no_evaluations() -> None:
 
 def test_evaluations_are_of_the_model_at_that_step() -> None:
     """Runs that end at each step predict what the long run predicted on its way there."""
-    optim = settings()
-    evaluations = {entry.step: entry for entry in run(make_model(), optim)}
+    evaluations = {entry.step: entry for entry in run(make_model(), settings())}
     for step in (4, 8, 12):
         model = make_model()
-        short = run(model, replace(optim, steps=step), eval_every=300)
+        short = run(model, settings(steps=step, eval_every=300))
         assert torch.equal(short[-1].logits["erm"], evaluations[step].logits["erm"])
         prediction = predict([model], make_evaluation_set())[0]
         assert torch.equal(prediction.logits, evaluations[step].logits["erm"])
@@ -242,8 +238,8 @@ def test_logits_are_kept_as_they_were() -> None:
 
 
 def test_train_loss_is_the_mean_since_the_last_evaluation() -> None:
-    _, losses = plain_loop(settings())
-    evaluations = run(make_model(), settings(), eval_every=5)
+    _, losses = plain_loop(settings().optim)
+    evaluations = run(make_model(), settings(eval_every=5))
     assert evaluations[0].train_loss is None
     expected = [sum(losses[0:5]) / 5, sum(losses[5:10]) / 5, sum(losses[10:12]) / 2]
     assert [entry.train_loss for entry in evaluations[1:]] == pytest.approx(expected, rel=1e-4)
@@ -253,9 +249,9 @@ def test_train_loss_is_the_mean_since_the_last_evaluation() -> None:
 def test_evaluating_does_not_change_training(pretrained: bool) -> None:
     """Every step or once: equal weights and running statistics, bit for bit; whatever is drawn in between."""
     often, seldom = make_model(pretrained=pretrained), make_model(pretrained=pretrained)
-    for _ in start(often, settings(), eval_every=1):
+    for _ in start(often, settings(eval_every=1)):
         torch.rand(5)
-    run(seldom, settings(), eval_every=300)
+    run(seldom, settings(eval_every=300))
     for name, value in weights_of(often).items():
         assert torch.equal(value, seldom.state_dict()[name]), name
 
@@ -271,7 +267,7 @@ def test_leaves_the_global_generators_alone() -> None:
 def test_seed_changes_the_masks() -> None:
     models = [make_model(), make_model()]
     for model, seed in zip(models, (SEED, SEED + 1), strict=True):
-        run(model, settings(), eval_every=300, seed=seed)
+        run(model, settings(eval_every=300, seed=seed))
     assert not torch.equal(models[0].head.weight, models[1].head.weight)
 
 
@@ -282,7 +278,7 @@ def test_on_step_counts_updates() -> None:
 
 
 def test_time_without_evaluations_is_part_of_the_time() -> None:
-    evaluations = run(make_model(), settings(), eval_every=3)
+    evaluations = run(make_model(), settings(eval_every=3))
     assert all(0 <= entry.train_seconds < entry.seconds for entry in evaluations)
     for earlier, later in pairwise(evaluations):
         assert earlier.seconds < later.seconds
@@ -303,12 +299,12 @@ def test_the_time_left_is_said_at_the_whole_run_s_pace(capsys: pytest.CaptureFix
 @pytest.mark.parametrize("lr", [1e6, 1e18])
 def test_loss_that_is_not_finite(lr: float, eval_every: int) -> None:
     """The step that is named is the one whose loss, in a plain loop too, is the first that is not finite."""
-    optim = settings(lr=lr, steps=60, milestones=[])
-    _, losses = plain_loop(optim)
+    config = settings(lr=lr, steps=60, milestones=[], eval_every=eval_every)
+    _, losses = plain_loop(config.optim)
     first = next(step for step, loss in enumerate(losses, 1) if not math.isfinite(loss))
     seen: list[Evaluation] = []
     with pytest.raises(TrainingFailed, match=rf"at step {first};.*optim\.lr"):
-        for entry in start(make_model(), optim, eval_every):
+        for entry in start(make_model(), config):
             seen.append(entry)
     assert [entry.step for entry in seen] == list(range(0, first, eval_every))
 
@@ -316,8 +312,10 @@ def test_loss_that_is_not_finite(lr: float, eval_every: int) -> None:
 @pytest.mark.parametrize("name", ["sgd", "adam"])
 def test_learns(name: str) -> None:
     """The tint that tells the classes apart, on the images of a domain that is left out too."""
-    optim = settings(name=name, lr=0.05 if name == "sgd" else 0.01, steps=150, milestones=[100], weight_decay=1e-4)
-    evaluations = run(make_model(dropout=0.2), optim, eval_every=150)
+    config = settings(
+        name=name, lr=0.05 if name == "sgd" else 0.01, steps=150, milestones=[100], weight_decay=1e-4, eval_every=150
+    )
+    evaluations = run(make_model(dropout=0.2), config)
     assert evaluations[0].scores["erm"].ood_acc < 0.7
     assert evaluations[-1].scores["erm"].ood_acc > 0.85
     assert evaluations[-1].scores["erm"].iid_acc > 0.7
@@ -332,18 +330,18 @@ def test_all_methods_are_evaluated_in_one_pass(monkeypatch: pytest.MonkeyPatch) 
         return predict(models, *arguments)
 
     monkeypatch.setattr("vld.training.loop.predict", counted)
-    optim = OptimConfig(steps=8, milestones=[])
-    run(make_model(), optim, averaging=AveragingConfig(start=1), ensemble=EnsembleConfig(start=4, every=4))
+    every = {"steps": 8, "averaging": AveragingConfig(1)}
+    run(make_model(), settings(**every, ensemble=EnsembleConfig(start=4, every=4)))
     assert networks == [1, 2, 2]
     networks.clear()
-    run(make_model(), optim, averaging=AveragingConfig(start=1), ensemble=EnsembleConfig(start=2, every=4))
+    run(make_model(), settings(**every, ensemble=EnsembleConfig(start=2, every=4)))
     assert networks == [1, 1, 2, 1, 2]
 
 
 def test_a_run_trains_on_the_in_parts_of_its_training_domains() -> None:
     inputs = SimpleNamespace(device=CPU, precision="fp32")
     chosen = Config(image_size=8, batch_size=4, split_seed=1)
-    of_run = Run(chosen, inputs, make_dataset(), "weights", "b")  # type: ignore[arg-type]
+    of_run = Run(chosen, inputs, make_dataset(), "b")  # type: ignore[arg-type]
     with closing(training_batches(of_run, MemoryBudget(CPU, print))) as batches:
         assert [domain.name for domain in batches.domains] == ["a", "c"]
         for given, index in zip(batches.in_indices, (0, 2), strict=True):

@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import SEED, make_batches, make_evaluation_set, make_model, settings
+from tiny import make_batches, make_evaluation_set, make_model, settings
 from torch import Tensor
 
 from vld.config.settings import AveragingConfig, EnsembleConfig
 from vld.model.classifier import Classifier
 from vld.training.evaluation import predict, score
 from vld.training.loop import Evaluation, Trajectory, train
-from vld.training.methods import CheckpointEnsemble, Schedule, WeightAverage, first_member
+from vld.training.methods import CheckpointEnsemble, WeightAverage, first_member
 
 STEPS = 12
 State = dict[str, Tensor]
@@ -29,12 +29,11 @@ def run_and_record(
     model = make_model(pretrained=pretrained)
     weights = {0: copied(model)}
     evaluations = []
-    trajectory = Trajectory(model, settings(steps=STEPS), eval_every=eval_every, averaging=averaging, ensemble=ensemble)
+    config = settings(steps=STEPS, eval_every=eval_every, averaging=averaging, ensemble=ensemble)
     for evaluation in train(
-        trajectory,
+        Trajectory(model, config),
         make_batches(),
         make_evaluation_set(),
-        seed=SEED,
         on_step=lambda step: weights.update({step: copied(model)}),
     ):
         average = evaluation.models.get("weight_averaging")
@@ -109,7 +108,7 @@ def test_ensemble_is_the_mean_of_its_members_logits(pretrained: bool, start: int
 
 @pytest.mark.parametrize(("start", "expected"), [(300, 4), (STEPS + 1, 4), (STEPS, STEPS), (1, 1)])
 def test_a_run_too_short_starts_at_the_first_evaluation(start: int, expected: int) -> None:
-    assert first_member(start, STEPS, eval_every=4) == expected
+    assert first_member(start, settings(steps=STEPS)) == expected
     evaluations, _ = run_and_record(
         pretrained=True,
         averaging=AveragingConfig(start=start),
@@ -123,7 +122,7 @@ def test_a_run_too_short_starts_at_the_first_evaluation(start: int, expected: in
 
 def test_averaging_equal_weights_gives_them_exactly() -> None:
     model = make_model()
-    average = WeightAverage(model, Schedule(100, 10, AveragingConfig(start=1, interval=1), EnsembleConfig()))
+    average = WeightAverage(model, settings(averaging=AveragingConfig(1, 1)))
     for step in range(1, 51):
         average.after_step(step)
     assert average.members == 50
@@ -135,7 +134,7 @@ def test_averaging_equal_weights_gives_them_exactly() -> None:
 def test_average_is_a_copy_and_in_float32() -> None:
     model = make_model()
     model(torch.rand(2, 3, 8, 8)).sum().backward()
-    average = WeightAverage(model, Schedule(9, 1, AveragingConfig(start=1, interval=1), EnsembleConfig()))
+    average = WeightAverage(model, settings(averaging=AveragingConfig(1, 1)))
     average.after_step(1)
     before = copy.deepcopy(average.model)
     assert before is not None
@@ -150,7 +149,7 @@ def test_average_is_a_copy_and_in_float32() -> None:
 
 
 def test_ensemble_sums_in_float32_and_does_not_change_its_members() -> None:
-    ensemble = CheckpointEnsemble(make_model(), Schedule(9, 1, AveragingConfig(), EnsembleConfig(start=1, every=1)))
+    ensemble = CheckpointEnsemble(make_model(), settings())
     first = torch.tensor([[1.0, 2.0]])
     ensemble.add(first)
     ensemble.add(torch.tensor([[3.0, -1.0]]))

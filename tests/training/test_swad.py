@@ -4,13 +4,12 @@ import copy
 import json
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from run_command import SMALLEST, train
 from test_methods import copied
-from tiny import SEED, make_batches, make_evaluation_set, make_model, settings
+from tiny import make_batches, make_evaluation_set, make_model, settings
 from torch import Tensor, nn
 
 from vld.config.settings import AveragingConfig, EnsembleConfig, SwadConfig
@@ -18,7 +17,7 @@ from vld.tracking.content import wandb_runs
 from vld.training.evaluation import predict
 from vld.training.loop import Trajectory
 from vld.training.loop import train as training
-from vld.training.methods import Schedule, Swad
+from vld.training.methods import Swad
 
 ON = SwadConfig(enabled=True)
 
@@ -38,7 +37,7 @@ def by_definition(losses: list[float], n_s: int, n_e: int, r: float) -> tuple[in
 def curve(losses: list[float], swad: SwadConfig = ON) -> Swad:
     """SWAD over these losses, evaluated every second step; the weights of a step are its number."""
     model, steps = make_model(), 2 * len(losses)
-    method = Swad(model, Schedule(steps, 2, AveragingConfig(), EnsembleConfig(), swad))
+    method = Swad(model, settings(steps=steps, swad=swad))
     method.evaluated(0, 0.1)
     for step in range(1, steps + 1):
         with torch.no_grad():
@@ -86,8 +85,8 @@ def test_the_interval_of_any_curve_is_that_of_the_definition() -> None:
 
 def begin(*, pretrained: bool) -> Trajectory:
     swad = SwadConfig(enabled=True, start_evaluations=2, end_evaluations=2, threshold=1.01)
-    every: dict[str, Any] = {"averaging": AveragingConfig(2), "ensemble": EnsembleConfig(3, 3), "swad": swad}
-    return Trajectory(make_model(pretrained=pretrained), settings(lr=0.5), eval_every=2, **every)
+    config = settings(lr=0.5, eval_every=2, averaging=AveragingConfig(2), ensemble=EnsembleConfig(3, 3), swad=swad)
+    return Trajectory(make_model(pretrained=pretrained), config)
 
 
 @pytest.mark.parametrize("pretrained", [True, False], ids=["frozen batch-norm", "trained batch-norm"])
@@ -96,7 +95,7 @@ def test_the_average_is_that_of_the_weights_of_its_steps(pretrained: bool) -> No
     weights: dict[int, dict[str, Tensor]] = {}
     images = make_evaluation_set()
     keep = lambda step: weights.update({step: copied(trajectory.model)})  # noqa: E731
-    evaluations = list(training(trajectory, make_batches(), images, seed=SEED, on_step=keep))
+    evaluations = list(training(trajectory, make_batches(), images, on_step=keep))
     assert [evaluation.step for evaluation in evaluations if "swad" in evaluation.scores] == [12]
 
     held_out = torch.cat([torch.arange(part.start, part.stop) for part in images.parts if part.domain != "c"])
@@ -125,7 +124,7 @@ class StoppedError(Exception):
 def test_a_resumed_run_is_the_same_to_the_bit_also_from_within_its_last_evaluation() -> None:
     batches, images = make_batches(), make_evaluation_set()
     whole = begin(pretrained=False)
-    *_, expected = training(whole, batches, images, seed=SEED)
+    *_, expected = training(whole, batches, images)
     for stop, call in (*((step, 1) for step in (3, 4, 7, 9, 11)), (12, 2), (12, 3)):
         part, resumed = begin(pretrained=False), begin(pretrained=False)
         calls: list[int] = []
@@ -136,9 +135,9 @@ def test_a_resumed_run_is_the_same_to_the_bit_also_from_within_its_last_evaluati
                 raise StoppedError
 
         with pytest.raises(StoppedError):
-            list(training(part, batches, images, seed=SEED, check=check))
+            list(training(part, batches, images, check=check))
         resumed.load_state_dict(copy.deepcopy(part.state_dict()))
-        *_, last = training(resumed, batches, images, seed=SEED)
+        *_, last = training(resumed, batches, images)
         assert torch.equal(last.logits["swad"], expected.logits["swad"])
         assert torch.equal(last.logits["ensemble"], expected.logits["ensemble"])
         assert last.train_loss == expected.train_loss

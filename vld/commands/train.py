@@ -113,13 +113,12 @@ def _check_networks(configs: Sequence[Config]) -> None:
 def _show_plan(command: Command, inputs: "dict[str, Inputs]") -> None:
     """Show how many runs there are, how many are finished, and the time and disk that the others take; in a dry run, each of
     these others. Raises `UserError` if the disk is too small."""
-    from vld.runs.identity import weights_fingerprint
     from vld.runs.inputs import inputs_key
     from vld.runs.space import needed_disk
 
     terminal, jobs = Terminal(), command.jobs
-    weights = {repr(job.config.backbone): inputs[inputs_key(job.config)].weights for job in jobs}
-    progress = progress_of(command.runs, {backbone: weights_fingerprint(its) for backbone, its in weights.items()})
+    fingerprints = {repr(job.config.backbone): inputs[inputs_key(job.config)].weights_fingerprint for job in jobs}
+    progress = progress_of(command.runs, fingerprints)
     if jobs[0].config.dry_run:
         show_unfinished(progress, terminal)
     to_do = [one for one in progress if one.state != FINISHED]

@@ -1,14 +1,13 @@
 """The classifier that is fine-tuned: backbone, pooled representation, dropout, one linear layer."""
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from vld.config.settings import BackboneConfig, Config
 from vld.model.backbones import build_backbone
-from vld.model.dropout import place_dropout
+from vld.model.dropout import RepresentationDropout, place_dropout
 from vld.model.linear import tuned
 from vld.model.mixout import masked_weights
 from vld.model.weights import load_into, load_last_layer
@@ -29,18 +28,16 @@ class Classifier(nn.Module):
         self,
         backbone: nn.Module,
         head: nn.Linear,
+        dropout: RepresentationDropout,
         settings: BackboneConfig,
         *,
-        dropout: float,
         pretrained: bool,
         autocast: bool = False,
     ) -> None:
         super().__init__()
-        self.backbone, self.head = backbone, head
-        self.dropout = dropout
-        self.feature_scale = settings.feature_scale
-        self.pretrained, self.batch_norm = pretrained, settings.batch_norm
-        self.autocast = autocast
+        self.backbone, self.head, self.dropout = backbone, head, dropout
+        self.feature_scale, self.batch_norm = settings.feature_scale, settings.batch_norm
+        self.pretrained, self.autocast = pretrained, autocast
         self.resized_from: int | None = None
         """The image size that its weights are of, where their position embeddings were resized."""
         self.compute: Callable[..., Tensor] = represent
@@ -61,12 +58,9 @@ class Classifier(nn.Module):
         """The penultimate representation, float32 [B, d], before dropout."""
         return self.compute(self.backbone, images, self.mean, self.std, self.feature_scale, self.autocast)
 
-    def forward(self, images: Tensor, generator: torch.Generator | None = None, rate: float | None = None) -> Tensor:
-        """Logits, float32 [B, classes]. rate: of dropout, where it is another than `dropout`, the highest in training."""
-        representation = self.representation(images)
-        if self.training:
-            representation = inverted_dropout(representation, self.dropout if rate is None else rate, generator)
-        logits: Tensor = self.head(representation)
+    def forward(self, images: Tensor, generator: torch.Generator | None = None, step: int | None = None) -> Tensor:
+        """Logits, float32 [B, classes]. step: of training, where the rate of dropout depends on it."""
+        logits: Tensor = self.head(self.dropout(self.representation(images), generator, step))
         return logits
 
     def logits_of_frozen_backbone(self, images: Tensor) -> Tensor:
@@ -99,21 +93,9 @@ def represent(
     if images.dtype == torch.uint8:
         images = images.permute(0, 3, 1, 2).float() / 255
     normalised = ((images - mean) / std).contiguous(memory_format=torch.channels_last)
-    with _bfloat16(images.device) if autocast else nullcontext():
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=autocast):
         features: Tensor = backbone(normalised)
     return features.float() * feature_scale
-
-
-def inverted_dropout(representation: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
-    """Zero each unit with probability `rate` and scale the others by 1 / (1 - rate), so that the mean stays."""
-    if rate == 0:
-        return representation
-    kept = torch.empty_like(representation).bernoulli_(1 - rate, generator=generator)
-    return representation * kept / (1 - rate)
-
-
-def _bfloat16(device: torch.device) -> AbstractContextManager[object]:
-    return torch.autocast(device.type, torch.bfloat16)
 
 
 def seeded_linear(features: int, classes: int, seed: int) -> nn.Linear:
@@ -128,7 +110,7 @@ def seeded_linear(features: int, classes: int, seed: int) -> nn.Linear:
 
 
 def build_classifier(
-    config: Config, backbone_weights: Mapping[str, Tensor] | None, *, classes: int, autocast: bool = False
+    config: Config, weights: Mapping[str, Tensor] | None, classes: int, precision: str = "fp32"
 ) -> Classifier:
     """The classifier at step 0: backbone weights as loaded, or from `seed` where they are None; the head from
     `head_seed`, unless the weights bring theirs.
@@ -142,20 +124,14 @@ def build_classifier(
         backbone, features = build_backbone(settings, config.image_size)
     head = seeded_linear(features, classes, config.head_seed)
     resized_from = None
-    if backbone_weights is not None:
-        resized_from = load_into(backbone, backbone_weights, settings, config.image_size)
-        load_last_layer(head, backbone_weights, settings)
+    if weights is not None:
+        resized_from = load_into(backbone, weights, settings, config.image_size)
+        load_last_layer(head, weights, settings)
     if config.mixout:
         masked_weights(backbone, config.mixout_kind)
     place_dropout(backbone, settings)
-    backbone = tuned(backbone, settings, features)
-    model = Classifier(
-        backbone.to(memory_format=torch.channels_last),
-        head,
-        settings,
-        dropout=config.dropout,
-        pretrained=backbone_weights is not None,
-        autocast=autocast,
-    )
+    backbone = tuned(backbone, settings, features).to(memory_format=torch.channels_last)
+    dropout = RepresentationDropout(config.dropout, config.dropout_schedule, config.optim.steps)
+    model = Classifier(backbone, head, dropout, settings, pretrained=weights is not None, autocast=precision == "bf16")
     model.resized_from = resized_from
     return model

@@ -1,6 +1,7 @@
-"""Dropout in other places than before the last layer, and at other rates over training: the counterparts of the study's own.
+"""Dropout: of the representation, before the last layer, which is the study's; and its counterparts within the backbone.
 
-Everything here is active in training mode only, and draws from torch's global generator, which training seeds in every step.
+Everything here is active in training mode only. What is placed in a backbone draws from torch's global generator, which training
+seeds in every step.
 """
 
 from dataclasses import dataclass
@@ -20,13 +21,34 @@ RESNET_STAGES = ("layer1", "layer2", "layer3", "layer4")
 CHANNELS_LAST = ("HieraDet", "VisionTransformerSAM")
 
 
-def dropout_rate(rate: float, schedule: str, step: int, steps: int) -> float:
-    """The rate in force at `step` of `steps`: rising, rate · step / steps; falling, rate · (1 - step / steps)."""
-    if schedule == "rising":
-        return rate * step / steps
-    if schedule == "falling":
-        return rate * (1 - step / steps)
-    return rate
+class RepresentationDropout(nn.Module):
+    """Inverted dropout of the penultimate representation, at a rate that may change over so many steps of training."""
+
+    def __init__(self, rate: float, schedule: str = "constant", steps: int = 1) -> None:
+        super().__init__()
+        self.rate, self.schedule, self.steps = rate, schedule, steps
+
+    def rate_at(self, step: int) -> float:
+        """rising: rate · step / steps; falling: rate · (1 - step / steps)."""
+        if self.schedule == "rising":
+            return self.rate * step / self.steps
+        if self.schedule == "falling":
+            return self.rate * (1 - step / self.steps)
+        return self.rate
+
+    def forward(self, representation: Tensor, generator: torch.Generator | None, step: int | None) -> Tensor:
+        """step: None for the highest rate."""
+        if not self.training:
+            return representation
+        return inverted_dropout(representation, self.rate if step is None else self.rate_at(step), generator)
+
+
+def inverted_dropout(values: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
+    """Zero each value with probability `rate` and scale the others by 1 / (1 - rate), so that the mean stays."""
+    if rate == 0:
+        return values
+    kept = torch.empty_like(values).bernoulli_(1 - rate, generator=generator)
+    return values * kept / (1 - rate)
 
 
 def place_dropout(backbone: nn.Module, settings: BackboneConfig) -> None:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -17,10 +18,11 @@ from vld.data.folder import DatasetFiles, find_dataset
 from vld.data.verify import check_content
 from vld.machine.device import resolve_device, resolve_precision
 from vld.model.backbones import LAST_LAYER
-from vld.model.classifier import Classifier, build_classifier
+from vld.model.classifier import build_classifier
 from vld.model.mixout import masked_share
 from vld.model.published import weights_to_come
 from vld.model.weights import load_backbone_weights
+from vld.runs.identity import weights_fingerprint
 from vld.runs.start import check_start
 
 
@@ -34,6 +36,10 @@ class Inputs:
     test_domains: tuple[str, ...]
     weights: dict[str, Tensor] | None
     warnings: list[str]
+
+    @cached_property
+    def weights_fingerprint(self) -> str:
+        return weights_fingerprint(self.weights)
 
 
 def inputs_key(config: Config) -> str:
@@ -63,10 +69,10 @@ def check_inputs(config: Config, *, here: bool = True) -> Inputs:
     warnings = check_content(files, config.dataset.verify) if files else []
     classes = files.classes if files else glyphs.CLASSES
     if weights_to_come(config.backbone):  # before they are downloaded: do the settings suit the network?
-        initial_classifier(config, None, precision, len(classes))
+        build_classifier(config, None, len(classes))
     weights = load_backbone_weights(config.backbone)
     check_start(config, weights, classes, test_domains)
-    network = initial_classifier(config, weights, precision, len(classes))  # do the weights fit?
+    network = build_classifier(config, weights, len(classes))  # do the weights fit?
     if size := network.resized_from:
         source = config.backbone.weights or config.backbone.name
         resized = f"position embeddings resized to image_size={config.image_size} (bicubic)"
@@ -88,7 +94,7 @@ def check_without_images(config: Config, test_domains: Sequence[str]) -> None:
     if weights and not classes:
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith(LAST_LAYER)}
     check_start(config, weights, classes or ("?",), test_domains)
-    initial_classifier(config, weights, "fp32", len(classes or "?"))
+    build_classifier(config, weights, len(classes or "?"))
 
 
 def _listed(config: Config, root: Path, *, draw: bool = False) -> DatasetFiles:
@@ -100,11 +106,6 @@ def _listed(config: Config, root: Path, *, draw: bool = False) -> DatasetFiles:
         raise UserError(
             f"dataset={config.dataset.name}: {error.filename or root}: {error.strerror or error}"
         ) from error
-
-
-def initial_classifier(config: Config, weights: dict[str, Tensor] | None, precision: str, classes: int) -> Classifier:
-    """The network of a run at step 0. Raises `UserError` if the weights do not fit it."""
-    return build_classifier(config, weights, classes=classes, autocast=precision == "bf16")
 
 
 def check_output_dir(path: Path) -> Path:

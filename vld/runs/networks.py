@@ -44,7 +44,7 @@ def load_weights(run_dir: Path, weights: str) -> dict[str, Tensor]:
         raise damaged(path, error) from error
 
 
-def network(identity: Mapping[str, Any], state: Mapping[str, Tensor], *, autocast: bool = False) -> Classifier:
+def network(identity: Mapping[str, Any], state: Mapping[str, Tensor], precision: str = "fp32") -> Classifier:
     """The network of a run with that identity (`config.yaml`) and these weights, in eval mode."""
     backbone = {
         name.removeprefix("backbone."): value for name, value in identity.items() if name.startswith("backbone.")
@@ -52,7 +52,7 @@ def network(identity: Mapping[str, Any], state: Mapping[str, Tensor], *, autocas
     pretrained = backbone.pop("weights_fingerprint") != RANDOM_WEIGHTS
     others = {name: identity[name] for name in ("image_size", "dropout", "head_seed", "seed")}
     config = Config(backbone=BackboneConfig(**backbone), **others)
-    model = build_classifier(config, None, classes=state["head.weight"].shape[0], autocast=autocast)
+    model = build_classifier(config, None, state["head.weight"].shape[0], precision)
     model.load_state_dict(state)
     model.pretrained = pretrained
     return model.eval()
@@ -73,6 +73,6 @@ def evaluated_network(
     settings = ADDED_LATER | dict(identity)
     memory, chosen = MemoryBudget(device, say), (dataset, settings["test_domain"], settings["split_seed"], device)
     images = evaluation_set(*chosen, holdout=settings["holdout"], memory=memory)
-    model = network(identity, state, autocast=identity["precision"] == "bf16").to(device)
+    model = network(identity, state, identity["precision"]).to(device)
     compile_network(how, model, images, say)
     return model, images

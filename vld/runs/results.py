@@ -109,15 +109,11 @@ class RunResult:
         return [about | row for row in self.scores]
 
 
-def read(directory: Path, *, renamed: bool = False) -> RunResult:
-    """The result in the directory of a finished run or combination. Raises `UserError` if it is damaged or another run's.
-
-    renamed: whether the directory may have another name than the run's id.
-    """
+def read(directory: Path) -> RunResult:
+    """The result in the directory of a finished run or combination. Raises `UserError` if it is damaged or another run's."""
     path = directory / "result.json"
     content = read_json(path)
-    if not renamed:
-        check_identity(content.get("identity" if "members" in content else "settings"), path)
+    check_identity(content.get("identity" if "members" in content else "settings"), path)
     if missing := {"run_id", "settings", "results"} - content.keys():
         raise damaged(path, f"it lacks {', '.join(sorted(missing))}")
     return RunResult(directory, content)

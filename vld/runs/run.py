@@ -23,11 +23,11 @@ from vld.machine.device import MemoryBudget
 from vld.machine.lock import LockLost, RunLock
 from vld.machine.signals import Interrupted
 from vld.machine.terminal import Terminal
-from vld.model.mixout import Mixout
+from vld.model.classifier import build_classifier
 from vld.runs.directory import RunDirectory
-from vld.runs.environment import described, environment_now, now
+from vld.runs.environment import environment_now, now
 from vld.runs.identity import NOT_IDENTITY, run_id, run_identity, runs_folder
-from vld.runs.inputs import Inputs, initial_classifier
+from vld.runs.inputs import Inputs
 from vld.runs.keep import drop_stale, missing_files, save_kept
 from vld.runs.record import Record, finite_or_none
 from vld.runs.reevaluate import SUBSET, evaluate_in_full, kept_while_training
@@ -44,7 +44,6 @@ class Run:
     config: Config
     inputs: Inputs
     dataset: Dataset
-    weights_fingerprint: str
     test_domain: str
 
     @cached_property
@@ -53,7 +52,7 @@ class Run:
             self.config,
             self.test_domain,
             dataset_fingerprint=self.dataset.fingerprint,
-            weights_fingerprint=self.weights_fingerprint,
+            weights_fingerprint=self.inputs.weights_fingerprint,
             precision=self.inputs.precision,
         )
 
@@ -62,8 +61,8 @@ class Run:
         return RunDirectory(runs_folder(self.config, self.test_domain) / run_id(self.identity))
 
 
-def training_batches(run: Run, memory: MemoryBudget) -> TrainingBatches:
-    """Batches of the *in* part of every domain that is not left out."""
+def training_batches(run: Run, memory: MemoryBudget | None = None) -> TrainingBatches:
+    """Batches of the *in* part of every domain that is not left out. memory: of the device that may hold their images."""
     config, device = run.config, run.inputs.device
     outside = left_out(run.test_domain, run.dataset.sizes)
     chosen = [(i, domain) for i, domain in enumerate(run.dataset.domains) if domain.name not in outside]
@@ -77,7 +76,8 @@ def training_batches(run: Run, memory: MemoryBudget) -> TrainingBatches:
         seed=config.seed,
         resize_dtype=torch.float16 if (device.type, run.inputs.precision) == ("cuda", "bf16") else torch.float32,
     )
-    batches.hold_if_it_fits(memory)
+    if memory:
+        batches.hold_if_it_fits(memory)
     return batches
 
 
@@ -132,26 +132,14 @@ class Session:
         saved = self.directory.start(run.identity, other_settings)
         started(self.directory.path)
         classes, precision = len(run.dataset.classes), run.inputs.precision
-        self.model = initial_classifier(config, run.inputs.weights, precision, classes).to(self.device)
-        feature_scale = config.backbone.feature_scale
+        self.model = build_classifier(config, run.inputs.weights, classes, precision).to(self.device)
         self.noise = dropout_noise(self.model, self.batches.batch(0)[0]) if saved is None else saved["dropout_noise"]
-        self.collapses = CollapseWatch(feature_scale, config.dropout, self.noise, self.model.pretrained)
-        if saved is None and (warning := noise_warning(self.noise, config.dropout, feature_scale)):
+        self.collapses = CollapseWatch(self.model, self.noise)
+        if saved is None and (warning := noise_warning(self.model, self.noise)):
             self.warn(warning)
         compile_network(config.compile, self.model, self.images, self.say, self.batches)
         self.environments = [environment_now(self.device, config.deterministic, self.model.compiled)]
-        self.trajectory = Trajectory(
-            self.model,
-            config.optim,
-            eval_every=config.eval_every,
-            averaging=config.averaging,
-            ensemble=config.ensemble,
-            swad=config.swad,
-            dropout_schedule=config.dropout_schedule,
-            # Its starting values are those of the network before a checkpoint is loaded.
-            mixout=Mixout(self.model.backbone, config.mixout, config.mixout_kind) if config.mixout else None,
-            warm_start=config.warm_start,
-        )
+        self.trajectory = Trajectory(self.model, config)
         if saved is not None:
             self.resume(saved)
         drop_stale(self.directory, self.record)
@@ -166,8 +154,8 @@ class Session:
         [here] = self.environments
         if here not in saved["environments"]:
             self.warn(
-                f"begun on {described(saved['environments'][0])}, now on {described(here)}:"
-                " its numbers may differ in the last digits from those of an uninterrupted run"
+                "begun with another device or other software (earlier_environments in result.json): its numbers may differ in"
+                " the last digits from those of an uninterrupted run"
             )
         self.environments += [other for other in saved["environments"] if other != here]
 
@@ -204,9 +192,7 @@ class Session:
                 self.on_step(step)
 
             try:
-                for evaluation in train(
-                    self.trajectory, self.batches, self.images, seed=config.seed, on_step=on_step, check=self.check
-                ):
+                for evaluation in train(self.trajectory, self.batches, self.images, on_step=on_step, check=self.check):
                     self.record.add(evaluation)
                     self.directory.write_metrics(self.record.rows)
                     save_kept(self.directory, kept, evaluation, self.record, steps, self.images)

@@ -12,7 +12,8 @@ from vld.data.folder import DatasetFiles
 from vld.data.images import Dataset
 from vld.machine.disk import check_room
 from vld.machine.terminal import size_text
-from vld.runs.inputs import check_output_dir, initial_classifier
+from vld.model.classifier import build_classifier
+from vld.runs.inputs import check_output_dir
 from vld.runs.keep import LOGITS
 from vld.training.evaluation import evaluation_images
 
@@ -34,7 +35,7 @@ def needed_disk(
         images, classes = evaluation_images(dataset.sizes, test_domain, holdout=config.holdout), len(dataset.classes)
         key = repr((config.backbone, config.image_size, classes))
         if key not in networks:
-            networks[key] = initial_classifier(config, None, "fp32", classes)
+            networks[key] = build_classifier(config, None, classes)
         kept += bytes_kept(config.keep, networks[key], images, classes)
         meanwhile = max(meanwhile, at_once * bytes_meanwhile(config, networks[key]))
     what = f"what the runs keep ({size_text(kept)}; none with keep=[]) and checkpoints while they train"

@@ -9,7 +9,8 @@ from vld.config.errors import UserError
 from vld.config.settings import Config
 from vld.data.domains import left_out
 from vld.model.backbones import LAST_LAYER
-from vld.runs.results import read
+from vld.runs.reading import read_json
+from vld.runs.results import RunResult
 
 
 def check_start(
@@ -19,11 +20,14 @@ def check_start(
     whose last layer, with which this one would start, has other classes."""
     source = Path(config.backbone.weights or "none")
     folder = source if source.is_dir() else source.parent
-    if weights is None or not (folder / "result.json").is_file():
+    path = folder / "result.json"
+    if weights is None or not path.is_file():
         return
-    run = read(folder, renamed=True)
+    run = RunResult(folder, read_json(path))  # the directory may have been renamed
+    if "settings" not in run.content:  # a file of the user's own
+        return
     settings, domains, its_run = run.settings, run.domains, f"backbone.weights={source}: its run"
-    if settings["dataset.name"] == config.dataset.name:
+    if settings.get("dataset.name") == config.dataset.name:
         allowed = left_out(settings["test_domain"], domains)
         needed = [domain for one in test_domains for domain in left_out(one, domains)]
         if trained_on := [domain for domain in needed if domain not in allowed]:

@@ -96,7 +96,7 @@ def _quantities(model: Classifier, features: Tensor, evaluation: EvaluationLabel
         iid, ood = zip(*accuracies, strict=True)
         found[name] = statistics.fmean(iid), statistics.fmean(ood)
     generator = torch.Generator(features.device).manual_seed(SEED)
-    passes = mc_dropout(features, model.head, model.dropout, PASSES, generator)
+    passes = mc_dropout(features, model.head, model.dropout.rate, PASSES, generator)
     found["mc_acc"] = _accuracies(passes, evaluation)
     for prefix, log_probabilities in (("", logits.double().log_softmax(1)), ("mc_", passes)):
         found[f"{prefix}ece"] = _over_domains(calibration_error, log_probabilities, evaluation)

@@ -13,12 +13,12 @@ from vld.data.samples import draw_samples
 from vld.machine.atomic import write_atomically
 from vld.machine.device import describe, set_up
 from vld.machine.terminal import Terminal, size_text
-from vld.runs.identity import weights_fingerprint
 from vld.runs.inputs import Inputs, check_inputs, inputs_key
 from vld.runs.keep import check_kept
 from vld.runs.once import Listener, Outcome, train_once
 from vld.runs.run import Run
 from vld.runs.space import needed_disk
+from vld.training.methods import first_member
 
 Datasets = dict[tuple[Path, int, int], Dataset]
 """Decoded datasets, by folder, image_size and dataset.store_size."""
@@ -67,12 +67,11 @@ def _runs(configs: Sequence[Config], datasets: Datasets, terminal: Terminal) -> 
             for warning in its.warnings:
                 terminal.warn(warning)
     set_up(inputs[inputs_key(configs[0])].device, configs[0].deterministic)
-    fingerprints = {key: weights_fingerprint(its.weights) for key, its in inputs.items()}
     runs = []
     for config in configs:
-        key = inputs_key(config)
-        dataset = decoded(config, inputs[key].files, datasets, terminal)
-        runs += [Run(config, inputs[key], dataset, fingerprints[key], domain) for domain in inputs[key].test_domains]
+        its = inputs[inputs_key(config)]
+        dataset = decoded(config, its.files, datasets, terminal)
+        runs += [Run(config, its, dataset, test_domain) for test_domain in its.test_domains]
     return runs
 
 
@@ -98,6 +97,10 @@ def _announce(run: Run, terminal: Terminal) -> None:
         f" {domains} x {config.batch_size} images, seed {config.seed};"
         f" on {describe(run.inputs.device)} in {run.inputs.precision}"
     )
+    for method, start in (("weight_averaging", config.averaging.start), ("ensemble", config.ensemble.start)):
+        if start > config.optim.steps:
+            begins = first_member(start, config)
+            terminal.say(f"{method} begins at step {begins}, since its start ({start}) is after the last step")
 
 
 def _check_disk(runs: list[Run], terminal: Terminal) -> None:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from vld.config.errors import UserError
 from vld.config.settings import WandbConfig
 from vld.machine.processes import own_python
-from vld.tracking.variables import MERGING, check_environment, environment_of_uploads, is_off, patience_seconds
+from vld.tracking import variables
 
 
 class Publisher:
@@ -26,15 +26,17 @@ class Publisher:
     say, warn: print a line. Raises `UserError` where a variable of W&B's is not what W&B takes.
     """
 
+    down_until: ClassVar[float] = 0.0
+    """After W&B was found to be down, no job of this process starts with it before then (`time.monotonic`)."""
     announced: ClassVar[set[str]] = set()
     """Lines about the mode that have been printed: once is enough for all jobs of a sweep."""
 
     def __init__(
         self, wandb: WandbConfig, output_dir: str, *, say: Callable[[str], None], warn: Callable[[str], None]
     ) -> None:
-        check_environment(wandb.mode)
+        variables.check_environment(wandb.mode)
         self.wandb, self.output_dir, self.say, self.warn = wandb, output_dir, say, warn
-        self.mode = "disabled" if is_off(wandb.mode) else wandb.mode
+        self.mode = "disabled" if variables.is_off(wandb.mode) else wandb.mode
         self.why = f"wandb.mode={wandb.mode}"
         self.problem = ""
         """Why there is no process, if so."""
@@ -68,7 +70,7 @@ class Publisher:
     def connect(self) -> None:
         """Resolve `mode` (and `why`), without the network. Raises `UserError` if W&B cannot be used."""
         if self.mode != "disabled" and self._is_started():
-            self.connected.wait(timeout=patience_seconds())
+            self.connected.wait(timeout=variables.patience_seconds())
         if self.problem:
             raise UserError(f"W&B: {self.problem}")
 
@@ -99,8 +101,8 @@ class Publisher:
         return shlex.join(["python", "scripts/publish.py", *words])
 
     def _is_started(self) -> bool:
-        """Start the process unless there is one; whether that is possible."""
-        if self.process is None and not self.problem:
+        """Start the process unless there is one; whether there is one then."""
+        if self.process is None and not self.problem and time.monotonic() > Publisher.down_until:
             options = json.dumps([asdict(self.wandb), self.output_dir])
             try:
                 self.process = subprocess.Popen(
@@ -110,12 +112,12 @@ class Publisher:
                     stderr=subprocess.DEVNULL,
                     text=True,
                     start_new_session=True,  # Ctrl-C is for the process that trains
-                    env=environment_of_uploads(),
+                    env=variables.environment_of_uploads(),
                 )
                 self.thread.start()
             except (OSError, RuntimeError) as error:  # no more processes, for example
                 self.problem = f"its process cannot be started: {error}"
-        return not self.problem
+        return self.process is not None and not self.problem
 
     def _ask(self) -> None:
         """In the thread: pass on one request at a time and wait for its answer. Ends with the process."""
@@ -130,6 +132,8 @@ class Publisher:
                 self._announce()
                 print(json.dumps(directory), file=self.process.stdin, flush=True)
                 answer = self._answer()
+                if answer.get("down"):
+                    Publisher.down_until = time.monotonic() + variables.PAUSE_SECONDS
                 if "at" in answer:
                     self.uploaded[directory] = answer["at"]
                     self.not_uploaded.pop(directory, None)
@@ -150,7 +154,7 @@ class Publisher:
 
     def _announce(self) -> None:
         lines = []
-        if ignored := [name for name in MERGING if os.environ.get(name)]:
+        if ignored := [name for name in variables.MERGING if os.environ.get(name)]:
             lines.append(f"W&B: {', '.join(ignored)} ignored: each run here is a W&B run of its own, with its own id")
         if self.wandb.mode == "auto":
             others = "wandb.mode=online or disabled" if self.mode == "offline" else "wandb.mode=offline or disabled"
@@ -165,10 +169,11 @@ class Publisher:
         self.heard = time.monotonic()
         while self.waiting and self.mode != "disabled":
             if not self.thread.is_alive():
-                return self.problem or "its process ended without an answer"
-            if self.process and time.monotonic() - self.heard > patience_seconds():
+                ended = "its process ended without an answer" if self.process else "W&B was down a moment ago"
+                return self.problem or ended
+            if self.process and time.monotonic() - self.heard > variables.patience_seconds():
                 self.process.kill()
-                return f"its process has not responded for {patience_seconds():.0f} s"
+                return f"its process has not responded for {variables.patience_seconds():.0f} s"
             progress(self.total - len(self.waiting), self.total)
             time.sleep(0.05)
         progress(self.total, self.total)

@@ -11,12 +11,10 @@ import wandb
 
 from vld.config.settings import WandbConfig
 from vld.tracking.content import History, WandbRun
-from vld.tracking.variables import CONFIRM_SECONDS, FINISH_SECONDS, open_seconds
+from vld.tracking.variables import CONFIRM_SECONDS, FINISH_SECONDS, PAUSE_SECONDS, open_seconds
 
 FAILURES_IN_A_ROW = 2
 """This many mean that W&B is down; a single one may be due to the run."""
-PAUSE_SECONDS = 300.0
-"""How long nothing is tried after that."""
 
 
 class UploadFailed(Exception):  # noqa: N818
@@ -41,9 +39,13 @@ class Client:
         """By the id of their content."""
         self.failure, self.failures, self.paused_until = "", 0, 0.0
 
+    @property
+    def down(self) -> bool:
+        """Whether W&B is taken to be down, and nothing is tried."""
+        return time.monotonic() < self.paused_until
+
     def check(self) -> None:
-        """Raises while W&B is taken to be down."""
-        if time.monotonic() < self.paused_until:
+        if self.down:
             raise UploadFailed(self.failure)
 
     def open(self, content: WandbRun, *, stats: bool = False) -> None:

@@ -71,7 +71,7 @@ class Uploader:
             else:
                 self.follow(directory)
         except Exception as error:  # of this directory; the next one may do
-            return {"why": in_one_line(error)} if ended else {}
+            return {"why": in_one_line(error), "down": self.client.down} if ended else {}
         return {}
 
     def follow(self, directory: Path) -> None:

@@ -9,6 +9,8 @@ from vld.machine.processes import safe_environment
 
 # Seconds that W&B may take to open a run, unless WANDB_INIT_TIMEOUT is set; to take the rest of it; and to confirm it.
 OPEN_SECONDS, FINISH_SECONDS, CONFIRM_SECONDS = 20.0, 40.0, 10.0
+PAUSE_SECONDS = 300.0
+"""How long W&B is not tried once it was down: a sweep must not wait for it again and again."""
 MERGING = (
     *("WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_RESUME", "WANDB_RESUME_FROM"),
     *("WANDB_FORK_FROM", "WANDB_LAUNCH", "WANDB_LAUNCH_CONFIG_PATH"),

@@ -33,18 +33,19 @@ def dropout_noise(model: Classifier, images: Tensor) -> float:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # for stage dropout and stochastic depth
         representation = copy.deepcopy(model).train().representation(images)
-    variance = model.dropout / (1 - model.dropout) * (representation.square() @ model.head.weight.square().T)
+    rate = model.dropout.rate
+    variance = rate / (1 - rate) * (representation.square() @ model.head.weight.square().T)
     return math.sqrt(variance.mean().item())
 
 
-def noise_warning(noise: float, dropout: float, feature_scale: float) -> str | None:
+def noise_warning(model: Classifier, noise: float) -> str | None:
     """One line for a noise too high for learning, with the setting to change."""
     if noise <= TOO_NOISY:
         return None
-    remedy = float(f"{feature_scale * QUIET / noise:.1g}")
+    remedy = float(f"{model.feature_scale * QUIET / noise:.1g}")
     return (
-        f"dropout={dropout:g} adds noise of standard deviation {noise:.1f} to the logits (above {TOO_NOISY:g} training tends to"
-        f" collapse); use backbone.feature_scale={remedy:g}"
+        f"dropout={model.dropout.rate:g} adds noise of standard deviation {noise:.1f} to the logits"
+        f" (above {TOO_NOISY:g} training tends to collapse); use backbone.feature_scale={remedy:g}"
     )
 
 
@@ -82,9 +83,8 @@ class CollapseWatch:
     or if the dropout noise (`dropout_noise`) was too high from the start.
     """
 
-    def __init__(self, feature_scale: float, dropout: float, noise: float, pretrained: bool) -> None:
-        self.feature_scale, self.dropout, self.noise = feature_scale, dropout, noise
-        self.pretrained = pretrained
+    def __init__(self, model: Classifier, noise: float) -> None:
+        self.model, self.noise = model, noise
         self.norm_before: float | None = None
         self.told_apart = False
         self.lasting: dict[str, object] | None = None
@@ -101,7 +101,7 @@ class CollapseWatch:
         """Take in one evaluation; return a line when the network has just collapsed or recovered."""
         if self.norm_before is None:  # before training; an untrained last layer often prefers one class
             # Before training from scratch there are no batch-norm statistics, and the norm means nothing.
-            self.norm_before = health.feature_sq_norm if self.pretrained else 0.0
+            self.norm_before = health.feature_sq_norm if self.model.pretrained else 0.0
             return None
         may_be_one_class = not self.told_apart and self.noise <= TOO_NOISY
         self.told_apart |= health.top_class_share <= ONE_CLASS
@@ -112,7 +112,8 @@ class CollapseWatch:
         if self.lasting is not None:
             return None
         remedy = "try a smaller optim.lr"
-        if self.dropout:
-            remedy = f"try a smaller backbone.feature_scale (now {self.feature_scale:g}), a lower dropout or a smaller optim.lr"
+        if self.model.dropout.rate:
+            scale = f"{self.model.feature_scale:g}"
+            remedy = f"try a smaller backbone.feature_scale (now {scale}), a lower dropout or a smaller optim.lr"
         self.lasting = {"step": step, "reason": reason, "remedy": remedy}
         return f"collapsed at step {step}: {reason}; {remedy}"

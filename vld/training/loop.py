@@ -13,15 +13,14 @@ from torch.nn.functional import cross_entropy
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from vld.config.checked import accumulated
-from vld.config.settings import AveragingConfig, EnsembleConfig, OptimConfig, SwadConfig
+from vld.config.settings import Config, OptimConfig
 from vld.data.batches import TrainingBatches
 from vld.machine.seeds import BACKBONE, DROPOUT, MIXOUT, derived_seed, torch_generator
 from vld.model.classifier import Classifier
-from vld.model.dropout import dropout_rate
 from vld.model.mixout import Mixout
 from vld.training.collapse import Health, measure
 from vld.training.evaluation import EvaluationSet, Prediction, Scores, predict, score, validation_loss
-from vld.training.methods import ENSEMBLE, ERM, METHODS_ALONG, WEIGHT_AVERAGING, Method, Schedule
+from vld.training.methods import ENSEMBLE, ERM, METHODS_ALONG, WEIGHT_AVERAGING, Method
 
 
 class TrainingFailed(Exception):  # noqa: N818  (an outcome of a run, which goes on record as such)
@@ -57,26 +56,12 @@ class Trajectory:
     drawn depends on seed and step alone (`vld.machine.seeds`).
     """
 
-    def __init__(
-        self,
-        model: Classifier,
-        optim: OptimConfig,
-        *,
-        eval_every: int,
-        averaging: AveragingConfig,
-        ensemble: EnsembleConfig,
-        swad: SwadConfig | None = None,
-        dropout_schedule: str = "constant",
-        mixout: Mixout | None = None,
-        warm_start: int = 0,
-    ) -> None:
-        self.optim, self.eval_every, self.dropout_schedule = optim, eval_every, dropout_schedule
-        self.mixout, self.warm_start = mixout, warm_start
-        self.step = 0
-        self.model = model
-        self.optimizer = make_optimizer(model, optim)
-        schedule = Schedule(optim.steps, eval_every, averaging, ensemble, swad or SwadConfig())
-        self.methods = {name: METHODS_ALONG[name](model, schedule) for name in accumulated(schedule)}
+    def __init__(self, model: Classifier, config: Config) -> None:
+        self.model, self.config, self.step = model, config, 0
+        self.optimizer = make_optimizer(model, config.optim)
+        self.mixout = Mixout(model.backbone, config.mixout, config.mixout_kind) if config.mixout else None
+        """Its starting values are those of the network here, before a checkpoint is loaded."""
+        self.methods = {name: METHODS_ALONG[name](model, config) for name in accumulated(config)}
         self.losses: list[Tensor] = []
         """Of the steps since the last evaluation."""
         self.clock = Clock()
@@ -125,7 +110,6 @@ def train(
     batches: TrainingBatches,
     images: EvaluationSet,
     *,
-    seed: int,
     on_step: Callable[[int], None] = lambda _: None,
     check: Callable[[], None] = lambda: None,
 ) -> Iterator[Evaluation]:
@@ -135,57 +119,62 @@ def train(
     the trajectory can be saved. check() is called there and often in evaluations; what it raises leaves the trajectory as it
     was at the latest on_step. Raises `TrainingFailed` when the loss is no longer finite.
     """
-    model, methods = trajectory.model, trajectory.methods
-    optim, losses, clock = trajectory.optim, trajectory.losses, trajectory.clock
-    model.train()
-    for step in range(trajectory.step, optim.steps + 1):
+    methods, steps, eval_every = trajectory.methods, trajectory.config.optim.steps, trajectory.config.eval_every
+    trajectory.model.train()
+    for step in range(trajectory.step, steps + 1):
         trajectory.step = step
         on_step(step)
         check()
-        evaluated = is_evaluated(step, optim.steps, trajectory.eval_every)
-        wanting = [method for method in methods.values() if method.wants_logits(step)]
-        if evaluated or wanting:
+        evaluated = is_evaluated(step, steps, eval_every)
+        if evaluated or any(method.wants_logits(step) for method in methods.values()):
             if batches.device.type == "cuda":
                 torch.cuda.synchronize(batches.device)
-            train_seconds = clock.train_seconds()
-            with clock.aside():
-                predictions = predicted(methods if evaluated else {ERM: methods[ERM]}, images, check)
+            train_seconds = trajectory.clock.train_seconds()
+            with trajectory.clock.aside():
                 if evaluated:
-                    train_loss = mean_loss(losses, step)
-                    check_weights(model, step)
-                    loss = validation_loss(predictions[ERM].logits, images)
-                    health, val_loss = measure(predictions[ERM], loss)
-                    for method in methods.values():
-                        method.evaluated(step, val_loss)
-                    # Of the methods that chose by that loss; what is changed above does not mind an interruption here.
-                    without = {name: method for name, method in methods.items() if name not in predictions}
-                    predictions |= predicted(without, images, check)
-                    losses.clear()
-                for method in wanting:
-                    method.add(predictions[ERM].logits)
-                if evaluated:
-                    logits = {name: prediction.logits for name, prediction in predictions.items()}
-                    logits |= {name: its for name, method in methods.items() if (its := method.logits) is not None}
-                    yield Evaluation(
-                        step=step,
-                        scores={name: score(values, images) for name, values in logits.items()},
-                        logits=logits,
-                        models={name: network for name, method in methods.items() if (network := method.model)},
-                        health=health,
-                        train_loss=train_loss,
-                        val_loss=val_loss,
-                        lr=learning_rate(optim, step),
-                        seconds=clock.seconds(),
-                        train_seconds=train_seconds,
-                    )
-        if step == optim.steps:
+                    yield evaluate(trajectory, images, train_seconds, check)
+                else:
+                    add_logits(trajectory, predicted({ERM: methods[ERM]}, images, check))
+        if step == steps:
             return
-        inputs, labels = batches.batch(step)
-        losses.append(update(trajectory, inputs, labels, seed, step))
+        loss = update(trajectory, *batches.batch(step), step)
+        trajectory.losses.append(loss)
         for method in methods.values():
             method.after_step(step + 1)
         if batches.device.type == "cpu":  # free there; on a GPU the loss is looked at when it is evaluated
-            check_finite(losses[-1].item(), step + 1)
+            check_finite(loss.item(), step + 1)
+
+
+def evaluate(
+    trajectory: Trajectory, images: EvaluationSet, train_seconds: float, check: Callable[[], None]
+) -> Evaluation:
+    """All methods at the trajectory's step."""
+    step, methods = trajectory.step, trajectory.methods
+    predictions = predicted(methods, images, check)
+    train_loss = mean_loss(trajectory.losses, step)
+    check_weights(trajectory.model, step)
+    health, val_loss = measure(predictions[ERM], validation_loss(predictions[ERM].logits, images))
+    for method in methods.values():
+        method.evaluated(step, val_loss)
+    # Of the methods that chose by that loss; what is changed above does not mind an interruption here.
+    without = {name: method for name, method in methods.items() if name not in predictions}
+    predictions |= predicted(without, images, check)
+    trajectory.losses.clear()
+    add_logits(trajectory, predictions)
+    logits = {name: prediction.logits for name, prediction in predictions.items()}
+    logits |= {name: its for name, method in methods.items() if (its := method.logits) is not None}
+    return Evaluation(
+        step=step,
+        scores={name: score(values, images) for name, values in logits.items()},
+        logits=logits,
+        models={name: network for name, method in methods.items() if (network := method.model)},
+        health=health,
+        train_loss=train_loss,
+        val_loss=val_loss,
+        lr=learning_rate(trajectory.config.optim, step),
+        seconds=trajectory.clock.seconds(),
+        train_seconds=train_seconds,
+    )
 
 
 def predicted(methods: Mapping[str, Method], images: EvaluationSet, check: Callable[[], None]) -> dict[str, Prediction]:
@@ -194,20 +183,27 @@ def predicted(methods: Mapping[str, Method], images: EvaluationSet, check: Calla
     return dict(zip(models, predict(list(models.values()), images, check), strict=True)) if models else {}
 
 
-def update(trajectory: Trajectory, inputs: Tensor, labels: Tensor, seed: int, step: int) -> Tensor:
+def add_logits(trajectory: Trajectory, predictions: Mapping[str, Prediction]) -> None:
+    """Give the trained network's to the methods that want them at this step."""
+    for method in trajectory.methods.values():
+        if method.wants_logits(trajectory.step):
+            method.add(predictions[ERM].logits)
+
+
+def update(trajectory: Trajectory, inputs: Tensor, labels: Tensor, step: int) -> Tensor:
     """One step of the optimiser on one batch; its loss, detached."""
-    model, optimizer = trajectory.model, trajectory.optimizer
-    set_learning_rate(optimizer, trajectory.optim, step)
-    torch.manual_seed(derived_seed(seed, BACKBONE, step))  # what a backbone draws (stage dropout, stochastic depth)
-    warm, mixout = step < trajectory.warm_start, trajectory.mixout
+    model, optimizer, mixout = trajectory.model, trajectory.optimizer, trajectory.mixout
+    config, seed = trajectory.config, trajectory.config.seed
+    set_learning_rate(optimizer, config.optim, step)
+    torch.manual_seed(derived_seed(seed, BACKBONE, step))  # for what a backbone draws itself (`vld.model.dropout`)
+    warm = step < config.warm_start
     mixed = mixout.mixed(torch_generator(seed, MIXOUT, step, inputs.device)) if mixout and not warm else nullcontext()
     optimizer.zero_grad()
     with mixed:
         if warm:
             logits = model.logits_of_frozen_backbone(inputs)
         else:
-            rate = dropout_rate(model.dropout, trajectory.dropout_schedule, step, trajectory.optim.steps)
-            logits = model(inputs, torch_generator(seed, DROPOUT, step, inputs.device), rate)
+            logits = model(inputs, torch_generator(seed, DROPOUT, step, inputs.device), step)
         loss = cross_entropy(logits, labels)
         loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()

@@ -14,35 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vld.config.settings import AveragingConfig, EnsembleConfig, SwadConfig
+from vld.config.settings import Config
 from vld.model.classifier import Classifier
 
 ERM, WEIGHT_AVERAGING, SWAD, ENSEMBLE = "erm", "weight_averaging", "swad", "ensemble"
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """When a method takes in members: in a run of so many steps, evaluated every so many, with these settings."""
-
-    steps: int
-    eval_every: int
-    averaging: AveragingConfig
-    ensemble: EnsembleConfig
-    swad: SwadConfig = field(default_factory=SwadConfig)
-
-    def first(self, start: int) -> int:
-        """The step of the first member: `start`, or in a run too short for it the first evaluation after step 0."""
-        return first_member(start, self.steps, self.eval_every)
-
-
-def first_member(start: int, steps: int, eval_every: int) -> int:
-    return start if start <= steps else min(eval_every, steps)
+def first_member(start: int, config: Config) -> int:
+    """The step of a method's first member: `start`, or in a run too short for it the first evaluation after step 0."""
+    return start if start <= config.optim.steps else min(config.eval_every, config.optim.steps)
 
 
 class Method:
     """What a method does while a run trains. As it stands here: ERM, the trained network itself."""
 
-    def __init__(self, trained: Classifier, schedule: Schedule) -> None:  # noqa: ARG002
+    def __init__(self, trained: Classifier, config: Config) -> None:  # noqa: ARG002
         self.model: Classifier | None = trained
         """The network that predicts, None before there is one, or for a method that is none."""
 
@@ -82,10 +68,10 @@ class WeightAverage(Method):
     counters are those of the latest member.
     """
 
-    def __init__(self, trained: Classifier, schedule: Schedule) -> None:
+    def __init__(self, trained: Classifier, config: Config) -> None:
         self.trained = trained
-        self.start = schedule.first(schedule.averaging.start)
-        self.interval = schedule.averaging.interval
+        self.start = first_member(config.averaging.start, config)
+        self.interval = config.averaging.interval
         self.members = 0
         self.model: Classifier | None = None
         """The average, from the first member on."""
@@ -128,11 +114,11 @@ class WeightAverage(Method):
 class CheckpointEnsemble(Method):
     """Σ of the logits of the checkpoints at steps start, start + every, … and the last, in float32."""
 
-    def __init__(self, trained: Classifier, schedule: Schedule) -> None:
+    def __init__(self, trained: Classifier, config: Config) -> None:
         self.model = None
         self.device = trained.head.weight.device
-        self.start = schedule.first(schedule.ensemble.start)
-        self.every, self.last = schedule.ensemble.every, schedule.steps
+        self.start = first_member(config.ensemble.start, config)
+        self.every, self.last = config.ensemble.every, config.optim.steps
         self.members = 0
         self.sum: Tensor | None = None
 
@@ -185,9 +171,9 @@ class Swad(Method):
     and of any other step it would be another method. Buffers are part of it as of `WeightAverage`.
     """
 
-    def __init__(self, trained: Classifier, schedule: Schedule) -> None:
+    def __init__(self, trained: Classifier, config: Config) -> None:
         self.model: Classifier | None = None
-        self.trained, self.settings, self.last_step = trained, schedule.swad, schedule.steps
+        self.trained, self.settings, self.last_step = trained, config.swad, config.optim.steps
         self._latest = [tensor for tensor in _tensors(trained) if tensor.is_floating_point()]
         self.current, self.waiting = Segment(), Segment()
         self.candidates: list[Segment] = []
@@ -274,7 +260,7 @@ class Swad(Method):
         self.threshold, self.above = state["threshold"], state["above"]
 
 
-METHODS_ALONG: dict[str, Callable[[Classifier, Schedule], Method]] = {
+METHODS_ALONG: dict[str, Callable[[Classifier, Config], Method]] = {
     ERM: Method,
     WEIGHT_AVERAGING: WeightAverage,
     SWAD: Swad,

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vld.model.classifier import inverted_dropout
+from vld.model.dropout import inverted_dropout
 
 BINS = 15
 PROBE_L2 = 1e-4

@@ -5,12 +5,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
+RATIOS = {
+    "conventional_step_to_full_step": "conventional step {:.2f} x ours",
+    "DomainBed-style_step_to_full_step": "DomainBed-style step {:.2f} x ours",
+}
+
 
 def line_of(name: str, figures: dict[str, Any]) -> str:
-    rates = figures["images_per_second"]
+    rates, seconds = figures["images_per_second"], figures.get("median_seconds", {})
     words = [f"{name}: {figures['backbone']} at {figures['image_size']} px, {figures['images_per_step']} images a step"]
     words += [f"{rates['full step']:,.0f} images/s", f"full step {1 / figures['full_step_to_ceiling']:.3f} x bare"]
-    words.append(f"conventional step {figures['conventional_step_to_full_step']:.2f} x ours")
+    if mixout := figures.get("mixout_step_to_bare_step"):
+        words.append(f"with Mixout {mixout:.3f} x bare")
+    if "step from host memory" in seconds:
+        words.append(f"from host memory {seconds['step from host memory'] / seconds['bare step']:.3f} x bare")
+    words += [text.format(figures[ratio]) for ratio, text in RATIOS.items() if ratio in figures]
     if evaluation := figures.get("evaluation_images_per_second"):
         words.append(f"evaluation {evaluation['both networks in one pass']:,.0f} images/s")
     if forecast := figures.get("forecast"):
@@ -30,7 +39,8 @@ def deterministic(work: Path) -> str | None:
 
 
 def main(work: Path, out: Path) -> None:
-    figures = {path.parent.name: json.loads(path.read_text()) for path in work.glob("benchmark/*/benchmark.json")}
+    found = sorted(work.glob("benchmark/*/benchmark.json"), key=lambda path: path.stat().st_mtime)
+    figures = {path.parent.name: json.loads(path.read_text()) for path in found}
     (out / "benchmarks.json").write_text(json.dumps(figures, indent=1))
     lines = [
         line_of(name, its) if "images_per_second" in its else f"{name}: not measured" for name, its in figures.items()

@@ -5,41 +5,43 @@ import resource
 import statistics
 import tempfile
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from vld.commands.benchmark.conventional import WORKERS as DOMAINBED_WORKERS
 from vld.commands.benchmark.conventional import (
     ConventionalBatches,
     ConventionalEvaluation,
-    pytorch_s_defaults,
+    Loop,
+    chosen_files,
+    domainbed_style,
 )
 from vld.commands.benchmark.costs import WANDB_STEPS, time_checkpoint, time_wandb
 from vld.commands.benchmark.figures import Figures
 from vld.commands.benchmark.forecast import EXPERIMENTS, forecast
 from vld.commands.benchmark.on_gpu import dearest_kernels, device_and_host_seconds
-from vld.commands.benchmark.sharing import images_per_second_beside
+from vld.commands.benchmark.outside import images_per_second_beside, seconds_to_first_step
 from vld.commands.benchmark.show import show
-from vld.commands.benchmark.startup import seconds_to_first_step
 from vld.config.checked import accumulated
+from vld.config.errors import UserError
 from vld.config.settings import AveragingConfig, Config, EnsembleConfig
 from vld.machine.device import MemoryBudget, describe, set_up
 from vld.machine.terminal import Terminal
-from vld.model.classifier import Classifier
+from vld.model.classifier import Classifier, build_classifier
 from vld.model.mixout import Mixout
 from vld.runs.environment import software_versions
-from vld.runs.identity import weights_fingerprint
-from vld.runs.inputs import check_inputs, initial_classifier
+from vld.runs.inputs import check_inputs
 from vld.runs.run import Run, run_evaluation_set, training_batches
 from vld.runs.space import bytes_kept
 from vld.study.runner import decoded
 from vld.training.compiled import compile_network
-from vld.training.evaluation import IMAGES_AT_ONCE, EvaluationSet, predict
+from vld.training.evaluation import IMAGES_AT_ONCE, IN, OUT, EvaluationSet, predict
 from vld.training.loop import Trajectory, update
 from vld.training.methods import WEIGHT_AVERAGING
 
@@ -47,8 +49,12 @@ STEPS_AT_ONCE = {"cpu": 1, "cuda": 30}
 """Steps between two looks at the clock: a GPU is only busy when it need not be looked at."""
 EVALUATED_CHUNKS = {"cpu": 4, "cuda": 40}
 EVALUATION_ROUNDS = 3
-MIXOUT_STEP = "step with Mixout"
-"""A bare step in which Mixout draws a mask, with `mixout=0.8`, say."""
+STEPS_ONLY = False
+"""For variants (`variant.py`): no conventional step beside ours, and no other part."""
+ALGORITHMS_TRIED = True
+"""By cuDNN; a variant takes the first that it proposes for a convolution."""
+MIXOUT_STEP, MIXOUT = "step with Mixout", 0.9
+"""A bare step in which Mixout draws a mask, at the rate `mixout` or, without it, at this one."""
 
 
 def run_benchmark(config: Config, options: Sequence[str], terminal: Terminal) -> dict[str, Any]:
@@ -59,71 +65,53 @@ def run_benchmark(config: Config, options: Sequence[str], terminal: Terminal) ->
     output_dir = Path(config.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     figures = Figures(output_dir / "benchmark.json", terminal.say)
-    with compiled_programs_of_one_s_own():
+    with tempfile.TemporaryDirectory() as folder:
+        # Nothing is compiled yet in this process; what it compiles, the processes that it starts find.
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
         measured = Measured(config, figures, terminal)
         try:
             measured.steps()
-            measured.evaluation()
-            measured.forecast()
-            measured.start(options)
-            measured.bookkeeping(output_dir)
-            measured.beside(options)
+            if not STEPS_ONLY:
+                measured.evaluation()
+                measured.forecast()
+                measured.start(options)
+                measured.bookkeeping(output_dir)
+                measured.beside(options)
             measured.profile()
         finally:
-            measured.conventional.close()
-            measured.batches.close()
+            measured.close()
     show(figures.content, terminal)
     terminal.say(f"written to {figures.path}")
     return figures.content
 
 
-@contextmanager
-def compiled_programs_of_one_s_own() -> Iterator[None]:
-    """Nothing is compiled yet in this process; what it compiles, the processes that it starts find."""
-    name, before = "TORCHINDUCTOR_CACHE_DIR", os.environ.get("TORCHINDUCTOR_CACHE_DIR")
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ[name] = folder
-        try:
-            yield
-        finally:
-            if before is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = before
-
-
 class Measured:
-    """A run, a conventional one beside it, and what has been measured of both."""
+    """A run, usual ones beside it, and what has been measured of them."""
 
     def __init__(self, config: Config, figures: Figures, terminal: Terminal) -> None:
         self.config, self.figures, self.terminal = config, figures, terminal
         self.inputs = check_inputs(config)
         self.device, self.test_domain = self.inputs.device, self.inputs.test_domains[0]
         set_up(self.device, config.deterministic)
+        torch.backends.cudnn.benchmark &= ALGORITHMS_TRIED
         self.dataset = decoded(config, self.inputs.files, {}, terminal)
-        run = Run(config, self.inputs, self.dataset, weights_fingerprint(self.inputs.weights), self.test_domain)
+        run = Run(config, self.inputs, self.dataset, self.test_domain)
         memory = MemoryBudget(self.device, terminal.say)
         self.images = run_evaluation_set(run, memory, config.dataset.curve_images)
-        self.batches = training_batches(run, memory)
-        self.ours, self.usual = self.trajectory(self.inputs.precision), self.trajectory("fp32")
+        self.batches, self.from_host = training_batches(run, memory), training_batches(run)
+        self.ours = self.trajectory(self.inputs.precision)
         self.average = self.ours.methods[WEIGHT_AVERAGING]
         self.compiling = self.compile()
-        files, image_size = self.inputs.files, config.image_size
-        self.conventional = ConventionalBatches(
-            files, self.test_domain, config.split_seed, config.batch_size, image_size, self.device
-        )
-        for domain in self.batches.domains:  # neither way is to wait for the disk
+        self.from_host.augment = self.batches.augment
+        for domain in self.batches.domains:  # no way is to wait for the disk
             domain.pixels.amax()
-        self.conventional.read_files()
+        self.usual = {} if STEPS_ONLY else self.usual_loops()
 
     def trajectory(self, precision: str) -> Trajectory:
         classes = len(self.dataset.classes)
-        return self.beginning(initial_classifier(self.config, self.inputs.weights, precision, classes).to(self.device))
-
-    def beginning(self, model: Classifier, mixout: Mixout | None = None) -> Trajectory:
-        averaging, ensemble = AveragingConfig(1, 1), EnsembleConfig(1, 1)
-        arguments = (model, self.config.optim)
-        return Trajectory(*arguments, eval_every=1, averaging=averaging, ensemble=ensemble, mixout=mixout)
+        model = build_classifier(self.config, self.inputs.weights, classes, precision).to(self.device)
+        config = replace(self.config, eval_every=1, warm_start=0, mixout=0.0)
+        return Trajectory(model, replace(config, averaging=AveragingConfig(1, 1), ensemble=EnsembleConfig(1, 1)))
 
     def compile(self) -> float:
         """Seconds that it takes where nothing has been compiled before."""
@@ -131,55 +119,89 @@ class Measured:
         compile_network(self.config.compile, self.ours.model, self.images, self.terminal.say, self.batches)
         return time.perf_counter() - began if self.ours.model.compiled else 0.0
 
-    def full(self, step: int) -> None:
-        update(self.ours, *self.batches.batch(step), self.config.seed, step)
-        self.average.after_step(step + 1)
+    def chosen_files(self, part: str) -> list[Any]:
+        return chosen_files(self.inputs.files, self.test_domain, self.config.split_seed, part)
 
-    def usual_step(self, step: int) -> None:
-        with pytorch_s_defaults():
-            update(self.usual, *self.conventional.batch(), self.config.seed, step)
+    def usual_loops(self) -> dict[str, Loop]:
+        """By the names of their steps. DomainBed's processes are too many for a machine without a GPU."""
+        domains = self.chosen_files(IN)
+        batches = partial(ConventionalBatches, domains, self.config.batch_size, self.config.image_size, self.device)
+        for examples in domains:
+            for path in examples.files:
+                path.read_bytes()
+        loops = {"conventional step": Loop(self.trajectory(self.inputs.precision), batches())}
+        if self.device.type == "cuda":
+            loops["DomainBed-style step"] = domainbed_style(self.trajectory("fp32"), batches(DOMAINBED_WORKERS))
+        return loops
+
+    def close(self) -> None:
+        for loop in self.usual.values():
+            loop.batches.close()
+        for batches in (self.batches, self.from_host):
+            batches.close()
+
+    def parts(self) -> dict[str, Callable[[int], object]]:
+        """A step, what it consists of, and others beside it."""
+        on_device = self.batches.batch(0)
+
+        def bare(step: int) -> None:
+            update(self.ours, *on_device, step)
+
+        def full(step: int) -> None:
+            update(self.ours, *self.batches.batch(step), step)
+            self.average.after_step(step + 1)
+
+        def from_host(step: int) -> None:
+            update(self.ours, *self.from_host.batch(step), step)
+
+        def with_mixout(step: int) -> None:
+            self.ours.mixout = mixout
+            bare(step)
+            self.ours.mixout = None
+
+        parts: dict[str, Callable[[int], object]] = {"full step": full, "bare step": bare}
+        with suppress(UserError):  # a backbone that has nothing to mask
+            mixout = Mixout(self.ours.model.backbone, self.config.mixout or MIXOUT, self.config.mixout_kind)
+            parts[MIXOUT_STEP] = with_mixout
+        if self.batches.resident and self.device.type == "cuda":
+            parts["step from host memory"] = from_host
+        parts["input"] = self.batches.batch
+        parts["weight average"] = lambda step: self.average.after_step(step + 1)
+        return parts
 
     def steps(self) -> None:
-        """A step and its parts, in turn with a conventional one."""
-        resident = self.batches.batch(0)
+        """A step and its parts, in turn with the usual ones."""
         at_once = min(STEPS_AT_ONCE[self.device.type], self.config.optim.steps)
         rounds = max(1, self.config.optim.steps // at_once)
-        parts: dict[str, Callable[[int], object]] = {
-            "full step": self.full,
-            "bare step": lambda step: update(self.ours, *resident, self.config.seed, step),
-            "input": self.batches.batch,
-            "weight average": lambda step: self.average.after_step(step + 1),
-        }
-        if self.config.mixout:  # of the same network, which is compiled alike
-            model, how = self.ours.model, (self.config.mixout, self.config.mixout_kind)
-            mixed = self.beginning(model, Mixout(model.backbone, *how))
-            parts[MIXOUT_STEP] = lambda step: update(mixed, *resident, self.config.seed, step)
-        times: dict[str, list[float]] = {name: [] for name in (*parts, "conventional step")}
+        parts = self.measured = self.parts()
+        times: dict[str, list[float]] = {name: [] for name in (*parts, *self.usual)}
+
+        def time_steps(name: str, part: Callable[[int], object], first: int) -> None:
+            seconds = timed(lambda: [part(step) for step in range(first, first + at_once)], self.device)
+            times[name].append(seconds / at_once)
+
         with self.terminal.counting("timing") as progress:
-            for number in range(-1, rounds):  # the first is not counted
-                parts["bare step"](0)  # nor is this: caches hold the conventional step's network
+            for number in range(rounds + 1):
+                parts["bare step"](0)  # not counted: caches hold another network
                 for name, part in parts.items():
-                    first = max(0, number) * at_once
-                    seconds = timed(lambda f=first, p=part: [p(step) for step in range(f, f + at_once)], self.device)  # type: ignore[misc]
-                    if number >= 0:
-                        times[name].append(seconds / at_once)
-                # What its workers had ready by then does not count; then they fill up again, out of the way.
-                for _ in range(self.conventional.waiting):
-                    self.usual_step(0)
-                seconds = timed(lambda: deque(map(self.usual_step, range(at_once)), maxlen=0), self.device)
-                if number >= 0:
-                    times["conventional step"].append(seconds / at_once)
-                    self.add_steps(times, (number + 1) * at_once)
-                self.conventional.wait_until_full()
-                progress(number + 2, rounds + 1)
+                    time_steps(name, part, max(0, number - 1) * at_once)
+                for name, loop in self.usual.items():
+                    # What its workers had ready by then does not count; then they fill up again, out of the way.
+                    for _ in range(loop.batches.waiting):
+                        loop.step(0)
+                    time_steps(name, loop.step, 0)
+                    loop.batches.wait_until_full()
+                if number:  # the first is not counted
+                    self.add_steps({name: its[1:] for name, its in times.items()}, number * at_once)
+                progress(number + 1, rounds + 1)
         if self.device.type == "cuda":
-            parts["optimiser"] = lambda _: self.ours.optimizer.step()
-            self.figures.attempt("device_and_host_seconds", lambda: device_and_host_seconds(parts))
+            both = {**parts, "optimiser": lambda _: self.ours.optimizer.step()}
+            self.figures.attempt("device_and_host_seconds", lambda: device_and_host_seconds(both))
 
     def profile(self) -> None:
         """The last part: a profiler may take the process with it."""
         if self.device.type == "cuda":
-            self.figures.attempt("dearest_kernels", lambda: dearest_kernels(self.full))
+            self.figures.attempt("dearest_kernels", lambda: dearest_kernels(self.measured["full step"]))
 
     def add_steps(self, times: dict[str, list[float]], steps: int) -> None:
         seconds = self.seconds = {name: statistics.median(values) for name, values in times.items()}
@@ -196,21 +218,20 @@ class Measured:
             median_seconds=seconds,
             images_per_second={name: per_step / its for name, its in seconds.items() if name != "weight average"},
             full_step_to_ceiling=seconds["bare step"] / seconds["full step"],
-            conventional_step_to_full_step=seconds["conventional step"] / seconds["full step"],
             peak_memory_bytes=peak_memory(self.device),
             share_of_the_training_time={
                 "weight average": seconds["weight average"] / config.averaging.interval / seconds["full step"]
             },
             software=software_versions(),
+            mixout_step_to_bare_step=seconds[MIXOUT_STEP] / seconds["bare step"] if MIXOUT_STEP in seconds else None,
+            **{f"{name.replace(' ', '_')}_to_full_step": seconds[name] / seconds["full step"] for name in self.usual},
         )
-        if MIXOUT_STEP in seconds:
-            self.figures.add(mixout_step_to_bare_step=seconds[MIXOUT_STEP] / seconds["bare step"])
 
     def evaluation(self) -> None:
         assert self.average.model is not None
-        both, files, config = [self.ours.model, self.average.model], self.inputs.files, self.config
-        usual = ConventionalEvaluation(self.usual.model, files, self.test_domain, config.split_seed, config.image_size)
-        rate, usual_rate = evaluation_rates(both, self.images, usual, self.device)
+        conventional = self.usual["conventional step"].trajectory.model
+        usual = ConventionalEvaluation(conventional, self.chosen_files(OUT), self.config.image_size)
+        rate, usual_rate = evaluation_rates([self.ours.model, self.average.model], self.images, usual, self.device)
         self.rates = {"both networks in one pass": rate, "conventional": usual_rate}
         self.figures.add(evaluation_images_per_second=self.rates, peak_memory_bytes=peak_memory(self.device))
 
@@ -257,12 +278,11 @@ class Measured:
     def beside(self, options: Sequence[str]) -> None:
         """Of a CPU: the input pipelines on one core, and training beside busy processes."""
         if self.device.type != "cpu":
-            self.figures.add(input_images_per_second_and_core=None, images_per_second_beside_busy_processes=None)
             return
-        images = self.batches.images_per_step
-        per_core = partial(input_per_core, self.conventional, self.batches.batch, images)
+        conventional = self.usual["conventional step"].batches
+        per_core = partial(input_per_core, conventional, self.batches.batch, self.batches.images_per_step)
         self.figures.attempt("input_images_per_second_and_core", per_core)
-        self.conventional.close()
+        conventional.close()
         self.terminal.say("training beside busy processes, for what is left of it")
         measured = partial(images_per_second_beside, self.own(options))
         self.figures.attempt("images_per_second_beside_busy_processes", measured)
@@ -291,16 +311,14 @@ def evaluation_rates(
     evaluated = min(len(images.images), chunks * at_once)
     batches = max(1, evaluated // usual.batch_size)
     rates, usual_rates = [], []
-    for number in range(-1, EVALUATION_ROUNDS):  # the first is not counted
+    for _ in range(1 + EVALUATION_ROUNDS):
         usual.wait_until_full()
         seconds = timed(lambda: predict(models, images, at_most=chunks), device)
-        with pytorch_s_defaults():
-            usual.evaluate(usual.waiting)  # what they had ready by then does not count
-            usual_seconds = timed(lambda: usual.evaluate(batches), device)
-        if number >= 0:
-            rates.append(len(models) * evaluated / seconds)
-            usual_rates.append(batches * usual.batch_size / usual_seconds)
-    return statistics.median(rates), statistics.median(usual_rates)
+        usual.evaluate(usual.waiting)  # what they had ready by then does not count
+        usual_seconds = timed(lambda: usual.evaluate(batches), device)
+        rates.append(len(models) * evaluated / seconds)
+        usual_rates.append(batches * usual.batch_size / usual_seconds)
+    return statistics.median(rates[1:]), statistics.median(usual_rates[1:])  # the first is not counted
 
 
 def input_per_core(
@@ -323,7 +341,7 @@ def input_per_core(
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:
-    """Bytes. The host's counts the pages of memory maps that are in memory, too; on a GPU the conventional network is in it."""
+    """Bytes. The host's counts the pages of memory maps that are in memory, too; on a GPU the usual networks are in it."""
     peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
     if device.type == "cuda":
         peak["gpu"] = torch.cuda.max_memory_reserved(device)
