@@ -4,8 +4,11 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hydra._internal.hydra import Hydra
+from omegaconf import DictConfig
 from run_command import SMALLEST, before_step, script, train
 
 from vld.model.published import PRESETS, of_torchvision
@@ -92,6 +95,22 @@ def test_a_command_without_runs_can_sweep(tmp_path: Path) -> None:
     refused = script("analyse.py", "-m", "output_dir=nowhere", "weights=erm-last,erm-iid", cwd=tmp_path)
     assert refused.returncode == 2, refused.stderr
     assert re.findall("to run just this job again: .* weights=(.*)", refused.stdout) == ["erm-last", "erm-iid"]
+
+
+@pytest.mark.parametrize("words", [["dropout=2"], ["-m", "dropout=2,3"], ["study=demo", "dropout=2"]])
+def test_a_command_is_composed_once(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it is one job or a sweep is read off the same composition."""
+    composed: list[object] = []
+    compose = Hydra.compose_config
+
+    def counted(*arguments: Any, **options: Any) -> DictConfig:
+        if options.get("from_shell", True):  # else it is a job of the sweep
+            composed.append(arguments)
+        return compose(*arguments, **options)
+
+    monkeypatch.setattr(Hydra, "compose_config", counted)
+    assert train(*words).returncode == 2
+    assert len(composed) == 1
 
 
 @pytest.mark.parametrize("full_error", ["0", "1"])

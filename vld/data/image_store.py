@@ -84,13 +84,9 @@ def open_dataset(
             if missing := {kind: folder / name for kind, name in names.items() if kind not in find()}:
                 _build(files, missing, sizes, place, progress, announce)
         times = []  # nothing to look at again
-    found = find()
-    if len(found) < 2:
-        raise UserError(
-            f"dataset={files.name}: its image store was removed while this command was running; run it again"
-        )
-    dataset = _opened(files, found, sizes)
-    _look_again(files, times, found)
+    store = find()
+    dataset = _opened(files, store, sizes)
+    _look_again(files, times, store)
     return dataset
 
 
@@ -276,6 +272,10 @@ def _fingerprint(files: DatasetFiles, digests: Sequence[bytes]) -> str:
 
 
 def _opened(files: DatasetFiles, store: dict[str, Path], sizes: dict[str, int]) -> Dataset:
+    if len(store) < 2:
+        raise UserError(
+            f"dataset={files.name}: its image store was removed while this command was running; run it again"
+        )
     try:
         about = json.loads((store[PIXELS] / ABOUT).read_text())
         stored = (about["height"], about["width"], 3)

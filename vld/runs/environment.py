@@ -29,13 +29,6 @@ def made_here(device: torch.device, began: float) -> dict[str, Any]:
     }
 
 
-def described(environment: dict[str, Any]) -> str:
-    """In one line, for a person."""
-    versions = ", ".join(f"{name} {number}" for name, number in environment["software"].items())
-    how = ", ".join(f"{name}={str(environment[name]).lower()}" for name in ("deterministic", "compiled"))
-    return f"{environment['device']} ({versions}, {how})"
-
-
 def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 

@@ -25,7 +25,7 @@ from vld.machine.signals import Interrupted
 from vld.machine.terminal import Terminal
 from vld.model.classifier import build_classifier
 from vld.runs.directory import RunDirectory
-from vld.runs.environment import described, environment_now, now
+from vld.runs.environment import environment_now, now
 from vld.runs.identity import NOT_IDENTITY, run_id, run_identity, runs_folder
 from vld.runs.inputs import Inputs
 from vld.runs.keep import drop_stale, missing_files, save_kept
@@ -154,8 +154,8 @@ class Session:
         [here] = self.environments
         if here not in saved["environments"]:
             self.warn(
-                f"begun on {described(saved['environments'][0])}, now on {described(here)}:"
-                " its numbers may differ in the last digits from those of an uninterrupted run"
+                "begun with another device or other software (earlier_environments in result.json): its numbers may differ in"
+                " the last digits from those of an uninterrupted run"
             )
         self.environments += [other for other in saved["environments"] if other != here]
 
