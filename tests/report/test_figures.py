@@ -289,7 +289,7 @@ def test_a_setting_that_came_later_has_its_value_in_runs_from_before(
             write_run(tmp_path, replace(run, config=with_values(run.config, {"dropout_schedule": schedule})))
     results, _ = read_all(tmp_path)
     assert {result.content["settings"].get("dropout_schedule") for result in results} == {None, "rising"}
-    report = make_report(read_store(tmp_path), title="x")
+    report = make_report(read_store(tmp_path))
     assert report.varied["dropout_schedule"] == ["constant", "rising"]
     Terminal().show(*sweep_table(results, "erm"))
     shown = capsys.readouterr().out

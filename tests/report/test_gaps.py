@@ -11,8 +11,8 @@ from vld.machine.lock import LOCK
 from vld.report import cloud_points, clouds_figure, read_store, results_table, series_of
 from vld.report.averages import readable_results
 from vld.report.build import Report, make_report
-from vld.report.grid import expected_runs, missing_runs
 from vld.report.labels import INCOMPLETE, in_order
+from vld.report.series import expected_runs, missing_runs
 from vld.study.planned import PlannedRun
 
 NARROW = ("dataset=pacs", "dropout=0,0.9", "optim.weight_decay=1e-4")
@@ -84,7 +84,7 @@ def test_missing_failed_and_interrupted_runs_are_listed_and_their_cells_marked(t
         assert (1, column) not in shown.best  # what is incomplete is best of nothing …
         assert (0, column) not in shown.best  # … and the other is alone
         assert (1, shown.headings.index("cartoon")) in shown.best
-    report = make_report(of_study, title="x")
+    report = make_report(of_study)
     assert any("4 runs to do" in line for line in report.warnings)
     assert any(fact == "1 failed" for fact in report.facts)
     assert all("Incomplete" in line for line in report.sentences if "0.9" in line)
@@ -123,7 +123,7 @@ def test_different_contents_are_in_rows_of_their_own(content: str, setting: str,
         mine = [ood(run) for run in runs if run.config.seed in seeds]
         assert by_content[other].grid.runs == len(mine)
         assert results_table([by_content[other]]).ood[0] == pytest.approx(100 * sum(mine) / len(mine))
-    report = make_report(store, title="x")
+    report = make_report(store)
     assert any(f"different {what}" in line and "99999999: 8 runs" in line for line in report.warnings)
     assert len(report.missing) == 24  # what each content lacks of the whole
     assert set(report.missing.reason) == {"finished with other data, weights or precision"}
@@ -134,7 +134,7 @@ def test_different_contents_are_in_rows_of_their_own(content: str, setting: str,
 def test_precisions_are_not_mixed_either(tmp_path: Path) -> None:
     for run in study_runs("figure2", *NARROW, "seed=0"):
         write(tmp_path, run, precision="fp32" if run.test_domain == "photo" else "bf16")
-    report = make_report(read_store(tmp_path), title="x")
+    report = make_report(read_store(tmp_path))
     assert any("different precision" in line for line in report.warnings)
     assert numbers(report, "results_pacs").ood.isna().all()
 
@@ -151,7 +151,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     store = read_store(tmp_path)
     assert len(store.damaged) == 2
     assert store.results.directory.nunique() == 14
-    report = make_report(store, title="x")
+    report = make_report(store)
     assert [line for line in report.warnings if str(first) in line]
     assert [line for line in report.warnings if str(second) in line]
     assert len(report.missing) == 2
@@ -172,7 +172,7 @@ def test_combinations_over_a_setting_that_tells_runs_apart_have_no_value_of_it(t
     for domain in ("art_painting", "cartoon", "photo", "sketch"):
         here = [run for run in members if run.test_domain == domain]
         write_combination(tmp_path, "model_soup", here, ("optim.last_layer_lr_factor", "optim.lr"), 0.9, 0.8)
-    report = make_report(read_store(tmp_path), title="x")
+    report = make_report(read_store(tmp_path))
     table = numbers(report, "results_pacs")
     of_erm = table[(table.method == "erm") & (table["backbone.name"] == "resnet50")]
     assert of_erm["optim.last_layer_lr_factor"].tolist() == [1.0, 1.0, 10.0, 10.0]

@@ -61,7 +61,7 @@ def test_what_is_no_domain_of_any_dataset_is_refused(store: Store) -> None:
 def test_combinations_alone_are_shown_beside_erm(store: Store) -> None:
     found = narrowed(store, jobs("method=model_soup"), ["method"])
     assert set(found.results.method) == {"erm", "model_soup"}
-    report = make_report(found, title="x")
+    report = make_report(found)
     table = report.tables["results_pacs"].numbers
     assert table is not None
     assert set(table.method) == {"erm", "model_soup"}
@@ -82,7 +82,7 @@ def test_a_store_without_unfinished_runs_is_narrowed_too(tmp_path: Path) -> None
     assert found.results.lr.unique().tolist() == [1e-3]
     assert found.unfinished.empty
     wanted = study_runs("figure2", "seed=0", "optim.weight_decay=1e-4", "dropout=0", "dataset=vlcs", "test_domain=0")
-    assert make_report(read_store(tmp_path, wanted), title="x").missing.empty
+    assert make_report(read_store(tmp_path, wanted)).missing.empty
 
 
 def test_what_every_machine_decides_for_itself_does_not_narrow(store: Store) -> None:

@@ -15,8 +15,8 @@ from report_store import study_runs, write_combination, write_run, write_study
 from rich.console import Console
 
 from vld.report import chosen_pairs, cloud, cloud_points, read_results, results_table, series_of
-from vld.report.averages import mean_and_error, readable_results
-from vld.report.grid import Grid
+from vld.report.averages import readable_results
+from vld.report.grid import Grid, mean_and_error
 from vld.report.series import Series
 from vld.report.table import Table
 from vld.runs import load_results

@@ -131,7 +131,7 @@ def test_pairs_are_chosen_by_the_accuracy_on_other_domains_left_out_as_well(tmp_
             expected[domain, seed] = lr, accuracies(domain, lr, seed)["ood_acc"]
 
     store = read_store(tmp_path)
-    reports = {choose: make_report(store, title="x", choose=choose) for choose in ("iid", "leave_one_out")}
+    reports = {choose: make_report(store, choose=choose) for choose in ("iid", "leave_one_out")}
     found = {}
     for choose, report in reports.items():
         assert report.missing.empty
@@ -149,7 +149,7 @@ def test_pairs_are_chosen_by_the_accuracy_on_other_domains_left_out_as_well(tmp_
 
 def test_nothing_is_chosen_where_a_run_that_leaves_two_domains_out_is_missing(tmp_path: Path) -> None:
     write_runs(tmp_path, lambda: 0.5, "dropout=0.9", "seed=0", without="cartoon+photo")
-    report = make_report(read_store(tmp_path), title="x", choose="leave_one_out")
+    report = make_report(read_store(tmp_path), choose="leave_one_out")
     chosen = report.data["chosen_pairs"]
     assert set(chosen.test_domain) == {"art_painting", "sketch"}
     assert sum("lack runs that leave two domains out" in line for line in report.warnings) == 1

@@ -37,7 +37,7 @@ def make_and_show(command: Command) -> int:
     store = _store(command, output_dir, words)
     folder, terminal = output_dir / "report" / folder_name(words), Terminal()
     with terminal.doing("report") as progress:
-        report = make_report(store, title=study or "vld", **how, study=study, run=config.run, progress=progress)
+        report = make_report(store, **how, study=study, run=config.run)
         page = write_report(report, folder, shlex.join([*command.program, *config.hydra.overrides.task]), progress)
     _show(report, folder, terminal)
     terminal.say(f"\n{page}")

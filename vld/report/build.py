@@ -1,7 +1,7 @@
 """The content of a report: tables, figures with their points, sentences and warnings."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,23 +13,17 @@ from vld.config.names import dataset_name
 from vld.machine.terminal import counted
 from vld.report.averages import SELECTION_NOTES, chosen_pairs, readable_results, results_table, runs_table
 from vld.report.differences import differences_table
-from vld.report.figures import learning_curves_figure
-from vld.report.grid import REPEAT, expected_runs, missing_runs, setting_names
-from vld.report.kinds import ReportFigure, drawn_figures
+from vld.report.figures import ReportFigure, learning_curves_figure, report_figure
+from vld.report.grid import REPEAT, without_nan
+from vld.report.kinds import drawn_figures
 from vld.report.labels import distinguishing, in_order, text
 from vld.report.leave_one_out import LEAVE_ONE_OUT, chosen_by_validation, leaves_one_out
-from vld.report.paper import (
-    against_the_paper,
-    not_compared,
-    published_averages,
-    readable_against_the_paper,
-    readable_averages,
-)
+from vld.report.paper import against_the_paper_tables, not_compared
 from vld.report.points import learning_curves
 from vld.report.recipes import readable_recipes, recipes_figure, recipes_table
-from vld.report.richness import richness_figures, richness_points, richness_table
+from vld.report.richness import richness_figures, richness_points, richness_tables
 from vld.report.select import Store
-from vld.report.series import Series, large_rate, series_of
+from vld.report.series import Series, expected_runs, large_rate, missing_runs, series_of, setting_names
 from vld.report.table import Table
 from vld.runs.identity import CONTENT
 
@@ -42,9 +36,6 @@ class Report:
     facts: list[str]
     """How many runs, of what."""
     warnings: list[str]
-    sentences: list[str]
-    """What the differences say. Headlines: those between very large dropout and no dropout."""
-    headlines: list[str]
     tables: dict[str, Table]
     not_compared: str
     """A line on results that are not compared with the paper's."""
@@ -55,20 +46,28 @@ class Report:
     """The others, with their values."""
     software: dict[str, int]
     """Number of runs by device and versions."""
-    missing: pd.DataFrame
     data: dict[str, pd.DataFrame]
-    """Written only as CSV."""
+    """Written only as CSV: runs, chosen_pairs, differences, missing (`missing_runs`)."""
+
+    @property
+    def missing(self) -> pd.DataFrame:
+        return self.data["missing"]
+
+    @property
+    def sentences(self) -> list[str]:
+        """What the differences say."""
+        return list(self.data["differences"].get("sentence", []))
+
+    @property
+    def headlines(self) -> list[str]:
+        """Those between very large dropout and no dropout."""
+        return [
+            s for s, large in zip(self.sentences, self.data["differences"].get("headline", []), strict=True) if large
+        ]
 
 
 def make_report(
-    store: Store,
-    *,
-    title: str,
-    selection: str = "iid",
-    choose: str = "iid",
-    study: str | None = None,
-    run: str | None = None,
-    progress: Callable[[str], None] = lambda _: None,
+    store: Store, *, selection: str = "iid", choose: str = "iid", study: str | None = None, run: str | None = None
 ) -> Report:
     """Of the finished runs, and those that are missing.
 
@@ -76,50 +75,35 @@ def make_report(
     learning curves are drawn. Raises `UserError` if no run has finished, or not this one.
     """
     store, leaving_two_out = _leaving_one_out(store)
-    results, unfinished = store.results, store.unfinished
+    results, title, damaged = store.results, study or "vld", list[str]()
     runs = results[results.combined.isna()].drop_duplicates("directory")
     if runs.empty:
         raise UserError(f"{title}: no finished runs to report on")
     if run is not None and run not in set(runs.run_id):
         raise UserError(f"run={run}: no finished run has that id")
-    expected = expected_runs(results, unfinished) if store.expected is None else store.expected
-    progress("tables")
+    expected = expected_runs(results, store.unfinished) if store.expected is None else store.expected
     series = series_of(results, expected, selection)
     if choose == LEAVE_ONE_OUT:
         series = chosen_by_validation(series, leaving_two_out)
-    damaged: list[str] = []
-    analysed = richness_points(series, runs, damaged)
-    missing = missing_runs(results, unfinished, expected)
-    progress("differences")
-    differences = differences_table(series)
-    progress("figures")
-    recipes = recipes_table(series, results)
+    recipes, analysed = recipes_table(series, results), richness_points(series, runs, damaged)
     figures = [recipes_figure(recipes)] if len(recipes) else list(drawn_figures(series, results, study))
-    figures += richness_figures(analysed) if not analysed.empty else []
+    figures += richness_figures(analysed)
     if study is None or run:
         figures += _learning_curves(_with_curves(runs, results, selection, run), run is None, damaged)
     common, varied = _settings(runs)
+    missing = missing_runs(results, store.unfinished, expected)
+    data = {"runs": runs_table(results, list(varied)), "chosen_pairs": chosen_pairs(series)}
     return Report(
         title,
-        facts=[f"selection {selection}: {SELECTION_NOTES[selection]}", *_facts(results, runs, missing)],
+        [f"selection {selection}: {SELECTION_NOTES[selection]}", *_facts(results, runs, missing)],
         warnings=[*store.notes, *_warnings(store, runs, missing, series), *damaged],
-        sentences=list(differences.get("sentence", [])),
-        headlines=list(differences[differences.headline].sentence) if len(differences) else [],
-        tables=_tables(series, selection, choose)
-        | readable_recipes(recipes)
-        | ({"richness": richness_table(analysed, series)} if len(analysed) else {}),
+        tables=_tables(series, selection, choose) | readable_recipes(recipes) | richness_tables(analysed, series),
         not_compared=not_compared(series),
         figures=figures,
         common=common,
         varied=varied,
         software=_software(runs),
-        missing=missing,
-        data={
-            "runs": runs_table(results, list(varied)),
-            "chosen_pairs": chosen_pairs(series),
-            "differences": differences,
-            "missing": missing.drop(columns="condition"),
-        },
+        data=data | {"differences": differences_table(series), "missing": missing},
     )
 
 
@@ -128,29 +112,23 @@ def _tables(series: Sequence[Series], selection: str, choose: str) -> dict[str, 
     for dataset in dict.fromkeys(one.dataset for one in series):
         table = results_table([one for one in series if one.dataset == dataset])
         tables[f"results_{dataset}"] = readable_results(table, selection, choose)
-    if not (compared := against_the_paper(series)).empty:
-        tables["against_the_paper"] = readable_against_the_paper(compared)
-    if not (published := published_averages(series)).empty:
-        tables["published_averages"] = readable_averages(published)
-    return tables
+    return tables | against_the_paper_tables(series)
 
 
 def _leaving_one_out(store: Store) -> tuple[Store, pd.DataFrame]:
     """The store without the runs that leave several domains out at once, and the results of these."""
-
-    def single(runs: pd.DataFrame) -> pd.DataFrame:
-        return runs[leaves_one_out(runs, store.results)]
-
-    results, expected = single(store.results), None if store.expected is None else single(store.expected)
-    others = store.results.drop(results.index)
-    return replace(store, results=results, unfinished=single(store.unfinished), expected=expected), others
+    results, expected = store.results, store.expected
+    one = leaves_one_out(results, results)
+    unfinished = store.unfinished[leaves_one_out(store.unfinished, results)]
+    expected = None if expected is None else expected[leaves_one_out(expected, results)]
+    return replace(store, results=results[one], unfinished=unfinished, expected=expected), results[~one]
 
 
 def _settings(runs: pd.DataFrame) -> tuple[dict[str, str], dict[str, list[str]]]:
     """The settings that all runs share, and the values of the others."""
     names = sorted({*setting_names(runs), "optim.lr", "optim.weight_decay", *REPEAT})
-    settings = runs[["test_domain", *names]].astype(object).where(runs[["test_domain", *names]].notna(), None)
-    apart = [name for name in distinguishing(runs[["test_domain", *names]].to_dict("records")) if name not in CONTENT]
+    settings = without_nan(runs[["test_domain", *names]])
+    apart = [name for name in distinguishing(settings.to_dict("records")) if name not in CONTENT]
     common = {name: f"{runs[name].iloc[0]}" for name in names if runs[name].nunique(dropna=False) == 1}
     values = {name: sorted(settings[name].unique(), key=in_order) for name in ("test_domain", *apart)}
     return common, {name: [text(name, value) for value in some] for name, some in values.items()}
@@ -183,15 +161,14 @@ def _warnings(store: Store, runs: pd.DataFrame, missing: pd.DataFrame, series: S
             cells = zip(one.grid.test_domains, one.grid.ood_acc, strict=True)
             lacking = ", ".join(domain for domain, accuracies in cells if not np.isfinite(accuracies).all())
             lines.append(f"{one.dataset}: no combination yet: {one.label}, {lacking} left out")
-    without = sum(1 for one in series if one.grid.validation_acc is not None and (one.grid.chosen < 0).any())
-    if without:
+    if without := sum(one.grid.validation_acc is not None and bool((one.grid.chosen < 0).any()) for one in series):
         lines.append(
             f"{without} of {len(series)} rows lack runs that leave two domains out, by which to choose; train.py with"
             " test_domain=pairs makes them"
         )
     if any(one.settings.get("holdout") == 0 for one in series):
         lines.append("rows with holdout 0 have no i.i.d. accuracy, and are at their last steps")
-    if any(one.on_subset for one in series):
+    if any("(subset)" in one.name for one in series):
         lines.append("rows marked “subset” were evaluated on a subset of the images (dataset.curve_images)")
     return list(dict.fromkeys(lines)) + [f"damaged: {line}" for line in store.damaged]
 
@@ -210,8 +187,8 @@ def _with_curves(runs: pd.DataFrame, results: pd.DataFrame, selection: str, run:
     if run is not None:
         return runs[runs.run_id == run]
     erm = results[(results.method == "erm") & (results.selection == selection) & results.combined.isna()]
-    rates = [rate for rate in (0.0, large_rate(erm.dropout.dropna())) if rate is not None]
-    best = erm[erm.dropout.isin(rates)].sort_values(["iid_acc", "run_id"], ascending=[False, True])
+    best = erm[erm.dropout.isin([0.0, large_rate(erm.dropout.dropna())])]
+    best = best.sort_values(["iid_acc", "run_id"], ascending=[False, True])
     return best.drop_duplicates(["dataset", "dropout"]).sort_values(["dataset", "dropout"])
 
 
@@ -230,4 +207,4 @@ def _learning_curves(runs: pd.DataFrame, best: bool, damaged: list[str]) -> list
         return []
     which = " Of each dataset the run of best i.i.d. accuracy, without dropout and with very large dropout." * best
     caption = f"Solid: o.o.d. accuracy, dashed: i.i.d. accuracy.{which}"
-    return [ReportFigure("learning_curves", "Learning curves", caption, curves, learning_curves_figure(curves))]
+    return [report_figure("learning_curves", "Learning curves", caption, curves, learning_curves_figure)]

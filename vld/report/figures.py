@@ -3,9 +3,10 @@
 import math
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from vld.config.names import METHOD_COLORS, METHOD_MARKERS, METHOD_NAMES, dataset_name, series_color
-from vld.report.labels import INCOMPLETE
+from vld.report.labels import INCOMPLETE, footnotes
 
 WIDTH = 3.4
 """Inches: a column of a two-column paper."""
@@ -38,7 +39,6 @@ STYLE: dict[str, Any] = {
     "savefig.dpi": 200,
 }
 Fill = Literal["full", "none", "left", "right", "top", "bottom"]
-FILLS: tuple[Fill, ...] = ("full", "none", "left", "right", "top", "bottom")
 """Of the mark: what tells series of one colour and marker apart."""
 LINES = ("-", "--", ":", "-.")
 IID, OOD = "i.i.d. accuracy (%)", "o.o.d. accuracy (%)"
@@ -63,6 +63,27 @@ def styled(draw: Callable[[pd.DataFrame], Figure]) -> Callable[[pd.DataFrame], F
     return drawn
 
 
+@dataclass(frozen=True)
+class ReportFigure:
+    """A figure, and the table of its points."""
+
+    name: str
+    title: str
+    caption: str
+    points: pd.DataFrame
+    figure: Figure
+
+
+def report_figure(
+    name: str, title: str, caption: str, points: pd.DataFrame, draw: Callable[[pd.DataFrame], Figure]
+) -> ReportFigure:
+    """The caption ends with what the marks in legends and beside axes mean."""
+    figure = draw(points)
+    texts = [text for legend in figure.legends for text in legend.get_texts()]
+    texts += [text for axes in figure.axes for text in axes.get_yticklabels()]
+    return ReportFigure(name, title, caption + footnotes(text.get_text() for text in texts), points, figure)
+
+
 @styled
 def clouds_figure(points: pd.DataFrame) -> Figure:
     """o.o.d. against i.i.d. accuracy, a panel per dataset: each series' cloud, its mean as a large mark (`cloud_points`).
@@ -72,8 +93,8 @@ def clouds_figure(points: pd.DataFrame) -> Figure:
     """
     if points.empty:
         raise ValueError("no points to draw: a cloud takes a finished run with each test domain left out")
-    figure, panels = _panels(points, "dataset", row_height=2.5)
-    for axes, here in panels.items():
+    figure, parts = panels(points, "dataset", 2.5)
+    for axes, here in parts:
         axes.set(xlabel=IID, ylabel=OOD)
         seen: Counter[tuple[str, str]] = Counter()
         for _, some in here.groupby("series", sort=False):
@@ -84,7 +105,7 @@ def clouds_figure(points: pd.DataFrame) -> Figure:
                 dot = {"facecolors": "none", "edgecolors": color, "linewidths": 0.4}
             size = 5 if len(dots) < 5_000 else 2
             axes.scatter(dots.iid, dots.ood, s=size, alpha=0.35, rasterized=True, zorder=2, **dot)
-            look = _mark(color, marker, fill, 6.5) | {"ls": "none", "zorder": 3}  # above every cloud
+            look = _mark(color, marker, fill, 6.5) | {"zorder": 3}  # above every cloud
             axes.plot(mean.iid, mean.ood, label=_label(some), **look)
     return figure
 
@@ -116,15 +137,15 @@ def domains_figure(points: pd.DataFrame) -> Figure:
 
     No bars: the axis does not begin at 0, so their lengths would mislead.
     """
-    figure, panels = _panels(points, "dataset", row_height=1.7, wide=True)
-    for axes, here in panels.items():
+    figure, parts = panels(points, "dataset", 1.7, wide=True)
+    for axes, here in parts:
         domains, count = sorted(here.test_domain.unique()), here.series.nunique()
         seen: Counter[tuple[str, str]] = Counter()
         for number, (_, some) in enumerate(here.groupby("series", sort=False)):
             color, marker, fill = own_look(some, seen)
             values = some.set_index("test_domain").reindex(domains)
             at = np.arange(len(domains)) + (number - (count - 1) / 2) * 0.7 / count
-            look = _mark(color, marker, fill, 5) | {"ls": "none", "ecolor": color, "elinewidth": 1, "capsize": 2}
+            look = _mark(color, marker, fill, 5) | {"ecolor": color, "elinewidth": 1, "capsize": 2}
             axes.errorbar(at, values.ood, _errors(values.ood_se), label=_label(some), **look)
         axes.set(ylabel=OOD, xticks=range(len(domains)), xticklabels=domains, xlim=(-0.5, len(domains) - 0.5))
         axes.set_xticks(np.arange(len(domains) - 1) + 0.5, minor=True)  # a line between two domains
@@ -138,8 +159,8 @@ def domains_figure(points: pd.DataFrame) -> Figure:
 @styled
 def members_figure(points: pd.DataFrame) -> Figure:
     """o.o.d. accuracy of ensembles of runs against the number of members, a panel per dataset (`member_points`)."""
-    figure, panels = _panels(points, "dataset", row_height=2.1)
-    for axes, here in panels.items():
+    figure, parts = panels(points, "dataset", 2.1)
+    for axes, here in parts:
         for number, (_, some) in enumerate(here.groupby("series", sort=False)):
             look = _look("ensemble_of_runs", ls=LINES[number % 4], ms=3.5)
             color = look["color"]
@@ -173,8 +194,8 @@ def connectivity_figure(points: pd.DataFrame) -> Figure:
 def learning_curves_figure(curves: pd.DataFrame) -> Figure:
     """Accuracy against the step, a panel per run, a colour per method: o.o.d. solid, i.i.d. dashed (`learning_curves`, and each
     run's dropout)."""
-    figure, panels = _panels(curves, "run", row_height=2.2)
-    for axes, here in panels.items():
+    figure, parts = panels(curves, "run", 2.2)
+    for axes, here in parts:
         for method, some in here.groupby("method", sort=False):
             name, color = METHOD_NAMES[str(method)], series_color(str(method), float(some.dropout.iloc[0]))
             axes.plot(some.step, some.ood, color=color, label=f"{name}, o.o.d.")
@@ -191,11 +212,10 @@ def save_figure(figure: Figure, file: Path, kind: str) -> None:
 
 def own_look(series: pd.DataFrame, seen: Counter[tuple[str, str]]) -> tuple[str, str, Fill]:
     """The method's colour and marker, the same in every figure; and a fill that no other series of the panel with them has."""
-    method = str(series.method.iloc[0])
+    method, fills = str(series.method.iloc[0]), get_args(Fill)
     look = series_color(method, series.dropout.iloc[0]), METHOD_MARKERS[method]
-    before = seen[look]
     seen[look] += 1
-    return *look, FILLS[before % len(FILLS)]
+    return *look, fills[(seen[look] - 1) % len(fills)]
 
 
 def _look(method: str, **more: Any) -> dict[str, Any]:
@@ -203,8 +223,8 @@ def _look(method: str, **more: Any) -> dict[str, Any]:
 
 
 def _mark(color: str, marker: str, fill: Fill, size: float) -> dict[str, Any]:
-    """How a line's mark is drawn; stars look larger than other marks of their size."""
-    look: dict[str, Any] = {"marker": marker, "ms": 1.7 * size if marker == "*" else size}
+    """A mark without a line; stars look larger than other marks of their size."""
+    look: dict[str, Any] = {"ls": "none", "marker": marker, "ms": 1.7 * size if marker == "*" else size}
     if fill == "full":
         return look | {"mfc": color, "mec": "black", "mew": 0.7}
     half = {"fillstyle": fill, "mfc": color, "mfcalt": "white"}
@@ -221,9 +241,9 @@ def _label(series: pd.DataFrame) -> str:
     return name if series.complete.all() else f"{name} {INCOMPLETE}"
 
 
-def _panels(
+def panels(
     points: pd.DataFrame, by: str, row_height: float, *, wide: bool = False
-) -> tuple[Figure, dict[Axes, pd.DataFrame]]:
+) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
     """A panel, and its points, for each value: as wide as a column of the paper, two side by side; or as two columns (wide)."""
     parts = dict(iter(points.groupby(by, sort=False)))
     columns = 1 if wide else min(2, len(parts))
@@ -234,7 +254,7 @@ def _panels(
         left_over.remove()
     for panel, name in zip(figure.axes, parts, strict=True):
         panel.set_title(dataset_name(str(name)))
-    return figure, dict(zip(figure.axes, parts.values(), strict=True))
+    return figure, list(zip(figure.axes, parts.values(), strict=True))
 
 
 def _two_rows(points: pd.DataFrame, by: str) -> tuple[Figure, list[tuple[Axes, Axes, pd.DataFrame]]]:

@@ -1,18 +1,14 @@
 """The accuracies of one method under one condition as an array: test domains × (lr, weight decay) pairs × repeats."""
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from vld.report.labels import described, distinguishing, percent
-from vld.runs.identity import ADDED_LATER, CONTENT, run_identity
-from vld.runs.results import ABOUT, COLUMNS, named_settings, settings_frame
-from vld.study.planned import PlannedRun
+from vld.report.labels import percent
 
 Array = npt.NDArray[np.float64]
 Pair = tuple[float | None, float | None]
@@ -22,9 +18,6 @@ PAIR = ["lr", "weight_decay"]
 REPEAT = ["seed", "split_seed"]
 CELL = ["test_domain", *PAIR, *REPEAT]
 """Distinguishes the runs of one condition: test domain, hyper-parameter pair and repeat."""
-PLACE = ["plain", *CELL]
-"""Distinguishes runs regardless of their data, weights and precision."""
-STATE = ["state", "reason", "directory"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +35,10 @@ class Grid:
     ood_acc: Array
     validation_acc: Array | None = None
     """By which pairs are chosen instead of by i.i.d. accuracy: `vld.report.leave_one_out`."""
+
+    @property
+    def accuracies(self) -> dict[str, Array]:
+        return {"iid": self.iid_acc, "ood": self.ood_acc}
 
     @property
     def runs(self) -> int:
@@ -79,6 +76,11 @@ def mean_and_error(accuracy: Array) -> tuple[float, float]:
     return percent(float(mean)), percent(float(error))
 
 
+def average(name: str, accuracy: Array, of: str = "") -> dict[str, float]:
+    """`mean_and_error` as two columns of a table, <name> and <name>_se."""
+    return dict(zip((f"{name}{of}", f"{name}_se{of}"), mean_and_error(accuracy), strict=True))
+
+
 def grid_of(rows: pd.DataFrame, expected: pd.DataFrame) -> Grid:
     """The grid of the rows of one condition, method and selection. expected: the runs that it should have, which get a cell each.
 
@@ -88,86 +90,23 @@ def grid_of(rows: pd.DataFrame, expected: pd.DataFrame) -> Grid:
     domains = cells[["test_domain"]].drop_duplicates().sort_values("test_domain")
     pairs = cells[PAIR].drop_duplicates().sort_values(PAIR, ascending=False)  # the largest first, what varies last
     repeats = cells[REPEAT].drop_duplicates().sort_values(REPEAT, na_position="first")
-    whole = domains.merge(pairs, how="cross").merge(repeats, how="cross")
+    whole = crossed(domains, pairs, repeats)
     whole = whole.merge(rows[[*CELL, "iid_acc", "ood_acc"]], how="left", on=CELL, validate="one_to_one")
     shape = len(domains), len(pairs), len(repeats)
     iid, ood = (whole[name].to_numpy(np.float64).reshape(shape) for name in ("iid_acc", "ood_acc"))
     return Grid(tuple(domains.test_domain), tuples(pairs), tuples(repeats), iid, ood)
 
 
+def crossed(*frames: pd.DataFrame) -> pd.DataFrame:
+    """Every combination of their rows; those of the last vary fastest."""
+    return reduce(lambda one, other: one.merge(other, how="cross"), frames)
+
+
 def tuples(frame: pd.DataFrame) -> tuple[Any, ...]:
     """Its rows, None for what is null."""
-    return tuple(frame.astype(object).where(frame.notna(), None).itertuples(index=False, name=None))
+    return tuple(without_nan(frame).itertuples(index=False, name=None))
 
 
-def setting_names(frame: pd.DataFrame) -> list[str]:
-    """The columns with the settings that are equal among the runs of one average."""
-    others = {*COLUMNS, *ABOUT, *STATE, "optim.lr", "optim.weight_decay", "plain", "condition"}
-    return ["dropout", *(str(name) for name in frame if name not in others)]
-
-
-def numbered(*frames: pd.DataFrame) -> list[pd.DataFrame]:
-    """Adds two columns that are equal in rows that belong together, across the frames: `condition` in the rows of one average;
-    `plain` in all rows of the same settings, whatever the content of data and weights and the precision."""
-    together = pd.concat(frames, ignore_index=True)
-    names = setting_names(together)
-    together[names] = together[names].astype(object).where(together[names].notna(), None)
-    by = {"condition": [*names, "combined", "member_axes"], "plain": [name for name in names if name not in CONTENT]}
-    together = together.assign(
-        **{column: together.groupby(of, dropna=False, sort=False).ngroup().astype("Int64") for column, of in by.items()}
-    )
-    numbers = together[list(by)]
-    ends = np.cumsum([len(frame) for frame in frames])
-    return [
-        frame.assign(**numbers.iloc[end - len(frame) : end].set_axis(frame.index))
-        for frame, end in zip(frames, ends, strict=True)
-    ]
-
-
-def among(frame: pd.DataFrame, others: pd.DataFrame, columns: Sequence[str]) -> pd.Series:
-    """For each row, whether the other frame has a row that is equal in these columns."""
-    found = frame[columns].merge(others[columns].drop_duplicates(), how="left", indicator=True)
-    return (found["_merge"] == "both").set_axis(frame.index)
-
-
-def expected_runs(results: pd.DataFrame, unfinished: pd.DataFrame) -> pd.DataFrame:
-    """The runs that complete the grids: for each dataset and settings every test domain, pair and repeat that one of its runs
-    has, a row each with its settings."""
-    runs = pd.concat([results[results.combined.isna()], unfinished])
-    domains = {of: set(some.dropna()) for of, some in runs.explode("domains").groupby("dataset").domains}
-    frames = []
-    for _, some in runs.groupby("plain", sort=False):
-        names = sorted(domains[some.dataset.iloc[0]] | set(some.test_domain))
-        whole = pd.DataFrame({"test_domain": names})
-        for columns in (PAIR, REPEAT):
-            whole = whole.merge(some[columns].drop_duplicates(), how="cross")
-        frames.append(whole.merge(some[["dataset", "plain", *setting_names(some)]].head(1), how="cross"))
-    return pd.concat(frames, ignore_index=True)
-
-
-def expected_of(planned: Iterable[PlannedRun]) -> pd.DataFrame:
-    """The runs of a study, a row each: their settings."""
-    content = {"dataset_fingerprint": "", "weights_fingerprint": "", "precision": ""}
-    settings = [run_identity(run.config, run.test_domain, **content) for run in planned]
-    settings = [ADDED_LATER | one for one in settings]
-    return settings_frame([named_settings(one) for one in settings], COLUMNS, settings)
-
-
-def missing_runs(results: pd.DataFrame, unfinished: pd.DataFrame, expected: pd.DataFrame) -> pd.DataFrame:
-    """The expected runs that are not finished; of settings that were run with several contents (data, weights, precision), those
-    that each lacks. A row per run: dataset, *CELL, settings (in words: those in which the expected runs differ), state, reason,
-    and condition (null: no run of these settings is finished)."""
-    finished = results.loc[results.combined.isna(), ["condition", *PLACE]].drop_duplicates()
-    planned = expected.drop_duplicates(PLACE)
-    names = [name for name in setting_names(planned) if name not in CONTENT]
-    kinds = planned.drop_duplicates("plain").set_index("plain")[names].to_dict("index")
-    apart = [name for name in distinguishing(list(kinds.values())) if name != "dataset.name"] or ["dropout"]
-    words = {plain: ", ".join(described({name: of.get(name) for name in apart})) for plain, of in kinds.items()}
-    missing = planned[["dataset", *PLACE]].merge(finished[["plain", "condition"]].drop_duplicates(), how="left")
-    missing = missing.assign(settings=missing.plain.map(words), kind=missing.groupby("plain", sort=False).ngroup())
-    missing = missing[~among(missing, finished, ["condition", *PLACE])]
-    missing = missing.merge(unfinished[[*PLACE, "state", "reason"]].drop_duplicates(PLACE), how="left", on=PLACE)
-    missing = missing.fillna({"state": "missing", "reason": ""}).sort_values(["kind", "condition"], kind="stable")
-    other = among(missing, finished, PLACE)
-    missing.loc[other, ["state", "reason"]] = "missing", "finished with other data, weights or precision"
-    return missing[["dataset", *CELL, "settings", "state", "reason", "condition"]].reset_index(drop=True)
+def without_nan(frame: pd.DataFrame) -> pd.DataFrame:
+    """With None for what is null, and values of their own types."""
+    return frame.astype(object).where(frame.notna(), None)

@@ -1,6 +1,6 @@
 """Which series each figure of the study shows."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,7 +8,15 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from vld.config.names import METHODS, dataset_name
-from vld.report.figures import clouds_figure, connectivity_figure, domains_figure, members_figure, rates_figure
+from vld.report.figures import (
+    ReportFigure,
+    clouds_figure,
+    connectivity_figure,
+    domains_figure,
+    members_figure,
+    rates_figure,
+    report_figure,
+)
 from vld.report.labels import described, distinguishing
 from vld.report.points import cloud_points, connectivity_points, domain_points, member_points, rate_points
 from vld.report.series import Series, large_rate
@@ -17,85 +25,7 @@ from vld.study.member_axes import ENSEMBLE_OF_RUNS
 
 LAST_LAYER = "optim.last_layer_lr_factor"
 PLACEMENT = ("dropout_schedule", "backbone.stage_dropout", "backbone.stage_dropout_kind", "backbone.stochastic_depth")
-
-
-@dataclass(frozen=True)
-class ReportFigure:
-    """A figure, and the table of its points."""
-
-    name: str
-    title: str
-    caption: str
-    points: pd.DataFrame
-    figure: Figure
-
-
-def erm(series: Sequence[Series], *rates: float | None) -> list[Series]:
-    """ERM, at these dropout rates if any are named."""
-    return [one for one in series if one.method == "erm" and (not rates or one.dropout in rates)]
-
-
-def varied(series: list[Series], *names: str) -> list[Series]:
-    """All of them if some differ in these settings, else none: a figure of one alone compares nothing."""
-    return series if len({tuple(one.settings.get(name) for name in names) for one in series}) > 1 else []
-
-
-def very_large(series: Iterable[Series]) -> float | None:
-    return large_rate(one.dropout for one in series)
-
-
-def methods_and_dropout(series: list[Series]) -> list[Series]:
-    """Figure 2: every method without dropout, soups and ensembles included, and ERM with very large dropout."""
-    plain = [one for one in series if one.dropout == 0]
-    return plain + erm(series, very_large(series)) if plain else []
-
-
-def plain_methods_and_erm(series: list[Series]) -> list[Series]:
-    """Every method without dropout, and ERM with dropout."""
-    return [one for one in series if one.method == "erm" or one.dropout == 0]
-
-
-def dropout_rates(series: list[Series]) -> list[Series]:
-    """Figures 3, 4 and 5: ERM at every rate."""
-    return varied(erm(series), "dropout")
-
-
-def dropout_curves(series: list[Series]) -> list[Series]:
-    """The same with the other methods along a run, for curves."""
-    return [one for one in series if one.method in METHODS] if dropout_rates(series) else []
-
-
-def last_layer(series: list[Series]) -> list[Series]:
-    """Figure 6: ERM with and without very large dropout, at each learning rate of the last layer."""
-    return erm(series, 0, very_large(series)) if varied(series, LAST_LAYER) else []
-
-
-def dropout_and_averaging(series: list[Series]) -> list[Series]:
-    """Figure 7: every method with very large dropout."""
-    rate = very_large(series)
-    return [one for one in series if rate and one.dropout == rate]
-
-
-def pretraining(series: list[Series]) -> list[Series]:
-    """Figure 8: naive fine-tuning (ERM, no dropout, one learning rate) and all tricks (very large dropout, weight averaging, a
-    last layer that learns faster where there are such runs), for each backbone."""
-    series = varied([one for one in series if one.settings[WEIGHTS] != RANDOM_WEIGHTS], "backbone.name")
-    factors = [value for one in series if (value := one.settings.get(LAST_LAYER)) is not None]
-    naive = [one for one in erm(series, 0) if one.settings[LAST_LAYER] == 1]
-    averaged = [one for one in series if one.method == "weight_averaging" and one.dropout == very_large(series)]
-    return naive + [one for one in averaged if one.settings[LAST_LAYER] == max(factors)]
-
-
-def full_and_linear(series: list[Series]) -> list[Series]:
-    """Figures 9 and 10: ERM at every dropout rate, fine-tuned in full and linearly, of datasets that have both."""
-    both = [one for one in erm(series) if one.others.get("backbone.tuning") in ("full", "linear")]
-    return varied(both, "backbone.tuning")
-
-
-def placements(series: list[Series]) -> list[Series]:
-    """ERM with dropout in other places than the study's, or with a dropout schedule."""
-    return varied(erm(series), *PLACEMENT)
-
+TUNING = ("backbone.tuning", "backbone.normalize")
 
 CLOUDS = (
     "i.i.d. against o.o.d. accuracy. A cloud has a point for every way of picking one (lr, weight decay) pair for each test"
@@ -107,23 +37,6 @@ RATES = "Means over test domains, (lr, weight decay) pairs and seeds."
 RANGES = "Shaded: from the lowest to the highest point of the cloud."
 DOMAINS = "o.o.d. accuracy with each domain left out, means over (lr, weight decay) pairs and seeds."
 ERRORS = "Error bars: standard errors over seeds."
-
-
-@dataclass(frozen=True)
-class FigureKind:
-    name: str
-    title: str
-    chosen: Callable[[list[Series]], list[Series]]
-    points: Callable[[Sequence[Series]], pd.DataFrame]
-    draw: Callable[[pd.DataFrame], Figure]
-    studies: tuple[str, ...] = ()
-    """The paper's figures that this is."""
-    caption: str = ""
-    """Comes after that of all figures drawn alike."""
-    varying: tuple[str, ...] = ()
-    """Beginnings of the settings, beside the dropout rate, that differ within one such figure."""
-
-
 FASTER = "Hollow: the faster last layer."
 LINEAR = "Hollow: linear fine-tuning (equation 1)."
 TRICKS = (
@@ -139,28 +52,102 @@ MEMBERS = (
     "o.o.d. accuracy of ensembles of random subsets of the runs, averaged over subsets (shaded: their standard deviation) and"
     " test domains."
 )
-TUNING = ("backbone.tuning", "backbone.normalize")
+
+
+def erm(series: Sequence[Series], *rates: float | None) -> list[Series]:
+    """ERM, at these dropout rates if any are named."""
+    return [one for one in series if one.method == "erm" and (not rates or one.dropout in rates)]
+
+
+def varied(series: list[Series], *names: str) -> list[Series]:
+    """All of them if some differ in these settings, else none: a figure of one alone compares nothing."""
+    return series if len({tuple(one.settings.get(name) for name in names) for one in series}) > 1 else []
+
+
+def very_large(series: list[Series]) -> float | None:
+    return large_rate(one.dropout for one in series)
+
+
+def methods_and_dropout(series: list[Series]) -> list[Series]:
+    """Every method without dropout, soups and ensembles included, and ERM with very large dropout."""
+    plain = [one for one in series if one.dropout == 0]
+    return plain + erm(series, very_large(series)) if plain else []
+
+
+def plain_methods_and_erm(series: list[Series]) -> list[Series]:
+    """Every method without dropout, and ERM with dropout."""
+    return [one for one in series if one.method == "erm" or one.dropout == 0]
+
+
+def dropout_curves(series: list[Series]) -> list[Series]:
+    """Every method along a run at every rate."""
+    return [one for one in series if one.method in METHODS] if varied(erm(series), "dropout") else []
+
+
+def last_layer(series: list[Series]) -> list[Series]:
+    """ERM with and without very large dropout, at each learning rate of the last layer."""
+    return erm(series, 0, very_large(series)) if varied(series, LAST_LAYER) else []
+
+
+def dropout_and_averaging(series: list[Series]) -> list[Series]:
+    """Every method with very large dropout."""
+    rate = very_large(series)
+    return [one for one in series if rate and one.dropout == rate]
+
+
+def pretraining(series: list[Series]) -> list[Series]:
+    """Naive fine-tuning (ERM, no dropout, one learning rate) and all tricks (very large dropout, weight averaging, a last layer
+    that learns faster where there are such runs), for each backbone."""
+    series = varied([one for one in series if one.settings[WEIGHTS] != RANDOM_WEIGHTS], "backbone.name")
+    factors = [value for one in series if (value := one.settings.get(LAST_LAYER)) is not None]
+    naive = [one for one in erm(series, 0) if one.settings[LAST_LAYER] == 1]
+    averaged = [one for one in series if one.method == "weight_averaging" and one.dropout == very_large(series)]
+    return naive + [one for one in averaged if one.settings[LAST_LAYER] == max(factors)]
+
+
+def full_and_linear(series: list[Series]) -> list[Series]:
+    """ERM at every dropout rate, fine-tuned in full and linearly, of datasets that have both."""
+    both = [one for one in erm(series) if one.others.get("backbone.tuning") in ("full", "linear")]
+    return varied(both, "backbone.tuning")
+
+
+IN_CLOUDS, AGAINST_RATES, BY_DOMAIN = (
+    (cloud_points, clouds_figure),
+    (rate_points, rates_figure),
+    (domain_points, domains_figure),
+)
+
+
+@dataclass(frozen=True)
+class FigureKind:
+    name: str
+    title: str
+    chosen: Callable[[list[Series]], list[Series]]
+    studies: tuple[str, ...] = ()
+    """The paper's figures that this is."""
+    caption: str = ""
+    """Comes after that of all figures drawn alike."""
+    varying: tuple[str, ...] = ()
+    """Beginnings of the settings, beside the dropout rate, that differ within one such figure."""
+    drawn: tuple[Callable[[Sequence[Series]], pd.DataFrame], Callable[[pd.DataFrame], Figure]] = IN_CLOUDS
+    """What makes the points, and what draws them."""
+
+
 OF_RATES, OF_TUNING = ("figure3", "figure4", "figure5"), ("figure9", "figure10")
-RICHNESS = "Richness of the pre-trained representation"
-TUNING_CURVES = "Linear and full fine-tuning against the dropout rate"
-IN_CLOUDS, AGAINST_RATES = (cloud_points, clouds_figure), (rate_points, rates_figure)
+RICHNESS, CURVES = "Richness of the pre-trained representation", "Linear and full fine-tuning against the dropout rate"
 KINDS = (
+    FigureKind("methods", "Methods without dropout, and very large dropout", methods_and_dropout, ("figure2",)),
+    FigureKind("dropout_rates", "Dropout rates", lambda series: varied(erm(series), "dropout"), OF_RATES),
+    FigureKind("dropout_curves", "Accuracy against the dropout rate", dropout_curves, OF_RATES, drawn=AGAINST_RATES),
+    FigureKind("last_layer", "The last layer's learning rate", last_layer, ("figure6",), FASTER, (LAST_LAYER,)),
+    FigureKind("averaging", "Very large dropout with averaging and ensembles", dropout_and_averaging, ("figure7",)),
+    FigureKind("pretraining", RICHNESS, pretraining, ("figure8",), TRICKS, (LAST_LAYER, "backbone.")),
+    FigureKind("tuning", "Linear and full fine-tuning", full_and_linear, OF_TUNING, LINEAR, TUNING),
+    FigureKind("tuning_curves", CURVES, full_and_linear, OF_TUNING, varying=TUNING, drawn=AGAINST_RATES),
     FigureKind(
-        "methods", "Methods without dropout, and very large dropout", methods_and_dropout, *IN_CLOUDS, ("figure2",)
+        "placement", "Where dropout goes, and when", lambda series: varied(erm(series), *PLACEMENT), varying=PLACEMENT
     ),
-    FigureKind("dropout_rates", "Dropout rates", dropout_rates, *IN_CLOUDS, OF_RATES),
-    FigureKind("dropout_curves", "Accuracy against the dropout rate", dropout_curves, *AGAINST_RATES, OF_RATES),
-    FigureKind(
-        "last_layer", "The last layer's learning rate", last_layer, *IN_CLOUDS, ("figure6",), FASTER, (LAST_LAYER,)
-    ),
-    FigureKind(
-        "averaging", "Very large dropout with averaging and ensembles", dropout_and_averaging, *IN_CLOUDS, ("figure7",)
-    ),
-    FigureKind("pretraining", RICHNESS, pretraining, *IN_CLOUDS, ("figure8",), TRICKS, (LAST_LAYER, "backbone.")),
-    FigureKind("tuning", "Linear and full fine-tuning", full_and_linear, *IN_CLOUDS, OF_TUNING, LINEAR, TUNING),
-    FigureKind("tuning_curves", TUNING_CURVES, full_and_linear, *AGAINST_RATES, OF_TUNING, varying=TUNING),
-    FigureKind("placement", "Where dropout goes, and when", placements, *IN_CLOUDS, varying=PLACEMENT),
-    FigureKind("domains", "Each domain left out", plain_methods_and_erm, domain_points, domains_figure),
+    FigureKind("domains", "Each domain left out", plain_methods_and_erm, drawn=BY_DOMAIN),
 )
 OF_PAPER = {"figure1", *(study for kind in KINDS for study in kind.studies)}
 
@@ -173,10 +160,10 @@ def drawn_figures(series: Sequence[Series], results: pd.DataFrame, study: str | 
             yield from _figures(kind, series, of_paper)
     if of_paper in (None, "figure1") and not (points := connectivity_points(results)).empty:
         name = of_paper or "connectivity"
-        yield ReportFigure(name, "Linear connectivity", CONNECTED, points, connectivity_figure(points))
+        yield report_figure(name, "Linear connectivity", CONNECTED, points, connectivity_figure)
     ensembles = distinguished([one for one in series if one.method == ENSEMBLE_OF_RUNS])
     if of_paper is None and not (points := member_points(results, ensembles)).empty:
-        yield ReportFigure("members", "Accuracy against the number of members", MEMBERS, points, members_figure(points))
+        yield report_figure("members", "Accuracy against the number of members", MEMBERS, points, members_figure)
 
 
 def _figures(kind: FigureKind, series: Sequence[Series], of_paper: str | None) -> Iterator[ReportFigure]:
@@ -186,32 +173,29 @@ def _figures(kind: FigureKind, series: Sequence[Series], of_paper: str | None) -
     groups.sort(key=lambda group: -len(group[1]))
     apart = distinguishing([settings for settings, _ in groups], fewest=True)
     datasets = [", ".join(dict.fromkeys(dataset_name(one.dataset) for one in chosen)) for _, chosen in groups]
-    name = kind.name
-    if of_paper:
-        name = f"{of_paper}_curves" if kind.name.endswith("_curves") else of_paper
+    name = of_paper + "_curves" * kind.name.endswith("_curves") if of_paper else kind.name
+    make_points, draw = kind.drawn
     for number, ((settings, chosen), of) in enumerate(zip(groups, datasets, strict=True), 1):
-        points = kind.points(chosen)
+        points = make_points(chosen)
         if points.empty:
             continue
         which = [of] * (len(set(datasets)) > 1) + described({name: settings.get(name) for name in apart})
         title = f"{kind.title} ({', '.join(which)})" if which else kind.title
         numbered = name if number == 1 else f"{name}-{number}"
-        yield ReportFigure(numbered, title, _caption(kind, chosen, points), points, kind.draw(points))
+        yield report_figure(numbered, title, _caption(kind, chosen, points), points, draw)
 
 
 def _caption(kind: FigureKind, series: Sequence[Series], points: pd.DataFrame) -> str:
     """A single point is no cloud, and is not called one."""
-    if clouds := kind.draw == clouds_figure:
+    if clouds := kind.drawn == IN_CLOUDS:
         parts = [CLOUDS if (points.kind == "cloud").any() else NO_CLOUDS]
     else:
-        parts = [RATES if kind.draw == rates_figure else DOMAINS]
+        parts = [RATES if kind.drawn == AGAINST_RATES else DOMAINS]
         parts += [RANGES] * ("lowest" in points and bool((points.lowest < points.highest).any()))
         parts += [ERRORS] * bool(points.ood_se.notna().any())
     selections = ", ".join(dict.fromkeys(one.selection for one in series if not one.combined))
     parts += [kind.caption] * bool(kind.caption) + [f"Selection {selections}."]
-    parts += [SOUPS] * (clouds and any(one.combined for one in series))
-    parts += ["† incomplete: drawn from the finished runs."] * (not all(one.grid.complete for one in series))
-    return " ".join(parts)
+    return " ".join(parts + [SOUPS] * (clouds and any(one.combined for one in series)))
 
 
 def distinguished(series: Sequence[Series]) -> list[Series]:

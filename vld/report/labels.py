@@ -1,7 +1,7 @@
 """Which settings distinguish runs, and how settings, methods and numbers are written in tables, figures and sentences."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vld.config.names import dataset_name
@@ -16,10 +16,14 @@ SHORT_NAMES = {
     "image_size": "px",
 }
 """Of the settings that a person would distinguish runs by."""
+FORMATS = {"nll": ".2f", "rank": ".1f", "hours": ".2f", "paper": ".2f", "ours": ".2f", "difference": "+.2f"}
 RECIPE = "recipe"
 """The name of settings that a recipe sets, in reports of a study that has recipes."""
-INCOMPLETE = "†"
-NONE = "–"
+INCOMPLETE, NOT_CONVERGED, NONE = "†", "‡", "–"
+FOOTNOTES = {
+    INCOMPLETE: "incomplete: averaged over the finished runs.",
+    NOT_CONVERGED: "in some of its runs SWAD did not converge: there its weights are the average of the last segment.",
+}
 
 
 def distinguishing(settings: Sequence[Mapping[Any, Any]], *, fewest: bool = False) -> list[str]:
@@ -51,8 +55,10 @@ def text(name: str, value: Any) -> str:
         return f"{value:.8}"
     if name.endswith(("acc", "ece")):
         return f"{percent(value):.1f}"
-    if name.endswith(("nll", "rank")):
-        return f"{value:.{2 if name.endswith('nll') else 1}f}"
+    if (last := name.split("_")[-1]) in FORMATS and not isinstance(value, str):
+        return f"{value:{FORMATS[last]}}"
+    if name == "dataset":
+        return dataset_name(value)
     return f"{value:g}" if isinstance(value, float) else f"{value}"
 
 
@@ -68,6 +74,12 @@ def short_name(setting: str) -> str:
 def described(settings: Mapping[Any, Any]) -> list[str]:
     """`last layer lr × 10`, …"""
     return [f"{short_name(name)} {text(name, value)}" for name, value in settings.items()]
+
+
+def footnotes(cells: Iterable[str]) -> str:
+    """A sentence on each mark in these, with a space before."""
+    marked = " ".join(cells)
+    return "".join(f" {mark} {meaning}" for mark, meaning in FOOTNOTES.items() if mark in marked)
 
 
 def heading(name: str) -> str:

@@ -26,15 +26,14 @@ def leaves_one_out(frame: pd.DataFrame, results: pd.DataFrame) -> pd.Series:
 
 def chosen_by_validation(series: Sequence[Series], leaving_two_out: pd.DataFrame) -> list[Series]:
     """The same series, but for combinations, with the validation accuracy of each pair."""
-    found = []
-    for one in series:
-        its = leaving_two_out[
-            (leaving_two_out.condition == one.condition)
-            & (leaving_two_out.method == one.method)
-            & (leaving_two_out.selection == one.selection)
-        ]
-        found.append(one if one.combined else replace(one, grid=_validated(one.grid, its)))
-    return found
+    groups = dict(iter(leaving_two_out.groupby(["condition", "method", "selection"])))
+    none = leaving_two_out.iloc[:0]
+    return [
+        one
+        if one.combined
+        else replace(one, grid=_validated(one.grid, groups.get((one.condition, one.method, one.selection), none)))
+        for one in series
+    ]
 
 
 def _validated(grid: Grid, leaving_two_out: pd.DataFrame) -> Grid:

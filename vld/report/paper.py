@@ -6,13 +6,14 @@ from collections.abc import Sequence
 import pandas as pd
 
 from vld.config.names import dataset_name
+from vld.config.options import flat_settings
+from vld.config.settings import Config
 from vld.data.catalog import CONTENTS
-from vld.report.averages import looks_of, settings_columns
 from vld.report.labels import NONE, described
 from vld.report.points import cloud_range
 from vld.report.series import Series
 from vld.report.table import Table
-from vld.runs.identity import RANDOM_WEIGHTS, WEIGHTS
+from vld.runs.identity import RANDOM_WEIGHTS, WEIGHTS, hashable
 
 READING_ERROR = 0.05
 
@@ -37,26 +38,14 @@ PUBLISHED = {
 
 # Runs are compared with the published numbers only if they have these settings.
 COMPARABLE = {"image_size": (224,), "optim.steps": (10_000,)}
-BACKBONE, BACKBONES = "backbone.name", ("resnet50", "resnet50_v1")
+BACKBONES = ("resnet50", "resnet50_v1")
 """ResNet50 #2 and #1."""
-# The other settings of the runs behind the cloud means, as far as they are known.
-PAPERS_SETTINGS = {
-    "backbone.tuning": "full",
-    "batch_size": 32,
-    "optim.name": "sgd",
-    "optim.momentum": 0.9,
-    "optim.milestones": (5_000,),
-    "optim.gamma": 0.1,
-    "optim.schedule": "milestones",
-    "optim.warm_up": 0,
-    "optim.last_layer_lr_factor": 1.0,
-    "dropout_schedule": "constant",
-    "mixout": 0.0,
-    "warm_start": 0,
-    "backbone.batch_norm": "frozen",
-    "holdout": 0.2,
-    "eval_every": 300,
-}
+KNOWN = (
+    *("backbone.tuning", "batch_size", "optim.name", "optim.momentum", "optim.milestones", "optim.gamma"),
+    *("optim.schedule", "optim.warm_up", "optim.last_layer_lr_factor", "dropout_schedule", "mixout", "warm_start"),
+    *("backbone.batch_norm", "holdout", "eval_every"),
+)
+"""The other settings of the runs behind the cloud means that are known: they are the defaults."""
 PAPERS_PAIRS = {(lr, weight_decay) for lr in (1e-3, 5e-4) for weight_decay in (1e-4, 5e-5, 1e-5)}
 PAPERS_REPEATS = 3
 
@@ -72,7 +61,7 @@ def against_the_paper(series: Sequence[Series]) -> pd.DataFrame:
     for one in series:
         lowest, highest = cloud_range(one.grid)
         known = one.method == "erm" and one.dataset in CLOUD_MEANS and one.dropout in RATES
-        if not known or _unlike(one, ("resnet50",)) or math.isnan(lowest):
+        if not known or _unlike(one, BACKBONES[:1]) or math.isnan(lowest):
             continue
         published, ours = CLOUD_MEANS[one.dataset][RATES.index(one.dropout or 0)], one.average("ood")[0]
         row = {"dataset": one.dataset, "dropout": one.dropout, **one.others, "paper": published, "ours": ours}
@@ -84,7 +73,7 @@ def against_the_paper(series: Sequence[Series]) -> pd.DataFrame:
 
 def _unlike(one: Series, backbones: Sequence[str] = BACKBONES) -> dict[str, object]:
     """The settings that rule out a comparison with published numbers."""
-    allowed = {BACKBONE: backbones, **COMPARABLE}
+    allowed = {"backbone.name": backbones, **COMPARABLE}
     return {name: one.settings[name] for name, values in allowed.items() if one.settings[name] not in values}
 
 
@@ -92,32 +81,28 @@ def not_compared(series: Sequence[Series]) -> str:
     """A line saying which results are not compared with the paper's clouds, and why; empty if all are compared."""
     erm = [one for one in series if one.method == "erm"]
     why = [dataset_name(one.dataset) for one in erm if one.dataset not in CLOUD_MEANS]
-    why += [", ".join(described(_unlike(one, ("resnet50",)))) for one in erm if one.dataset in CLOUD_MEANS]
+    why += [", ".join(described(_unlike(one, BACKBONES[:1]))) for one in erm if one.dataset in CLOUD_MEANS]
     reasons = [reason for reason in dict.fromkeys(why) if reason]
     return f"Not compared with the paper's clouds: {'; '.join(reasons)}." if reasons else ""
 
 
 def unlike_the_paper(series: Series) -> str:
     """How these runs are known to differ from the paper's, in words; empty if in nothing."""
-    settings, grid = series.settings, series.grid
-    differing = described({n: settings.get(n) for n, value in PAPERS_SETTINGS.items() if settings.get(n) != value})
-    if settings.get(WEIGHTS) == RANDOM_WEIGHTS:
-        differing.append("from scratch")
-    pairs = set(grid.pairs)
-    if pairs < PAPERS_PAIRS:
-        differing.append(f"{len(pairs)} of {len(PAPERS_PAIRS)} pairs")
-    elif pairs != PAPERS_PAIRS:
-        differing.append("other (lr, weight decay) pairs")
-    if len(grid.repeats) != PAPERS_REPEATS:
-        differing.append(series.seeds)
-    domains = CONTENTS[series.dataset].domains
-    if set(grid.test_domains) != set(domains):
-        differing.append(f"{', '.join(grid.test_domains)} left out of {len(domains)}")
-    if series.selection != "iid":
-        differing.append(f"selection {series.selection}")
-    if not grid.complete:
-        differing.append("incomplete")
-    return ", ".join(differing)
+    settings, grid, papers = series.settings, series.grid, flat_settings(Config())
+    differing = described({n: settings.get(n) for n in KNOWN if settings.get(n) != hashable(papers[n])})
+    pairs, domains = set(grid.pairs), CONTENTS[series.dataset].domains
+    other_pairs = (
+        f"{len(pairs)} of {len(PAPERS_PAIRS)} pairs" if pairs < PAPERS_PAIRS else "other (lr, weight decay) pairs"
+    )
+    others = {
+        "from scratch": settings.get(WEIGHTS) == RANDOM_WEIGHTS,
+        other_pairs: pairs != PAPERS_PAIRS,
+        series.seeds: len(grid.repeats) != PAPERS_REPEATS,
+        f"{', '.join(grid.test_domains)} left out of {len(domains)}": set(grid.test_domains) != set(domains),
+        f"selection {series.selection}": series.selection != "iid",
+        "incomplete": not grid.complete,
+    }
+    return ", ".join(differing + [words for words, differs in others.items() if differs])
 
 
 def published_averages(series: Sequence[Series]) -> pd.DataFrame:
@@ -135,38 +120,34 @@ def published_averages(series: Sequence[Series]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def against_the_paper_tables(series: Sequence[Series]) -> dict[str, Table]:
+    """`against_the_paper` and `published_averages` for people, where they have rows."""
+    tables = {"against_the_paper": against_the_paper(series), "published_averages": published_averages(series)}
+    readable = {"against_the_paper": readable_against_the_paper, "published_averages": readable_averages}
+    return {name: readable[name](table) for name, table in tables.items() if len(table)}
+
+
 def readable_against_the_paper(table: pd.DataFrame) -> Table:
     """`against_the_paper` for people."""
     names = [str(name) for name in table]
     settings = names[names.index("dropout") : names.index("paper")]
-    cloud = table.lowest < table.highest
-    ranges = table.lowest.map("{:.1f}".format) + " to " + table.highest.map("{:.1f}".format)
-    columns = [
-        ("dataset", table.dataset.map(dataset_name)),
-        *settings_columns(table, settings),
-        ("paper", table.paper.map("{:.2f}".format)),
-        ("ours", table.ours.map("{:.2f}".format)),
-        ("difference", table.difference.map("{:+.2f}".format)),
-        ("our cloud", ranges.where(cloud, NONE)),
-        ("within", table.within.map({True: "yes", False: "no"}).where(cloud, NONE)),
-        ("unlike the paper", table.unlike.replace("", NONE)),
-    ]
+    ranges = table.lowest.map("{:.1f} to ".format) + table.highest.map("{:.1f}".format)
+    shown = table.assign(
+        method="erm", unlike=table.unlike.replace("", NONE), within=table.within.map({True: "yes", False: "no"})
+    )
+    shown["our cloud"] = ranges.where(table.lowest < table.highest, NONE)
     note = (
         "o.o.d. accuracy in percent: the means of the paper's clouds (Figure 3, read off to ± 0.05) and of ours. Within: the"
         " paper's number lies between the lowest and the highest point of our cloud."
     )
-    return Table.of(columns, len(settings) + 1, note=note, numbers=table, looks=looks_of(table.assign(method="erm")))
+    columns = ["dataset", *settings, "paper", "ours", "difference", "our cloud", "within", "unlike"]
+    return Table.of(shown, columns, len(settings) + 1, note, numbers=table)
 
 
 def readable_averages(table: pd.DataFrame) -> Table:
     """`published_averages` for people."""
-    columns = [
-        ("dataset", table.dataset.map(dataset_name)),
-        ("published", table.published),
-        ("ours from", table["ours from"]),
-        ("published %", table.paper.map("{:.1f}".format)),
-        ("ours %", table.ours.map("{:.1f}".format)),
-        ("difference", table.difference.map("{:+.1f}".format)),
-    ]
     note = "o.o.d. accuracy in percent, for orientation: the published ones are of weights like ResNet50 #1 and other training."
-    return Table.of(columns, 3, note=note, numbers=table)
+    one_digit = {"published %": table.paper.map("{:.1f}".format), "ours %": table.ours.map("{:.1f}".format)}
+    shown = table.assign(**one_digit, difference=table.difference.map("{:+.1f}".format))
+    columns = ["dataset", "published", "ours from", "published %", "ours %", "difference"]
+    return Table.of(shown, columns, 3, note, numbers=table)

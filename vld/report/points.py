@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from vld.config.names import dataset_name
-from vld.report.grid import Grid, mean_and_error, mean_there, setting_names
+from vld.report.grid import Grid, average, mean_there
 from vld.report.labels import described, distinguishing, in_order, percent
-from vld.report.series import Series
+from vld.report.series import Series, setting_names
 from vld.study.member_axes import CONNECTIVITY, ENSEMBLE_OF_RUNS
 
 MOST_POINTS = 250_000
@@ -29,7 +29,7 @@ def cloud(grid: Grid) -> pd.DataFrame:
         picked = [random.choice(pairs, MOST_POINTS) for pairs in choices]
     else:
         picked = [pairs.ravel() for pairs in np.meshgrid(*choices, indexing="ij")]
-    means = {"iid_acc": mean_there(grid.iid_acc), "ood_acc": mean_there(grid.ood_acc)}
+    means = {f"{side}_acc": mean_there(accuracy) for side, accuracy in grid.accuracies.items()}
     return pd.DataFrame({name: sum(map(np.take, mean, picked)) / len(picked) for name, mean in means.items()})
 
 
@@ -46,16 +46,26 @@ def cloud_points(series: Sequence[Series]) -> pd.DataFrame:
     (cloud or mean), complete, iid and ood in percent. A cloud of a single point is left out, its mean stays."""
     frames = []
     for one in series:
-        points = percent(cloud(one.grid).rename(columns={"iid_acc": "iid", "ood_acc": "ood"})).assign(kind="cloud")
+        points = percent(cloud(one.grid)).set_axis(["iid", "ood"], axis=1).assign(kind="cloud")
         if len(points):
             mean = pd.DataFrame({"iid": one.average("iid")[:1], "ood": one.average("ood")[:1], "kind": "mean"})
             frames.append(pd.concat([points, mean][len(points) == 1 :]).assign(**_about(one)))
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    return _together(frames)
 
 
 def _about(one: Series) -> dict[str, Any]:
     about = {"dataset": one.dataset, "series": one.label, "method": one.method, "dropout": one.dropout}
     return about | {"selection": one.selection, "complete": one.grid.complete}
+
+
+def _together(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    frames = list(frames)
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def _beside(about: Mapping[str, Any], points: pd.DataFrame) -> pd.DataFrame:
+    """The points, each with the same columns before it."""
+    return pd.DataFrame(dict(about), index=points.index).join(points)
 
 
 def rate_points(series: Sequence[Series]) -> pd.DataFrame:
@@ -66,13 +76,10 @@ def rate_points(series: Sequence[Series]) -> pd.DataFrame:
         lowest, highest = cloud_range(one.grid)
         if one.dropout is None or math.isnan(lowest):
             continue
-        row = _about(one) | {
-            "series": ", ".join([one.name, *described(one.others)]),
-            "lowest": lowest,
-            "highest": highest,
-        }
-        for side in ("iid", "ood"):
-            row[side], row[f"{side}_se"] = one.average(side)
+        row = _about(one) | {"series": ", ".join([one.name, *described(one.others)])}
+        row |= {"lowest": lowest, "highest": highest}
+        for side, accuracy in one.grid.accuracies.items():
+            row |= average(side, accuracy)
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -80,12 +87,13 @@ def rate_points(series: Sequence[Series]) -> pd.DataFrame:
 def domain_points(series: Sequence[Series]) -> pd.DataFrame:
     """o.o.d. accuracy with each domain left out: dataset, series, method, dropout, complete, test_domain, ood and ood_se in
     percent."""
-    rows = []
-    for one in series:
-        for domain, accuracy in zip(one.grid.test_domains, one.grid.ood_acc, strict=True):
-            ood, error = mean_and_error(accuracy[None])
-            rows.append(_about(one) | {"test_domain": domain, "ood": ood, "ood_se": error})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(
+        [
+            _about(one) | {"test_domain": domain} | average("ood", accuracy[None])
+            for one in series
+            for domain, accuracy in zip(one.grid.test_domains, one.grid.ood_acc, strict=True)
+        ]
+    )
 
 
 def member_points(results: pd.DataFrame, series: Sequence[Series]) -> pd.DataFrame:
@@ -98,15 +106,14 @@ def member_points(results: pd.DataFrame, series: Sequence[Series]) -> pd.DataFra
         curves = ensembles.by_number_of_members[ensembles.condition == one.condition].explode().tolist()
         points = pd.DataFrame(curves).astype({"iid_acc_mean": float})  # null without held-out images
         means = percent(points.groupby("members")[[*columns]].mean()).rename(columns=columns)
-        means.insert(0, "members", means.index)
-        frames.append(pd.DataFrame(_about(one), index=means.index).join(means))
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+        frames.append(_beside(_about(one), means.reset_index()))
+    return _together(frames)
 
 
 def connectivity_points(results: pd.DataFrame) -> pd.DataFrame:
     """Accuracy along the line between two networks, averaged over test domains, pairs and seeds: panel (dataset, and what
     distinguishes the line), along (weights or representations), alpha, iid and ood in percent, lines (how many are averaged)."""
-    rows = []
+    frames = []
     for dataset, of_dataset in results[results.method == CONNECTIVITY].groupby("dataset"):
         lines = []
         for _, some in of_dataset.groupby("condition"):
@@ -119,19 +126,17 @@ def connectivity_points(results: pd.DataFrame) -> pd.DataFrame:
             about |= {"dropout": settings["dropout"], "between": settings["between"]}
             points = pd.DataFrame(some.connectivity.explode().tolist()).astype({"iid_acc": float})
             means = percent(points.groupby(["along", "alpha"])[["iid_acc", "ood_acc"]].mean())
-            for (along, alpha), mean in means.iterrows():
-                row = about | {"along": along, "alpha": alpha, "iid": mean.iid_acc, "ood": mean.ood_acc}
-                rows.append(row | {"lines": len(some)})
-    return pd.DataFrame(rows)
+            means = means.set_axis(["iid", "ood"], axis=1).reset_index()
+            frames.append(_beside(about, means.assign(lines=len(some))))
+    return _together(frames)
 
 
 def learning_curves(runs: Mapping[str, Path]) -> pd.DataFrame:
     """From runs' `metrics.jsonl`: run (its label), method, step, iid and ood in percent."""
-    rows = []
+    columns = {"method": "method", "step": "step", "iid_acc": "iid", "ood_acc": "ood"}
+    frames = []
     for label, directory in runs.items():
-        for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            point = {"run": label, "method": row["method"], "step": row["step"]}
-            iid = math.nan if row["iid_acc"] is None else percent(row["iid_acc"])
-            rows.append(point | {"iid": iid, "ood": percent(row["ood_acc"])})
-    return pd.DataFrame(rows)
+        lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        points = pd.DataFrame([json.loads(line) for line in lines], columns=list(columns)).rename(columns=columns)
+        frames.append(_beside({"run": label}, points.assign(**percent(points[["iid", "ood"]].astype(float)))))
+    return _together(frames)

@@ -8,13 +8,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vld.config.names import METHOD_COLORS, METHOD_MARKERS, METHOD_NAMES, dataset_name
-from vld.report.averages import looks_of, runs_column, settings_columns, with_error
+from vld.config.names import METHOD_COLORS, METHOD_MARKERS, METHOD_NAMES
 from vld.report.differences import difference
-from vld.report.figures import OOD, WIDTH, styled
-from vld.report.grid import Grid, Pair, mean_and_error
-from vld.report.kinds import ReportFigure
-from vld.report.labels import INCOMPLETE, NONE, RECIPE, described, text
+from vld.report.figures import OOD, ReportFigure, panels, report_figure, styled
+from vld.report.grid import Grid, Pair, average
+from vld.report.labels import INCOMPLETE, RECIPE, described
 from vld.report.series import Series, large_rate
 from vld.report.table import Table
 
@@ -28,7 +26,7 @@ NOTE = (
 )
 CAPTION = (
     "o.o.d. accuracy of each recipe and method, hollow without dropout and filled with very large dropout, at the chosen (lr,"
-    " weight decay) pair. Error bars: standard errors over seeds. † incomplete: over the finished runs."
+    " weight decay) pair. Error bars: standard errors over seeds."
 )
 
 
@@ -53,8 +51,7 @@ def recipes_table(series: Sequence[Series], results: pd.DataFrame) -> pd.DataFra
         row |= {"series": ", ".join([one.others[RECIPE], one.name, *telling])}
         row |= {"dropout": one.dropout, "lr": lr, "weight_decay": weight_decay}
         row |= {"runs": grid.runs, "expected": grid.ood_acc.size}
-        for name, accuracy in (("iid", grid.iid_acc), ("ood", grid.ood_acc)):
-            row[name], row[f"{name}_se"] = mean_and_error(accuracy)
+        row |= average("iid", grid.iid_acc) | average("ood", grid.ood_acc)
         for name, base in against.items():
             other = None if base is None or base[0] is grid else difference(grid, base[0])
             row |= {f"{name}{end}": other[f"ood{end}"] if other else math.nan for end in ("", "_low", "_high")}
@@ -66,8 +63,8 @@ def recipes_table(series: Sequence[Series], results: pd.DataFrame) -> pd.DataFra
 
 def _place(one: Series, **changes: Any) -> tuple[Any, ...]:
     """What tells it from others with recipes; or the place of one that differs from it in this."""
-    others = {name: changes.get(name, value) for name, value in one.others.items()}
-    return one.dataset, *others.values(), changes.get("method", one.method), changes.get("dropout", one.dropout)
+    place = {"dataset": one.dataset, **one.others, "method": one.method, "dropout": one.dropout}
+    return tuple((place | changes).values())
 
 
 def at_chosen_pair(grid: Grid) -> tuple[Grid, Pair]:
@@ -80,78 +77,52 @@ def at_chosen_pair(grid: Grid) -> tuple[Grid, Pair]:
     runs = np.isfinite(grid.ood_acc).sum((0, 2))
     score = grid.iid_acc.transpose(1, 0, 2)[:, common].mean(1) if common.any() else runs
     best = int(score.argmax())
-    iid, ood = (accuracy[:, best : best + 1] for accuracy in (grid.iid_acc, grid.ood_acc))
+    iid, ood = (accuracy[:, [best]] for accuracy in (grid.iid_acc, grid.ood_acc))
     return Grid(grid.test_domains, ((0.0, 0.0),), grid.repeats, iid, ood), grid.pairs[best]
 
 
 def readable_recipes(recipes: pd.DataFrame) -> dict[str, Table]:
     """`recipes_table` for people, a table for each dataset."""
-    datasets = recipes.groupby("dataset") if len(recipes) else ()
-    return {f"recipes_{dataset}": _readable(some.reset_index(drop=True)) for dataset, some in datasets}
-
-
-def _readable(table: pd.DataFrame) -> Table:
-    names, rows = [str(name) for name in table], table.to_dict("records")
-    about = [RECIPE, *(name for name in names[names.index("name") + 1 : names.index("series")] if name != RECIPE)]
-    columns = settings_columns(table, about)
-    columns.insert(1, ("method", table["name"]))
-    left = len(columns)
-    varied = ["dropout", "lr", *["weight_decay"] * (table.weight_decay.nunique() > 1)]
-    columns += [*settings_columns(table, varied), runs_column(table)]
-    whole = table.runs == table.expected
-    for heading, name in (("i.i.d. %", "iid"), ("o.o.d. %", "ood")):
-        cells = zip(table[name], table[f"{name}_se"], whole, strict=True)
-        columns.append((heading, [with_error(*cell) for cell in cells]))
-    best = set()
-    for heading, name in (("against no dropout", "gain"), ("against plain ERM with it", "against_erm")):
-        apart = table[f"{name}_low"] * table[f"{name}_high"] > 0
-        best |= {(number, len(columns)) for number in np.flatnonzero(apart)}
-        columns.append((heading, [_difference(row, name) for row in rows]))
-    columns.append(("hours", [text("hours", round(row["hours"], 2)) for row in rows]))
-    note = f"{NOTE} {', '.join(table.device.unique())}." + f" {INCOMPLETE} incomplete: over the finished runs." * (
-        not whole.all()
-    )
-    return Table.of(columns, left, note=note, best=frozenset(best), numbers=table, looks=looks_of(table))
-
-
-def _difference(row: dict[Any, Any], name: str) -> str:
-    value, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
-    if not math.isfinite(value):
-        return NONE
-    return f"{value:+.1f} ± {(high - low) / 2:.1f}" if math.isfinite(low) else f"{value:+.1f}"
+    tables = {}
+    for dataset, table in recipes.groupby("dataset") if len(recipes) else ():
+        names = [str(name) for name in table]
+        others = [name for name in names[names.index("name") + 1 : names.index("series")] if name != RECIPE]
+        rate = ["dropout", "lr", *["weight_decay"] * (table.weight_decay.nunique() > 1)]
+        columns = [RECIPE, "name", *others, *rate, "runs", "iid", "ood", "gain", "against_erm", "hours"]
+        best = {
+            (int(row), columns.index(name))
+            for name in ("gain", "against_erm")
+            for row in np.flatnonzero(table[f"{name}_low"] * table[f"{name}_high"] > 0)
+        }
+        note = f"{NOTE} {', '.join(table.device.unique())}."
+        tables[f"recipes_{dataset}"] = Table.of(table, columns, len(others) + 2, note, best=frozenset(best))
+    return tables
 
 
 def recipes_figure(table: pd.DataFrame) -> ReportFigure:
     """`recipes_table`, without dropout and with very large dropout."""
     points = table[table.dropout.isin([0.0, large_rate(table.dropout)])]
-    return ReportFigure("recipes", "Recipes with and without very large dropout", CAPTION, points, _figure(points))
+    return report_figure("recipes", "Recipes with and without very large dropout", CAPTION, points, _figure)
 
 
 @styled
 def _figure(points: pd.DataFrame) -> Figure:
     """A panel per dataset, a line per recipe and method."""
     most = max(some.series.nunique() for _, some in points.groupby("dataset"))
-    datasets = points.dataset.unique()
-    figure = Figure(figsize=(2 * WIDTH, len(datasets) * (0.17 * most + 0.8)), layout="constrained")
-    panels = dict(zip(datasets, figure.subplots(len(datasets), squeeze=False).flat, strict=True))
-    for dataset, axes in panels.items():
-        here = points[points.dataset == dataset]
+    figure, parts = panels(points, "dataset", 0.17 * most + 0.1, wide=True)
+    for axes, here in parts:
         names, incomplete = list(here.series.unique()), set(here.series[here.runs < here.expected])
         for name, some in here.groupby("series", sort=False):
             at = names.index(name)
             method = str(some.method.iloc[0])
             color = METHOD_COLORS[method]
             axes.plot(some.ood, [at] * len(some), color=color, lw=1, alpha=0.5)
-            for row in some.itertuples():
+            for rate, ood, error in zip(some.dropout, some.ood, some.ood_se, strict=True):
                 look: dict[str, Any] = {"marker": METHOD_MARKERS[method], "mec": color, "ms": 5, "ls": "none"}
-                look |= {"mfc": color if row.dropout else "white", "ecolor": color, "elinewidth": 1, "capsize": 2}
-                label = f"{METHOD_NAMES[method]}, dropout {row.dropout:g}"
-                axes.errorbar(row.ood, at, xerr=row.ood_se if row.ood_se > 0 else None, label=label, **look)
-        axes.set(
-            title=dataset_name(dataset),
-            xlabel=OOD,
-            yticks=range(len(names)),
-            yticklabels=[f"{n} {INCOMPLETE}" if n in incomplete else n for n in names],
-        )
+                look |= {"mfc": color if rate else "white", "ecolor": color, "elinewidth": 1, "capsize": 2}
+                label = f"{METHOD_NAMES[method]}, dropout {rate:g}"
+                axes.errorbar(ood, at, xerr=error if error > 0 else None, label=label, **look)
+        labels = [f"{name} {INCOMPLETE}" if name in incomplete else name for name in names]
+        axes.set(xlabel=OOD, yticks=range(len(names)), yticklabels=labels)
         axes.invert_yaxis()
     return figure

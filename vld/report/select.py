@@ -11,8 +11,8 @@ from vld.config.errors import UserError
 from vld.config.names import COMBINATIONS
 from vld.config.options import flat_settings
 from vld.data.domains import resolve_test_domains
-from vld.report.grid import PLACE, STATE, among, expected_of, numbered
 from vld.report.labels import RECIPE
+from vld.report.series import PLACE, STATE, among, expected_of, numbered
 from vld.runs.identity import NOT_IDENTITY, hashable
 from vld.runs.results import COLUMNS, named_settings, read_all, results_frame, settings_frame
 from vld.study.jobs import Job

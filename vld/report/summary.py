@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vld.report.labels import NONE, distinguishing, text
-from vld.report.table import Table, whole_rows
+from vld.report.table import Table
 from vld.runs.results import RunResult
 
 SELECTION_NOTES = {
@@ -68,7 +68,7 @@ def _by_method(rows: Sequence[Sequence[Any]], headings: Sequence[str], chosen: s
         lines[0][0] = method
         in_bold += range(len(cells), len(cells) + len(lines)) if _is(method, chosen) else []
         cells += lines
-    return Table(headings, cells, 2, best=whole_rows(in_bold, len(headings)))
+    return Table(headings, cells, 2, best=_whole(in_bold, len(headings)))
 
 
 def _number_of_members_table(curves: list[list[dict[str, Any]]]) -> Table:
@@ -118,7 +118,7 @@ def sweep_table(results: Sequence[RunResult], chosen: str) -> list[Table | str]:
             in_bold += [len(cells)] * _is(method, chosen)
             cells.append([*values, method, *(means(list(rows.values())) if complete else [NONE, NONE]), *each])
     headings = [*varied, "method", *ACCURACIES, *shown_domains]
-    table = Table(headings, cells, len(varied) + 1, best=whole_rows(in_bold, len(headings)))
+    table = Table(headings, cells, len(varied) + 1, best=_whole(in_bold, len(headings)))
     if not shown_domains:
         return [table, f"{domains[0]} left out"]
     return [table, "averages over the test domains; under a domain's name: o.o.d. accuracy with that domain left out"]
@@ -160,3 +160,8 @@ def means(rows: Sequence[Mapping[str, Any]], *names: str) -> list[str]:
 
 def _is(method: str, chosen: str) -> bool:
     return method.split(" ")[0] == chosen
+
+
+def _whole(rows: Iterable[int], columns: int) -> frozenset[tuple[int, int]]:
+    """The cells of these rows."""
+    return frozenset((row, column) for row in rows for column in range(columns))

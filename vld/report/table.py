@@ -1,7 +1,8 @@
 """A table as people read it, in four formats."""
 
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +11,24 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from vld.config.names import METHOD_MARKERS, series_color
+from vld.report.labels import INCOMPLETE, NONE, footnotes, short_name, text
+
 if TYPE_CHECKING:  # status.py shows a table, and does without pandas
     import pandas as pd
 
-LATEX = str.maketrans({"±": r"$\pm$", "×": r"$\times$", "†": r"\dag{}", "–": "--"})
+HEADINGS = {
+    "name": "method",
+    "iid": "i.i.d. %",
+    "ood": "o.o.d. %",
+    "chosen_iid": "chosen i.i.d. %",
+    "chosen_ood": "chosen o.o.d. %",
+    "gain": "against no dropout",
+    "against_erm": "against plain ERM with it",
+    "ood_acc": "o.o.d. %",
+    "unlike": "unlike the paper",
+}
+LATEX = str.maketrans({"±": r"$\pm$", "×": r"$\times$", "†": r"\dag{}", "‡": r"\ddag{}", "–": "--"})
 """Characters that not every font has; pandas escapes the rest."""
 WIDE, NARROW = 10_000, 8
 """Characters: no limit, and the least width of a column of text on a narrow terminal."""
@@ -36,10 +51,18 @@ class Table:
     """Colour and marker of each row's method, as in figures."""
 
     @classmethod
-    def of(cls, columns: Iterable[tuple[str, Iterable[str]]], left: int, **rest: Any) -> "Table":
-        """From columns, a heading and its cells each."""
-        headings, cells = zip(*columns, strict=True)
-        return cls(list(headings), [list(row) for row in zip(*cells, strict=True)], left, **rest)
+    def of(cls, frame: "pd.DataFrame", names: Sequence[str], left: int, note: str, **rest: Any) -> "Table":
+        """Of these columns of a frame. The note ends with what the marks in its cells mean."""
+        cells = [column_of(frame, name) for name in names]
+        note += footnotes(cell for column in cells for cell in column)
+        looks = []
+        if "method" in frame:
+            rates = frame.dropout.fillna(0)
+            looks = [(series_color(m, r), METHOD_MARKERS[m]) for m, r in zip(frame.method, rates, strict=True)]
+        rest = {"numbers": frame, "looks": looks, **rest}
+        return cls(
+            [heading_of(name) for name in names], [list(row) for row in zip(*cells, strict=True)], left, note, **rest
+        )
 
     def to_rich(self, columns: int = WIDE) -> RichTable:
         """For a terminal of this width. A line separates groups of rows; only the first row of a group has a first cell.
@@ -102,6 +125,35 @@ class Table:
         return written.translate(LATEX)
 
 
-def whole_rows(rows: Iterable[int], columns: int) -> frozenset[tuple[int, int]]:
-    """Their cells."""
-    return frozenset((row, column) for row in rows for column in range(columns))
+def heading_of(name: str) -> str:
+    """Of the column with this name; of `ood <domain>` the domain."""
+    return name[4:] if name.startswith("ood ") else HEADINGS.get(name) or short_name(name)
+
+
+def column_of(frame: "pd.DataFrame", name: str) -> list[str]:
+    """The cells of a column, for people: averages with their standard error, differences with half their interval, runs with how
+    many there should be."""
+    error = name.replace(" ", "_se ", 1) if " " in name else f"{name}_se"
+    if name == "runs" and "expected" in frame:
+        return [f"{n}" if n == of else f"{n} of {of}" for n, of in zip(frame.runs, frame.expected, strict=True)]
+    if error in frame:
+        cells = zip(frame[name], frame[error], complete(frame, name), strict=True)
+        return [_with_error(value, its, "" if whole else f" {INCOMPLETE}") for value, its, whole in cells]
+    if f"{name}_low" in frame:
+        halves = (frame[f"{name}_high"] - frame[f"{name}_low"]) / 2
+        return [_with_error(value, half, sign="+") for value, half in zip(frame[name], halves, strict=True)]
+    return [text(name, value) for value in frame[name]]
+
+
+def complete(frame: "pd.DataFrame", name: str) -> "pd.Series[bool]":
+    """Of the rows of this average, whether no run is missing; of `ood <domain>`, none of that domain's."""
+    if " " not in name:
+        return frame.runs == frame.expected
+    domains = sum(f"{column}".startswith("runs ") for column in frame)
+    return frame[name.replace("ood", "runs", 1)].eq(frame.expected // domains)
+
+
+def _with_error(value: float, error: float, mark: str = "", sign: str = "") -> str:
+    if not math.isfinite(value):
+        return NONE
+    return f"{value:{sign}.1f}" + (f" ± {error:.1f}" if math.isfinite(error) else "") + mark

@@ -72,11 +72,8 @@ def _replaced(folder: Path) -> Iterator[Path]:
     for left in (new, old):
         shutil.rmtree(left, ignore_errors=True)
     new.mkdir()
-    try:
-        yield new
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-    finally:
-        for left in (new, old):
-            shutil.rmtree(left, ignore_errors=True)
+    yield new
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

@@ -27,7 +27,7 @@ WHOLE_NUMBERS = ("seed", "split_seed", "steps", "step")
 """May be null, which plain integers in pandas cannot be."""
 NUMBERS = ("dropout", "lr", "weight_decay", "last_layer_lr_factor", *ACCURACIES)
 ABOUT = ["evaluated_on", "ood_by_domain", "combined", "member_axes", "domains", "by_number_of_members", "connectivity"]
-ABOUT += ["software", "device", "seconds", "directory"]
+ABOUT += ["converged", "software", "device", "seconds", "directory"]
 """Further columns of the table with every setting, about the row and its run or combination."""
 
 
