@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -65,6 +66,24 @@ def script(
             code = _exit_code(name.removesuffix(".py"), command)
         texts = [file.seek(0) or file.read().decode() for file in (out, err)]
     return subprocess.CompletedProcess(command, code, *texts)
+
+
+def changed_copy(folder: Path, *changes: tuple[str, str, str]) -> "Callable[..., subprocess.CompletedProcess[str]]":
+    """`script`, in a process of its own, of a copy of the sources. changes: (file, what stands there once, what instead)."""
+    sources = folder / "sources"
+    for name in ("vld", "conf", "scripts"):
+        shutil.copytree(REPOSITORY / name, sources / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name, before, after in changes:
+        text = (sources / name).read_text()
+        assert text.count(before) == 1, (name, before)
+        (sources / name).write_text(text.replace(before, after))
+
+    def run(name: str, *options: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, str(sources / "scripts" / name), *options]
+        environment = os.environ | ENVIRONMENT | {"PYTHONPATH": str(sources)}
+        return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
+
+    return run
 
 
 def start(

@@ -4,16 +4,12 @@ After a change there: PYTHONPATH=tests python tests/config/test_settings.py writ
 """
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import pytest
-from run_command import REPOSITORY, TINY_NETWORK, script
+from run_command import REPOSITORY, TINY_NETWORK, changed_copy, script
 
 from vld.config.command_settings import AnalyseConfig, PrepareConfig, PublishConfig, ReportConfig, StatusConfig
 from vld.config.options import Option, beyond, options_of, presets_of, written
@@ -93,10 +89,8 @@ def test_help_begins_with_commands_and_has_every_option(command: str) -> None:
 
 def test_a_setting_takes_one_place(tmp_path: Path, small_glyphs: Path) -> None:
     """label_smoothing: its declaration, and its use in the loop. It is checked, in --help, and part of the id where it is set."""
-    sources = tmp_path / "sources"
-    for name in ("vld", "conf", "scripts"):
-        shutil.copytree(REPOSITORY / name, sources / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name, before, after in (
+    script = changed_copy(
+        tmp_path,
         (
             "vld/config/settings.py",
             '    momentum: float = option(0.9, "',
@@ -106,22 +100,14 @@ def test_a_setting_takes_one_place(tmp_path: Path, small_glyphs: Path) -> None:
         (
             "vld/training/loop.py",
             "cross_entropy(logits, labels)",
-            "cross_entropy(logits, labels, label_smoothing=trajectory.optim.label_smoothing)",
+            "cross_entropy(logits, labels, label_smoothing=config.optim.label_smoothing)",
         ),
-    ):
-        text = (sources / name).read_text()
-        assert text.count(before) == 1
-        (sources / name).write_text(text.replace(before, after))
-
-    def train(*options: str) -> "subprocess.CompletedProcess[str]":
-        environment = os.environ | {"PYTHONPATH": str(sources), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, sources / "scripts/train.py", *options]
-        return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
-
-    assert "\noptim.label_smoothing=0        of the training loss\n" in train("--help").stdout
-    refused = train("optim.label_smoothing=1")
+    )
+    assert "\noptim.label_smoothing=0        of the training loss\n" in script("train.py", "--help").stdout
+    refused = script("train.py", "optim.label_smoothing=1")
     assert (refused.returncode, refused.stderr) == (2, "optim.label_smoothing=1.0: must be in [0, 1)\n")
-    done = train(
+    done = script(
+        "train.py",
         *("-m", "optim.label_smoothing=0,0.1", "dataset=glyphs", f"data_dir={small_glyphs}", "test_domain=chalk"),
         *(*TINY_NETWORK, "image_size=32", "batch_size=2", "optim.steps=2", "eval_every=2", "wandb.mode=disabled"),
         f"output_dir={tmp_path}",

@@ -1,15 +1,11 @@
 """A custom method, added to a copy of the sources as the README says: every line that it takes is here."""
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from run_command import REPOSITORY, TINY_NETWORK
+from run_command import TINY_NETWORK, changed_copy
 from wandb_server import read_offline
 
 # (file, what stands there, what the method puts before it)
@@ -37,33 +33,16 @@ ADDED = (
 @pytest.mark.slow
 def test_a_method_of_one_s_own(tmp_path: Path, small_glyphs: Path) -> None:
     """It is trained, selected, evaluated in full, kept, put first in the table, delivered and reported like the others."""
-    sources = tmp_path / "sources"
-    for name in ("vld", "conf", "scripts"):
-        shutil.copytree(REPOSITORY / name, sources / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name, before, added in ADDED:
-        text = (sources / name).read_text()
-        assert text.count(before) == 1, (name, before)
-        (sources / name).write_text(text.replace(before, added + before))
-
-    def run(command: str, *options: str) -> "subprocess.CompletedProcess[str]":
-        done = subprocess.run(
-            [sys.executable, sources / f"scripts/{command}.py", *options, f"output_dir={tmp_path}"],
-            env=os.environ | {"PYTHONPATH": str(sources), "OMP_NUM_THREADS": "1", "COLUMNS": "120"},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return done
-
+    run = changed_copy(tmp_path, *((name, before, added + before) for name, before, added in ADDED))
     done = run(
-        "train",
+        "train.py",
+        f"output_dir={tmp_path}",
         *f"dataset=glyphs data_dir={small_glyphs} test_domain=chalk".split(),
         *TINY_NETWORK,
         *("image_size=16", "batch_size=2", "optim.steps=6", "eval_every=3", "dataset.curve_images=1"),
         *("method=moving_average", "keep=[moving_average-iid,moving_average-last-logits]", "wandb.mode=offline"),
     )
+    assert done.returncode == 0, done.stderr
     [first, *_] = [line for line in done.stdout.splitlines() if "chalk" in line and "│" in line]
     [directory] = (tmp_path / "runs/glyphs/chalk").iterdir()
     result = json.loads((directory / "result.json").read_text())
@@ -76,7 +55,7 @@ def test_a_method_of_one_s_own(tmp_path: Path, small_glyphs: Path) -> None:
     }
     assert [one for one in read_offline(tmp_path) if one["run_id"] == f"{directory.name}-moving_average"]
 
-    run("report")
+    assert run("report.py", f"output_dir={tmp_path}").returncode == 0
     table = pd.read_csv(tmp_path / "report/tables/results_glyphs.csv")
     [row] = table[table["name"] == "moving average"].to_dict("records")
     assert row["ood chalk"] == 100 * mine[0]["ood_acc"]

@@ -36,13 +36,16 @@ class Mixout:
     """In each step w' = (m·w + (1−m)·w₀ − p·w₀) / (1−p) = w₀ + (w − w₀)·m/(1−p) stands in for each masked weight w.
 
     w₀: the value at construction. m ~ Bernoulli(1−p), the same for all images of a step: one for each output channel (`filter`)
-    or each weight (`point`). So E[w'] = w. Evaluation, averages and what is saved have w itself. Costs a copy of the weights.
+    or each weight (`point`). So E[w'] = w. Evaluation, averages and what is saved have w itself.
+    Costs two copies of the masked weights.
     """
 
     def __init__(self, backbone: nn.Module, rate: float, kind: str) -> None:
         self.rate, self.kind = rate, kind
         self.weights = masked_weights(backbone, kind)
         self.initial = [weight.detach().clone() for weight in self.weights]
+        self.own = [torch.empty_like(weight) for weight in self.weights]
+        """w, while w' stands in for it. Both are held in all steps, and changed together: a few kernels for all weights."""
 
     @contextmanager
     def mixed(self, generator: torch.Generator) -> Iterator[None]:
@@ -51,19 +54,24 @@ class Mixout:
         That is the true derivative, ∂w'/∂w = m/(1−p); the authors' code multiplies by m alone, which SGD feels as a learning rate
         1−p times as high.
         """
-        own = [weight.detach().clone() for weight in self.weights]
         factors = self._factors(generator)
         with torch.no_grad():
-            for weight, initial, factor in zip(self.weights, self.initial, factors, strict=True):
-                weight.sub_(initial).mul_(factor).add_(initial)
+            torch._foreach_copy_(self.own, self.weights)
+            torch._foreach_sub_(self.weights, self.initial)
+            torch._foreach_mul_(self.weights, factors)
+            torch._foreach_add_(self.weights, self.initial)
         try:
             yield
         finally:
             with torch.no_grad():
-                torch._foreach_copy_(self.weights, own)
-        for weight, factor in zip(self.weights, factors, strict=True):
-            if weight.grad is not None:
-                weight.grad.mul_(factor)
+                torch._foreach_copy_(self.weights, self.own)
+        trained = [
+            (weight.grad, factor)
+            for weight, factor in zip(self.weights, factors, strict=True)
+            if weight.grad is not None
+        ]
+        if trained:
+            torch._foreach_mul_(*map(list, zip(*trained, strict=True)))
 
     def _factors(self, generator: torch.Generator) -> list[Tensor]:
         """m/(1−p) of every masked weight, to be broadcast."""
