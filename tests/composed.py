@@ -9,8 +9,8 @@ from hydra.core.global_hydra import GlobalHydra
 from run_command import REPOSITORY
 
 from vld.config.settings import Config
-from vld.study.compose import typed_config
 from vld.study.jobs import Job, jobs_of, study_axes
+from vld.study.typed_settings import typed_config
 
 
 def presets() -> AbstractContextManager[Any]:

@@ -13,8 +13,8 @@ from run_command import DOCUMENTATION, REPOSITORY, TINY_NETWORK, script, tiny_we
 
 from vld.config.command_settings import LOOKING, AnalyseConfig, PrepareConfig, PublishConfig
 from vld.runs import load_results
-from vld.study.compose import typed_config
 from vld.study.jobs import axes_of, jobs_of
+from vld.study.typed_settings import typed_config
 
 BLOCKS = re.findall(r"(?:^    .*\n)+", DOCUMENTATION, re.M)
 COMMANDS = [

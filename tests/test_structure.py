@@ -95,7 +95,7 @@ def test_many_runs_and_what_is_below_know_no_hydra_but_for_the_jobs() -> None:
     knowing = {
         name for name, file in below.items() if {"hydra", "omegaconf"} & {used.split(".")[0] for used in imports(file)}
     }
-    assert knowing == {"vld.study.jobs", "vld.study.member_axes", "vld.study.compose", "vld.study.words"}
+    assert knowing == {"vld.study.jobs", "vld.study.member_axes", "vld.study.typed_settings", "vld.study.words"}
 
 
 def test_the_settings_need_no_library() -> None:

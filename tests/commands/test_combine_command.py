@@ -26,7 +26,7 @@ from vld.machine.terminal import Terminal
 from vld.model.classifier import Classifier
 from vld.runs import load_model, load_results
 from vld.study.combination import combine_all
-from vld.study.compose import typed_config
+from vld.study.typed_settings import typed_config
 from vld.tracking.background import Publisher
 from vld.training.evaluation import EvaluationSet, evaluation_set, predict, score
 

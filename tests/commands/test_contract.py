@@ -26,9 +26,9 @@ from vld.config.options import flat_settings
 from vld.config.settings import Config
 from vld.machine.device import MemoryBudget, resolve_precision, set_up
 from vld.runs.inputs import check_inputs
-from vld.study.compose import typed_config, with_values
 from vld.study.jobs import Job, axes_of, jobs_of
 from vld.study.member_axes import member_configs
+from vld.study.typed_settings import typed_config, with_values
 from vld.training.methods import METHODS_ALONG
 
 # The command of the design's contract, and what else a run is made of.

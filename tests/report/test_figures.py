@@ -30,8 +30,8 @@ from vld.report.series import Series
 from vld.report.summary import sweep_table
 from vld.report.write import MARKS
 from vld.runs.results import read_all
-from vld.study.compose import with_values
 from vld.study.planned import PlannedRun
+from vld.study.typed_settings import with_values
 
 ONE_SEED = ("seed=0,1", "optim.weight_decay=1e-4")
 SHARED = {

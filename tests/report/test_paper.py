@@ -8,7 +8,7 @@ from report_store import study_runs, write_run
 
 from vld.report import against_the_paper, read_results, series_of
 from vld.report.paper import CLOUD_MEANS, RATES, not_compared, published_averages, readable_against_the_paper
-from vld.study.compose import with_values
+from vld.study.typed_settings import with_values
 
 # Protocol, section 5: o.o.d. accuracy at dropout 0, 0.5, 0.9, 0.95.
 PROTOCOL = {

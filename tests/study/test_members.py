@@ -23,9 +23,9 @@ from vld.runs.directory import RunDirectory
 from vld.runs.identity import RANDOM_WEIGHTS, run_id, run_identity, runs_folder, weights_fingerprint
 from vld.runs.results import RunResult
 from vld.study.combination import combine_all
-from vld.study.compose import with_values
 from vld.study.member_axes import member_configs
 from vld.study.members import find_members
+from vld.study.typed_settings import with_values
 from vld.tracking.background import Publisher
 
 LOGITS = "erm-last-logits.safetensors"

@@ -24,10 +24,10 @@ from vld.commands.train import at_a_time
 from vld.config.options import flat_settings
 from vld.machine.lock import LOCK
 from vld.runs.identity import hashable, run_id, run_identity
-from vld.study.compose import with_values
 from vld.study.jobs import Job, axes_of, study_axes
 from vld.study.planned import PlannedRun, left_out_domains, planned_runs
 from vld.study.progress import Progress, progress_of, seconds_to_go
+from vld.study.typed_settings import with_values
 
 STUDIES = sorted(path.stem for path in (REPOSITORY / "conf/study").glob("*.yaml"))
 # Protocol, section 4: the runs that each figure adds to those before it.

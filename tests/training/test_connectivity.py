@@ -18,8 +18,8 @@ from vld.machine.terminal import Terminal
 from vld.model.classifier import Classifier
 from vld.runs import load_model, load_results
 from vld.study.combination import Combination, combine_all
-from vld.study.compose import typed_config
 from vld.study.members import Member
+from vld.study.typed_settings import typed_config
 from vld.tracking.background import Publisher
 from vld.training.connectivity import ALPHAS, along_representations, between
 from vld.training.evaluation import evaluation_images, evaluation_set, score

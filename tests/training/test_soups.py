@@ -11,8 +11,8 @@ from torch import Tensor
 
 from vld.config.errors import UserError
 from vld.config.settings import BackboneConfig, Config, DatasetConfig, MethodConfig
-from vld.study.compose import with_values
 from vld.study.member_axes import member_axes, member_configs
+from vld.study.typed_settings import with_values
 from vld.training.evaluation import Count, Scores
 from vld.training.soups import Soup, by_number_of_members, ensemble_of_runs, greedy_soup, outputs, uniform_soup
 

@@ -32,8 +32,8 @@ from vld.machine.processes import import_nothing_from_here
 from vld.machine.signals import Stopped, stop_on_signals
 from vld.machine.streams import make_streams_usable, place_caches
 from vld.machine.waiting import spin_briefly
-from vld.study.compose import describe_error
 from vld.study.jobs import overrides_parser
+from vld.study.typed_settings import describe_error
 from vld.study.words import check_one_study, keep_text_of_presets, quoted_for_hydra
 
 

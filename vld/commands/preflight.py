@@ -12,10 +12,10 @@ from vld.config.command_settings import LOOKING
 from vld.config.errors import UserError
 from vld.config.names import COMBINATIONS
 from vld.config.settings import Config
-from vld.study.compose import SCHEMAS, describe_error, typed_config
 from vld.study.jobs import Job, axes_of, jobs_of, words_of_jobs
 from vld.study.member_axes import member_configs
 from vld.study.planned import PlannedRun, planned_runs
+from vld.study.typed_settings import SCHEMAS, describe_error, typed_config
 
 
 @dataclass(frozen=True)

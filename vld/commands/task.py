@@ -17,8 +17,8 @@ from vld.config.names import COMBINATIONS
 from vld.config.settings import Config
 from vld.machine.all_runs import STEP_LOG, AllRuns, StepLog
 from vld.machine.terminal import Terminal
-from vld.study.compose import typed_config
 from vld.study.jobs import JOBLIB_LAUNCHER
+from vld.study.typed_settings import typed_config
 from vld.tracking.background import Publisher
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class Task:
 
 def show_results(outcomes: "Sequence[Outcome]", method: str, terminal: Terminal, *, of_sweep: bool = False) -> None:
     """The table of one job, with the directories of its runs; or that of all jobs."""
-    from vld.report.summary import combination_tables, results_table, selection_note, sweep_table
+    from vld.report.summary import combination_tables, job_table, selection_note, sweep_table
     from vld.runs.results import RunResult
 
     # Jobs of a sweep may share runs.
@@ -153,6 +153,6 @@ def show_results(outcomes: "Sequence[Outcome]", method: str, terminal: Terminal,
         return
     by_domain = {result.settings["test_domain"]: result for result in results.values()}
     combined = method in COMBINATIONS
-    terminal.show(*combination_tables(method, by_domain) if combined else [results_table(by_domain, method)])
+    terminal.show(*combination_tables(method, by_domain) if combined else [job_table(by_domain, method)])
     for test_domain, result in by_domain.items():
         terminal.say(f"{test_domain}: {result.directory}")

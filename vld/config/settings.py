@@ -1,7 +1,7 @@
 # ruff: noqa: RUF009 - `option` makes fields
 """Every setting of a run, declared once: its type, default, meaning, allowed values and part in a run's id.
 
-`vld.study.compose` fills the classes from the command line; `vld.config.checked` refuses what is not allowed.
+`vld.study.typed_settings` fills the classes from the command line; `vld.config.checked` refuses what is not allowed.
 """
 
 import difflib

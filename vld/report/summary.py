@@ -20,7 +20,7 @@ def selection_note(results: Iterable[RunResult]) -> str:
     return "; ".join(note for selection, note in SELECTION_NOTES.items() if selection in selections)
 
 
-def results_table(results: Mapping[str, RunResult], chosen: str) -> Table:
+def job_table(results: Mapping[str, RunResult], chosen: str) -> Table:
     """A line per method and test domain (`results`' keys), and the average of several; the chosen method first and in bold."""
     rows: list[list[Any]] = [
         [method_of(row), f"{domain} (collapsed)" if result.collapse else domain, row, str(row["step"])]

@@ -23,7 +23,7 @@ from vld.model.mixout import masked_share
 from vld.model.published import weights_to_come
 from vld.model.weights import load_backbone_weights
 from vld.runs.identity import weights_fingerprint
-from vld.runs.start import check_start
+from vld.runs.starting_weights import check_start
 
 
 @dataclass(frozen=True)

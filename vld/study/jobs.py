@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vld.config.checked import checked
 from vld.config.errors import UserError, first_line
 from vld.config.settings import Config, option_names
-from vld.study.compose import describe_error, merged_config
+from vld.study.typed_settings import describe_error, merged_config
 from vld.study.words import quoted_for_hydra
 
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"

@@ -13,8 +13,8 @@ from vld.config.errors import UserError
 from vld.config.options import written
 from vld.config.settings import Config, MethodConfig, option_names, unknown_option
 from vld.runs.identity import NOT_IDENTITY, settings_key
-from vld.study.compose import with_values
 from vld.study.jobs import values_of
+from vld.study.typed_settings import with_values
 
 ENSEMBLE_OF_RUNS = "ensemble_of_runs"
 CONNECTIVITY = "connectivity"

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vld.config.errors import UserError
 from vld.config.options import Option, options_of
-from vld.study.compose import SCHEMAS
+from vld.study.typed_settings import SCHEMAS
 
 
 def is_text(one: Option) -> bool:

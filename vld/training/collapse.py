@@ -95,7 +95,7 @@ class CollapseWatch:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.norm_before, self.lasting = state["norm_before"], state["lasting"]
-        self.told_apart = state.get("told_apart", False)  # which early checkpoints lack
+        self.told_apart = state["told_apart"]
 
     def news(self, step: int, health: Health) -> str | None:
         """Take in one evaluation; return a line when the network has just collapsed or recovered."""

@@ -13,7 +13,7 @@ from vld.config.settings import BackboneConfig, Config
 from vld.model.classifier import Classifier, build_classifier, seeded_linear
 from vld.model.weights import load_backbone_weights
 from vld.runs.identity import weights_fingerprint
-from vld.runs.start import check_start
+from vld.runs.starting_weights import check_start
 
 SMALL = ("dataset=glyphs", "image_size=32", "batch_size=1", "optim.steps=2", "eval_every=2", "dropout=0.5")
 SMALL += ("test_domain=chalk", *TINY_NETWORK[:2])
