@@ -202,8 +202,7 @@ def test_a_study_survives_everything(study: list[str], tmp_path: Path) -> None:
     assert re.search(r"mine: 4 runs, \d finished, [1-4] to do", shown)
     assert shown.count("│ erm") == 2  # a line for each seed in the table at the end
     logs = "".join(path.read_text() for path in (tmp_path / "outputs").rglob("*_log.out"))
-    assert "holds the lock; waiting for it" in logs
-    assert logs.count("step 2400/2400") == 4
+    assert logs.count("step 2400/2400") == 4  # whichever of a run's two jobs came first, it was trained once
     until(lambda: begin(first) or not squeue(), "an empty queue")
     code, complete = status(study)
     assert code == 0
