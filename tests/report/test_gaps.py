@@ -90,6 +90,25 @@ def test_missing_failed_and_interrupted_runs_are_listed_and_their_cells_marked(t
     assert all("Incomplete" in line for line in report.sentences if "0.9" in line)
 
 
+@pytest.mark.parametrize(("converged", "name"), [(True, "SWAD"), (False, "SWAD ‡")])
+def test_a_swad_that_never_converged_is_marked(converged: bool, name: str, tmp_path: Path) -> None:
+    """One of its runs is enough: in the table, in legends, and with a sentence on the mark below both."""
+    for number, run in enumerate(study_runs("figure2", *NARROW, "seed=0")):
+        path = write(tmp_path, run) / "result.json"
+        content = json.loads(path.read_text())
+        rows = [row for row in content["results"] if row["method"] == "weight_averaging"]
+        content["results"] += [row | {"method": "swad", "converged": converged or number > 0} for row in rows]
+        path.write_text(json.dumps(content))
+    report = make_report(read_store(tmp_path))
+    [domains] = [drawn for drawn in report.figures if drawn.name == "domains"]
+    table = report.tables["results_pacs"]
+    assert [row[:2] for row in table.rows if row[0].startswith("SWAD")] == [[name, "0"], ["SWAD", "0.9"]]
+    assert f"{name}, dropout 0" in set(domains.points.series)
+    for text in (table.note, domains.caption):
+        assert ("‡ in some of its runs SWAD did not converge" in text) is not converged
+    assert (r"SWAD \ddag{} & 0" in table.to_latex()) is not converged
+
+
 def test_a_domain_without_runs_leaves_no_average(tmp_path: Path) -> None:
     for run in study_runs("figure2", *NARROW):
         if run.test_domain != "photo":
