@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
@@ -48,6 +49,13 @@ def room_of(module: str) -> int:
     """How far down; what stands beside the rooms is below them all."""
     name = module.split(".")[1] if "." in module else ""
     return rooms().index(name) if name in rooms() else len(rooms())
+
+
+def test_the_top_level_is_as_prescribed() -> None:
+    tracked = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    entries = {path.split("/")[0] for path in tracked.splitlines()}
+    prescribed = {"conf", "vld", "scripts", "tests", "data", "outputs", "pyproject.toml", "README.md"}
+    assert {entry for entry in entries if not entry.startswith(".")} == prescribed
 
 
 def test_the_rooms_of_the_readme_are_all_there_is() -> None:

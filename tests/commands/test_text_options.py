@@ -95,6 +95,7 @@ def test_a_command_without_runs_can_sweep(tmp_path: Path) -> None:
     refused = script("analyse.py", "-m", "output_dir=nowhere", "weights=erm-last,erm-iid", cwd=tmp_path)
     assert refused.returncode == 2, refused.stderr
     assert re.findall("to run just this job again: .* weights=(.*)", refused.stdout) == ["erm-last", "erm-iid"]
+    assert not list(tmp_path.iterdir())  # it keeps no record of its jobs
 
 
 @pytest.mark.parametrize("words", [["dropout=2"], ["-m", "dropout=2,3"], ["study=demo", "dropout=2"]])

@@ -81,7 +81,8 @@ def run_sweep(command: Command, loader: ConfigLoader) -> int:
         config=config,
     )
     sweep_dir.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(config, sweep_dir / "multirun.yaml")
+    if config.hydra.output_subdir:  # a command that keeps records of its jobs
+        OmegaConf.save(config, sweep_dir / "multirun.yaml")
     ended: list[Ended] = []
     try:
         with _waiting(launcher_name, folder, all_runs):
