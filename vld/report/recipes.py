@@ -16,13 +16,14 @@ from vld.report.labels import INCOMPLETE, RECIPE, described
 from vld.report.series import Series, large_rate
 from vld.report.table import Table
 
+OR = " or "
 PLAIN = ("erm", "paper")
 """The recipes of plain fine-tuning: with very large dropout they are what all others are compared with."""
 NOTE = (
     "Of the (lr, weight decay) pairs that of best i.i.d. accuracy over the test domains and seeds that all pairs have, for each"
     " recipe, method and dropout rate. ± is the standard error over seeds; of differences, in o.o.d. points, half the 95 %"
-    " interval of a paired bootstrap over seeds: in bold where the interval does not contain 0. Hours: of a run, on"
-    " average, with the evaluation of all methods along it, on"
+    " interval of a paired bootstrap over seeds: in bold where the interval does not contain 0. Hours: of a run (median), with"
+    " the evaluation of all methods along it, on"
 )
 CAPTION = (
     "o.o.d. accuracy of each recipe and method, hollow without dropout and filled with very large dropout, at the chosen (lr,"
@@ -35,7 +36,7 @@ def recipes_table(series: Sequence[Series], results: pd.DataFrame) -> pd.DataFra
 
     iid, ood and their …_se are in percent, at the chosen pair (lr, weight_decay); gain, against the same without dropout, and
     against_erm, plain fine-tuning with very large dropout, are differences of o.o.d. accuracy in points, each with the `_low` and
-    `_high` ends of its interval; hours, those of a run on this device.
+    `_high` ends of its interval; hours, the median of its runs on these devices (one that shared its machine takes longer).
     """
     runs = results[results.combined.isna()].drop_duplicates("directory").set_index("condition")
     with_recipe = [one for one in series if one.others.get(RECIPE) and not one.combined]
@@ -56,8 +57,8 @@ def recipes_table(series: Sequence[Series], results: pd.DataFrame) -> pd.DataFra
             other = None if base is None or base[0] is grid else difference(grid, base[0])
             row |= {f"{name}{end}": other[f"ood{end}"] if other else math.nan for end in ("", "_low", "_high")}
         its = runs.loc[[one.condition]]
-        devices = " or ".join(sorted(its.device.dropna().unique()))
-        rows.append(row | {"hours": its.seconds.mean() / 3600, "device": devices})
+        devices = OR.join(sorted(its.device.dropna().unique()))
+        rows.append(row | {"hours": its.seconds.median() / 3600, "device": devices})
     return pd.DataFrame(rows)
 
 
@@ -94,7 +95,7 @@ def readable_recipes(recipes: pd.DataFrame) -> dict[str, Table]:
             for name in ("gain", "against_erm")
             for row in np.flatnonzero(table[f"{name}_low"] * table[f"{name}_high"] > 0)
         }
-        note = f"{NOTE} {', '.join(table.device.unique())}."
+        note = f"{NOTE} {OR.join(sorted(set(OR.join(table.device).split(OR))))}."
         tables[f"recipes_{dataset}"] = Table.of(table, columns, len(others) + 2, note, best=frozenset(best))
     return tables
 
