@@ -10,6 +10,8 @@ import pytest
 from report_store import study_runs, write_run
 from run_command import script
 
+from vld.report import read_store
+from vld.report.build import make_report
 from vld.report.grid import Grid
 from vld.report.recipes import at_chosen_pair
 
@@ -71,3 +73,20 @@ def test_of_several_pairs_one_is_chosen_over_what_all_have() -> None:
     assert np.array_equal(one.ood_acc, iid[:, 1:] / 2, equal_nan=True)
     iid[:, 1] = nan
     assert at_chosen_pair(Grid(("a", "b"), pairs, repeats, iid, iid))[1] == (1e-3, 0.0)
+
+
+def test_what_lacks_a_test_domain_is_not_drawn(tmp_path: Path) -> None:
+    """A study that has just begun: tables with dashes, but no empty figure."""
+    runs = study_runs("rivals_pacs_cpu", *NARROW, "seed=0")
+    plain = [run for run in runs if run.config.dropout == 0]
+    for run in plain:
+        if run.test_domain == "art_painting":
+            write_run(tmp_path, run, curves=False)
+    begun = make_report(read_store(tmp_path, runs))
+    assert begun.tables["recipes_pacs"].rows
+    assert not begun.figures
+    for run in plain:
+        if run.test_domain != "art_painting":
+            write_run(tmp_path, run, curves=False)
+    [figure] = make_report(read_store(tmp_path, runs)).figures
+    assert set(figure.points.dropout) == {0.0}

@@ -20,7 +20,7 @@ from vld.report.labels import distinguishing, in_order, text
 from vld.report.leave_one_out import LEAVE_ONE_OUT, chosen_by_validation, leaves_one_out
 from vld.report.paper import against_the_paper_tables, not_compared
 from vld.report.points import learning_curves
-from vld.report.recipes import readable_recipes, recipes_figure, recipes_table
+from vld.report.recipes import readable_recipes, recipes_figures, recipes_table
 from vld.report.richness import richness_figures, richness_points, richness_tables
 from vld.report.select import Store
 from vld.report.series import Series, expected_runs, large_rate, missing_runs, series_of, setting_names
@@ -86,7 +86,7 @@ def make_report(
     if choose == LEAVE_ONE_OUT:
         series = chosen_by_validation(series, leaving_two_out)
     recipes, analysed = recipes_table(series, results), richness_points(series, runs, damaged)
-    figures = [recipes_figure(recipes)] if len(recipes) else list(drawn_figures(series, results, study))
+    figures = recipes_figures(recipes) if len(recipes) else list(drawn_figures(series, results, study))
     figures += richness_figures(analysed)
     if study is None or run:
         figures += _learning_curves(_with_curves(runs, results, selection, run), run is None, damaged)

@@ -100,10 +100,11 @@ def readable_recipes(recipes: pd.DataFrame) -> dict[str, Table]:
     return tables
 
 
-def recipes_figure(table: pd.DataFrame) -> ReportFigure:
-    """`recipes_table`, without dropout and with very large dropout."""
-    points = table[table.dropout.isin([0.0, large_rate(table.dropout)])]
-    return report_figure("recipes", "Recipes with and without very large dropout", CAPTION, points, _figure)
+def recipes_figures(table: pd.DataFrame) -> list[ReportFigure]:
+    """`recipes_table`, without dropout and with very large dropout: what has a run of every test domain."""
+    points = table[table.dropout.isin([0.0, large_rate(table.dropout)]) & table.ood.notna()]
+    title = "Recipes with and without very large dropout"
+    return [report_figure("recipes", title, CAPTION, points, _figure)] if len(points) else []
 
 
 @styled
