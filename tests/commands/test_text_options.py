@@ -66,6 +66,15 @@ def test_the_correction_is_quoted_for_a_shell(tmp_path: Path) -> None:
     assert refused.stderr == "output_dir=runs#1: write 'output_dir=\"runs#1\"'\n"
 
 
+@pytest.mark.parametrize(
+    "written", ["dropout=0,0.9,seed=0,1", "[dropout=0,0.9,seed=0,1]", '[dropout=0,0.9,"seed=0,1"]']
+)
+def test_members_without_quotes_are_refused_with_a_correction(written: str, tmp_path: Path) -> None:
+    refused = script("combine.py", "dataset=pacs", f"method.members={written}", cwd=tmp_path)
+    hint = """'method.members=["dropout=0,0.9","seed=0,1"]'"""
+    assert (refused.returncode, refused.stderr) == (2, f"method.members={written}: write {hint}\n")
+
+
 @pytest.mark.parametrize("command", ["train.py", "status.py", "report.py", "combine.py"])
 def test_a_study_is_one_at_a_time(command: str, tmp_path: Path) -> None:
     for words in (["-m", "study=figure2,figure4"], ["study=figure2,figure4"]):

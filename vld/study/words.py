@@ -53,7 +53,8 @@ def quoted_for_hydra(words: Sequence[str], schema: type) -> list[str]:
         new = BARE.sub(partial(_quoted, text=text), value)
         listed = option is not None and option.type in (str, str | None) and new.startswith(("[", "{"))
         if listed or not _parsed(f"{name}={new}"):
-            hint = _all_quoted(word.removesuffix(f"={value}"), value, as_list=not listed)
+            as_list = option.is_list if option else value.startswith("[")
+            hint = _all_quoted(word.removesuffix(f"={value}"), value, as_list=as_list)
             problems += [f"{word}: write {hint}"] if hint else []
         quoted.append(f"{word.removesuffix(value)}{new}")
     if problems:
@@ -83,14 +84,18 @@ def _quoted(match: re.Match[str], *, text: bool) -> str:
 
 
 def _all_quoted(name: str, value: str, *, as_list: bool) -> str | None:
-    """The word with its whole value in quotes (each element of a list), as a shell takes it; None if that does not help."""
+    """The word with its whole value in quotes (of a list, each element, perhaps `name=1,2`), as a shell takes it; None if that
+    does not help."""
 
     def quoted(text: str) -> str:
         text = re.sub(r'(\\*)"', r'\1\1\\"', text.strip().strip("\"'"))
         return f'"{text}"'
 
-    if as_list and value.startswith("[") and value.endswith("]"):
-        word = f"{name}=[{','.join(map(quoted, value[1:-1].split(',')))}]"
+    if as_list:
+        elements = re.split(
+            r""",(?=\s*["']?[\w.]+=)""" if "=" in value else ",", value.removeprefix("[").removesuffix("]")
+        )
+        word = f"{name}=[{','.join(map(quoted, elements))}]"
     else:
         word = f"{name}={quoted(value)}"
     return shlex.quote(word) if _parsed(word) else None
