@@ -89,6 +89,10 @@ def test_a_run_trains_on_the_others_and_tells_each_accuracy(small_glyphs: Path, 
     assert reported.returncode == 0, reported.stderr
     assert "lack runs that leave two domains out" in reported.stdout
     assert "chalk+neon" not in reported.stdout  # it is no fifth domain to average over
+    assert "1 that leave out several domains, in no average" in reported.stdout
+    alone = script("report.py", f"output_dir={tmp_path}", "test_domain=chalk+neon")
+    assert (alone.returncode, alone.stderr.count("\n")) == (2, 1)
+    assert "those that leave out several domains at once only serve choose=leave_one_out" in alone.stderr
 
 
 def write_runs(output_dir: Path, accuracy: Callable[[], float], *narrow: str, without: str = "") -> None:

@@ -77,8 +77,10 @@ def make_report(
     store, leaving_two_out = _leaving_one_out(store)
     results, title, damaged = store.results, study or "vld", list[str]()
     runs = results[results.combined.isna()].drop_duplicates("directory")
+    not_averaged = leaving_two_out.directory.nunique()
     if runs.empty:
-        raise UserError(f"{title}: no finished runs to report on")
+        why = "; those that leave out several domains at once only serve choose=leave_one_out" if not_averaged else ""
+        raise UserError(f"{title}: no finished runs to report on{why}")
     if run is not None and run not in set(runs.run_id):
         raise UserError(f"run={run}: no finished run has that id")
     expected = expected_runs(results, store.unfinished) if store.expected is None else store.expected
@@ -95,7 +97,7 @@ def make_report(
     data = {"runs": runs_table(results, list(varied)), "chosen_pairs": chosen_pairs(series)}
     return Report(
         title,
-        [f"selection {selection}: {SELECTION_NOTES[selection]}", *_facts(results, runs, missing)],
+        [f"selection {selection}: {SELECTION_NOTES[selection]}", *_facts(results, runs, missing, not_averaged)],
         warnings=[*store.notes, *_warnings(store, runs, missing, series), *damaged],
         tables=_tables(series, selection, choose) | readable_recipes(recipes) | richness_tables(analysed, series),
         not_compared=not_compared(series),
@@ -134,10 +136,11 @@ def _settings(runs: pd.DataFrame) -> tuple[dict[str, str], dict[str, list[str]]]
     return common, {name: [text(name, value) for value in some] for name, some in values.items()}
 
 
-def _facts(results: pd.DataFrame, runs: pd.DataFrame, missing: pd.DataFrame) -> list[str]:
+def _facts(results: pd.DataFrame, runs: pd.DataFrame, missing: pd.DataFrame, not_averaged: int) -> list[str]:
     combinations = results[results.combined.notna()].directory.nunique()
     facts = [f"{counted(len(runs), 'finished run')} of {', '.join(sorted(runs.dataset.unique()))}"]
     facts += [counted(combinations, "combination")] if combinations else []
+    facts += [f"{not_averaged} that leave out several domains, in no average"] if not_averaged else []
     facts += [f"{count} {state}" for state, count in missing.state.value_counts().sort_index().items()]
     return [*facts, f"{runs.seconds.fillna(0).sum() / 3600:.1f} hours of computing"]
 
