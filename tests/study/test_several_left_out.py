@@ -91,6 +91,22 @@ def test_a_run_trains_on_the_others_and_tells_each_accuracy(small_glyphs: Path, 
     assert "chalk+neon" not in reported.stdout  # it is no fifth domain to average over
 
 
+def test_each_accuracy_is_of_all_images_where_the_curve_is_of_a_subset(small_glyphs: Path, tmp_path: Path) -> None:
+    options = [*SMALL, f"data_dir={small_glyphs}", f"output_dir={tmp_path}", "test_domain=neon+chalk"]
+    assert train(*options, "dataset.curve_images=1", tiny_weights(tmp_path)).returncode == 0
+    [path] = tmp_path.glob("runs/glyphs/chalk+neon/*/result.json")
+    rows = [row for row in json.loads(path.read_text())["results"] if row["evaluated_on"] == "all"]
+    assert rows
+    for row in rows:
+        out = held_out_count(12)
+        whole = {
+            d: (out * row["domain_acc"][d]["out"] + (12 - out) * row["domain_acc"][d]["in"]) / 12
+            for d in row["ood_by_domain"]
+        }
+        assert row["ood_by_domain"] == pytest.approx(whole)
+        assert row["ood_acc"] == pytest.approx(statistics.fmean(whole.values()))
+
+
 def write_runs(output_dir: Path, accuracy: Callable[[], float], *narrow: str, without: str = "") -> None:
     """Those of the study, with these accuracies; of one test domain none."""
     for run in study_runs("leave_one_out", *narrow):
