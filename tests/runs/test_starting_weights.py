@@ -113,6 +113,15 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize("weights", ["none", "null"])
+def test_only_a_file_gives_a_last_layer(weights: str, tmp_path: Path) -> None:
+    """Refused before anything is downloaded, in a dry run too."""
+    options = (f"backbone.weights={weights}", "backbone.last_layer=given", f"output_dir={tmp_path}", "dry_run=true")
+    refused = train(*SMALL, *options)
+    assert refused.returncode == 2
+    assert refused.stderr.endswith("come without; needs backbone.weights=<run directory or file>\n")
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_start_that_does_not_fit_is_one_line(case: str, probe: Path, small_glyphs: Path, tmp_path: Path) -> None:
     source = probe
