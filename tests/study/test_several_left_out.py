@@ -105,6 +105,8 @@ def test_each_accuracy_is_of_all_images_where_the_curve_is_of_a_subset(small_gly
         }
         assert row["ood_by_domain"] == pytest.approx(whole)
         assert row["ood_acc"] == pytest.approx(statistics.fmean(whole.values()))
+    reported = script("report.py", f"output_dir={tmp_path}")
+    assert reported.stderr == "vld: no finished runs to report on, but those that leave several domains out\n"
 
 
 def write_runs(output_dir: Path, accuracy: Callable[[], float], *narrow: str, without: str = "") -> None:

@@ -78,7 +78,10 @@ def make_report(
     results, title, damaged = store.results, study or "vld", list[str]()
     runs = results[results.combined.isna()].drop_duplicates("directory")
     if runs.empty:
-        raise UserError(f"{title}: no finished runs to report on")
+        raise UserError(
+            f"{title}: no finished runs to report on"
+            + ", but those that leave several domains out" * len(leaving_two_out[:1])
+        )
     if run is not None and run not in set(runs.run_id):
         raise UserError(f"run={run}: no finished run has that id")
     expected = expected_runs(results, store.unfinished) if store.expected is None else store.expected
