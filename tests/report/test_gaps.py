@@ -150,6 +150,19 @@ def test_different_contents_are_in_rows_of_their_own(content: str, setting: str,
     assert "99999999" in {row[shown.headings.index(what)] for row in shown.rows}
 
 
+def test_starts_from_a_probe_for_each_test_domain_are_one_row(tmp_path: Path) -> None:
+    """Their weights differ by necessity; those from another kind of probe have another row."""
+    for run in study_runs("figure2", *NARROW, "seed=0", "dropout=0.9"):
+        path = write(tmp_path, run, weights=f"{run.test_domain:0<64}") / "result.json"
+        start = "one rate" if run.config.optim.lr == 1e-3 else "another"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"start": start}))
+    rows = [one for one in series_of(read_store(tmp_path).results) if one.method == "erm"]
+    assert {(one.others["backbone.weights_fingerprint"], one.grid.runs) for one in rows} == {
+        ("one rate", 4),
+        ("another", 4),
+    }
+
+
 def test_precisions_are_not_mixed_either(tmp_path: Path) -> None:
     for run in study_runs("figure2", *NARROW, "seed=0"):
         write(tmp_path, run, precision="fp32" if run.test_domain == "photo" else "bf16")
