@@ -13,6 +13,9 @@ from vld.report.averages import readable_results
 from vld.report.build import Report, make_report
 from vld.report.labels import INCOMPLETE, in_order
 from vld.report.series import expected_runs, missing_runs
+from vld.report.summary import job_table, sweep_table
+from vld.report.table import Table
+from vld.runs.results import RunResult
 from vld.study.planned import PlannedRun
 
 NARROW = ("dataset=pacs", "dropout=0,0.9", "optim.weight_decay=1e-4")
@@ -107,6 +110,29 @@ def test_a_swad_that_never_converged_is_marked(converged: bool, name: str, tmp_p
     for text in (table.note, domains.caption):
         assert ("‡ in some of its runs SWAD did not converge" in text) is not converged
     assert (r"SWAD \ddag{} & 0" in table.to_latex()) is not converged
+
+
+def test_a_command_s_tables_average_over_swads_of_both_kinds(tmp_path: Path) -> None:
+    row = {"selection": "iid", "step": 4, "iid_acc": 0.5, "method": "swad"}
+    results = {
+        domain: RunResult(
+            tmp_path,
+            {
+                "run_id": domain,
+                "settings": {"test_domain": domain},
+                "results": [row | {"ood_acc": ood, "converged": ood > 0.5}],
+            },
+        )
+        for domain, ood in (("a", 0.4), ("b", 0.8))
+    }
+    assert [cells[:4] for cells in job_table(results, "swad").rows] == [
+        ["swad", "a (not converged)", "50.0", "40.0"],
+        ["", "b", "50.0", "80.0"],
+        ["", "average", "50.0", "60.0"],
+    ]
+    [table, _] = sweep_table(list(results.values()), "swad")
+    assert isinstance(table, Table)
+    assert table.rows == [["swad (in part not converged)", "50.0", "60.0", "40.0", "80.0"]]
 
 
 def test_a_domain_without_runs_leaves_no_average(tmp_path: Path) -> None:

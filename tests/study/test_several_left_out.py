@@ -17,6 +17,9 @@ from vld.data.domains import left_out, resolve_test_domains
 from vld.data.split import held_out_count
 from vld.report import read_store
 from vld.report.build import make_report
+from vld.report.summary import sweep_table
+from vld.report.table import Table
+from vld.runs.results import read_all
 
 DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
 
@@ -171,3 +174,16 @@ def test_nothing_is_chosen_where_a_run_that_leaves_two_domains_out_is_missing(tm
     chosen = report.data["chosen_pairs"]
     assert set(chosen.test_domain) == {"art_painting", "sketch"}
     assert sum("lack runs that leave two domains out" in line for line in report.warnings) == 1
+
+
+def test_a_sweep_s_table_averages_over_runs_that_leave_as_many_out(tmp_path: Path) -> None:
+    write_runs(tmp_path, np.random.default_rng(0).random, "dropout=0.9", "seed=0", "optim.lr=1e-3")
+    results, _ = read_all(tmp_path)
+    [table, _] = sweep_table(results, "erm")
+    assert isinstance(table, Table)
+    place = {heading: table.headings.index(heading) for heading in ("method", "o.o.d. %")}
+    found = [row[place["o.o.d. %"]] for row in table.rows if row[place["method"]] == "erm"]
+    rows = {result.settings["test_domain"]: result.headline[0] for result in results}
+    for several, shown in zip((False, True), found, strict=True):
+        ood = [row["ood_acc"] for domain, row in rows.items() if ("+" in domain) == several]
+        assert shown == f"{100 * statistics.fmean(ood):.1f}"
