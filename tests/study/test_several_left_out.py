@@ -3,6 +3,7 @@
 import json
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,16 @@ from report_store import study_runs, write_run
 from run_command import SMALLEST, script, tiny_weights, train
 
 from vld.config.errors import UserError
+from vld.config.settings import Config
 from vld.data.domains import left_out, resolve_test_domains
 from vld.data.split import held_out_count
 from vld.report import read_store
 from vld.report.build import make_report
+from vld.report.select import narrowed
 from vld.report.summary import sweep_table
 from vld.report.table import Table
 from vld.runs.results import read_all
+from vld.study.jobs import Job
 
 DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
 
@@ -166,6 +170,31 @@ def test_pairs_are_chosen_by_the_accuracy_on_other_domains_left_out_as_well(tmp_
     assert chosen == pytest.approx(100 * statistics.fmean(ood for _, ood in expected.values()))
     assert "leave-one-domain-out validation" in table.note
     assert "best i.i.d. accuracy, for each test domain" in reports["iid"].tables["results_pacs"].note
+
+
+def test_a_pair_is_chosen_by_all_other_domains_and_by_runs_that_leave_two_out(tmp_path: Path) -> None:
+    """However few test domains the report is narrowed to, and whatever else there is."""
+    write_runs(tmp_path, np.random.default_rng(1).random, "dropout=0.9", "seed=0")
+
+    def choices(*test_domains: str) -> dict[str, float]:
+        store = read_store(tmp_path)
+        if test_domains:
+            store = narrowed(store, [Job((), Config(test_domain=[*test_domains]))], ["test_domain"])
+        report = make_report(store, choose="leave_one_out")
+        assert not any("lack runs" in line for line in report.warnings)
+        rows = report.data["chosen_pairs"]
+        return dict(rows[rows.method == "erm"].set_index("test_domain").lr)
+
+    expected = choices()
+    assert choices("sketch", "photo", "pairs") == {domain: expected[domain] for domain in ("photo", "sketch")}
+    for run in study_runs("leave_one_out", "dropout=0.9", "seed=0", "test_domain=all"):
+        three = replace(run, test_domain="+".join(domain for domain in DOMAINS if domain != run.test_domain))
+        path = write_run(tmp_path, three, curves=False) / "result.json"
+        content = json.loads(path.read_text())
+        for row in content["results"]:
+            row["ood_by_domain"] = dict.fromkeys(three.test_domain.split("+"), float(run.config.optim.lr == 1e-3))
+        path.write_text(json.dumps(content))
+    assert choices() == expected
 
 
 def test_nothing_is_chosen_where_a_run_that_leaves_two_domains_out_is_missing(tmp_path: Path) -> None:
