@@ -83,6 +83,14 @@ def test_a_study_is_one_at_a_time(command: str, tmp_path: Path) -> None:
         assert "study=figure2,figure4: one study at a time" in refused.stderr
 
 
+@pytest.mark.parametrize("word", ["recipe=null", "study=null", "dataset=null", "recipe=null,erm"])
+def test_null_is_no_preset(word: str, tmp_path: Path) -> None:
+    refused = script("train.py", "-m", word, cwd=tmp_path)
+    group = word.split("=")[0]
+    assert refused.stderr == f"{word}: null is no preset; leave {group} out for its default\n"
+    assert refused.returncode == 2
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

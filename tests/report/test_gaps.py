@@ -13,6 +13,9 @@ from vld.report.averages import readable_results
 from vld.report.build import Report, make_report
 from vld.report.labels import INCOMPLETE, in_order
 from vld.report.series import expected_runs, missing_runs
+from vld.report.summary import job_table, sweep_table
+from vld.report.table import Table
+from vld.runs.results import RunResult
 from vld.study.planned import PlannedRun
 
 NARROW = ("dataset=pacs", "dropout=0,0.9", "optim.weight_decay=1e-4")
@@ -109,6 +112,29 @@ def test_a_swad_that_never_converged_is_marked(converged: bool, name: str, tmp_p
     assert (r"SWAD \ddag{} & 0" in table.to_latex()) is not converged
 
 
+def test_a_command_s_tables_average_over_swads_of_both_kinds(tmp_path: Path) -> None:
+    row = {"selection": "iid", "step": 4, "iid_acc": 0.5, "method": "swad"}
+    results = {
+        domain: RunResult(
+            tmp_path,
+            {
+                "run_id": domain,
+                "settings": {"test_domain": domain},
+                "results": [row | {"ood_acc": ood, "converged": ood > 0.5}],
+            },
+        )
+        for domain, ood in (("a", 0.4), ("b", 0.8))
+    }
+    assert [cells[:4] for cells in job_table(results, "swad").rows] == [
+        ["swad", "a (not converged)", "50.0", "40.0"],
+        ["", "b", "50.0", "80.0"],
+        ["", "average", "50.0", "60.0"],
+    ]
+    [table, _] = sweep_table(list(results.values()), "swad")
+    assert isinstance(table, Table)
+    assert table.rows == [["swad (in part not converged)", "50.0", "60.0", "40.0", "80.0"]]
+
+
 def test_a_domain_without_runs_leaves_no_average(tmp_path: Path) -> None:
     for run in study_runs("figure2", *NARROW):
         if run.test_domain != "photo":
@@ -148,6 +174,19 @@ def test_different_contents_are_in_rows_of_their_own(content: str, setting: str,
     assert set(report.missing.reason) == {"finished with other data, weights or precision"}
     shown = report.tables["results_pacs"]
     assert "99999999" in {row[shown.headings.index(what)] for row in shown.rows}
+
+
+def test_starts_from_a_probe_for_each_test_domain_are_one_row(tmp_path: Path) -> None:
+    """Their weights differ by necessity; those from another kind of probe have another row."""
+    for run in study_runs("figure2", *NARROW, "seed=0", "dropout=0.9"):
+        path = write(tmp_path, run, weights=f"{run.test_domain:0<64}") / "result.json"
+        start = "one rate" if run.config.optim.lr == 1e-3 else "another"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"start": start}))
+    rows = [one for one in series_of(read_store(tmp_path).results) if one.method == "erm"]
+    assert {(one.others["backbone.weights_fingerprint"], one.grid.runs) for one in rows} == {
+        ("one rate", 4),
+        ("another", 4),
+    }
 
 
 def test_precisions_are_not_mixed_either(tmp_path: Path) -> None:

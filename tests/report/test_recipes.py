@@ -64,6 +64,16 @@ def test_the_page_shows_recipes_by_their_names_in_one_table_and_one_figure(repor
     assert "PACS, recipe mixout_08: ERM with dropout 0.9" in (report / "index.html").read_text()
 
 
+def test_one_recipe_alone_is_named(tmp_path: Path) -> None:
+    """As it is where the others have not finished yet."""
+    for run in study_runs("rivals_pacs_cpu", "recipe=mixout_08", "test_domain=0", "seed=0"):
+        write_run(tmp_path, run, curves=False)
+    done = script("report.py", "study=rivals_pacs_cpu", f"output_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(tmp_path / "report/rivals_pacs_cpu/tables/recipes_pacs.csv")
+    assert set(table.recipe) == {"mixout_08"}
+
+
 def test_of_several_pairs_one_is_chosen_over_what_all_have() -> None:
     nan = np.nan
     iid = np.array([[[0.5, 0.9], [0.6, nan]], [[0.5, 0.9], [0.5, nan]]])  # domains × pairs × repeats

@@ -9,7 +9,7 @@ import torch
 from run_command import TINY, TINY_NETWORK, tiny_weights, train
 from safetensors.torch import load_file, save_file
 
-from vld.config.settings import BackboneConfig, Config
+from vld.config.settings import BackboneConfig, Config, DatasetConfig
 from vld.model.classifier import Classifier, build_classifier, seeded_linear
 from vld.model.weights import load_backbone_weights
 from vld.runs.identity import weights_fingerprint
@@ -75,6 +75,36 @@ def test_a_soup_of_runs_from_one_linear_probe(probe: Path, small_glyphs: Path, t
     runs = [json.loads(path.read_text())["settings"] for path in tmp_path.glob("runs/glyphs/chalk/*/result.json")]
     expected = weights_fingerprint(load_backbone_weights(from_weights(probe)))
     assert [run["backbone.weights_fingerprint"] for run in runs] == [expected] * 2
+    starts = [json.loads(path.read_text())["start"] for path in tmp_path.glob("*/glyphs/chalk/*/result.json")]
+    assert len(starts) == 3  # the soup's, too
+    assert set(starts) == {start_of(probe)}
+
+
+def start_of(source: Path, test_domain: str = "chalk") -> str | None:
+    config = Config(backbone=from_weights(source), dataset=DatasetConfig("glyphs", "glyphs"))
+    return check_start(config, load_backbone_weights(config.backbone), ("A", "E"), (test_domain,))
+
+
+@pytest.mark.parametrize(
+    ("changed", "alike"),
+    [
+        ({"test_domain": "neon", "backbone.weights_fingerprint": "0"}, False),
+        ({"test_domain": "neon"}, True),
+        ({"seed": 1}, False),
+        ({"optim.lr": 2.0}, False),
+    ],
+)
+def test_starts_of_several_test_domains_are_alike(
+    changed: dict[str, object], alike: bool, probe: Path, tmp_path: Path
+) -> None:
+    content = json.loads((probe / "result.json").read_text())
+    content["settings"] |= changed
+    shutil.copy(probe / KEPT, tmp_path)
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    assert (start_of(tmp_path, content["settings"]["test_domain"]) == start_of(probe)) is alike
+    content["start"] = "of its own start"
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    assert start_of(tmp_path, content["settings"]["test_domain"]) != start_of(probe)
 
 
 def test_a_result_json_of_the_user_s_own_is_no_run_s(tmp_path: Path) -> None:
@@ -111,6 +141,15 @@ REFUSED = {
         "holds no erm-last.safetensors, as a run does that kept erm-last; give a state_dict file, a run d",
     ),
 }
+
+
+@pytest.mark.parametrize("weights", ["none", "null"])
+def test_only_a_file_gives_a_last_layer(weights: str, tmp_path: Path) -> None:
+    """Refused before anything is downloaded, in a dry run too."""
+    options = (f"backbone.weights={weights}", "backbone.last_layer=given", f"output_dir={tmp_path}", "dry_run=true")
+    refused = train(*SMALL, *options)
+    assert refused.returncode == 2
+    assert refused.stderr.endswith("come without; needs backbone.weights=<run directory or file>\n")
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -47,6 +47,8 @@ def test_options_win_over_a_recipe_s() -> None:
     config = composed("recipe=high_rate_mixout", "optim=sgd", "optim.steps=7", "mixout=0.5")
     assert (config.optim.name, config.optim.steps, config.mixout) == ("sgd", 7, 0.5)
     assert (config.optim.lr, config.dropout) == (3e-5, 0)
+    for recipe in ("swad", "erm_plus_plus"):
+        assert composed(f"recipe={recipe}", "method=model_soup").method.name == "model_soup"
 
 
 @pytest.mark.parametrize(

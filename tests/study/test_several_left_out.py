@@ -3,6 +3,7 @@
 import json
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,16 @@ from report_store import study_runs, write_run
 from run_command import SMALLEST, script, tiny_weights, train
 
 from vld.config.errors import UserError
+from vld.config.settings import Config
 from vld.data.domains import left_out, resolve_test_domains
 from vld.data.split import held_out_count
 from vld.report import read_store
 from vld.report.build import make_report
+from vld.report.select import narrowed
+from vld.report.summary import sweep_table
+from vld.report.table import Table
+from vld.runs.results import read_all
+from vld.study.jobs import Job
 
 DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
 
@@ -95,6 +102,22 @@ def test_a_run_trains_on_the_others_and_tells_each_accuracy(small_glyphs: Path, 
     assert "those that leave out several domains at once only serve choose=leave_one_out" in alone.stderr
 
 
+def test_each_accuracy_is_of_all_images_where_the_curve_is_of_a_subset(small_glyphs: Path, tmp_path: Path) -> None:
+    options = [*SMALL, f"data_dir={small_glyphs}", f"output_dir={tmp_path}", "test_domain=neon+chalk"]
+    assert train(*options, "dataset.curve_images=1", tiny_weights(tmp_path)).returncode == 0
+    [path] = tmp_path.glob("runs/glyphs/chalk+neon/*/result.json")
+    rows = [row for row in json.loads(path.read_text())["results"] if row["evaluated_on"] == "all"]
+    assert rows
+    for row in rows:
+        out = held_out_count(12)
+        whole = {
+            d: (out * row["domain_acc"][d]["out"] + (12 - out) * row["domain_acc"][d]["in"]) / 12
+            for d in row["ood_by_domain"]
+        }
+        assert row["ood_by_domain"] == pytest.approx(whole)
+        assert row["ood_acc"] == pytest.approx(statistics.fmean(whole.values()))
+
+
 def write_runs(output_dir: Path, accuracy: Callable[[], float], *narrow: str, without: str = "") -> None:
     """Those of the study, with these accuracies; of one test domain none."""
     for run in study_runs("leave_one_out", *narrow):
@@ -151,9 +174,47 @@ def test_pairs_are_chosen_by_the_accuracy_on_other_domains_left_out_as_well(tmp_
     assert "best i.i.d. accuracy, for each test domain" in reports["iid"].tables["results_pacs"].note
 
 
+def test_a_pair_is_chosen_by_all_other_domains_and_by_runs_that_leave_two_out(tmp_path: Path) -> None:
+    """However few test domains the report is narrowed to, and whatever else there is."""
+    write_runs(tmp_path, np.random.default_rng(1).random, "dropout=0.9", "seed=0")
+
+    def choices(*test_domains: str) -> dict[str, float]:
+        store = read_store(tmp_path)
+        if test_domains:
+            store = narrowed(store, [Job((), Config(test_domain=[*test_domains]))], ["test_domain"])
+        report = make_report(store, choose="leave_one_out")
+        assert not any("lack runs" in line for line in report.warnings)
+        rows = report.data["chosen_pairs"]
+        return dict(rows[rows.method == "erm"].set_index("test_domain").lr)
+
+    expected = choices()
+    assert choices("sketch", "photo", "pairs") == {domain: expected[domain] for domain in ("photo", "sketch")}
+    for run in study_runs("leave_one_out", "dropout=0.9", "seed=0", "test_domain=all"):
+        three = replace(run, test_domain="+".join(domain for domain in DOMAINS if domain != run.test_domain))
+        path = write_run(tmp_path, three, curves=False) / "result.json"
+        content = json.loads(path.read_text())
+        for row in content["results"]:
+            row["ood_by_domain"] = dict.fromkeys(three.test_domain.split("+"), float(run.config.optim.lr == 1e-3))
+        path.write_text(json.dumps(content))
+    assert choices() == expected
+
+
 def test_nothing_is_chosen_where_a_run_that_leaves_two_domains_out_is_missing(tmp_path: Path) -> None:
     write_runs(tmp_path, lambda: 0.5, "dropout=0.9", "seed=0", without="cartoon+photo")
     report = make_report(read_store(tmp_path), choose="leave_one_out")
     chosen = report.data["chosen_pairs"]
     assert set(chosen.test_domain) == {"art_painting", "sketch"}
     assert sum("lack runs that leave two domains out" in line for line in report.warnings) == 1
+
+
+def test_a_sweep_s_table_averages_over_runs_that_leave_as_many_out(tmp_path: Path) -> None:
+    write_runs(tmp_path, np.random.default_rng(0).random, "dropout=0.9", "seed=0", "optim.lr=1e-3")
+    results, _ = read_all(tmp_path)
+    [table, _] = sweep_table(results, "erm")
+    assert isinstance(table, Table)
+    place = {heading: table.headings.index(heading) for heading in ("method", "o.o.d. %")}
+    found = [row[place["o.o.d. %"]] for row in table.rows if row[place["method"]] == "erm"]
+    rows = {result.settings["test_domain"]: result.headline[0] for result in results}
+    for several, shown in zip((False, True), found, strict=True):
+        ood = [row["ood_acc"] for domain, row in rows.items() if ("+" in domain) == several]
+        assert shown == f"{100 * statistics.fmean(ood):.1f}"

@@ -233,6 +233,19 @@ def test_jobs_are_what_hydra_composes() -> None:
         assert all(job.config.optim.milestones in ([5], [6]) for job in made[1:])
 
 
+def test_a_reference_is_to_each_job_s_own_value() -> None:
+    """On the command line, and in a study's file; not to the default of what is swept."""
+    config = compose("train", overrides=["study=figure2"], return_hydra_config=True)
+    with open_dict(config):
+        config.hydra.overrides.task = ["optim.lr=1e-2,1e-3", "optim.weight_decay=${optim.lr}"]
+        config.hydra.sweeper.params = {"averaging.start": "${eval_every}", "eval_every": "5,10"}
+    made = jobs(*axes_of(config))
+    assert len(made) == 4
+    assert all(job.config.optim.weight_decay == job.config.optim.lr for job in made)
+    assert all(job.config.averaging.start == job.config.eval_every for job in made)
+    assert len({(job.config.optim.lr, job.config.eval_every) for job in made}) == 4
+
+
 STUDY_FILE = "# @package _global_\nstudy: {study}\nhydra: {hydra}\n"
 
 

@@ -34,7 +34,7 @@ from vld.machine.streams import make_streams_usable, place_caches
 from vld.machine.waiting import spin_briefly
 from vld.study.jobs import overrides_parser
 from vld.study.typed_settings import describe_error
-from vld.study.words import check_one_study, keep_text_of_presets, quoted_for_hydra
+from vld.study.words import check_presets, keep_text_of_presets, quoted_for_hydra
 
 
 def conf_dir() -> Path:
@@ -110,7 +110,7 @@ def _parsed(parser: ArgumentParser, name: str, words: Sequence[str]) -> Namespac
     if given.experimental_rerun:
         raise UserError("--experimental-rerun: not supported; write the options of the run")
     given.overrides = quoted_for_hydra(given.overrides, schema)
-    check_one_study(given.overrides)
+    check_presets(given.overrides, schema)
     return given
 
 

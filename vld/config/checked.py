@@ -48,6 +48,9 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield "backbone.tuning=linear: keeps the network as it is; backbone.stage_dropout and stochastic_depth need full or head"
     if backbone.batch_norm == "trained" and backbone.tuning != "full":
         yield f"backbone.batch_norm=trained: needs backbone.tuning=full (it is {backbone.tuning}, on a frozen network)"
+    if backbone.last_layer == "given" and backbone.weights in (None, "none"):
+        has = "random initial values" if backbone.weights else "published weights"
+        yield f"backbone.last_layer=given: {has} come without; needs backbone.weights=<run directory or file>"
     if config.mixout and backbone.tuning != "full":
         yield f"mixout={config.mixout}: masks weights that are trained; needs backbone.tuning=full (it is {backbone.tuning})"
     for name, steps in (("warm_start", config.warm_start), ("optim.warm_up", config.optim.warm_up)):

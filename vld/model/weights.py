@@ -42,10 +42,6 @@ def load_backbone_weights(settings: BackboneConfig) -> dict[str, Tensor] | None:
         return None
     if settings.weights is not None:
         return _with_last_layer(_read_state_dict(Path(settings.weights)), settings)
-    if settings.last_layer == "given":
-        raise UserError(
-            "backbone.last_layer=given: published weights come without; needs backbone.weights=<run directory or file>"
-        )
     if settings.published is None:
         raise UserError(
             f"backbone.weights=null: {settings.name} has no published weights; use a file, or none for random initial values"

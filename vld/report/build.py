@@ -167,7 +167,7 @@ def _warnings(store: Store, runs: pd.DataFrame, missing: pd.DataFrame, series: S
     if without := sum(one.grid.validation_acc is not None and bool((one.grid.chosen < 0).any()) for one in series):
         lines.append(
             f"{without} of {len(series)} rows lack runs that leave two domains out, by which to choose; train.py with"
-            " test_domain=pairs makes them"
+            " test_domain=pairs makes them (a report narrowed by test_domain needs them there, too: test_domain=sketch,pairs)"
         )
     if any(one.settings.get("holdout") == 0 for one in series):
         lines.append("rows with holdout 0 have no i.i.d. accuracy, and are at their last steps")

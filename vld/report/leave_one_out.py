@@ -38,14 +38,17 @@ def chosen_by_validation(series: Sequence[Series], leaving_two_out: pd.DataFrame
 
 def _validated(grid: Grid, leaving_two_out: pd.DataFrame) -> Grid:
     """NaN where a run that the validation needs is missing."""
-    accuracy = {}
+    accuracy, domains = {}, set(grid.test_domains)  # to which a report may be narrowed: all domains count
     for by_domain, *values in tuples(leaving_two_out[["ood_by_domain", *PAIR, *REPEAT]]):
+        domains.update(by_domain)
+        if len(by_domain) > 2:  # trained on fewer
+            continue
         for tested, validated in itertools.permutations(by_domain, 2):
             accuracy[tested, validated, *values] = by_domain[validated]
     validation: Array = np.full(grid.ood_acc.shape, np.nan)
     for d, p, r in np.ndindex(*validation.shape):
         tested, values = grid.test_domains[d], (*grid.pairs[p], *grid.repeats[r])
-        others = [domain for domain in grid.test_domains if domain != tested]
+        others = sorted(domains - {tested})
         if others:
             validation[d, p, r] = np.mean([accuracy.get((tested, other, *values), np.nan) for other in others])
     return replace(grid, validation_acc=validation)

@@ -9,7 +9,7 @@ import pandas as pd
 
 from vld.config.names import COMBINATIONS, METHOD_NAMES, METHODS
 from vld.report.grid import CELL, PAIR, REPEAT, Grid, crossed, grid_of, mean_and_error, without_nan
-from vld.report.labels import NOT_CONVERGED, described, distinguishing, in_order, text
+from vld.report.labels import NOT_CONVERGED, RECIPE, described, distinguishing, in_order, text
 from vld.runs.identity import ADDED_LATER, CONTENT, run_identity
 from vld.runs.results import ABOUT, COLUMNS, named_settings, settings_frame
 from vld.study.member_axes import CONNECTIVITY
@@ -79,6 +79,8 @@ def series_of(results: pd.DataFrame, expected: pd.DataFrame | None = None, selec
         settings = without_nan(firsts[names]).to_dict("index")
         of_runs = [settings[condition] for condition in firsts.index[firsts.combined.isna()]]
         others = [name for name in distinguishing(of_runs) if name not in ("dropout", "dataset.name")]
+        if RECIPE not in others and any(one.get(RECIPE) for one in of_runs):  # one recipe alone is named, too
+            others.append(RECIPE)
         wanted = expected[expected.dataset == dataset]
         for (condition, _), some in rows.groupby(["condition", "method"], sort=False):
             found.append(_series(some, dict(settings[condition]), others, wanted, selection))

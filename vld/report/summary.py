@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from vld.data.domains import left_out
 from vld.report.labels import NONE, distinguishing, text
 from vld.report.table import Table
 from vld.runs.results import RunResult
@@ -23,7 +24,7 @@ def selection_note(results: Iterable[RunResult]) -> str:
 def job_table(results: Mapping[str, RunResult], chosen: str) -> Table:
     """A line per method and test domain (`results`' keys), and the average of several; the chosen method first and in bold."""
     rows: list[list[Any]] = [
-        [method_of(row), f"{domain} (collapsed)" if result.collapse else domain, row, str(row["step"])]
+        [method_of(row), f"{domain}{' (collapsed)' * bool(result.collapse)}{converged([row])}", row, str(row["step"])]
         for domain, result in results.items()
         for row in result.headline
     ]
@@ -93,14 +94,18 @@ def _connectivity_table(lines: list[list[dict[str, Any]]]) -> Table:
 def sweep_table(results: Sequence[RunResult], chosen: str) -> list[Table | str]:
     """A line per setting that differs among results and method, the chosen one first and in bold.
 
-    Averages over the test domains come first, then the o.o.d. accuracy with each domain left out.
+    Averages over the test domains come first, then the o.o.d. accuracy with each domain left out. Runs that leave several domains
+    out at once have rows of their own.
     """
-    varied = distinguishing([result.settings for result in results])
-    domains = sorted({result.settings["test_domain"] for result in results})
-    by_values: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
-    for result in results:
-        values = tuple(text(name, result.settings.get(name)) for name in varied)
-        by_method, domain = by_values.setdefault(values, {}), result.settings["test_domain"]
+    settings = [result.settings_in_reports for result in results]
+    varied, domains = distinguishing(settings), sorted({its["test_domain"] for its in settings})
+    by_values: dict[tuple[int, tuple[str, ...]], dict[str, dict[str, Any]]] = {}
+    alike: dict[int, set[str]] = {}
+    for result, its in zip(results, settings, strict=True):
+        values, domain = tuple(text(name, its.get(name)) for name in varied), its["test_domain"]
+        number = len(left_out(domain, result.domains))
+        alike.setdefault(number, set()).add(domain)
+        by_method = by_values.setdefault((number, values), {})
         for row in result.scores if result.combined else result.headline:
             if (label := result.combined) is None:
                 label = method_of(row)
@@ -110,13 +115,20 @@ def sweep_table(results: Sequence[RunResult], chosen: str) -> list[Table | str]:
     shown_domains = domains if len(domains) > 1 else []
     cells: list[list[str]] = []
     in_bold: list[int] = []
-    for values, by_method in by_values.items():
+    for (number, values), by_method in sorted(by_values.items(), key=lambda entry: entry[0][0]):
         for method in sorted(by_method, key=lambda method: not _is(method, chosen)):
             rows = by_method[method]
-            complete = len(rows) == len(domains)  # an average over fewer domains is another quantity
+            complete = len(rows) == len(alike[number])  # an average over fewer domains is another quantity
             each = [text("ood_acc", rows[domain]["ood_acc"]) if domain in rows else NONE for domain in shown_domains]
             in_bold += [len(cells)] * _is(method, chosen)
-            cells.append([*values, method, *(means(list(rows.values())) if complete else [NONE, NONE]), *each])
+            cells.append(
+                [
+                    *values,
+                    method + converged(rows.values()),
+                    *(means(list(rows.values())) if complete else [NONE, NONE]),
+                    *each,
+                ]
+            )
     headings = [*varied, "method", *ACCURACIES, *shown_domains]
     table = Table(headings, cells, len(varied) + 1, best=_whole(in_bold, len(headings)))
     if not shown_domains:
@@ -138,10 +150,14 @@ def counts_table(
 
 
 def method_of(row: Mapping[str, Any]) -> str:
-    """A result's method, marked where it was evaluated on a subset (`dataset.curve_images`), and where SWAD found no interval."""
-    if row.get("converged") is False:
-        return f"{row['method']} (not converged)"
+    """A result's method, marked where it was evaluated on a subset (`dataset.curve_images`)."""
     return f"{row['method']} (subset)" if row.get("evaluated_on") == "curve" else str(row["method"])
+
+
+def converged(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Marks where SWAD found no interval."""
+    without = [row.get("converged") is False for row in rows]
+    return " (not converged)" if all(without) else " (in part not converged)" * any(without)
 
 
 def members_used(result: Mapping[str, Any]) -> str:

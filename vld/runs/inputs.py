@@ -36,6 +36,8 @@ class Inputs:
     test_domains: tuple[str, ...]
     weights: dict[str, Tensor] | None
     warnings: list[str]
+    start: str | None
+    """Of `check_start`."""
 
     @cached_property
     def weights_fingerprint(self) -> str:
@@ -71,7 +73,7 @@ def check_inputs(config: Config, *, here: bool = True) -> Inputs:
     if weights_to_come(config.backbone):  # before they are downloaded: do the settings suit the network?
         build_classifier(config, None, len(classes))
     weights = load_backbone_weights(config.backbone)
-    check_start(config, weights, classes, test_domains)
+    start = check_start(config, weights, classes, test_domains)
     network = build_classifier(config, weights, len(classes))  # do the weights fit?
     if size := network.resized_from:
         source = config.backbone.weights or config.backbone.name
@@ -81,7 +83,7 @@ def check_inputs(config: Config, *, here: bool = True) -> Inputs:
         few = f"mixout_kind={config.mixout_kind}: masks {share:.1%} of the weights of {config.backbone.name}"
         warnings = [*warnings, f"{few}; filter is meant for networks of convolutions, point for transformers"]
     files = files or _listed(config, root, draw=True)
-    return Inputs(device, precision, files, test_domains, weights, warnings)
+    return Inputs(device, precision, files, test_domains, weights, warnings, start)
 
 
 def check_without_images(config: Config, test_domains: Sequence[str]) -> None:

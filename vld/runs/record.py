@@ -31,8 +31,7 @@ class Record:
             for selection in scored[-1][1].selections:
                 step = select(scored, selection)
                 scores = dict(scored)[step]
-                row = {"method": method, "selection": selection, "step": step, **accuracies(scores)}
-                rows.append(row | ({"ood_by_domain": scores.ood_by_domain} if len(scores.left_out) > 1 else {}))
+                rows.append({"method": method, "selection": selection, "step": step, **accuracies(scores)})
         return rows
 
     def state_dict(self) -> dict[str, Any]:
@@ -86,5 +85,7 @@ def finite_or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def accuracies(scores: Scores) -> dict[str, float | None]:
-    return {name: getattr(scores, name) for name in ACCURACIES}
+def accuracies(scores: Scores) -> dict[str, Any]:
+    """Of several domains left out at once, each one's, too."""
+    each = {"ood_by_domain": scores.ood_by_domain} if len(scores.left_out) > 1 else {}
+    return {name: getattr(scores, name) for name in ACCURACIES} | each

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vld.config.errors import UserError, damaged
 from vld.config.names import ACCURACIES, SETTING_COLUMNS
-from vld.runs.identity import ADDED_LATER, hashable
+from vld.runs.identity import ADDED_LATER, WEIGHTS, hashable
 from vld.runs.reading import check_identity, read_json
 
 if TYPE_CHECKING:  # pandas takes a second to import, and reading one result does not need it
@@ -47,6 +47,11 @@ class RunResult:
     def settings(self) -> dict[str, Any]:
         """Those of the run's identity, including ones added later; None for those in which a combination's members differ."""
         return {**ADDED_LATER, **self.content["settings"]}
+
+    @property
+    def settings_in_reports(self) -> dict[str, Any]:
+        """With what starts from runs of several test domains have in common in place of their weights' fingerprint."""
+        return self.settings | ({WEIGHTS: start} if (start := self.content.get("start")) else {})
 
     @property
     def scores(self) -> list[dict[str, Any]]:
@@ -155,7 +160,9 @@ def results_frame(results: Sequence[RunResult], every_setting: bool = False) -> 
     rows = [row for result in results for row in result.rows()]
     if not every_setting:
         return settings_frame(rows, COLUMNS, [])
-    return settings_frame(rows, COLUMNS + ABOUT, [result.settings for result in results for _ in result.scores])
+    return settings_frame(
+        rows, COLUMNS + ABOUT, [result.settings_in_reports for result in results for _ in result.scores]
+    )
 
 
 def settings_frame(

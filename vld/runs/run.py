@@ -251,6 +251,7 @@ class Session:
             "run_id": self.directory.path.name,
             "study": self.config.study.name,
             "settings": self.run.identity,
+            **({"start": self.run.inputs.start} if self.run.inputs.start else {}),
             "domains": list(self.run.dataset.sizes),
             "classes": list(self.run.dataset.classes),
             "results": rows,

@@ -9,23 +9,28 @@ from vld.config.errors import UserError
 from vld.config.settings import Config
 from vld.data.domains import left_out
 from vld.model.backbones import LAST_LAYER
+from vld.model.weights import KEPT_BY_RUNS
+from vld.runs.identity import run_id
 from vld.runs.reading import read_json
 from vld.runs.results import RunResult
 
 
 def check_start(
     config: Config, weights: Mapping[str, Tensor] | None, classes: Sequence[str], test_domains: Sequence[str]
-) -> None:
-    """Raises `UserError` if `backbone.weights` are a finished run's that trained on what is left out or held out here, or
-    whose last layer, with which this one would start, has other classes."""
+) -> str | None:
+    """What the starts from finished runs that differ in their test domain alone have in common, None if `backbone.weights` are
+    no run's: each test domain needs a start of its own, and a report averages over them.
+
+    Raises `UserError` if that run trained on what is left out or held out here, or if its last layer, with which this one would
+    start, has other classes."""
     source = Path(config.backbone.weights or "none")
     folder = source if source.is_dir() else source.parent
     path = folder / "result.json"
     if weights is None or not path.is_file():
-        return
+        return None
     run = RunResult(folder, read_json(path))  # the directory may have been renamed
     if "settings" not in run.content:  # a file of the user's own
-        return
+        return None
     settings, domains, its_run = run.settings, run.domains, f"backbone.weights={source}: its run"
     if settings.get("dataset.name") == config.dataset.name:
         allowed = left_out(settings["test_domain"], domains)
@@ -46,3 +51,6 @@ def check_start(
             f"{its_run} has a last layer for {len(theirs)} other classes ({', '.join(theirs[:3])}, …);"
             " use backbone.last_layer=new to start with a new one"
         )
+    given, file = f"{LAST_LAYER}.weight" in weights, f"{KEPT_BY_RUNS}.safetensors" if source.is_dir() else source.name
+    its = {name: run.settings_in_reports[name] for name in run.content["settings"] if name != "test_domain"}
+    return run_id(its | {"file": file, "last_layer": given})

@@ -224,6 +224,7 @@ def _made(
         "study": combination.config.study.name,
         "identity": combination.identity,
         "settings": _common_settings(members),
+        **({"start": start} if (start := members[0].content.get("start")) else {}),
         "members": [member.run_id for member in members],
         "member_values": {member.run_id: member.values for member in members},
         "member_mean": {name: _over(statistics.fmean, [row[name] for row in rows]) for name in ("iid_acc", "ood_acc")},

@@ -40,13 +40,18 @@ def axes_of(config: DictConfig, without: Collection[str] = ()) -> list[str]:
 
 def _axes_of_file(config: DictConfig) -> list[str]:
     """A study's axes as its file has them, also where Hydra would read text as a number."""
-    axes = config.hydra.sweeper.params or {}
+    axes = _as_written(config.hydra.sweeper.params or {})
     return quoted_for_hydra([f"{name}={values}" for name, values in axes.items()], Config)
 
 
 def words_without(names: Collection[str], config: DictConfig) -> list[str]:
     """The overrides of a command, except for those of these options."""
-    return [word for word in config.hydra.overrides.task if word.split("=")[0] not in names]
+    return [word for word in _as_written(config.hydra.overrides.task) if word.split("=")[0] not in names]
+
+
+def _as_written(words: Any) -> Any:
+    """With references as they are: each job has its own values of what `${optim.lr}` refers to."""
+    return OmegaConf.to_container(words, resolve=False) if OmegaConf.is_config(words) else words
 
 
 def words_of_jobs(axes: Sequence[str]) -> list[list[str]]:
@@ -98,7 +103,7 @@ class _Base:
 
     def settings(self, plain: Sequence[Override]) -> Config:
         """With these values. Raises `UserError` for what is not allowed."""
-        if self._refers or any("${" in str(override.input_line) for override in plain):
+        if self._refers or any("${" in str(override.value()) for override in plain):
             for override in plain:
                 self._set(override)
             return checked(self._object())

@@ -18,7 +18,7 @@ from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf
 
 from vld.config.errors import UserError
-from vld.config.options import Option, options_of
+from vld.config.options import Option, options_of, presets_of
 from vld.study.typed_settings import SCHEMAS
 
 
@@ -62,12 +62,15 @@ def quoted_for_hydra(words: Sequence[str], schema: type) -> list[str]:
     return quoted
 
 
-def check_one_study(words: Sequence[str]) -> None:
-    """Raises `UserError` for several studies: each has its own axes, combinations and figure."""
+def check_presets(words: Sequence[str], schema: type) -> None:
+    """Raises `UserError` for several studies, since each has its own axes, combinations and figure; and for the preset null."""
     for word in words:
-        override = _parsed(word) if word.lstrip("+").startswith("study=") else None
+        name, _, value = word.lstrip("+").partition("=")
+        override = _parsed(word) if name == "study" else None
         if override and override.is_sweep_override():
             raise UserError(f"{word}: one study at a time; run the command once for each of them")
+        if name in presets_of(schema) and "null" in value.split(","):
+            raise UserError(f"{word}: null is no preset; leave {name} out for its default")
 
 
 def _quoted(match: re.Match[str], *, text: bool) -> str:
