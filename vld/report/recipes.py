@@ -20,10 +20,10 @@ OR = " or "
 PLAIN = ("erm", "paper")
 """The recipes of plain fine-tuning: with very large dropout they are what all others are compared with."""
 NOTE = (
-    "Of the (lr, weight decay) pairs that of best i.i.d. accuracy over the test domains and seeds that all pairs have, for each"
-    " recipe, method and dropout rate. ± is the standard error over seeds; of differences, in o.o.d. points, half the 95 %"
-    " interval of a paired bootstrap over seeds: in bold where the interval does not contain 0. Hours: of a run (median), with"
-    " the evaluation of all methods along it, on"
+    "Of the (lr, weight decay) pairs that of best i.i.d. accuracy over the test domains and seeds that all pairs have (if there"
+    " are none, that of most runs), for each recipe, method and dropout rate. ± is the standard error over seeds; of"
+    " differences, in o.o.d. points, half the 95 % interval of a paired bootstrap over seeds: in bold where the interval does not"
+    " contain 0. Hours: of a run (median), with the evaluation of all methods along it, on"
 )
 CAPTION = (
     "o.o.d. accuracy of each recipe and method, hollow without dropout and filled with very large dropout, at the chosen (lr,"
