@@ -210,16 +210,16 @@ def test_a_batch_that_cannot_be_drawn_says_so_when_it_is_asked_for() -> None:
 
 def test_closed_batches_let_go_of_images_and_thread() -> None:
     """Of a run that has ended, without waiting for the garbage collector."""
-    threads = threading.active_count()
+    before = set(threading.enumerate())  # those of other tests may end at any moment
     drawn = batches(ahead=2)
     drawn.hold()
     drawn.batch(0)
     pixels = weakref.ref(drawn._pixels[0])
-    assert threading.active_count() > threads
+    assert (its := set(threading.enumerate()) - before)
     drawn.domains = ()
     drawn.close()
     assert pixels() is None
-    assert threading.active_count() == threads
+    assert not its & set(threading.enumerate())
 
 
 def test_steps_are_drawn_before_they_are_asked_for() -> None:
