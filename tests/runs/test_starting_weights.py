@@ -13,6 +13,7 @@ from vld.config.settings import BackboneConfig, Config, DatasetConfig
 from vld.model.classifier import Classifier, build_classifier, seeded_linear
 from vld.model.weights import load_backbone_weights
 from vld.runs.identity import weights_fingerprint
+from vld.runs.reading import stored_config
 from vld.runs.starting_weights import check_start
 
 SMALL = ("dataset=glyphs", "image_size=32", "batch_size=1", "optim.steps=2", "eval_every=2", "dropout=0.5")
@@ -78,6 +79,9 @@ def test_a_soup_of_runs_from_one_linear_probe(probe: Path, small_glyphs: Path, t
     starts = [json.loads(path.read_text())["start"] for path in tmp_path.glob("*/glyphs/chalk/*/result.json")]
     assert len(starts) == 3  # the soup's, too
     assert set(starts) == {start_of(probe)}
+    # W&B's groups are known before there is a result.
+    others = [stored_config(path.parent)[1] for path in tmp_path.glob("runs/glyphs/chalk/*/config.yaml")]
+    assert [other["start"] for other in others] == starts[:2]
 
 
 def start_of(source: Path, test_domain: str = "chalk") -> str | None:

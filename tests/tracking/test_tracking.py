@@ -407,16 +407,21 @@ def test_combinations_are_copied_too(base: tuple[str, ...], tmp_path: Path) -> N
 def test_groups_are_the_cells_of_a_table(trained: Path, tmp_path: Path) -> None:
     result = json.loads((run_dir(trained) / "result.json").read_text())
 
-    def group(**changes: Any) -> str:
+    def group(other: dict[str, str] | None = None, **changes: Any) -> str:
         settings = result["settings"] | {name.replace("__", "."): value for name, value in changes.items()}
         directory = tmp_path / run_id(settings)
         shutil.copytree(run_dir(trained), directory, dirs_exist_ok=True)
         (directory / "result.json").write_text(json.dumps(result | {"settings": settings}))
-        (directory / "config.yaml").write_text(yaml.safe_dump({"identity": settings}))
-        return wandb_runs(directory)[0].group
+        (directory / "config.yaml").write_text(yaml.safe_dump({"identity": settings, "other": other or {}}))
+        [its] = {run.group for run in (*wandb_runs(directory), wandb_run_in_training(directory))}
+        return its
 
     assert group(seed=5) == group(seed=6) == group(test_domain="neon") == group()
     assert len({group(), group(dropout=0.5), group(optim__lr=7), group(split_seed=3)}) == 4
+    weights = "backbone__weights_fingerprint"
+    assert group(**{weights: "0"}) != group(**{weights: "1"})
+    probes = [group({"start": "probe"}, test_domain=domain, **{weights: domain}) for domain in ("chalk", "neon")]
+    assert probes[0] == probes[1] not in (group(), group({"start": "another"}, **{weights: "chalk"}))
 
 
 def test_study_and_recipe_are_told(trained: Path, tmp_path: Path) -> None:

@@ -112,6 +112,7 @@ class Session:
         everything = evaluation_images(run.dataset.sizes, run.test_domain, holdout=self.config.holdout)
         self.on_subset = len(self.images.images) < everything
         self.record = Record()
+        self.start = {"start": run.inputs.start} if run.inputs.start else {}
 
     def say(self, line: str) -> None:
         self.terminal.say(f"{self.run.test_domain}: {line}")
@@ -129,7 +130,7 @@ class Session:
         """Set up the network and all other state, as at the beginning or at the last checkpoint."""
         run, config = self.run, self.config
         other_settings = {name: value for name, value in flat_settings(config).items() if name in NOT_IDENTITY}
-        saved = self.directory.start(run.identity, other_settings)
+        saved = self.directory.start(run.identity, other_settings | self.start)
         started(self.directory.path)
         classes, precision = len(run.dataset.classes), run.inputs.precision
         self.model = build_classifier(config, run.inputs.weights, classes, precision).to(self.device)
@@ -251,7 +252,7 @@ class Session:
             "run_id": self.directory.path.name,
             "study": self.config.study.name,
             "settings": self.run.identity,
-            **({"start": self.run.inputs.start} if self.run.inputs.start else {}),
+            **self.start,
             "domains": list(self.run.dataset.sizes),
             "classes": list(self.run.dataset.classes),
             "results": rows,
