@@ -93,6 +93,29 @@ def test_only_what_both_have_is_compared() -> None:
     assert difference(grid(a), grid(b, domains="xy")) is None
 
 
+VARY, WD = None, 1e-4
+
+
+@pytest.mark.parametrize(
+    ("pairs", "repeats", "ood"),
+    [
+        ([(5e-4, WD)], [(VARY, 0)], 90 - 60),  # a soup over seeds, at one of two learning rates
+        ([(VARY, WD)], [(0, 0), (1, 0)], 90 - 45),  # one over learning rates, of two of three seeds
+        ([(VARY, VARY)], [(VARY, 0)], 90 - 50),
+        ([(3e-4, WD)], [(VARY, 0)], None),  # of runs that there are not
+    ],
+)
+def test_a_combination_is_compared_with_runs_like_its_members(pairs: list, repeats: list, ood: float | None) -> None:
+    runs = np.array([[[0.3, 0.3, 0.6], [0.6, 0.6, 0.6]]])
+    soups = np.full((1, len(pairs), len(repeats)), 0.9)
+    both = (
+        Grid(("a",), tuple(pairs), tuple(repeats), soups, soups),
+        Grid(("a",), ((1e-3, WD), (5e-4, WD)), SEEDS, runs, runs),
+    )
+    found = difference(*both)
+    assert (found and found["ood"]) == (None if ood is None else pytest.approx(ood))
+
+
 def test_one_seed_has_no_interval() -> None:
     row = difference(grid(np.full((2, 2, 1), 0.7)), grid(np.full((2, 2, 1), 0.6)))
     assert row is not None

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,11 +26,11 @@ def difference(a: Grid, b: Grid, *, draws: int = DRAWS) -> dict[str, float | int
     Repeats are paired: within each cell those of both are resampled together, with replacement, and the cells' means are
     averaged over pairs and then over test domains. iid and ood, each with `_low` and `_high`, the ends of the 95 % percentile
     interval, `widened` since repeats are few (null with fewer than two); cells; repeats, the fewest in a cell. None if a test
-    domain has no common cell. A combination has no repeats to pair: the difference of means.
+    domain has no common cell. Where a combination's members vary in them, there is nothing to pair: the difference of means.
     """
     if a.test_domains != b.test_domains:
         return None
-    if (None, None) in (*a.pairs, *b.pairs) or any(seed is None for seed, _ in (*a.repeats, *b.repeats)):
+    if any(None in one for one in (*a.pairs, *b.pairs, *a.repeats, *b.repeats)):
         return _of_means(a, b)
     between = {side: _at_common(a, b, side) - _at_common(b, a, side) for side in a.accuracies}
     counts = np.isfinite(between["ood"]).sum(2)
@@ -62,11 +62,16 @@ def widened(cells: int, repeats: int) -> float:
 
 
 def _at_common(grid: Grid, other: Grid, side: str) -> Array:
-    """Accuracies [test domains, pairs, repeats] at the pairs and repeats that the other has as well."""
-    pairs = [i for i, pair in enumerate(grid.pairs) if pair in other.pairs]
-    repeats = [i for i, repeat in enumerate(grid.repeats) if repeat in other.repeats]
+    """Accuracies [test domains, pairs, repeats] at the pairs and repeats that the other has as well, or whose members vary in."""
+    pairs = [i for i, pair in enumerate(grid.pairs) if _is_among(pair, other.pairs)]
+    repeats = [i for i, repeat in enumerate(grid.repeats) if _is_among(repeat, other.repeats)]
     at: Array = grid.accuracies[side][:, pairs][:, :, repeats]
     return at
+
+
+def _is_among(values: Sequence[float | None], others: Iterable[Sequence[float | None]]) -> bool:
+    """None, in which a combination's members vary, is equal to any value."""
+    return any(all(None in both or both[0] == both[1] for both in zip(values, one, strict=True)) for one in others)
 
 
 def _bootstrap(values: Array, draws: int) -> Array:
@@ -83,8 +88,11 @@ def _bootstrap(values: Array, draws: int) -> Array:
 def _of_means(a: Grid, b: Grid) -> dict[str, float | int] | None:
     row: dict[str, float | int] = {"cells": len(a.test_domains), "repeats": 1}
     for side in a.accuracies:
-        mean, others = (mean_and_error(grid.accuracies[side])[0] for grid in (a, b))
-        row |= {side: mean - others, f"{side}_low": math.nan, f"{side}_high": math.nan}
+        ours, theirs = _at_common(a, b, side), _at_common(b, a, side)
+        if not ours.size:
+            return None
+        row |= {side: mean_and_error(ours)[0] - mean_and_error(theirs)[0]}
+        row |= {f"{side}_low": math.nan, f"{side}_high": math.nan}
     return row if math.isfinite(row["ood"]) else None
 
 
