@@ -43,7 +43,8 @@ BACKBONES = ("resnet50", "resnet50_v1")
 KNOWN = (
     *("backbone.tuning", "batch_size", "optim.name", "optim.momentum", "optim.milestones", "optim.gamma"),
     *("optim.schedule", "optim.warm_up", "optim.last_layer_lr_factor", "dropout_schedule", "mixout", "warm_start"),
-    *("backbone.batch_norm", "holdout", "eval_every"),
+    *("backbone.batch_norm", "backbone.feature_scale", "backbone.stage_dropout", "backbone.stochastic_depth"),
+    *("holdout", "eval_every"),
 )
 """The other settings of the runs behind the cloud means that are known: they are the defaults."""
 PAPERS_PAIRS = {(lr, weight_decay) for lr in (1e-3, 5e-4) for weight_decay in (1e-4, 5e-5, 1e-5)}
@@ -88,8 +89,7 @@ def not_compared(series: Sequence[Series]) -> str:
 
 def unlike_the_paper(series: Series) -> str:
     """How these runs are known to differ from the paper's, in words; empty if in nothing."""
-    settings, grid, papers = series.settings, series.grid, flat_settings(Config())
-    differing = described({n: settings.get(n) for n in KNOWN if settings.get(n) != hashable(papers[n])})
+    settings, grid = series.settings, series.grid
     pairs, domains = set(grid.pairs), CONTENTS[series.dataset].domains
     other_pairs = (
         f"{len(pairs)} of {len(PAPERS_PAIRS)} pairs" if pairs < PAPERS_PAIRS else "other (lr, weight decay) pairs"
@@ -102,7 +102,13 @@ def unlike_the_paper(series: Series) -> str:
         f"selection {series.selection}": series.selection != "iid",
         "incomplete": not grid.complete,
     }
-    return ", ".join(differing + [words for words, differs in others.items() if differs])
+    return ", ".join([*described(_of_its_own(series)), *(words for words, differs in others.items() if differs)])
+
+
+def _of_its_own(series: Series) -> dict[str, object]:
+    """The settings in which it differs from the paper's."""
+    settings, papers = series.settings, flat_settings(Config())
+    return {name: settings.get(name) for name in KNOWN if settings.get(name) != hashable(papers[name])}
 
 
 def published_averages(series: Sequence[Series]) -> pd.DataFrame:
@@ -115,7 +121,9 @@ def published_averages(series: Sequence[Series]) -> pd.DataFrame:
                 same = (one.dataset, one.dropout) == (dataset, 0) and one.method in methods and not _unlike(one)
                 if same and one.grid.complete and set(one.grid.test_domains) == set(CONTENTS[dataset].domains):
                     ours = one.average("ood")[0]
-                    row = {"dataset": dataset, "published": published, "paper": accuracy, "ours from": one.label}
+                    unnamed = {name: value for name, value in _of_its_own(one).items() if name not in one.others}
+                    source = ", ".join([one.label, *described(unnamed)])
+                    row = {"dataset": dataset, "published": published, "paper": accuracy, "ours from": source}
                     rows.append(row | {"ours": ours, "difference": ours - accuracy})
     return pd.DataFrame(rows)
 
