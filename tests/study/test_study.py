@@ -25,7 +25,7 @@ from vld.config.options import flat_settings
 from vld.machine.lock import LOCK
 from vld.runs.identity import hashable, run_id, run_identity
 from vld.study.jobs import Job, axes_of, study_axes
-from vld.study.planned import PlannedRun, left_out_domains, planned_runs
+from vld.study.planned import PlannedRun, left_out_domains, planned_runs, shared_runs
 from vld.study.progress import Progress, progress_of, seconds_to_go
 from vld.study.typed_settings import with_values
 
@@ -61,6 +61,17 @@ def jobs_of_command(study: str, *words: str) -> list[Job]:
 def test_another_study_is_narrowed_to_the_runs_that_it_has() -> None:
     assert study_axes("figure2", ["dropout=0.5"]) is None
     assert len(study_jobs("figure2", "dropout=0.5,0.9", "dataset=pacs", "wandb.mode=offline")) == 72
+
+
+@pytest.mark.parametrize(
+    ("words", "runs"),
+    [(["test_domain=sketch"], 36), (["test_domain=[1,photo]"], 72), (["test_domain=all"], 144), ([], 144)],
+)
+def test_a_study_s_figure_shows_the_same_test_domains_of_other_studies(words: list[str], runs: int) -> None:
+    """However they are written; each study has its own way."""
+    words = ["dataset=pacs", *words]
+    shared = shared_runs(jobs_of_command("figure3", *words), words)
+    assert {study: len(its) for study, its in shared.items()} == {"figure2": runs}
 
 
 def test_each_study_adds_the_protocol_s_runs() -> None:

@@ -51,12 +51,19 @@ def planned_runs(jobs: Iterable[Job]) -> list[PlannedRun]:
 def shared_runs(jobs: Sequence[Job], words: Iterable[str]) -> dict[str, list[PlannedRun]]:
     """The runs of other studies on the same datasets that a study's figure also shows, narrowed by the same words."""
     problems: dict[str, None] = {}
-    words = [word for word in words if word.split("=")[0] != "study"]
-    datasets = {job.config.dataset.name for job in jobs}
+    words = {word.split("=")[0]: word for word in words if not word.startswith("study=")}
+    narrowed = words.pop("test_domain", None)  # written in whatever way: what it stands for counts
+    alike = {(job.config.dataset.name, domain) for job in jobs for domain in left_out_domains(job.config)}
+    datasets = {dataset for dataset, _ in alike}
+
+    def wanted(run: PlannedRun) -> bool:
+        dataset = run.config.dataset.name
+        return (dataset, run.test_domain) in alike if narrowed else dataset in datasets
+
     shared = {
-        study: [run for run in planned_runs(jobs_of(axes, problems)) if run.config.dataset.name in datasets]
+        study: [run for run in planned_runs(jobs_of(axes, problems)) if wanted(run)]
         for study in jobs[0].config.study.shares
-        if (axes := study_axes(study, words)) is not None
+        if (axes := study_axes(study, [*words.values()])) is not None
     }
     if problems:
         raise UserError("\n".join(problems))
