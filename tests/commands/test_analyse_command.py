@@ -297,6 +297,9 @@ def test_other_images_and_damaged_weights_are_refused(copied: Path, small_glyphs
     assert done.returncode == 1, done.stderr
     assert f"failed: {damaged}/erm-last.safetensors: damaged" in done.stdout
     assert [path.parent for path in copied.rglob("analysis.json")] == [run_of(copied, 0.9)]
+    (damaged / "config.yaml").write_text("nothing of the sort")
+    places = {"output_dir": str(copied), "data_dir": str(small_glyphs)}
+    assert analyse_all(AnalyseConfig(**places, wandb=WandbConfig(mode="disabled")), Terminal()) == 1
 
 
 def publish(run_dir: Path, output_dir: Path) -> None:

@@ -21,7 +21,7 @@ from vld.runs.environment import made_here
 from vld.runs.networks import evaluated_network, load_weights
 from vld.runs.once import explained
 from vld.runs.quantities import ANALYSIS, MASKED, QUANTITIES, SIDES, add_analysis, read_analyses
-from vld.runs.reading import stored_identity, stored_settings
+from vld.runs.reading import read_if_whole, stored_identity, stored_settings
 from vld.study.probing import analysis_of
 from vld.study.runner import Datasets, decoded
 from vld.tracking.background import Publisher
@@ -89,7 +89,7 @@ def _all_runs(config: AnalyseConfig, terminal: Terminal) -> list[Path]:
         )
     if without := len(finished) - len(kept):
         terminal.say(f"{without} of {len(finished)} finished runs did not keep {config.weights}: left out")
-    held_out = [path for path in kept if stored_settings(path).get("holdout") != 0]
+    held_out = [path for path in kept if read_if_whole(path / "result.json").get("settings", {}).get("holdout") != 0]
     if without := len(kept) - len(held_out):
         terminal.say(f"{counted(without, 'run')} with holdout=0, without i.i.d. images: left out")
     return held_out or kept
