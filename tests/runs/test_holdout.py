@@ -7,11 +7,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from report_store import study_runs, write_run
 from run_command import SMALLEST, script, tiny_weights, train
 from tiny import CPU, make_dataset
 from torch import nn
 
 from vld.data.split import split_indices
+from vld.report import read_store
+from vld.report.build import make_report
 from vld.runs.record import accuracies
 from vld.runs.results import load_results
 from vld.training.evaluation import evaluation_images, evaluation_set, score, select, validation_loss
@@ -86,6 +89,18 @@ def test_they_make_soups_and_ensembles_and_reports(trained: tuple[Path, list[str
     assert set(table.iid.isna()) == {True, False}
     last = script("report.py", f"output_dir={folder}", "holdout=0", "selection=last")
     assert last.returncode == 0, last.stderr
+
+
+def test_a_report_of_such_runs_alone_is_at_their_last_steps(tmp_path: Path) -> None:
+    for run in study_runs("figure2", "dataset=pacs", "seed=0", "optim.lr=1e-3", "optim.weight_decay=1e-4", "holdout=0"):
+        path = write_run(tmp_path, run) / "result.json"
+        content = json.loads(path.read_text())
+        content["results"] = [row | {"iid_acc": None} for row in content["results"] if row["selection"] == "last"]
+        path.write_text(json.dumps(content))
+    report = make_report(read_store(tmp_path))
+    assert report.facts[0] == "selection last: each run at its last step"
+    assert report.tables["results_pacs"].note.startswith("Selection last")
+    assert not [drawn for drawn in report.figures if "best i.i.d. accuracy" in drawn.caption]
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,8 @@ def make_report(
         raise UserError(f"{title}: no finished runs to report on{why}")
     if run is not None and run not in set(runs.run_id):
         raise UserError(f"run={run}: no finished run has that id")
+    if (runs.holdout == 0).all():
+        selection = "last"
     expected = expected_runs(results, store.unfinished) if store.expected is None else store.expected
     series = series_of(results, expected, selection)
     if choose == LEAVE_ONE_OUT:
@@ -190,7 +192,7 @@ def _with_curves(runs: pd.DataFrame, results: pd.DataFrame, selection: str, run:
     if run is not None:
         return runs[runs.run_id == run]
     erm = results[(results.method == "erm") & (results.selection == selection) & results.combined.isna()]
-    best = erm[erm.dropout.isin([0.0, large_rate(erm.dropout.dropna())])]
+    best = erm[erm.dropout.isin([0.0, large_rate(erm.dropout.dropna())]) & erm.iid_acc.notna()]
     best = best.sort_values(["iid_acc", "run_id"], ascending=[False, True])
     return best.drop_duplicates(["dataset", "dropout"]).sort_values(["dataset", "dropout"])
 
