@@ -39,8 +39,8 @@ def chosen_by_validation(series: Sequence[Series], leaving_two_out: pd.DataFrame
 def _validated(grid: Grid, leaving_two_out: pd.DataFrame) -> Grid:
     """NaN where a run that the validation needs is missing."""
     accuracy, domains = {}, set(grid.test_domains)  # to which a report may be narrowed: all domains count
+    domains.update(leaving_two_out.domains.explode().dropna())
     for by_domain, *values in tuples(leaving_two_out[["ood_by_domain", *PAIR, *REPEAT]]):
-        domains.update(by_domain)
         if len(by_domain) > 2:  # trained on fewer
             continue
         for tested, validated in itertools.permutations(by_domain, 2):

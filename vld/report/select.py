@@ -10,7 +10,7 @@ import pandas as pd
 from vld.config.errors import UserError
 from vld.config.names import COMBINATIONS
 from vld.config.options import flat_settings
-from vld.data.domains import resolve_test_domains
+from vld.data.domains import left_out, resolve_test_domains
 from vld.report.labels import RECIPE
 from vld.report.series import PLACE, STATE, among, expected_of, numbered
 from vld.runs.identity import NOT_IDENTITY, hashable
@@ -125,7 +125,10 @@ def _leaving_out(store: Store, written: Sequence[Any]) -> Store:
     """Only the test domains that `test_domain` stands for in each dataset: the others do not count as missing. Raises `UserError`
     if it stands for a domain of no dataset."""
     runs = pd.concat([store.results, store.unfinished])
-    domains = {of: {*some.test_domain, *some.domains.explode().dropna()} for of, some in runs.groupby("dataset")}
+    domains = {}
+    for of, some in runs.groupby("dataset"):
+        known = set(some.domains.explode().dropna())  # earlier runs do not tell
+        domains[of] = known.union(*(left_out(name, known) for name in some.test_domain))
     wanted: dict[Any, set[str]] = {dataset: set() for dataset in domains}
     for entry in dict.fromkeys(entry for one in written for entry in (one if isinstance(one, list) else [one])):
         problems = []
@@ -141,7 +144,10 @@ def _leaving_out(store: Store, written: Sequence[Any]) -> Store:
         return frame.loc[[domain in wanted[of] for of, domain in zip(frame.dataset, frame.test_domain, strict=True)]]
 
     results = left(store.results)
-    pairs = zip(results.dataset, results.domains, strict=True)
-    names_left = [tuple(domain for domain in names if domain in wanted[of]) for of, names in pairs]
+    # By the others a pair is chosen, where they are left out as well.
+    names_left = [
+        names if name not in names else tuple(domain for domain in names if domain in wanted[of])
+        for of, name, names in zip(results.dataset, results.test_domain, results.domains, strict=True)
+    ]
     results = results.assign(domains=pd.Series(names_left, index=results.index, dtype=object))
     return replace(store, results=results, unfinished=left(store.unfinished))
