@@ -1,6 +1,8 @@
 """Stores with gaps, failures, damaged files and mixed contents: reported as such, and never averaged unseen."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -15,8 +17,9 @@ from vld.report.labels import INCOMPLETE, in_order
 from vld.report.series import expected_runs, missing_runs
 from vld.report.summary import job_table, sweep_table
 from vld.report.table import Table
-from vld.runs.results import RunResult
+from vld.runs.results import RunResult, read_all
 from vld.study.planned import PlannedRun
+from vld.study.typed_settings import with_values
 
 NARROW = ("dataset=pacs", "dropout=0,0.9", "optim.weight_decay=1e-4")
 OTHER = "99" * 32
@@ -135,6 +138,18 @@ def test_a_command_s_tables_average_over_swads_of_both_kinds(tmp_path: Path) -> 
     assert table.rows == [["swad (in part not converged)", "50.0", "60.0", "40.0", "80.0"]]
 
 
+def test_a_sweep_s_table_averages_over_the_domains_of_each_dataset(tmp_path: Path) -> None:
+    for run in study_runs("figure2", "dataset=pacs,vlcs", *NARROW[1:], "optim.lr=1e-3", "seed=0"):
+        write_run(tmp_path, run, curves=False)
+    results, _ = read_all(tmp_path)
+    [table, _] = sweep_table(results, "erm")
+    assert isinstance(table, Table)
+    assert len(table.rows) == 2 * 2 * 3  # datasets, rates, methods
+    for row in table.rows:
+        ood = [float(cell) for cell in row[-8:] if cell != "–"]
+        assert float(row[-9]) == pytest.approx(sum(ood) / len(ood), abs=0.1)
+
+
 def test_a_domain_without_runs_leaves_no_average(tmp_path: Path) -> None:
     for run in study_runs("figure2", *NARROW):
         if run.test_domain != "photo":
@@ -187,6 +202,16 @@ def test_starts_from_a_probe_for_each_test_domain_are_one_row(tmp_path: Path) ->
         ("one rate", 4),
         ("another", 4),
     }
+    # The probe of one domain was trained again and has other weights: neither of the runs from it is the other.
+    write_again = replace(run, config=with_values(run.config, {"optim.lr": 1e-3}))
+    path = write(tmp_path, write_again, weights=OTHER) / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"start": "one rate"}))
+    rows = [one for one in series_of(read_store(tmp_path).results) if one.method == "erm"]
+    apart = [f"{run.test_domain:0<64}", OTHER]
+    assert {(one.others["backbone.weights_fingerprint"], one.grid.runs) for one in rows} == {
+        *(("one rate", 3), ("another", 4)),
+        *((weights, 1) for weights in apart),
+    }
 
 
 def test_precisions_are_not_mixed_either(tmp_path: Path) -> None:
@@ -195,6 +220,15 @@ def test_precisions_are_not_mixed_either(tmp_path: Path) -> None:
     report = make_report(read_store(tmp_path))
     assert any("different precision" in line for line in report.warnings)
     assert numbers(report, "results_pacs").ood.isna().all()
+
+
+def test_copies_of_runs_are_named_and_count_once(tmp_path: Path) -> None:
+    write_study(tmp_path, "figure2", *NARROW, "seed=0")
+    before = numbers(make_report(read_store(tmp_path)), "results_pacs")
+    shutil.copytree(tmp_path / "runs/pacs/sketch", tmp_path / "runs/pacs/sketch_before")
+    report = make_report(read_store(tmp_path))
+    pd.testing.assert_frame_equal(numbers(report, "results_pacs"), before)
+    assert sum(f"a copy of {tmp_path / 'runs/pacs/sketch'}" in line for line in report.warnings) == 4
 
 
 def test_damaged_files_are_named(tmp_path: Path) -> None:

@@ -13,15 +13,18 @@ import pytest
 from report_store import study_runs, write_run
 from run_command import SMALLEST, script, tiny_weights, train
 
+from vld.commands.task import show_results
 from vld.config.errors import UserError
 from vld.config.settings import Config
 from vld.data.domains import left_out, resolve_test_domains
 from vld.data.split import held_out_count
+from vld.machine.terminal import Terminal
 from vld.report import read_store
 from vld.report.build import make_report
 from vld.report.select import narrowed
 from vld.report.summary import sweep_table
 from vld.report.table import Table
+from vld.runs.once import Outcome
 from vld.runs.results import read_all
 from vld.study.jobs import Job
 
@@ -197,6 +200,20 @@ def test_a_pair_is_chosen_by_all_other_domains_and_by_runs_that_leave_two_out(tm
             row["ood_by_domain"] = dict.fromkeys(three.test_domain.split("+"), float(run.config.optim.lr == 1e-3))
         path.write_text(json.dumps(content))
     assert choices() == expected
+    for path in tmp_path.glob("runs/pacs/*photo*/*/result.json"):
+        path.unlink()
+    report = make_report(
+        narrowed(read_store(tmp_path), [Job((), Config(test_domain=["sketch", "pairs"]))], ["test_domain"]),
+        choose="leave_one_out",
+    )
+    assert report.data["chosen_pairs"].empty  # not by the two others that are left
+
+
+@pytest.mark.parametrize(("option", "left"), [(1, {"cartoon"}), ("all", {*DOMAINS}), ("0+1", {"art_painting+cartoon"})])
+def test_a_report_s_test_domain_is_what_a_run_s_is(option: Any, left: set[str], tmp_path: Path) -> None:
+    write_runs(tmp_path, lambda: 0.5, "dropout=0", "seed=0", "optim.lr=1e-3")
+    store = narrowed(read_store(tmp_path), [Job((), Config(test_domain=option))], ["test_domain"])
+    assert set(store.results.test_domain) == left
 
 
 def test_nothing_is_chosen_where_a_run_that_leaves_two_domains_out_is_missing(tmp_path: Path) -> None:
@@ -207,7 +224,9 @@ def test_nothing_is_chosen_where_a_run_that_leaves_two_domains_out_is_missing(tm
     assert sum("lack runs that leave two domains out" in line for line in report.warnings) == 1
 
 
-def test_a_sweep_s_table_averages_over_runs_that_leave_as_many_out(tmp_path: Path) -> None:
+def test_tables_of_commands_average_over_runs_that_leave_as_many_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_runs(tmp_path, np.random.default_rng(0).random, "dropout=0.9", "seed=0", "optim.lr=1e-3")
     results, _ = read_all(tmp_path)
     [table, _] = sweep_table(results, "erm")
@@ -218,3 +237,7 @@ def test_a_sweep_s_table_averages_over_runs_that_leave_as_many_out(tmp_path: Pat
     for several, shown in zip((False, True), found, strict=True):
         ood = [row["ood_acc"] for domain, row in rows.items() if ("+" in domain) == several]
         assert shown == f"{100 * statistics.fmean(ood):.1f}"
+    outcomes = [Outcome(one.settings["test_domain"], one.directory, one.content) for one in results]
+    show_results(outcomes, "erm", Terminal())
+    averages = [line.split("│")[4].strip() for line in capsys.readouterr().out.splitlines() if "│ average" in line]
+    assert [averages[0], averages[3]] == found

@@ -151,8 +151,9 @@ def show_results(outcomes: "Sequence[Outcome]", method: str, terminal: Terminal,
     if of_sweep:
         terminal.show(*sweep_table(list(results.values()), method))
         return
-    by_domain = {result.settings["test_domain"]: result for result in results.values()}
     combined = method in COMBINATIONS
-    terminal.show(*combination_tables(method, by_domain) if combined else [job_table(by_domain, method)])
-    for test_domain, result in by_domain.items():
-        terminal.say(f"{test_domain}: {result.directory}")
+    for number in sorted({result.left_out for result in results.values()}):  # never averaged together
+        by_domain = {r.settings["test_domain"]: r for r in results.values() if r.left_out == number}
+        terminal.show(*combination_tables(method, by_domain) if combined else [job_table(by_domain, method)])
+    for result in results.values():
+        terminal.say(f"{result.settings['test_domain']}: {result.directory}")

@@ -3,10 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from vld.data.domains import left_out
 from vld.report.labels import NONE, distinguishing, text
 from vld.report.table import Table
-from vld.runs.results import RunResult
+from vld.runs.results import RunResult, settings_in_reports
 
 SELECTION_NOTES = {
     "iid": "each method at its own step of best i.i.d. accuracy (selection iid)",
@@ -97,15 +96,15 @@ def sweep_table(results: Sequence[RunResult], chosen: str) -> list[Table | str]:
     Averages over the test domains come first, then the o.o.d. accuracy with each domain left out. Runs that leave several domains
     out at once have rows of their own.
     """
-    settings = [result.settings_in_reports for result in results]
+    settings = settings_in_reports(results)
     varied, domains = distinguishing(settings), sorted({its["test_domain"] for its in settings})
-    by_values: dict[tuple[int, tuple[str, ...]], dict[str, dict[str, Any]]] = {}
-    alike: dict[int, set[str]] = {}
+    by_values: dict[tuple[tuple[int, str], tuple[str, ...]], dict[str, dict[str, Any]]] = {}
+    alike: dict[tuple[int, str], set[str]] = {}
     for result, its in zip(results, settings, strict=True):
         values, domain = tuple(text(name, its.get(name)) for name in varied), its["test_domain"]
-        number = len(left_out(domain, result.domains))
-        alike.setdefault(number, set()).add(domain)
-        by_method = by_values.setdefault((number, values), {})
+        kind = result.left_out, str(its.get("dataset.name"))
+        alike.setdefault(kind, set()).add(domain)
+        by_method = by_values.setdefault((kind, values), {})
         for row in result.scores if result.combined else result.headline:
             if (label := result.combined) is None:
                 label = method_of(row)
@@ -115,10 +114,10 @@ def sweep_table(results: Sequence[RunResult], chosen: str) -> list[Table | str]:
     shown_domains = domains if len(domains) > 1 else []
     cells: list[list[str]] = []
     in_bold: list[int] = []
-    for (number, values), by_method in sorted(by_values.items(), key=lambda entry: entry[0][0]):
+    for (kind, values), by_method in sorted(by_values.items(), key=lambda entry: entry[0][0][0]):
         for method in sorted(by_method, key=lambda method: not _is(method, chosen)):
             rows = by_method[method]
-            complete = len(rows) == len(alike[number])  # an average over fewer domains is another quantity
+            complete = len(rows) == len(alike[kind])  # an average over fewer domains is another quantity
             each = [text("ood_acc", rows[domain]["ood_acc"]) if domain in rows else NONE for domain in shown_domains]
             in_bold += [len(cells)] * _is(method, chosen)
             cells.append(

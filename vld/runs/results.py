@@ -1,7 +1,9 @@
 """The results of finished runs: the one reader of `result.json`, and the table of all results."""
 
 import itertools
+import json
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -74,6 +76,11 @@ class RunResult:
         return tuple(self.content.get("domains", ()))
 
     @property
+    def left_out(self) -> int:
+        """How many domains it leaves out at once."""
+        return len(self.scores[0].get("ood_by_domain", [None]))
+
+    @property
     def seconds(self) -> float | None:
         return self.content.get("seconds")
 
@@ -126,7 +133,7 @@ def read(directory: Path) -> RunResult:
 
 def read_all(output_dir: str | Path) -> tuple[list[RunResult], list[str]]:
     """Every finished run and combination; and a line for each damaged one."""
-    results, problems = [], []
+    results, problems, places = [], [], dict[str, Path]()
     paths = (sorted(Path(output_dir).glob(f"{kind}/*/*/*/result.json")) for kind in ("runs", "combined"))
     for path in itertools.chain(*paths):
         try:
@@ -135,6 +142,8 @@ def read_all(output_dir: str | Path) -> tuple[list[RunResult], list[str]]:
             for row in result.rows():
                 if not row["method"] or not all(isinstance(row[name], float | int) for name in defined):
                     raise KeyError(ACCURACIES)
+            if (place := places.setdefault(result.run_id, path.parent)) != path.parent:
+                raise UserError(f"{path.parent}: a copy of {place}, left out; move it out of {output_dir}")
             results.append(result)
         except UserError as error:
             problems.append(str(error))
@@ -160,9 +169,20 @@ def results_frame(results: Sequence[RunResult], every_setting: bool = False) -> 
     rows = [row for result in results for row in result.rows()]
     if not every_setting:
         return settings_frame(rows, COLUMNS, [])
-    return settings_frame(
-        rows, COLUMNS + ABOUT, [result.settings_in_reports for result in results for _ in result.scores]
-    )
+    of_each = zip(settings_in_reports(results), results, strict=True)
+    return settings_frame(rows, COLUMNS + ABOUT, [settings for settings, result in of_each for _ in result.scores])
+
+
+def settings_in_reports(results: Sequence[RunResult]) -> list[dict[str, Any]]:
+    """Of each result, where that tells it from all others: a probe that was trained again, by other threads, say, has other
+    weights, and what starts from it is another run."""
+    told = [
+        f"{one.combined} {one.member_axes} {json.dumps(one.settings_in_reports, sort_keys=True)}" for one in results
+    ]
+    count = Counter(told)
+    return [
+        one.settings_in_reports if count[words] == 1 else one.settings for one, words in zip(results, told, strict=True)
+    ]
 
 
 def settings_frame(
