@@ -67,6 +67,19 @@ def test_the_rooms_of_the_readme_are_all_there_is() -> None:
         assert docstring and len(docstring) > 40, f"vld/{room}/__init__.py does not say what lives there"
 
 
+def test_what_the_documents_name_in_a_file_is_there() -> None:
+    """`name` in `file.py`, and `file` (`name`): as a function, a class or a table."""
+    named = set()
+    for page in (README, *(path.read_text() for path in sorted((REPOSITORY / "vld").glob("*/README.md")))):
+        named |= {(file, name) for name, file in re.findall(r"`(\w+)` in\s+`([\w/]+\.py)`", page)}
+        named |= {(f"{file}.py", name) for file, name in re.findall(r"`(\w+/\w+)` \(`(\w+)`", page)}
+    assert len(named) > 5
+    for file, name in named:
+        defined = rf"^(def|class) {name}\b|^{name}\b.* = "
+        paths = [path for path in modules().values() if f"/{path}".endswith(f"/{file}")]
+        assert any(re.search(defined, path.read_text(), re.MULTILINE) for path in paths), f"{name} is not in {file}"
+
+
 def test_tests_lie_in_the_rooms_that_they_are_about() -> None:
     folders = {file.parent.name for file in (REPOSITORY / "tests").glob("*/test_*.py")}
     assert folders == set(rooms())
