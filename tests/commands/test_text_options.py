@@ -11,7 +11,9 @@ from hydra._internal.hydra import Hydra
 from omegaconf import DictConfig
 from run_command import SMALLEST, before_step, script, train
 
+from vld.config.settings import Config
 from vld.model.published import PRESETS, of_torchvision
+from vld.study.words import quoted_for_hydra
 
 RUN = (*SMALLEST, "test_domain=0", "optim.steps=2", "keep=[]")
 LOOK_ALIKES = ("2026_11_25", "1e5", "0x10", "on", "007", "null_1", "2026-11-25", "1.50", "True", "größe", "été 2026")
@@ -29,6 +31,11 @@ def test_text_arrives_as_written(written: str, tmp_path: Path) -> None:
             assert f"output_dir={written}: no" in done.stderr or f"output_dir={written}: has no" in done.stderr
     shown = train("--cfg", "job", f"output_dir={written}", cwd=tmp_path)
     assert f"output_dir: {written}\n" in shown.stdout.replace("'", "").replace('"', "")
+
+
+def test_an_option_with_plus_signs_is_that_option() -> None:
+    words = ["++dropout=0,0.9", "++output_dir=1e5", "++hydra.sweep.dir=there", "+new=1"]
+    assert quoted_for_hydra(words, Config) == ["dropout=0,0.9", 'output_dir="1e5"', *words[2:]]
 
 
 def test_text_of_a_sweep_or_file_arrives_as_written(small_glyphs: Path, tmp_path: Path) -> None:

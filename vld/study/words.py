@@ -56,7 +56,8 @@ def quoted_for_hydra(words: Sequence[str], schema: type) -> list[str]:
             as_list = option.is_list if option else value.startswith("[")
             hint = _all_quoted(word.removesuffix(f"={value}"), value, as_list=as_list)
             problems += [f"{word}: write {hint}"] if hint else []
-        quoted.append(f"{word.removesuffix(value)}{new}")
+        # ++ adds what may not be there; options are there, and everything else knows them by their names.
+        quoted.append(f"{word.removesuffix(value).removeprefix('++' if option else '')}{new}")
     if problems:
         raise UserError("\n".join(problems))
     return quoted
