@@ -27,6 +27,7 @@ from vld.report.table import Table
 from vld.runs.once import Outcome
 from vld.runs.results import read_all
 from vld.study.jobs import Job
+from vld.tracking.content import wandb_runs
 
 DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
 
@@ -75,6 +76,12 @@ def test_a_run_trains_on_the_others_and_tells_each_accuracy(small_glyphs: Path, 
     done = train(*SMALL, *folders, "test_domain=[neon+chalk,print]", tiny_weights(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "4 steps of 2 x 2 images" in done.stdout
+    told = {
+        run.config["test_domain"]: run.config.get("left_out")
+        for path in tmp_path.glob("runs/*/*/*")
+        for run in wandb_runs(path)
+    }
+    assert told == {"chalk+neon": ["chalk", "neon"], "print": None}
     [path] = tmp_path.glob("runs/glyphs/chalk+neon/*/result.json")
     rows = [json.loads(line) for line in path.with_name("metrics.jsonl").read_text().splitlines()]
     held_out = held_out_count(12)

@@ -383,9 +383,10 @@ def test_environment_variables_keep_their_meaning(trained: Path, tmp_path: Path)
 def test_combinations_are_copied_too(base: tuple[str, ...], tmp_path: Path) -> None:
     options = [option for option in base if option != "keep=[]"]
     members = ("method=model_soup", 'method.members=["seed=0,1"]')
-    done = train(*options, *members, f"output_dir={tmp_path}", "optim.steps=2", env=OFFLINE)
+    done = train(*options, *members, f"output_dir={tmp_path}", "optim.steps=2", "recipe.name=own", env=OFFLINE)
     assert done.returncode == 0, done.stderr
     runs = offline_runs(tmp_path)
+    assert {run["config"]["recipe"] for run in runs.values()} == {"own"}
     assert sorted(run["job_type"] for run in runs.values()) == sorted([*METHODS, *METHODS, "model_soup"])
     [soup] = [run for run in runs.values() if run["job_type"] == "model_soup"]
     [path] = tmp_path.glob("combined/glyphs/chalk/*/result.json")
@@ -407,7 +408,7 @@ def test_combinations_are_copied_too(base: tuple[str, ...], tmp_path: Path) -> N
 def test_groups_are_the_cells_of_a_table(trained: Path, tmp_path: Path) -> None:
     result = json.loads((run_dir(trained) / "result.json").read_text())
 
-    def group(other: dict[str, str] | None = None, **changes: Any) -> str:
+    def group(other: dict[str, Any] | None = None, **changes: Any) -> str:
         settings = result["settings"] | {name.replace("__", "."): value for name, value in changes.items()}
         directory = tmp_path / run_id(settings)
         shutil.copytree(run_dir(trained), directory, dirs_exist_ok=True)
@@ -422,6 +423,8 @@ def test_groups_are_the_cells_of_a_table(trained: Path, tmp_path: Path) -> None:
     assert group(**{weights: "0"}) != group(**{weights: "1"})
     probes = [group({"start": "probe"}, test_domain=domain, **{weights: domain}) for domain in ("chalk", "neon")]
     assert probes[0] == probes[1] not in (group(), group({"start": "another"}, **{weights: "chalk"}))
+    pairs = [group({"left_out": two.split("+")}, test_domain=two) for two in ("chalk+neon", "mosaic+print")]
+    assert pairs[0] == pairs[1] != group()
 
 
 def test_study_and_recipe_are_told(trained: Path, tmp_path: Path) -> None:

@@ -130,7 +130,9 @@ class Session:
         """Set up the network and all other state, as at the beginning or at the last checkpoint."""
         run, config = self.run, self.config
         other_settings = {name: value for name, value in flat_settings(config).items() if name in NOT_IDENTITY}
-        saved = self.directory.start(run.identity, other_settings | self.start)
+        outside = left_out(run.test_domain, run.dataset.sizes)
+        several = {"left_out": list(outside)} if len(outside) > 1 else {}
+        saved = self.directory.start(run.identity, other_settings | self.start | several)
         started(self.directory.path)
         classes, precision = len(run.dataset.classes), run.inputs.precision
         self.model = build_classifier(config, run.inputs.weights, classes, precision).to(self.device)

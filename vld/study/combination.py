@@ -222,6 +222,7 @@ def _made(
     return {
         "run_id": combination.directory.path.name,
         "study": combination.config.study.name,
+        "recipe": combination.config.recipe.name,
         "identity": combination.identity,
         "settings": _common_settings(members),
         **({"start": start} if (start := members[0].content.get("start")) else {}),

@@ -68,7 +68,7 @@ def wandb_run_in_training(directory: Path) -> WandbRun:
 def _of_method(directory: Path) -> Callable[[str], WandbRun]:
     """What is known of a run from its beginning, for each method along it."""
     settings, command = stored_config(directory)
-    about = {name: command.get(f"{name}.name") for name in ("study", "recipe")} | _start(command)
+    about = {name: command.get(f"{name}.name") for name in ("study", "recipe")} | _beyond_settings(command)
     return lambda method: _run(directory.name, method, settings, about)
 
 
@@ -154,17 +154,18 @@ def _combination(result: Mapping[str, Any]) -> WandbRun:
     if "trace" in result:
         summary["members_kept"] = sum(candidate["kept"] for candidate in result["trace"])
     summary |= {"seconds": result["seconds"], "device": result["device"], "state": "finished", "failure": None}
-    about = {"study": result.get("study"), "members": result["members"], "number_of_members": len(result["members"])}
-    about |= _start(result)
+    about = {"study": result.get("study"), "recipe": result.get("recipe"), "members": result["members"]}
+    about |= {"number_of_members": len(result["members"])}
+    about |= _beyond_settings({**result, "left_out": [*row.get("ood_by_domain", [])]})
     about |= {name: value for name, value in how.items() if name != "method"}
     values = sorted(json.dumps(values, sort_keys=True) for values in result["member_values"].values())
     run = _run(result["run_id"], how["method"], result["settings"], about, group_by=[how, values])
     return replace(run, summary=summary)
 
 
-def _start(known: Mapping[str, Any]) -> dict[str, Any]:
-    """The entry of runs that start from other runs, each test domain from its own."""
-    return {"start": known["start"]} if known.get("start") else {}
+def _beyond_settings(known: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries of runs that start from other runs, each test domain from its own, or leave several domains out at once."""
+    return {name: known[name] for name in ("start", "left_out") if known.get(name)}
 
 
 def _run(
@@ -173,6 +174,8 @@ def _run(
     """settings: of the run's identity. about: further entries of the config. group_by: what else makes another group."""
     shared = {name: value for name, value in settings.items() if name not in WITHIN_GROUP}
     shared[WEIGHTS] = about.get("start", settings[WEIGHTS])
+    if several := about.get("left_out"):
+        shared["left_out"] = len(several)
     group = hashlib.sha256(json.dumps([shared, group_by], sort_keys=True).encode()).hexdigest()[:6]
     settings = {**ADDED_LATER, **settings}
     dataset, test_domain, backbone = settings["dataset.name"], settings["test_domain"], settings["backbone.name"]
