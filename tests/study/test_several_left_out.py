@@ -63,6 +63,12 @@ def test_a_domain_may_have_a_plus_in_its_name() -> None:
     assert resolve_test_domains("a+b", names) == ("a+b",)
     assert left_out("a+b", names) == ("a+b",)
     assert left_out("a+c", names) == ("a", "c")
+    names = ("a+b", "c", "d+e")
+    pairs = {"a+b+c": ("a+b", "c"), "a+b+d+e": ("a+b", "d+e"), "c+d+e": ("c", "d+e")}
+    assert resolve_test_domains("pairs", names) == tuple(pairs)
+    for name, two in pairs.items():
+        assert (resolve_test_domains(name, names), left_out(name, names)) == ((name,), two)
+    assert resolve_test_domains("2+a+b", names) == ("a+b+d+e",)
 
 
 SMALL = (

@@ -22,8 +22,15 @@ def known_domains(dataset: str) -> tuple[str, ...] | None:
 
 
 def left_out(test_domain: str, domains: Collection[str]) -> tuple[str, ...]:
-    """The domains that a run leaves out. domains: the dataset's, one of which may have a `+` in its own name."""
-    return (test_domain,) if test_domain in domains else tuple(test_domain.split("+"))
+    """The domains that a run leaves out. domains: the dataset's, some of which may have a `+` in their own names."""
+    if test_domain in domains:
+        return (test_domain,)
+    for domain in domains:
+        if test_domain.startswith(f"{domain}+"):
+            others = left_out(test_domain[len(domain) + 1 :], domains)
+            if {*others} <= {*domains}:
+                return (domain, *others)
+    return tuple(test_domain.split("+"))
 
 
 def joined(domains: Iterable[str]) -> str:
@@ -36,7 +43,7 @@ def resolve_test_domains(wanted: Any, domains: tuple[str, ...]) -> tuple[str, ..
     joined by `+`, or a list of those."""
     chosen: list[str] = []
     for entry in wanted if isinstance(wanted, list) else [wanted]:
-        parts = [_one(part, domains) for part in f"{entry}".split("+")]
+        parts = [_one(part, domains) for part in left_out(f"{entry}", [*domains, *map(str, range(len(domains)))])]
         if entry == "all":
             chosen += domains
         elif one := _one(f"{entry}", domains):  # a domain may be called 1: its name comes before another's index
