@@ -154,6 +154,21 @@ def test_the_report_writes_the_study_s_claim(pacs: list[Series]) -> None:
     assert len(table) == 5 + 4 + 4  # ERM with dropout against five; four others against ERM, at either rate
 
 
+def test_a_sentence_tells_the_seeds_and_pairs_that_it_is_of(pacs: list[Series]) -> None:
+    from dataclasses import replace
+
+    plain, dropout = sorted((one for one in pacs if one.method == "erm"), key=lambda one: one.dropout or 0)
+    b = np.random.default_rng(0).random((4, 2, 3))
+    for a, said in (
+        (b, "95 %, 3 seeds)."),
+        (b[:, :, :2], "95 %, 2 seeds). Over the (lr, weight decay) pairs and seeds that both have."),
+        (b[:, :1], "95 %, 3 seeds). Over the (lr, weight decay) pairs and seeds that both have."),
+    ):
+        for one, other in ((a, b), (b, a)):
+            table = differences_table([replace(plain, grid=grid(one)), replace(dropout, grid=grid(other))])
+            assert table.sentence[0].endswith(said)
+
+
 @pytest.mark.parametrize(
     ("differences", "said"),
     [

@@ -11,7 +11,7 @@ import pandas as pd
 from vld.config.names import dataset_name
 from vld.report.grid import Array, Grid, mean_and_error, mean_there
 from vld.report.labels import described, percent
-from vld.report.series import Series, large_rate
+from vld.report.series import Series, large_rate, seeds_in_words
 
 DRAWS = 10_000
 LEVEL, NORMAL = 0.95, 1.959964
@@ -129,7 +129,8 @@ def sentence(a: Series, b: Series, row: Mapping[str, Any]) -> str:
     """`PACS: ERM with dropout 0.9 beats the ensemble without dropout by 0.9 ± 0.3 points o.o.d. (95 %, 3 seeds).`"""
     ood, low, high = (float(row[name]) for name in ("ood", "ood_low", "ood_high"))
     why = "difference of means" if a.combined or b.combined else "one seed"
-    interval, how = f"{abs(ood):.1f} ± {(high - low) / 2:.1f} points o.o.d.", f"95 %, {a.seeds}"
+    seeds = seeds_in_words([repeat for repeat in a.grid.repeats if repeat in b.grid.repeats])
+    interval, how = f"{abs(ood):.1f} ± {(high - low) / 2:.1f} points o.o.d.", f"95 %, {seeds}"
     if math.isfinite(low) and low <= 0 <= high:
         verb = f"is not distinguishable from {_called(b)} ({'+' if ood >= 0 else '−'}{interval}, {how})"
     elif math.isfinite(low):
@@ -139,8 +140,17 @@ def sentence(a: Series, b: Series, row: Mapping[str, Any]) -> str:
     else:
         verb = f"is {'above' if ood > 0 else 'below'} {_called(b)} by {abs(ood):.1f} points o.o.d. ({why}, no interval)"
     where = ", ".join([dataset_name(a.dataset), *described(a.others)])
-    both = "there are" if a.combined or b.combined else "that both have"
-    return f"{where}: {_called(a)} {verb}." + ("" if row["complete"] else f" Incomplete: over the runs {both}.")
+    return f"{where}: {_called(a)} {verb}.{_over_what(a, b, complete=row['complete'])}"
+
+
+def _over_what(a: Series, b: Series, *, complete: bool) -> str:
+    """A sentence on the runs that the difference is of, unless these are all that either has."""
+    if not complete:
+        return f" Incomplete: over the runs {'there are' if a.combined or b.combined else 'that both have'}."
+    both = ((a.grid, b.grid), (b.grid, a.grid))
+    if all(_at_common(grid, other, "ood").size == grid.ood_acc.size for grid, other in both):
+        return ""
+    return " Over the (lr, weight decay) pairs and seeds that both have."
 
 
 def _called(series: Series) -> str:

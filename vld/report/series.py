@@ -8,7 +8,8 @@ from typing import Any
 import pandas as pd
 
 from vld.config.names import COMBINATIONS, METHOD_NAMES, METHODS
-from vld.report.grid import CELL, PAIR, REPEAT, Grid, crossed, grid_of, mean_and_error, without_nan
+from vld.machine.terminal import counted
+from vld.report.grid import CELL, PAIR, REPEAT, Grid, Repeat, crossed, grid_of, mean_and_error, without_nan
 from vld.report.labels import NOT_CONVERGED, RECIPE, described, distinguishing, in_order, text
 from vld.runs.identity import ADDED_LATER, CONTENT, run_identity
 from vld.runs.results import ABOUT, COLUMNS, named_settings, settings_frame
@@ -51,13 +52,16 @@ class Series:
     @property
     def seeds(self) -> str:
         """The number of repeats it is averaged over, in words."""
-        seeds, splits = ({repeat[i] for repeat in self.grid.repeats} for i in (0, 1))
-        words = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
-        return words if len(splits) == 1 else f"{words} on {len(splits)} splits"
+        return seeds_in_words(self.grid.repeats)
 
     @property
     def label(self) -> str:
         return ", ".join([self.name, f"dropout {text('dropout', self.dropout)}", *described(self.others)])
+
+
+def seeds_in_words(repeats: Sequence[Repeat]) -> str:
+    seeds, splits = ({repeat[i] for repeat in repeats} for i in (0, 1))
+    return counted(len(seeds), "seed") + (f" on {len(splits)} splits" if len(splits) > 1 else "")
 
 
 def series_of(results: pd.DataFrame, expected: pd.DataFrame | None = None, selection: str = "iid") -> list[Series]:
