@@ -237,6 +237,15 @@ def test_nothing_is_chosen_where_a_run_that_leaves_two_domains_out_is_missing(tm
     assert sum("lack runs that leave two domains out" in line for line in report.warnings) == 1
 
 
+def test_the_learning_curves_of_a_run_that_leaves_two_out_are_drawn(tmp_path: Path) -> None:
+    runs = study_runs("leave_one_out", "dropout=0", "seed=0", "optim.lr=1e-3")
+    paths = [write_run(tmp_path, run) for run in runs if run.test_domain in ("photo", "photo+sketch")]
+    for path in paths:
+        report = make_report(read_store(tmp_path), run=path.name)
+        [curves] = [drawn for drawn in report.figures if drawn.name == "learning_curves"]
+        assert path.name in curves.points.run.iloc[0]
+
+
 def test_tables_of_commands_average_over_runs_that_leave_as_many_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -81,7 +81,8 @@ def make_report(
     if runs.empty:
         why = "; those that leave out several domains at once only serve choose=leave_one_out" if not_averaged else ""
         raise UserError(f"{title}: no finished runs to report on{why}")
-    if run is not None and run not in set(runs.run_id):
+    with_pairs = pd.concat([runs, leaving_two_out[leaving_two_out.combined.isna()]]).drop_duplicates("directory")
+    if run is not None and run not in set(with_pairs.run_id):
         raise UserError(f"run={run}: no finished run has that id")
     if (runs.holdout == 0).all():
         selection = "last"
@@ -93,7 +94,7 @@ def make_report(
     figures = recipes_figures(recipes) if len(recipes) else list(drawn_figures(series, results, study))
     figures += richness_figures(analysed)
     if study is None or run:
-        figures += _learning_curves(_with_curves(runs, results, selection, run), run is None, damaged)
+        figures += _learning_curves(_with_curves(with_pairs, results, selection, run), run is None, damaged)
     common, varied = _settings(runs)
     missing = missing_runs(results, store.unfinished, expected)
     data = {"runs": runs_table(results, list(varied)), "chosen_pairs": chosen_pairs(series)}
