@@ -154,8 +154,7 @@ def _combination(result: Mapping[str, Any]) -> WandbRun:
     if "trace" in result:
         summary["members_kept"] = sum(candidate["kept"] for candidate in result["trace"])
     summary |= {"seconds": result["seconds"], "device": result["device"], "state": "finished", "failure": None}
-    about = {"study": result.get("study"), "recipe": result.get("recipe"), "members": result["members"]}
-    about |= {"number_of_members": len(result["members"])}
+    about = {"study": result.get("study"), "members": result["members"], "number_of_members": len(result["members"])}
     about |= _beyond_settings({**result, "left_out": [*row.get("ood_by_domain", [])]})
     about |= {name: value for name, value in how.items() if name != "method"}
     values = sorted(json.dumps(values, sort_keys=True) for values in result["member_values"].values())
@@ -164,8 +163,9 @@ def _combination(result: Mapping[str, Any]) -> WandbRun:
 
 
 def _beyond_settings(known: Mapping[str, Any]) -> dict[str, Any]:
-    """Entries of runs that start from other runs, each test domain from its own, or leave several domains out at once."""
-    return {name: known[name] for name in ("start", "left_out") if known.get(name)}
+    """Entries of runs that start from other runs, each test domain from its own, or leave several domains out at once; and of
+    combinations that follow a recipe."""
+    return {name: known[name] for name in ("start", "left_out", "recipe") if known.get(name)}
 
 
 def _run(
