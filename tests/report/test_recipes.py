@@ -83,6 +83,8 @@ def test_of_several_pairs_one_is_chosen_over_what_all_have() -> None:
     assert np.array_equal(one.ood_acc, iid[:, 1:] / 2, equal_nan=True)
     iid[:, 1] = nan
     assert at_chosen_pair(Grid(("a", "b"), pairs, repeats, iid, iid))[1] == (1e-3, 0.0)
+    tie = np.array([[[0.3], [0.1]], [[0.2], [0.2]], [[0.1], [0.3]]])
+    assert at_chosen_pair(Grid(("a", "b", "c"), pairs, ((0, 0),), tie, tie))[1] == (1e-3, 0.0)
 
 
 def test_what_lacks_a_test_domain_is_not_drawn(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import statistics
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +176,9 @@ def test_a_tie_goes_to_the_larger_learning_rate() -> None:
     grid = Grid(("a",), pairs, ((0, 0), (1, 0)), iid, ood)
     assert grid.chosen.tolist() == [[0, 1]]
     assert grid.at_chosen(ood).tolist() == [[[0.1, 0.4]]]
+    means = np.array([np.mean([0.3, 0.2, 0.1]), np.mean([0.1, 0.2, 0.3])])  # equal, but for rounding
+    assert means[0] < means[1]
+    assert replace(grid, validation_acc=means[None, :, None].repeat(2, 2)).chosen.tolist() == [[0, 0]]
 
 
 def test_gaps_are_averaged_over_what_is_there_and_have_no_false_error() -> None:

@@ -52,7 +52,7 @@ class Grid:
     def chosen(self) -> npt.NDArray[np.int64]:
         """DomainBed's choice of hyper-parameters [test domains, repeats]: the pair of best i.i.d. (or validation) accuracy, the
         first of equal ones; -1 if there is no run, or nothing to choose by."""
-        by = self.iid_acc if self.validation_acc is None else self.validation_acc
+        by = without_rounding(self.iid_acc if self.validation_acc is None else self.validation_acc)
         score = np.where(np.isfinite(by) & np.isfinite(self.ood_acc), by, -np.inf)
         return np.where(np.isfinite(score).any(1), score.argmax(1), -1)
 
@@ -60,6 +60,11 @@ class Grid:
         """Accuracies [test domains, 1, repeats] of the chosen pairs."""
         taken = np.take_along_axis(accuracy, np.maximum(self.chosen, 0)[:, None, :], 1)
         return np.where(self.chosen[:, None, :] < 0, np.nan, taken)
+
+
+def without_rounding(accuracy: Array) -> Array:
+    """Equal where accuracies are but for the rounding of their means, which is no reason for a choice."""
+    return np.round(accuracy, 12)
 
 
 def mean_there(accuracy: Array) -> Array:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from vld.config.names import METHOD_COLORS, METHOD_MARKERS, METHOD_NAMES
 from vld.report.differences import difference
 from vld.report.figures import OOD, ReportFigure, panels, report_figure, styled
-from vld.report.grid import Grid, Pair, average
+from vld.report.grid import Grid, Pair, average, without_rounding
 from vld.report.labels import INCOMPLETE, RECIPE, described
 from vld.report.series import Series, large_rate
 from vld.report.table import Table
@@ -76,7 +76,7 @@ def at_chosen_pair(grid: Grid) -> tuple[Grid, Pair]:
     """
     common = np.isfinite(grid.iid_acc).all(1)
     runs = np.isfinite(grid.ood_acc).sum((0, 2))
-    score = grid.iid_acc.transpose(1, 0, 2)[:, common].mean(1) if common.any() else runs
+    score = without_rounding(grid.iid_acc.transpose(1, 0, 2)[:, common].mean(1)) if common.any() else runs
     best = int(score.argmax())
     iid, ood = (accuracy[:, [best]] for accuracy in (grid.iid_acc, grid.ood_acc))
     return Grid(grid.test_domains, ((0.0, 0.0),), grid.repeats, iid, ood), grid.pairs[best]
