@@ -132,7 +132,7 @@ def read(directory: Path) -> RunResult:
 
 
 def read_all(output_dir: str | Path) -> tuple[list[RunResult], list[str]]:
-    """Every finished run and combination; and a line for each damaged one."""
+    """Every finished run and combination; and a line for each damaged one, and for each folder of copies."""
     results, problems, places = [], [], dict[str, Path]()
     paths = (sorted(Path(output_dir).glob(f"{kind}/*/*/*/result.json")) for kind in ("runs", "combined"))
     for path in itertools.chain(*paths):
@@ -143,13 +143,14 @@ def read_all(output_dir: str | Path) -> tuple[list[RunResult], list[str]]:
                 if not row["method"] or not all(isinstance(row[name], float | int) for name in defined):
                     raise KeyError(ACCURACIES)
             if (place := places.setdefault(result.run_id, path.parent)) != path.parent:
-                raise UserError(f"{path.parent}: a copy of {place}, left out; move it out of {output_dir}")
+                copies = f"{path.parents[1]}: copies of runs in {place.parent}, left out"
+                raise UserError(f"{copies}; move them out of {output_dir}")
             results.append(result)
         except UserError as error:
             problems.append(str(error))
         except (KeyError, TypeError, IndexError) as error:
             problems.append(str(damaged(path, repr(error))))
-    return results, problems
+    return results, list(dict.fromkeys(problems))
 
 
 def load_results(output_dir: str | Path, every_setting: bool = False) -> "pd.DataFrame":
