@@ -19,7 +19,7 @@ from vld.config.settings import Config
 from vld.data.domains import left_out, resolve_test_domains
 from vld.data.split import held_out_count
 from vld.machine.terminal import Terminal
-from vld.report import read_store
+from vld.report import read_store, series_of
 from vld.report.build import make_report
 from vld.report.select import narrowed
 from vld.report.summary import sweep_table
@@ -174,6 +174,7 @@ def test_pairs_are_chosen_by_the_accuracy_on_other_domains_left_out_as_well(tmp_
             expected[domain, seed] = lr, accuracies(domain, lr, seed)["ood_acc"]
 
     store = read_store(tmp_path)
+    assert {one.grid.test_domains for one in series_of(store.results)} == {DOMAINS}
     reports = {choose: make_report(store, choose=choose) for choose in ("iid", "leave_one_out")}
     found = {}
     for choose, report in reports.items():

@@ -17,13 +17,21 @@ from vld.report.figures import ReportFigure, learning_curves_figure, report_figu
 from vld.report.grid import REPEAT, without_nan
 from vld.report.kinds import drawn_figures
 from vld.report.labels import distinguishing, in_order, text
-from vld.report.leave_one_out import LEAVE_ONE_OUT, chosen_by_validation, leaves_one_out
+from vld.report.leave_one_out import LEAVE_ONE_OUT, chosen_by_validation
 from vld.report.paper import against_the_paper_tables, not_compared
 from vld.report.points import learning_curves
 from vld.report.recipes import readable_recipes, recipes_figures, recipes_table
 from vld.report.richness import richness_figures, richness_points, richness_tables
 from vld.report.select import Store
-from vld.report.series import Series, expected_runs, large_rate, missing_runs, series_of, setting_names
+from vld.report.series import (
+    Series,
+    expected_runs,
+    large_rate,
+    leaves_one_out,
+    missing_runs,
+    series_of,
+    setting_names,
+)
 from vld.report.table import Table
 from vld.runs.identity import CONTENT
 

@@ -11,17 +11,10 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from vld.data.domains import left_out
 from vld.report.grid import PAIR, REPEAT, Array, Grid, tuples
 from vld.report.series import Series
 
 LEAVE_ONE_OUT = "leave_one_out"
-
-
-def leaves_one_out(frame: pd.DataFrame, results: pd.DataFrame) -> pd.Series:
-    """Of each row, whether it is of a run that leaves out one domain rather than several at once."""
-    domains = set(results.domains.explode())  # which may have a + in their names
-    return frame.test_domain.map(lambda name: len(left_out(name, domains)) == 1).astype(bool)
 
 
 def chosen_by_validation(series: Sequence[Series], leaving_two_out: pd.DataFrame) -> list[Series]:

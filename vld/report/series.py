@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from vld.config.names import COMBINATIONS, METHOD_NAMES, METHODS
+from vld.data.domains import left_out
 from vld.machine.terminal import counted
 from vld.report.grid import CELL, PAIR, REPEAT, Grid, Repeat, crossed, grid_of, mean_and_error, without_nan
 from vld.report.labels import NOT_CONVERGED, RECIPE, described, distinguishing, in_order, text
@@ -66,12 +67,13 @@ def seeds_in_words(repeats: Sequence[Repeat]) -> str:
 
 def series_of(results: pd.DataFrame, expected: pd.DataFrame | None = None, selection: str = "iid") -> list[Series]:
     """Every method under every condition of `read_results`' rows, at that selection of each run's step, except connectivity,
-    which has its own figure.
+    which has its own figure, and runs that leave several domains out at once.
 
     expected: the runs that complete the grids (`expected_runs`, the default, or `expected_of` a study). Combinations come at
     their members' selection. Settings that differ among the conditions of a dataset go to `others`. With `oracle_step`,
     o.o.d. accuracy is that of the left-out domain's *in* part, which did not choose the step.
     """
+    results = results[leaves_one_out(results, results)]
     if results.empty:
         return []
     if expected is None:
@@ -143,6 +145,12 @@ def _with_members(series: Sequence[Series], results: pd.DataFrame) -> list[Serie
 def large_rate(rates: Iterable[float | None]) -> float | None:
     """The dropout rate nearest to the paper's 0.9; None if no rate is above 0."""
     return min({rate for rate in rates if rate}, key=lambda rate: (abs(rate - LARGE_DROPOUT), rate), default=None)
+
+
+def leaves_one_out(frame: pd.DataFrame, results: pd.DataFrame) -> pd.Series:
+    """Of each row, whether it is of a run that leaves out one domain rather than several at once."""
+    domains = set(results.domains.explode())  # which may have a + in their names
+    return frame.test_domain.map(lambda name: len(left_out(name, domains)) == 1).astype(bool)
 
 
 def setting_names(frame: pd.DataFrame) -> list[str]:
