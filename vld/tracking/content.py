@@ -173,7 +173,8 @@ def _run(
 ) -> WandbRun:
     """settings: of the run's identity. about: further entries of the config. group_by: what else makes another group."""
     shared = {name: value for name, value in settings.items() if name not in WITHIN_GROUP}
-    shared[WEIGHTS] = about.get("start", settings[WEIGHTS])
+    if start := about.get("start"):
+        shared[WEIGHTS] = start
     if several := about.get("left_out"):
         shared["left_out"] = len(several)
     group = hashlib.sha256(json.dumps([shared, group_by], sort_keys=True).encode()).hexdigest()[:6]
