@@ -61,7 +61,16 @@ def test_the_page_shows_recipes_by_their_names_in_one_table_and_one_figure(repor
     assert sorted(path.name for path in (report / "figures").glob("*.png")) == ["recipes.png"]
     [heading, *_] = (report / "tables/results_pacs.md").read_text().splitlines()
     assert heading.startswith("| method | dropout | recipe | runs |")
-    assert "PACS, recipe mixout_08: ERM with dropout 0.9" in (report / "index.html").read_text()
+    page, differences = (report / "index.html").read_text(), pd.read_csv(report / "tables/differences.csv")
+    # At the pairs of the recipes' table: of all six cells of both pairs, Mixout's would be another difference.
+    at = "points o.o.d. {}. Each at the (lr, weight decay) pair of its best i.i.d. accuracy."
+    for recipe, by, how in (
+        ("erm", "beats {} by 3.0 ± 0.0", "(95 %, 3 seeds)"),
+        ("mixout_08", "is above {} by 2.0", "(one seed, no interval)"),
+    ):
+        said = f"PACS, recipe {recipe}: ERM with dropout 0.9 {by.format('ERM without dropout')} {at.format(how)}"
+        assert sum(sentence.startswith(said) for sentence in differences.sentence) == 1
+        assert said in page
 
 
 def test_one_recipe_alone_is_named(tmp_path: Path) -> None:

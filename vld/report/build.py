@@ -20,7 +20,7 @@ from vld.report.labels import distinguishing, in_order, text
 from vld.report.leave_one_out import LEAVE_ONE_OUT, chosen_by_validation
 from vld.report.paper import against_the_paper_tables, not_compared
 from vld.report.points import learning_curves
-from vld.report.recipes import readable_recipes, recipes_figures, recipes_table
+from vld.report.recipes import at_chosen_pairs, readable_recipes, recipes_figures, recipes_table
 from vld.report.richness import richness_figures, richness_points, richness_tables
 from vld.report.select import Store
 from vld.report.series import (
@@ -116,7 +116,7 @@ def make_report(
         common=common,
         varied=varied,
         software=_software(runs),
-        data=data | {"differences": differences_table(series), "missing": missing},
+        data=data | {"differences": differences_table(at_chosen_pairs(series)), "missing": missing},
     )
 
 

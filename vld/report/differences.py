@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from vld.config.names import dataset_name
-from vld.report.grid import Array, Grid, mean_and_error, mean_there
+from vld.report.grid import CHOSEN, Array, Grid, mean_and_error, mean_there
 from vld.report.labels import described, percent
 from vld.report.series import Series, large_rate, seeds_in_words
 
@@ -145,12 +145,13 @@ def sentence(a: Series, b: Series, row: Mapping[str, Any]) -> str:
 
 def _over_what(a: Series, b: Series, *, complete: bool) -> str:
     """A sentence on the runs that the difference is of, unless these are all that either has."""
+    at = " Each at the (lr, weight decay) pair of its best i.i.d. accuracy." if a.grid.pairs == CHOSEN else ""
     if not complete:
-        return f" Incomplete: over the runs {'there are' if a.combined or b.combined else 'that both have'}."
+        return f"{at} Incomplete: over the runs {'there are' if a.combined or b.combined else 'that both have'}."
     both = ((a.grid, b.grid), (b.grid, a.grid))
     if all(_at_common(grid, other, "ood").size == grid.ood_acc.size for grid, other in both):
-        return ""
-    return " Over the (lr, weight decay) pairs and seeds that both have."
+        return at
+    return f"{at} Over the (lr, weight decay) pairs and seeds that both have."
 
 
 def _called(series: Series) -> str:

@@ -15,6 +15,8 @@ Pair = tuple[float | None, float | None]
 Repeat = tuple[int | None, int | None]
 
 PAIR = ["lr", "weight_decay"]
+CHOSEN: tuple[Pair] = ((0.0, 0.0),)
+"""The pairs of a grid that has its chosen one alone: the same in all, so that such grids are compared."""
 REPEAT = ["seed", "split_seed"]
 CELL = ["test_domain", *PAIR, *REPEAT]
 """Distinguishes the runs of one condition: test domain, hyper-parameter pair and repeat."""

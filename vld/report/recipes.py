@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 from vld.config.names import METHOD_COLORS, METHOD_MARKERS, METHOD_NAMES
 from vld.report.differences import difference
 from vld.report.figures import OOD, ReportFigure, panels, report_figure, styled
-from vld.report.grid import Grid, Pair, average, without_rounding
+from vld.report.grid import CHOSEN, Grid, Pair, average, without_rounding
 from vld.report.labels import INCOMPLETE, RECIPE, described
 from vld.report.series import Series, large_rate
 from vld.report.table import Table
@@ -70,16 +71,21 @@ def _place(one: Series, **changes: Any) -> tuple[Any, ...]:
 
 def at_chosen_pair(grid: Grid) -> tuple[Grid, Pair]:
     """The grid of one (lr, weight decay) pair alone, and which: that of the best i.i.d. accuracy, averaged over the test domains
-    and repeats that every pair has; where there are none, the pair of most runs.
-
-    The pair of such a grid has the same name in all, so that those of different recipes are compared.
-    """
+    and repeats that every pair has; where there are none, the pair of most runs."""
     common = np.isfinite(grid.iid_acc).all(1)
     runs = np.isfinite(grid.ood_acc).sum((0, 2))
     score = without_rounding(grid.iid_acc.transpose(1, 0, 2)[:, common].mean(1)) if common.any() else runs
     best = int(score.argmax())
     iid, ood = (accuracy[:, [best]] for accuracy in (grid.iid_acc, grid.ood_acc))
-    return Grid(grid.test_domains, ((0.0, 0.0),), grid.repeats, iid, ood), grid.pairs[best]
+    return Grid(grid.test_domains, CHOSEN, grid.repeats, iid, ood), grid.pairs[best]
+
+
+def at_chosen_pairs(series: Sequence[Series]) -> list[Series]:
+    """Where there are several pairs, those with recipes at the chosen one alone: as the recipes' table compares them."""
+    several = any(len(one.grid.pairs) > 1 for one in series)
+    return [
+        replace(one, grid=at_chosen_pair(one.grid)[0]) if several and one.others.get(RECIPE) else one for one in series
+    ]
 
 
 def readable_recipes(recipes: pd.DataFrame) -> dict[str, Table]:
