@@ -63,13 +63,12 @@ def test_the_page_shows_recipes_by_their_names_in_one_table_and_one_figure(repor
     assert heading.startswith("| method | dropout | recipe | runs |")
     page, differences = (report / "index.html").read_text(), pd.read_csv(report / "tables/differences.csv")
     # At the pairs of the recipes' table: of all six cells of both pairs, Mixout's would be another difference.
-    at = "points o.o.d. {}. Each at the (lr, weight decay) pair of its best i.i.d. accuracy."
-    for recipe, by, how in (
-        ("erm", "beats {} by 3.0 ± 0.0", "(95 %, 3 seeds)"),
-        ("mixout_08", "is above {} by 2.0", "(one seed, no interval)"),
+    ours, theirs = "at its chosen pairs: ERM with dropout 0.9", "ERM without dropout by"
+    for said in (
+        f"recipe erm {ours} beats {theirs} 3.0 ± 0.0 points o.o.d. (95 %, 3 seeds).",
+        f"recipe mixout_08 {ours} is above {theirs} 2.0 points o.o.d. (one seed, no interval). Incomplete",
     ):
-        said = f"PACS, recipe {recipe}: ERM with dropout 0.9 {by.format('ERM without dropout')} {at.format(how)}"
-        assert sum(sentence.startswith(said) for sentence in differences.sentence) == 1
+        assert sum(f"PACS, {said}" in sentence for sentence in differences.sentence) == 1
         assert said in page
 
 

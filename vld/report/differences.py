@@ -139,19 +139,20 @@ def sentence(a: Series, b: Series, row: Mapping[str, Any]) -> str:
         verb = f"is level with {_called(b)} o.o.d., to 0.1 points ({why}, no interval)"
     else:
         verb = f"is {'above' if ood > 0 else 'below'} {_called(b)} by {abs(ood):.1f} points o.o.d. ({why}, no interval)"
-    where = ", ".join([dataset_name(a.dataset), *described(a.others)])
+    where = ", ".join([dataset_name(a.dataset), *described(a.others)]) + " at its chosen pairs" * (
+        a.grid.pairs == CHOSEN
+    )
     return f"{where}: {_called(a)} {verb}.{_over_what(a, b, complete=row['complete'])}"
 
 
 def _over_what(a: Series, b: Series, *, complete: bool) -> str:
     """A sentence on the runs that the difference is of, unless these are all that either has."""
-    at = " Each at the (lr, weight decay) pair of its best i.i.d. accuracy." if a.grid.pairs == CHOSEN else ""
     if not complete:
-        return f"{at} Incomplete: over the runs {'there are' if a.combined or b.combined else 'that both have'}."
+        return f" Incomplete: over the runs {'there are' if a.combined or b.combined else 'that both have'}."
     both = ((a.grid, b.grid), (b.grid, a.grid))
     if all(_at_common(grid, other, "ood").size == grid.ood_acc.size for grid, other in both):
-        return at
-    return f"{at} Over the (lr, weight decay) pairs and seeds that both have."
+        return ""
+    return " Over the (lr, weight decay) pairs and seeds that both have."
 
 
 def _called(series: Series) -> str:
