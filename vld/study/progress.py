@@ -128,8 +128,8 @@ def unfinished_runs(output_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
         except UserError as error:
             damaged.append(str(error))
             continue
-        how = {"state": unfinished_state(failure, is_running(path)), "reason": failure.get("what", ""), "directory": str(path)}
-        runs.append({"settings": settings, **how})
+        state, reason = unfinished_state(failure, is_running(path)), failure.get("what", "")
+        runs.append({"settings": settings, "state": state, "reason": reason, "directory": str(path)})
     return runs, damaged
 
 
