@@ -418,6 +418,7 @@ BAD_CSV = {
     "no such file": (None, "cannot be read"),
     "columns": ("file,domain,class\na.png,x,y", "line 2 has no path; its columns must be path, domain, class"),
     "an empty cell": ("path,domain,class\na.png,,y", "line 2 has no domain"),
+    "a null byte": ("path,domain,class\na\0.png,x,y", "line 2 has a null byte; save the file as UTF-8"),
     "nothing": ("path,domain,class\n", ": 0 domain(s) found"),
     "classes": ("path,domain,class\na.png,x,u\nb.png,y,v", "x lacks v; y lacks u"),
     "one class": ("path,domain,class\na.png,x,u\nb.png,y,u", "one class only"),
