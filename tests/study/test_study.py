@@ -290,6 +290,11 @@ def test_a_study_file_that_lacks_something_is_refused(study: str, hydra: str, sa
             for command in ("combine.py", "benchmark.py")
         ),
         ("train.py", ["study=demo", "method=model_soup"], "combine.py study=demo"),
+        (
+            "train.py",
+            ["seed=0,1", "-m", "hydra/launcher=parallel", "hydra.launcher.n_jobs=0"],
+            "must be at least 1, or -1",
+        ),
         ("status.py", ["dataset=glyphs", "backbone=resnet18", "wtch=true"], "did you mean watch?"),
         ("status.py", ["dataset=glyphs", "backbone=resnet18", "format=xml"], "format=xml: must be one of table, json"),
     ],
