@@ -103,6 +103,9 @@ def serving_archives() -> Iterator[ArchiveServer]:
                 return
             content = server.files[name]
             start = int(wanted.removeprefix("bytes=").split("-")[0]) if wanted else 0
+            if start >= len(content):
+                self.send_error(416)
+                return
             self.send_response(206 if wanted else 200)
             self.send_header("Content-Type", "application/octet-stream")
             self.send_header("Content-Disposition", f'attachment; filename="{name}"')

@@ -236,7 +236,8 @@ def test_duplicates_list_beside_a_mirror(
 ) -> None:
     archives, expected = domain_net(image_files)
     server.files |= archives
-    server.files["own.txt"] = server.files.pop("domain_net_duplicates.txt") + b"\nclipart/cat/absent.png"
+    listed = server.files.pop("domain_net_duplicates.txt") + b"\nclipart/cat/absent.png"
+    server.files["own.txt"] = listed + b"\nclipart/caf\xe9.png\nclipart/\0.png\nclipart"  # no names of images either
     first, *others = catalog.SOURCES["domain_net"].archives
     first = dataclasses.replace(first, url=f"{server.url}/own.txt")
     source = dataclasses.replace(catalog.SOURCES["domain_net"], archives=(first, *others))
@@ -245,7 +246,7 @@ def test_duplicates_list_beside_a_mirror(
     assert tree(prepared(server, tmp_path / "data", "domain_net").root) == expected
     out = capsys.readouterr().out
     assert "18.4 GB of archives to fetch" in out
-    assert "the first of them clipart/cat/absent.png" in out
+    assert "4 of the images it lists are absent, the first of them clipart/cat/absent.png" in out
 
 
 def test_a_dead_drive_file_leads_to_a_copy(
@@ -313,6 +314,10 @@ BAD_ARCHIVES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "damaged member": (damaged_zip, r"damaged \(Bad CRC-32"),
     "a byte changed, tar.gz": (with_a_byte_changed, "damaged .*CRC"),
     "truncated": (lambda archive: archive[: len(archive) // 2], "no zip or tar file"),
+    "in several parts": (
+        lambda archive: archive[:-22] + b"PK\6\7" + bytes([1, *[0] * 15]) + archive[-22:],
+        "no zip or tar file",
+    ),
     "path out": (lambda _: tarred({"../../outside.png": b"x"}), "outside the destination"),
     "absolute path": (lambda _: tarred({"/tmp/outside.png": b"x"}), "no folder kfold in it but tmp"),  # inside, then
     "path out, zip": (lambda _: zipped({"kfold/../../outside.png": b"x"}), "leads out of the folder"),
@@ -413,6 +418,7 @@ BAD_CSV = {
     "no such file": (None, "cannot be read"),
     "columns": ("file,domain,class\na.png,x,y", "line 2 has no path; its columns must be path, domain, class"),
     "an empty cell": ("path,domain,class\na.png,,y", "line 2 has no domain"),
+    "a null byte": ("path,domain,class\na\0.png,x,y", "line 2 has a null byte; save the file as UTF-8"),
     "nothing": ("path,domain,class\n", ": 0 domain(s) found"),
     "classes": ("path,domain,class\na.png,x,u\nb.png,y,v", "x lacks v; y lacks u"),
     "one class": ("path,domain,class\na.png,x,u\nb.png,y,u", "one class only"),

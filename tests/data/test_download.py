@@ -146,6 +146,21 @@ def test_too_little_disk_is_said_before_the_download(
     assert not (tmp_path / "PACS.zip").exists()
 
 
+def test_what_had_come_whole_is_no_hindrance(
+    server: ArchiveServer, archive: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before it had its name, or on a disk that then lacked the room to unpack it: there is no rest to ask for."""
+    server.files["PACS.zip"] = archive[:1000]
+    monkeypatch.setattr("vld.machine.disk.free_disk", lambda _: 0)
+    with pytest.raises(UserError, match="disk are needed"):
+        fetch_pacs(server, tmp_path)
+    [part] = (tmp_path / "fetched/PACS.zip.arriving").glob("*.part")
+    assert part.read_bytes() == archive[:1000]
+    monkeypatch.undo()
+    monkeypatch.setattr("vld.data.download.is_archive", lambda _: True)
+    assert fetch_pacs(server, tmp_path) == archive[:1000]
+
+
 CONFIRM = (
     b'<html><body><form id="download-form" action="https://drive.usercontent.google.com/download" method="get">'
     b'<input type="hidden" name="id" value="1JFr8f805nMUelQWWmfnJR3y4_SYoN5Pd">'

@@ -248,10 +248,14 @@ def test_an_unreadable_image_leaves_no_half_store(own_dataset_dir: Path, tmp_pat
 
 def test_a_damaged_store_is_named(own_dataset_dir: Path, tmp_path: Path) -> None:
     opened(own_dataset_dir, tmp_path / "stores")
-    [path] = (tmp_path / "stores").glob("*-pixels-64/1.uint8")
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"damaged .* remove them, they are made again"):
-        opened(own_dataset_dir, tmp_path / "stores")
+    for path in (tmp_path / "stores").glob("*/*"):
+        whole = path.read_bytes()
+        for part in (whole[:-3], b""):
+            path.write_bytes(part)
+            with pytest.raises(UserError, match=r"damaged .* remove them, they are made again"):
+                opened(own_dataset_dir, tmp_path / "stores")
+        path.write_bytes(whole)
+    opened(own_dataset_dir, tmp_path / "stores")
 
 
 def test_where_the_first_place_cannot_be_written_to_the_second_is_taken(dataset_dir: Path, tmp_path: Path) -> None:

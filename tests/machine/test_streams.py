@@ -59,6 +59,17 @@ def test_a_narrow_terminal_shows_every_number(columns: int) -> None:
     assert "…" not in text
 
 
+@pytest.mark.parametrize("columns", ["0", "1", "x"])
+def test_a_width_that_is_none_hides_nothing(
+    columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    Terminal().show("a line", TABLE)
+    shown = capsys.readouterr().out
+    assert "a line" in shown
+    assert shown.count("81.25 ± 0.51") == 5
+
+
 def as_file(folder: Path) -> Path:
     folder.write_text("no folder")
     return folder

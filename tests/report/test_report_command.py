@@ -6,9 +6,11 @@ import re
 import shutil
 import signal
 import subprocess
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from threading import Event
 from urllib.parse import unquote
 
 import pandas as pd
@@ -17,6 +19,9 @@ from report_store import study_runs, write_combinations, write_run
 from run_command import TINY_NETWORK, script, train
 
 from vld.config.names import METHOD_COLORS, series_color
+from vld.report.build import make_report
+from vld.report.select import read_store
+from vld.report.write import write_report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SMALL = ("seed=0,1", "optim.weight_decay=1e-4", "dataset=pacs,vlcs")
@@ -150,6 +155,32 @@ def test_killed_at_any_moment_it_writes_the_same(store: Path, tmp_path: Path) ->
         assert script("report.py", *options).returncode == 0
         assert written() == undisturbed
         shutil.rmtree(where)
+
+
+def test_two_reports_in_one_folder_are_written_one_after_the_other(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vld.machine.lock.PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("vld.report.write.save_figure", lambda _, path, __: path.touch())
+    report = make_report(read_store(store))
+    report = replace(report, figures=report.figures[:1])
+    waits = Event()
+    with ThreadPoolExecutor(1) as pool:
+
+        def second(what: str) -> None:
+            if "waiting" in what or what == "page":
+                waits.set()
+
+        def first(what: str) -> None:
+            if what.startswith("drawing"):
+                others.append(pool.submit(write_report, report, tmp_path, "second", second))
+                assert waits.wait(60)
+
+        others: list[Future[Path]] = []
+        write_report(report, tmp_path, "first", first)
+        assert others[0].result() == tmp_path / "index.html"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["figures", "index.html", "tables"]
+    assert "second" in (tmp_path / "index.html").read_text()
 
 
 class Links(HTMLParser):

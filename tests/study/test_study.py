@@ -24,6 +24,7 @@ from vld.commands.train import at_a_time
 from vld.config.options import flat_settings
 from vld.machine.lock import LOCK
 from vld.runs.identity import hashable, run_id, run_identity
+from vld.runs.reading import stored_identity
 from vld.study.jobs import Job, axes_of, study_axes
 from vld.study.planned import PlannedRun, left_out_domains, planned_runs, shared_runs
 from vld.study.progress import Progress, progress_of, seconds_to_go
@@ -289,6 +290,11 @@ def test_a_study_file_that_lacks_something_is_refused(study: str, hydra: str, sa
             for command in ("combine.py", "benchmark.py")
         ),
         ("train.py", ["study=demo", "method=model_soup"], "combine.py study=demo"),
+        (
+            "train.py",
+            ["seed=0,1", "-m", "hydra/launcher=parallel", "hydra.launcher.n_jobs=0"],
+            "must be at least 1, or -1",
+        ),
         ("status.py", ["dataset=glyphs", "backbone=resnet18", "wtch=true"], "did you mean watch?"),
         ("status.py", ["dataset=glyphs", "backbone=resnet18", "format=xml"], "format=xml: must be one of table, json"),
     ],
@@ -554,6 +560,20 @@ def test_a_run_that_trains_tells_its_step_and_the_time_left(tmp_path: Path) -> N
             (path / LOCK).write_text("4242\nanother-machine\n")
             os.utime(path / LOCK, (seconds, seconds))
         assert [(p.state, p.step, p.seconds_left) for p in progress_of([run])] == [(state, 50, 30.0)]
+
+
+def test_a_run_that_has_just_finished_is_not_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process gave up its lock when there was a result, for which this one had looked already."""
+    run = planned(output_dir=tmp_path)
+    path = begun(run)
+    (path / LOCK).touch()
+
+    def looked(path: Path) -> dict[str, Any]:
+        (path / LOCK).unlink()
+        return stored_identity(path)
+
+    monkeypatch.setattr("vld.study.progress.stored_identity", looked)
+    assert [one.state for one in progress_of([run])] == ["running"]
 
 
 def test_watching_shows_it_again_until_all_is_finished(

@@ -92,10 +92,11 @@ def run_sweep(command: Command, loader: ConfigLoader) -> int:
         raise
     except Exception as error:  # for example, the process of a job was killed
         _show_end(command, [*ended, *_lost(command, len(ended))])
+        on_cluster = "" if launcher_name == JOBLIB_LAUNCHER else "jobs already submitted to a cluster continue; "
         with suppress(OSError):  # nobody may be reading
             print(
                 f"the launcher stopped: {type(error).__name__}: {first_line(error):.300}\n"
-                "jobs already submitted to a cluster continue; run the same command again to start what is missing",
+                f"{on_cluster}run the same command again to start what is missing",
                 file=sys.stderr,
             )
         return FAILED

@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vld.config.command_settings import LOOKING
@@ -53,6 +54,11 @@ def schema_of(command: str) -> type:
 def prepared(name: str, config: DictConfig, program: Sequence[str]) -> Command:
     """The command with all its jobs. Raises `UserError` with a line for everything wrong with any of them."""
     sweep = config.hydra.mode == RunMode.MULTIRUN
+    launcher: Any = OmegaConf.to_container(
+        config.hydra.launcher, resolve=False
+    )  # the preset's n_jobs would look for GPUs
+    if launcher.get("n_jobs") == 0:
+        raise UserError("hydra.launcher.n_jobs=0: must be at least 1, or -1 for as many as there are cores")
     if not issubclass(schema_of(name), Config):
         words = words_of_jobs(axes_of(config)) if sweep else [list(config.hydra.overrides.task)]
         return Command(name, config, words, [], program)

@@ -93,14 +93,14 @@ def arrange_domain_net(unpacked: Path, ready: Path) -> str | None:
     for archive in sorted(unpacked.glob("*.zip")):
         _folder(archive, archive.stem).rename(ready / archive.stem)
     absent = []
-    for line in (unpacked / "domain_net_duplicates.txt").read_text(encoding="utf-8").split("\n"):
+    for line in (unpacked / "domain_net_duplicates.txt").read_text(encoding="utf-8", errors="replace").split("\n"):
         if not (name := line.strip()):
             continue
         if ".." in PurePosixPath(name).parts or name.startswith("/"):
             raise UserError(f"domain_net_duplicates.txt: {name} is no image of DomainNet; do not trust this list")
         try:
             (ready / name).unlink()
-        except (FileNotFoundError, NotADirectoryError):
+        except (OSError, ValueError):  # what is no name of a file either
             absent.append(name)
     if absent:
         return (

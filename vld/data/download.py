@@ -111,7 +111,7 @@ def _download(url: str, whole: Path, progress: Callable[[int, int | None], None]
             return
         except (DownloadError, requests.HTTPError) as error:
             unranged = "byte range" in str(error)
-            if unranged and not _knows_ranges(url):
+            if unranged and not _has_the_rest(url, whole):
                 _forget(whole)  # from the beginning, then
             elif not (unranged or _is_busy(error)) or attempt == RETRIES:
                 raise
@@ -140,9 +140,10 @@ def _version(url: str) -> str:
     return " ".join(part for part in parts if part)
 
 
-def _knows_ranges(url: str) -> bool:
-    """False only if the server answers a request for a part with the whole file, or has no such part."""
-    with requests.get(url, headers={"Range": "bytes=1-1"}, stream=True, timeout=TIMEOUT_SECONDS) as response:
+def _has_the_rest(url: str, whole: Path) -> bool:
+    """False only if the server answers a request for it with the whole file, or there is none: all had come."""
+    there = sum(part.stat().st_size for part in whole.parent.glob(f"{whole.name}*"))
+    with requests.get(url, headers={"Range": f"bytes={there}-"}, stream=True, timeout=TIMEOUT_SECONDS) as response:
         return response.status_code not in (200, 416)
 
 

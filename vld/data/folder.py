@@ -111,6 +111,8 @@ def list_csv(name: str, path: Path) -> DatasetFiles:
         if lacking := [column for column in COLUMNS if not row.get(column)]:
             raise UserError(f"{where}: line {number} has no {lacking[0]}; its columns must be {', '.join(COLUMNS)}")
         file, domain, label = (row[column] for column in COLUMNS)
+        if "\0" in file + domain + label:
+            raise UserError(f"{where}: line {number} has a null byte; save the file as UTF-8")
         must_be_text = [domain, label] if (path.parent / file).exists() else [domain, label, file]
         if strange := [value for value in must_be_text if value != readable(value)]:
             raise UserError(f"{where}: line {number}, {readable(strange[0])}, is not UTF-8; save the file as UTF-8")

@@ -85,8 +85,16 @@ def open_dataset(
                 _build(files, missing, sizes, place, progress, announce)
         times = []  # nothing to look at again
     store = find()
-    dataset = _opened(files, store, sizes)
-    _look_again(files, times, store)
+    if len(store) < 2:
+        raise UserError(
+            f"dataset={files.name}: its image store was removed while this command was running; run it again"
+        )
+    try:
+        dataset = _opened(files, store, sizes)
+        _look_again(files, times, store)
+    except (OSError, EOFError, ValueError, TypeError, LookupError, RuntimeError) as error:
+        where = f"{store[PIXELS]} or {store[VIEWS]}"
+        raise damaged(where, error, "remove them, they are made again") from error
     return dataset
 
 
@@ -272,31 +280,21 @@ def _fingerprint(files: DatasetFiles, digests: Sequence[bytes]) -> str:
 
 
 def _opened(files: DatasetFiles, store: dict[str, Path], sizes: dict[str, int]) -> Dataset:
-    if len(store) < 2:
-        raise UserError(
-            f"dataset={files.name}: its image store was removed while this command was running; run it again"
+    about = json.loads((store[PIXELS] / ABOUT).read_text())
+    stored = (about["height"], about["width"], 3)
+    original = torch.split(torch.from_numpy(np.load(store[PIXELS] / SIZES)), list(files.sizes.values()))
+    domains = [
+        DomainImages(
+            name=domain.name,
+            pixels=_mapped(store[PIXELS] / f"{number}.uint8", (len(domain.files), *stored)),
+            stored_sizes=original_sizes.clamp(max=sizes[PIXELS]),
+            original_sizes=original_sizes,
+            evaluation=_mapped(store[VIEWS] / f"{number}.uint8", (len(domain.files), sizes[VIEWS], sizes[VIEWS], 3)),
+            labels=torch.tensor(domain.labels, dtype=torch.int64),
         )
-    try:
-        about = json.loads((store[PIXELS] / ABOUT).read_text())
-        stored = (about["height"], about["width"], 3)
-        original = torch.split(torch.from_numpy(np.load(store[PIXELS] / SIZES)), list(files.sizes.values()))
-        domains = [
-            DomainImages(
-                name=domain.name,
-                pixels=_mapped(store[PIXELS] / f"{number}.uint8", (len(domain.files), *stored)),
-                stored_sizes=original_sizes.clamp(max=sizes[PIXELS]),
-                original_sizes=original_sizes,
-                evaluation=_mapped(
-                    store[VIEWS] / f"{number}.uint8", (len(domain.files), sizes[VIEWS], sizes[VIEWS], 3)
-                ),
-                labels=torch.tensor(domain.labels, dtype=torch.int64),
-            )
-            for number, (domain, original_sizes) in enumerate(zip(files.domains, original, strict=True))
-        ]
-        return Dataset(files.name, files.classes, tuple(domains), about["fingerprint"])
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        where = f"{store[PIXELS]} or {store[VIEWS]}"
-        raise damaged(where, error, "remove them, they are made again") from error
+        for number, (domain, original_sizes) in enumerate(zip(files.domains, original, strict=True))
+    ]
+    return Dataset(files.name, files.classes, tuple(domains), about["fingerprint"])
 
 
 def _mapped(path: Path, shape: tuple[int, ...]) -> Tensor:

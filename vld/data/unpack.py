@@ -46,7 +46,7 @@ def unpack(archive: Path, target: Path, progress: Progress) -> None:
 def is_archive(path: Path) -> bool:
     try:
         return zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
-    except (EOFError, zlib.error, LZMAError, gzip.BadGzipFile):
+    except DAMAGE:
         return False
 
 

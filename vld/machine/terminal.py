@@ -136,6 +136,8 @@ class Terminal:
         steps: where those made here are written down. all_runs: of a command, if it has several and they run here.
         """
         make_streams_usable()  # a launcher's worker has streams of its own
+        if os.environ.get("COLUMNS") == "0":  # of a terminal without a size; rich would print nothing
+            del os.environ["COLUMNS"]
         # A log or a pipe has no width: tables there are as wide as they need be. Names of domains are no markup.
         width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 250
         self.job = "" if job is None else f"[{job}] "

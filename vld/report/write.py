@@ -2,14 +2,13 @@
 
 import base64
 import datetime
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from vld.machine.atomic import write_text
+from vld.machine.lock import staging_folder
 from vld.machine.terminal import counted
 from vld.report.build import Report
 from vld.report.figures import save_figure
@@ -23,9 +22,14 @@ MARKS = {"o": "●", "s": "■", "D": "◆", "*": "★", "P": "✚", "^": "▲",
 
 
 def write_report(report: Report, folder: Path, command: str, progress: Callable[[str], None] = lambda _: None) -> Path:
-    """`index.html`, `tables/` and `figures/` in the folder; those of an earlier report are replaced. Returns the page's path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with _replaced(folder / "tables") as tables, _replaced(folder / "figures") as figures:
+    """`index.html`, `tables/` and `figures/` in the folder; those of an earlier report are replaced. Returns the page's path.
+
+    Waits for another process that writes them.
+    """
+    with staging_folder(folder / ".writing", announce=progress, another="writes this report") as place:
+        tables, figures = new = place.path / "tables", place.path / "figures"
+        for made in new:
+            made.mkdir()
         for name, table in report.tables.items():
             written = {"csv": table.to_csv(), "md": table.to_markdown(), "tex": table.to_latex()}
             for kind, content in written.items():
@@ -37,8 +41,13 @@ def write_report(report: Report, folder: Path, command: str, progress: Callable[
             drawn.points.to_csv(figures / f"{drawn.name}.csv", index=False)
             for kind in ("png", "pdf"):
                 save_figure(drawn.figure, figures / f"{drawn.name}.{kind}", kind)
-    progress("page")
-    write_text(folder / "index.html", page(report, folder / "figures", command))
+        progress("page")
+        text_of_page = page(report, figures, command)
+        for made in new:
+            if (folder / made.name).exists():
+                (folder / made.name).rename(made.with_name(f"old-{made.name}"))
+            place.move_out(made, folder / made.name)
+        write_text(folder / "index.html", text_of_page)
     return folder / "index.html"
 
 
@@ -63,17 +72,3 @@ def page(report: Report, figures: Path, command: str) -> str:
         command=command,
         made=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
-
-
-@contextmanager
-def _replaced(folder: Path) -> Iterator[Path]:
-    """A new folder, which replaces the old one once everything is written."""
-    new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
-    for left in (new, old):
-        shutil.rmtree(left, ignore_errors=True)
-    new.mkdir()
-    yield new
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)

@@ -46,6 +46,7 @@ def progress_of(runs: Iterable[PlannedRun], fingerprints: Mapping[str, str] | No
         by_key.setdefault((one.run.folder, one.run.key), []).append(number)
     for folder in dict.fromkeys(folder for folder, _ in by_key):
         for path in sorted(folder.glob("*")):
+            running = is_running(path)  # looked at first: a run that finishes has a result before it gives its lock up
             settings, result = _read(path)
             for number in by_key.get((folder, identity_key(settings)), []):
                 run = furthest[number].run
@@ -54,7 +55,7 @@ def progress_of(runs: Iterable[PlannedRun], fingerprints: Mapping[str, str] | No
                     backbone.weights, backbone.last_layer
                 )
                 if may_have(settings, run.config, weights):
-                    both = furthest[number], _progress(run, path, result)
+                    both = furthest[number], _progress(run, path, result, running)
                     furthest[number] = min(both, key=lambda progress: STATES.index(progress.state))
     return furthest
 
@@ -99,19 +100,19 @@ def _read(path: Path) -> tuple[dict[str, Any], RunResult | None]:
     return {}, None
 
 
-def _progress(run: PlannedRun, path: Path, result: RunResult | None) -> Progress:
+def _progress(run: PlannedRun, path: Path, result: RunResult | None, running: bool) -> Progress:
     if result is not None:
         return Progress(run, FINISHED, path, run.config.optim.steps, 0.0, seconds=result.seconds)
     failure = read_if_whole(path / "failure.json")
-    if (state := unfinished_state(path, failure)) == FAILED:
+    if (state := unfinished_state(failure, running)) == FAILED:
         return Progress(run, state, path, reason=str(failure.get("what")))
     step, seconds_left = _last_evaluation(path, run.config.optim.steps)
     return Progress(run, state, path, step, seconds_left)
 
 
-def unfinished_state(path: Path, failure: Mapping[str, Any] | None) -> str:
+def unfinished_state(failure: Mapping[str, Any] | None, running: bool) -> str:
     """Of a run directory without a result; failure: its `failure.json`, if it has one."""
-    return FAILED if failure else RUNNING if is_running(path) else INTERRUPTED
+    return FAILED if failure else RUNNING if running else INTERRUPTED
 
 
 def unfinished_runs(output_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
@@ -127,8 +128,8 @@ def unfinished_runs(output_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
         except UserError as error:
             damaged.append(str(error))
             continue
-        how = {"state": unfinished_state(path, failure), "reason": failure.get("what", ""), "directory": str(path)}
-        runs.append({"settings": settings, **how})
+        state, reason = unfinished_state(failure, is_running(path)), failure.get("what", "")
+        runs.append({"settings": settings, "state": state, "reason": reason, "directory": str(path)})
     return runs, damaged
 
 

@@ -1,6 +1,7 @@
 """Leave one domain out: check the inputs, decode the images once, fine-tune one run per test domain."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -109,7 +110,11 @@ def _check_disk(runs: list[Run], terminal: Terminal) -> None:
     if not unfinished:
         return
     files = [path for run in unfinished for path in run.directory.path.glob("*")]
-    held = sum(path.stat().st_size for path in files if path.suffix in (".pt", ".safetensors"))
+    held = 0
+    for path in files:
+        if path.suffix in (".pt", ".safetensors"):
+            with suppress(FileNotFoundError):  # of a run that another process has just finished
+                held += path.stat().st_size
     wanted = [(run.config, run.test_domain, run.dataset) for run in unfinished]
     output_dir = unfinished[0].config.output_dir
     kept, meanwhile = needed_disk(wanted, output_dir, held=held)
