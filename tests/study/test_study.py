@@ -23,8 +23,11 @@ from vld.commands.status import show_status
 from vld.commands.train import at_a_time
 from vld.config.options import flat_settings
 from vld.machine.lock import LOCK
+from vld.machine.terminal import Terminal
+from vld.runs.directory import RunDirectory
 from vld.runs.identity import hashable, run_id, run_identity
 from vld.runs.reading import stored_identity
+from vld.study import runner
 from vld.study.jobs import Job, axes_of, study_axes
 from vld.study.planned import PlannedRun, left_out_domains, planned_runs, shared_runs
 from vld.study.progress import Progress, progress_of, seconds_to_go
@@ -574,6 +577,19 @@ def test_a_run_that_has_just_finished_is_not_interrupted(tmp_path: Path, monkeyp
 
     monkeypatch.setattr("vld.study.progress.stored_identity", looked)
     assert [one.state for one in progress_of([run])] == ["running"]
+
+
+def test_a_checkpoint_that_its_process_removes_meanwhile_takes_no_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "checkpoint.pt").symlink_to("removed")  # listed, and then not there
+    (tmp_path / "erm-last.safetensors").write_bytes(b"12345")
+    held: list[int] = []
+    monkeypatch.setattr(runner, "needed_disk", lambda *_, **its: (held.append(its["held"]) or 0, 0))
+    settings = SimpleNamespace(output_dir=tmp_path)
+    run = SimpleNamespace(config=settings, directory=RunDirectory(tmp_path), test_domain="chalk", dataset=None)
+    runner._check_disk([run], Terminal())
+    assert held == [5]
 
 
 def test_watching_shows_it_again_until_all_is_finished(
