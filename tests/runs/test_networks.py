@@ -1,5 +1,6 @@
 """Combinations and analyses evaluate networks as training does: compiled where `compile` has it, images on the device."""
 
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,10 @@ import pytest
 from run_command import SMALLEST, script, tiny_weights, train
 from torch import Tensor
 
+from vld.data.views import EvaluationViews
 from vld.machine.device import MemoryBudget
+from vld.model.classifier import Classifier
+from vld.runs.run import Session
 from vld.training import compiled
 
 MEMBERS = ('method.members=["seed=0,1"]', "optim.steps=2", "test_domain=chalk")
@@ -62,3 +66,24 @@ def test_they_are_compiled_and_their_images_held_as_in_training(
     # One to try it out; of each of two runs that are analysed, and the images of its probe.
     assert seen == [64] * (2 * (1 + 1 + 1) if what == "analysis" else 1 + NETWORKS[what])
     assert held == ["evaluation images"] * (4 if what == "analysis" else 2)
+
+
+@pytest.mark.parametrize("command", ["train.py", "combine.py", "analyse.py"])
+def test_nothing_of_one_is_left_for_the_next(
+    command: str, small_glyphs: Path, runs: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Neither networks nor images, which would keep a GPU's memory. No collection comes by itself here."""
+    options = {
+        "train.py": (*SMALLEST, *MEMBERS[1:], f"data_dir={small_glyphs}", f"output_dir={tmp_path}", "seed=2"),
+        "combine.py": (*SMALLEST, *runs, "method=model_soup", *MEMBERS),
+        "analyse.py": runs[:2],
+    }
+    gc.collect()
+    gc.disable()
+    try:
+        done = script(command, *options[command])
+        left = {type(one).__name__ for one in gc.get_objects() if type(one) in (Session, Classifier, EvaluationViews)}
+    finally:
+        gc.enable()
+    assert done.returncode == 0, done.stderr
+    assert not left

@@ -1,5 +1,6 @@
 """Leave one domain out: check the inputs, decode the images once, fine-tune one run per test domain."""
 
+import gc
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -52,6 +53,7 @@ def run_all(
         if before is None or before.config is not run.config:
             _announce(run, terminal)
         outcome = train_once(run, terminal, listener)
+        gc.collect()  # a run refers to itself: its images would keep the device's memory from the next
         terminal.ended(run.directory.path.name, run.config.optim.steps)
         if not outcome.skipped:
             listener.ended(outcome.directory)
