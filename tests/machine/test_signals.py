@@ -8,7 +8,7 @@ from types import FrameType
 
 import pytest
 
-from vld.machine.signals import SIGNALS, Interrupted, SignalGuard
+from vld.machine.signals import SIGNALS, Interrupted, SignalGuard, heeded_at_once
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +36,27 @@ def test_a_signal_waits_until_it_is_asked_for(number: int) -> None:
     guard.check()  # forwarded once
     os.kill(os.getpid(), number)
     assert heard == [(number, True)] * 2
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_what_has_nothing_to_save_is_left_at_once(number: int) -> None:
+    guard, reached = SignalGuard(), []
+    signal.signal(number, lambda *_: reached.append("its handler"))
+    with guard:
+        with pytest.raises(Interrupted), heeded_at_once(guard.check):
+            os.kill(os.getpid(), number)
+            reached.append("what follows")
+        with pytest.raises(Interrupted), heeded_at_once(guard.check):  # the signal came before
+            reached.append("what follows")
+    assert reached == []
+    guard.forward()
+    assert reached == ["its handler"]
+    with guard:
+        with heeded_at_once(guard.check):
+            pass
+        os.kill(os.getpid(), number)  # waits again
+    with pytest.raises(Interrupted):
+        guard.check()
 
 
 def test_without_a_handler_the_process_ends_with_the_signal_s_exit_code() -> None:

@@ -2,17 +2,23 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
+import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from run_command import ENVIRONMENT, REPOSITORY, SMALLEST
 from tiny import make_batches, make_evaluation_set, make_model, settings
 from torch._dynamo.utils import counters
 from torch._inductor.utils import clear_caches
@@ -44,7 +50,7 @@ def programs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def own_cache(programs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(programs_dir))
-    monkeypatch.setattr(compilation, "ANNOUNCED_SECONDS", float("inf"))
+    monkeypatch.setattr(compilation, "ANNOUNCED_SECONDS", threading.TIMEOUT_MAX)
     torch._dynamo.reset()
     compilation._compiled.cache_clear()
 
@@ -168,6 +174,24 @@ def test_no_memory_for_the_trial_may_be_enough_for_the_run(monkeypatch: pytest.M
     assert "OutOfMemoryError: full" in said[0]
 
 
+def test_what_takes_long_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    heard = threading.Event()
+
+    def slow(*_: object, **__: object) -> None:
+        assert heard.wait(60)
+
+    def say(line: str) -> None:
+        said.append(line)
+        heard.set()
+
+    monkeypatch.setattr(compilation, "ANNOUNCED_SECONDS", 0)
+    monkeypatch.setattr(compilation, "predict", slow)
+    monkeypatch.setattr(compilation, "_compiled", lambda function, graphs=False: function)  # noqa: ARG005
+    compilation.compile_network("true", make_model(), make_evaluation_set(), say, make_batches())
+    assert [line.split()[0] for line in said] == ["compiling,", "compiled"]
+
+
 @pytest.mark.parametrize(
     ("wanted", "device", "deterministic", "expected"),
     [
@@ -184,6 +208,39 @@ def test_who_compiles(
 ) -> None:
     monkeypatch.setattr("torch.are_deterministic_algorithms_enabled", lambda: deterministic)
     assert compilation.is_wanted(wanted, torch.device(device)) == expected
+
+
+def processes_of(group: int) -> set[str]:
+    """The names of the programs of a process group."""
+    names = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            name, _, rest = stat.read_text().partition("(")[2].rpartition(")")
+            if int(rest.split()[2]) == group:
+                names.add(name)
+    return names
+
+
+@compiler
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_while_it_compiles_it_stops_at_once(
+    number: signal.Signals, tmp_path: Path, small_glyphs: Path
+) -> None:
+    """As a terminal and `timeout` do it: the compiler's processes get the signal, too."""
+    places = [f"data_dir={small_glyphs}", f"output_dir={tmp_path}"]
+    options = [*SMALLEST, "test_domain=0", "compile=true", "wandb.mode=disabled", *places]
+    command = [sys.executable, str(REPOSITORY / "scripts" / "train.py"), *options]
+    env = os.environ | ENVIRONMENT | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "programs")}
+    with subprocess.Popen(command, env=env, stdout=PIPE, stderr=PIPE, text=True, start_new_session=True) as started:
+        while started.poll() is None and "cc1plus" not in processes_of(started.pid):
+            time.sleep(0.01)
+        os.killpg(started.pid, number)
+        out, err = started.communicate()
+    assert started.returncode == 128 + number, err
+    assert f"{number.name}: stopped before its first step in {tmp_path}" in out
+    assert "not compiled" not in out
+    assert err == f"interrupted ({number.name}); run the same command again to resume\n"
+    assert processes_of(started.pid) == set()
 
 
 @pytest.mark.slow

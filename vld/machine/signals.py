@@ -2,7 +2,8 @@
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
@@ -61,6 +62,28 @@ class SignalGuard:
         for number in noted:
             if not callable(self._previous[number]):  # else the system would end the process without a message
                 raise SystemExit(128 + number)
+
+
+@contextmanager
+def heeded_at_once(check: Callable[[], None]) -> Iterator[None]:
+    """Within its block a signal is followed by `check`, wherever the program is: for what takes long and has nothing to save."""
+    previous: dict[int, Any] = {}
+
+    def heed(number: int, frame: FrameType | None) -> None:
+        previous[number](number, frame)
+        check()
+
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            if callable(handler := signal.getsignal(number)):
+                previous[number] = handler
+                signal.signal(number, heed)
+    try:
+        check()
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 class Stopped(BaseException):

@@ -52,7 +52,8 @@ def train_once(run: Run, terminal: Terminal, listener: Listener) -> Outcome:
         try:
             outcome = _attempt(run, guard, terminal, listener)
         except Interrupted:
-            _say(run, f"{guard.names}: saved in {run.directory.path}", terminal)
+            done = "saved" if run.directory.checkpoint_file.exists() else "stopped before its first step"
+            _say(run, f"{guard.names}: {done} in {run.directory.path}", terminal)
             guard.forward()
             continue  # that handler returned: the run continues
         except LockLost as lost:

@@ -3,6 +3,7 @@
 import copy
 import logging
 import os
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -14,11 +15,12 @@ import torch
 from vld.config.errors import first_line
 from vld.data.augment import augment_together
 from vld.data.batches import TrainingBatches
+from vld.machine.signals import heeded_at_once
 from vld.model.classifier import Classifier, represent
 from vld.training.evaluation import EvaluationSet, predict
 
 ANNOUNCED_SECONDS = 10
-"""A compilation that takes longer has its time said; from the cache it takes a few seconds."""
+"""What takes longer is announced, and its time said: a first compilation takes a minute or two, from the cache it is seconds."""
 
 
 def is_wanted(how: str, device: torch.device) -> bool:
@@ -34,11 +36,13 @@ def compile_network(
     images: EvaluationSet,
     say: Callable[[str], None],
     batches: TrainingBatches | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> None:
     """Have `model` compute by a compiled program, after trying that on a copy; or as before where it fails.
 
     how: the setting `compile`; graphs: the network's kernels are recorded and launched as one CUDA graph, which spares the host.
-    batches: of a model that is to be trained; on a GPU their augmentation is compiled as well.
+    batches: of a model that is to be trained; on a GPU their augmentation is compiled as well. check: called as soon as a signal
+    comes, which the compiler's own processes get as well, and may end by; what it raises ends the compilation.
     """
     device = model.head.weight.device
     if not is_wanted(how, device):
@@ -50,16 +54,20 @@ def compile_network(
     began = time.perf_counter()
     compute = _compiled(represent, how == "graphs")
     augment = batches.augment if batches else augment_together
+    news = "compiling, which takes a minute or two the first time; compile=false begins at once, with slower steps"
+    announcement = threading.Timer(ANNOUNCED_SECONDS, say, [news])
+    announcement.start()
     try:
-        trial = copy.deepcopy(model)
-        trial.compute = compute
-        if batches:
-            if device.type != "cpu":
-                batches.augment = _compiled(augment_together)
-            trial.train()(batches.batch(0)[0], torch.Generator(device)).sum().backward()
-        predict([trial], images, at_most=1)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        with heeded_at_once(check):
+            trial = copy.deepcopy(model)
+            trial.compute = compute
+            if batches:
+                if device.type != "cpu":
+                    batches.augment = _compiled(augment_together)
+                trial.train()(batches.batch(0)[0], torch.Generator(device)).sum().backward()
+            predict([trial], images, at_most=1)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
     except Exception as error:
         # Whatever a compiler and its tools may raise. The trial also takes memory, which the run may do without.
         del trial
@@ -70,6 +78,8 @@ def compile_network(
         reason = first_line(error)
         say(f"not compiled, which is slower and changes nothing else ({type(error).__name__}: {reason:.200})")
         return
+    finally:
+        announcement.cancel()
     model.compute = compute
     if (seconds := time.perf_counter() - began) > ANNOUNCED_SECONDS:
         say(f"compiled in {seconds:.0f} s; {os.environ['TORCHINDUCTOR_CACHE_DIR']} keeps it for the runs to come")
