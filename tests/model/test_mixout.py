@@ -53,10 +53,11 @@ def test_weights_and_gradients_are_the_formula_s(kind: str, name: str) -> None:
     mixed = (m * w + (1 - m) * initial[name] - P * initial[name]) / (1 - P)
     torch.func.functional_call(plain, {name: mixed}, images).square().sum().backward()
 
-    with mixout.mixed(generator()):
-        assert torch.allclose(backbone.get_parameter(name), mixed, rtol=1e-12)
-        assert {k for k, v in backbone.state_dict().items() if not torch.equal(v, before[k])} == {name}
-        backbone(images).square().sum().backward()
+    assert mixout.places == {name: 0}
+    _, factors = mixout.drawn(generator())
+    features = mixout(backbone, factors, images)
+    assert torch.allclose(features, torch.func.functional_call(plain, {name: mixed}, images), rtol=1e-12)
+    features.square().sum().backward()
     assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
     for key, parameter in backbone.named_parameters():
         assert torch.allclose(parameter.grad, plain.get_parameter(key).grad, rtol=1e-9)  # type: ignore[arg-type]
@@ -69,19 +70,11 @@ def test_from_zero_it_is_dropout_on_weights() -> None:
         nn.init.zeros_(parameter)
     mixout = Mixout(backbone, P, "point")
     backbone.load_state_dict(network(1).state_dict())
-    weight = backbone[3].weight.detach().clone()
-    with mixout.mixed(generator()):
-        mask = masked(weight, "point", generator())
-        assert torch.allclose(backbone[3].weight, weight * mask / (1 - P), rtol=1e-12)
-
-
-def test_weights_are_put_back_when_a_step_fails() -> None:
-    backbone = network()
-    mixout = Mixout(backbone, P, "filter")
-    backbone.load_state_dict(network(1).state_dict())
-    with pytest.raises(RuntimeError), mixout.mixed(generator()):
-        raise RuntimeError
-    assert torch.equal(backbone[0].weight, network(1)[0].weight)
+    weight, bias, images = backbone[3].weight, backbone[3].bias, torch.ones(1, 3, 8, 8, dtype=torch.float64)
+    dropped = weight * masked(weight, "point", generator()) / (1 - P)
+    expected = nn.functional.linear(backbone[:3](images), dropped, bias)
+    _, factors = mixout.drawn(generator())
+    assert torch.allclose(mixout(backbone, factors, images), expected, rtol=1e-12)
 
 
 def test_attention_s_input_projection_is_a_linear_layer_and_a_shared_weight_is_masked_once() -> None:
@@ -93,7 +86,16 @@ def test_attention_s_input_projection_is_a_linear_layer_and_a_shared_weight_is_m
     layer = nn.Linear(3, 3)
     twin = nn.Linear(3, 3)
     twin.weight = layer.weight
-    assert len(masked_weights(nn.Sequential(layer, twin), "point")) == 1
+    both = nn.Sequential(layer, twin)
+    assert len(masked_weights(both, "point")) == 1
+    mixout = Mixout(both, P, "point")
+    with torch.no_grad():
+        layer.weight += 1
+    _, [factor] = mixout.drawn(generator())
+    [initial] = mixout.buffers()
+    mixed = (layer.weight - initial) * factor + initial
+    expected = nn.functional.linear(nn.functional.linear(torch.ones(1, 3), mixed, layer.bias), mixed, twin.bias)
+    assert torch.equal(mixout(both, [factor], torch.ones(1, 3)), expected)
 
 
 def test_a_kind_without_a_layer_is_refused() -> None:
@@ -106,6 +108,13 @@ def test_a_kind_without_a_layer_is_refused() -> None:
 def test_a_kind_that_masks_little_is_warned_of() -> None:
     assert masked_share(network(), "filter") == 1080 / (1080 + 40 + 80 + 7200 + 5)
     assert masked_share(network(), "point") == 7200 / (1080 + 40 + 80 + 7200 + 5)
+
+
+def test_kept_is_one_copy_of_the_masked_weights() -> None:
+    backbone = make_model().backbone
+    kept = [tensor for tensor in Mixout(backbone, P, "filter").buffers() if tensor.numel()]
+    assert [tensor.shape for tensor in kept] == [weight.shape for weight in masked_weights(backbone, "filter")]
+    assert not Mixout(backbone, P, "filter").state_dict()  # it is in the weights that a run starts from
 
 
 def begin(**choices: Any) -> Trajectory:

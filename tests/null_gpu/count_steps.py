@@ -43,10 +43,6 @@ def main(architecture: str, image_size: int, *what: str) -> None:
     STEPS_AHEAD["cuda"] = 0
     batches = TrainingBatches(dataset.domains[:2], indices, 1, image_size, device, SEED)
     batches.hold()
-    how = "graphs" if "graphs" in what else "true" if "compile" in what else "false"
-    compiled.compile_network(
-        how, model, evaluation_set(dataset, "c", 0, device, memory=MemoryBudget(device, str)), sys.exit, batches
-    )
     config = settings(
         steps=99,
         averaging=AveragingConfig(1, 1),
@@ -56,6 +52,9 @@ def main(architecture: str, image_size: int, *what: str) -> None:
         mixout_kind="point" if architecture.startswith("vit") else "filter",
     )
     trajectory = Trajectory(model, config)
+    how = "graphs" if "graphs" in what else "true" if "compile" in what else "false"
+    images = evaluation_set(dataset, "c", 0, device, memory=MemoryBudget(device, str))
+    compiled.compile_network(how, model, images, sys.exit, batches, trajectory.mixout)
     for step in range(WARM_UP + STEPS):
         if step == WARM_UP:
             before, convolutions, programs = list(counts), asked["convolutions"], counters["stats"]["unique_graphs"]

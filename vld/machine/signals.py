@@ -75,15 +75,14 @@ def heeded_at_once(check: Callable[[], None]) -> Iterator[None]:
 
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
-            if callable(handler := signal.getsignal(number)):
-                previous[number] = handler
-                signal.signal(number, heed)
+            if callable(signal.getsignal(number)):
+                previous[number] = signal.signal(number, heed)
     try:
         check()
         yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for its, handler in previous.items():
+            signal.signal(its, handler)
 
 
 class Stopped(BaseException):

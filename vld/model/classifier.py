@@ -9,7 +9,7 @@ from vld.config.settings import BackboneConfig, Config
 from vld.model.backbones import build_backbone
 from vld.model.dropout import RepresentationDropout, place_dropout
 from vld.model.linear import tuned
-from vld.model.mixout import masked_weights
+from vld.model.mixout import Mixed, masked_weights
 from vld.model.weights import load_into, load_last_layer
 
 
@@ -54,13 +54,19 @@ class Classifier(nn.Module):
     def compiled(self) -> bool:
         return self.compute is not represent
 
-    def representation(self, images: Tensor) -> Tensor:
+    def representation(self, images: Tensor, mixed: Mixed | None = None) -> Tensor:
         """The penultimate representation, float32 [B, d], before dropout."""
-        return self.compute(self.backbone, images, self.mean, self.std, self.feature_scale, self.autocast)
+        return self.compute(self.backbone, images, self.mean, self.std, self.feature_scale, self.autocast, mixed)
 
-    def forward(self, images: Tensor, generator: torch.Generator | None = None, step: int | None = None) -> Tensor:
-        """Logits, float32 [B, classes]. step: of training, where the rate of dropout depends on it."""
-        logits: Tensor = self.head(self.dropout(self.representation(images), generator, step))
+    def forward(
+        self,
+        images: Tensor,
+        generator: torch.Generator | None = None,
+        step: int | None = None,
+        mixed: Mixed | None = None,
+    ) -> Tensor:
+        """Logits, float32 [B, classes]. step: of training, where the rate of dropout depends on it. mixed: where Mixout acts."""
+        logits: Tensor = self.head(self.dropout(self.representation(images, mixed), generator, step))
         return logits
 
     def logits_of_frozen_backbone(self, images: Tensor) -> Tensor:
@@ -84,7 +90,13 @@ class Classifier(nn.Module):
 
 
 def represent(
-    backbone: nn.Module, images: Tensor, mean: Tensor, std: Tensor, feature_scale: float, autocast: bool
+    backbone: nn.Module,
+    images: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    feature_scale: float,
+    autocast: bool,
+    mixed: Mixed | None = None,
 ) -> Tensor:
     """Images, float [B, 3, h, w] in [0, 1] or as they are stored (uint8 [B, h, w, 3]), to features, float32 [B, d].
 
@@ -94,7 +106,7 @@ def represent(
         images = images.permute(0, 3, 1, 2).float() / 255
     normalised = ((images - mean) / std).contiguous(memory_format=torch.channels_last)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=autocast):
-        features: Tensor = backbone(normalised)
+        features: Tensor = mixed[0](backbone, mixed[1], normalised) if mixed else backbone(normalised)
     return features.float() * feature_scale
 
 

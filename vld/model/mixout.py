@@ -1,10 +1,8 @@
 """High-rate Mixout of a backbone's weights (Aminbeidokhti et al., arXiv 2510.06955; at low rates Lee et al., 1909.11299)."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from vld.config.errors import UserError
 
@@ -32,54 +30,49 @@ def masked_share(backbone: nn.Module, kind: str) -> float:
     return masked / sum(parameter.numel() for parameter in backbone.parameters())
 
 
-class Mixout:
+class Mixout(nn.Module):
     """In each step w' = (m·w + (1−m)·w₀ − p·w₀) / (1−p) = w₀ + (w − w₀)·m/(1−p) stands in for each masked weight w.
 
     w₀: the value at construction. m ~ Bernoulli(1−p), the same for all images of a step: one for each output channel (`filter`)
     or each weight (`point`). So E[w'] = w. Evaluation, averages and what is saved have w itself.
-    Costs two copies of the masked weights.
+    w' is computed within the network's own program: compiled, that takes no kernel of its own. Kept is w₀, a copy of the masked
+    weights.
     """
 
     def __init__(self, backbone: nn.Module, rate: float, kind: str) -> None:
+        super().__init__()
         self.rate, self.kind = rate, kind
-        self.weights = masked_weights(backbone, kind)
-        self.initial = [weight.detach().clone() for weight in self.weights]
-        self.own = [torch.empty_like(weight) for weight in self.weights]
-        """w, while w' stands in for it. Both are held in all steps, and changed together: a few kernels for all weights."""
+        places = {id(weight): place for place, weight in enumerate(masked_weights(backbone, kind))}
+        named = backbone.named_parameters(remove_duplicate=False)
+        self.places = {name: places[id(weight)] for name, weight in named if id(weight) in places}
+        """Of each masked weight among w₀, by its names: a shared one has several."""
+        # Buffers, since recorded programs (CUDA graphs) read those of a module where they are.
+        for place, weight in enumerate(masked_weights(backbone, kind)):
+            self.register_buffer(f"initial_{place}", weight.detach().clone(), persistent=False)
 
-    @contextmanager
-    def mixed(self, generator: torch.Generator) -> Iterator[None]:
-        """The weights are w' inside; gradients that were computed there are those of w after it.
+    def drawn(self, generator: torch.Generator) -> "Mixed":
+        """For a step: m/(1−p) of every masked weight, to be broadcast."""
+        initial = list(self.buffers())
+        shapes = [
+            weight.shape if self.kind == "point" else (len(weight), *[1] * (weight.dim() - 1)) for weight in initial
+        ]
+        counts = [torch.Size(shape).numel() for shape in shapes]
+        kept = torch.empty(sum(counts), device=initial[0].device).bernoulli_(1 - self.rate, generator=generator)
+        factors = torch.split(kept / (1 - self.rate), counts)
+        return self, [factor.view(shape) for factor, shape in zip(factors, shapes, strict=True)]
+
+    def forward(self, backbone: nn.Module, factors: list[Tensor], images: Tensor) -> Tensor:
+        """The features of images, by w'; the gradients are those of w.
 
         That is the true derivative, ∂w'/∂w = m/(1−p); the authors' code multiplies by m alone, which SGD feels as a learning rate
         1−p times as high.
         """
-        factors = self._factors(generator)
-        with torch.no_grad():
-            torch._foreach_copy_(self.own, self.weights)
-            torch._foreach_sub_(self.weights, self.initial)
-            torch._foreach_mul_(self.weights, factors)
-            torch._foreach_add_(self.weights, self.initial)
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                torch._foreach_copy_(self.weights, self.own)
-        trained = [
-            (weight.grad, factor)
-            for weight, factor in zip(self.weights, factors, strict=True)
-            if weight.grad is not None
-        ]
-        if trained:
-            torch._foreach_mul_(*map(list, zip(*trained, strict=True)))
+        weights = {place: backbone.get_parameter(name) for name, place in self.places.items()}
+        mixed = [(weights[i] - initial) * factors[i] + initial for i, initial in enumerate(self.buffers())]
+        by_name = {name: mixed[place] for name, place in self.places.items()}
+        features: Tensor = functional_call(backbone, by_name, (images,), tie_weights=False)
+        return features
 
-    def _factors(self, generator: torch.Generator) -> list[Tensor]:
-        """m/(1−p) of every masked weight, to be broadcast."""
-        shapes = [
-            weight.shape if self.kind == "point" else (len(weight), *[1] * (weight.dim() - 1))
-            for weight in self.weights
-        ]
-        counts = [torch.Size(shape).numel() for shape in shapes]
-        kept = torch.empty(sum(counts), device=self.weights[0].device).bernoulli_(1 - self.rate, generator=generator)
-        drawn = torch.split(kept / (1 - self.rate), counts)
-        return [factor.view(shape) for factor, shape in zip(drawn, shapes, strict=True)]
+
+Mixed = tuple[Mixout, list[Tensor]]
+"""Mixout, and what it has drawn for a step."""

@@ -140,9 +140,10 @@ class Session:
         self.collapses = CollapseWatch(self.model, self.noise)
         if saved is None and (warning := noise_warning(self.model, self.noise)):
             self.warn(warning)
-        compile_network(config.compile, self.model, self.images, self.say, self.batches, self.check)
-        self.environments = [environment_now(self.device, config.deterministic, self.model.compiled)]
         self.trajectory = Trajectory(self.model, config)
+        mixout, check = self.trajectory.mixout, self.check
+        compile_network(config.compile, self.model, self.images, self.say, self.batches, mixout, check)
+        self.environments = [environment_now(self.device, config.deterministic, self.model.compiled)]
         if saved is not None:
             self.resume(saved)
         drop_stale(self.directory, self.record)

@@ -17,6 +17,7 @@ from vld.data.augment import augment_together
 from vld.data.batches import TrainingBatches
 from vld.machine.signals import heeded_at_once
 from vld.model.classifier import Classifier, represent
+from vld.model.mixout import Mixout
 from vld.training.evaluation import EvaluationSet, predict
 
 ANNOUNCED_SECONDS = 10
@@ -36,13 +37,15 @@ def compile_network(
     images: EvaluationSet,
     say: Callable[[str], None],
     batches: TrainingBatches | None = None,
+    mixout: Mixout | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> None:
     """Have `model` compute by a compiled program, after trying that on a copy; or as before where it fails.
 
     how: the setting `compile`; graphs: the network's kernels are recorded and launched as one CUDA graph, which spares the host.
-    batches: of a model that is to be trained; on a GPU their augmentation is compiled as well. check: called as soon as a signal
-    comes, which the compiler's own processes get as well, and may end by; what it raises ends the compilation.
+    batches: of a model that is to be trained; on a GPU their augmentation is compiled as well. mixout: of its steps.
+    check: called as soon as a signal comes, which the compiler's own processes get as well, and may end by; what it raises ends
+    the compilation.
     """
     device = model.head.weight.device
     if not is_wanted(how, device):
@@ -64,7 +67,9 @@ def compile_network(
             if batches:
                 if device.type != "cpu":
                     batches.augment = _compiled(augment_together)
-                trial.train()(batches.batch(0)[0], torch.Generator(device)).sum().backward()
+                generator = torch.Generator(device)
+                mixed = mixout.drawn(generator) if mixout else None
+                trial.train()(batches.batch(0)[0], generator, mixed=mixed).sum().backward()
             predict([trial], images, at_most=1)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -196,16 +196,14 @@ def update(trajectory: Trajectory, inputs: Tensor, labels: Tensor, step: int) ->
     config, seed = trajectory.config, trajectory.config.seed
     set_learning_rate(optimizer, config.optim, step)
     torch.manual_seed(derived_seed(seed, BACKBONE, step))  # for what a backbone draws itself (`vld.model.dropout`)
-    warm = step < config.warm_start
-    mixed = mixout.mixed(torch_generator(seed, MIXOUT, step, inputs.device)) if mixout and not warm else nullcontext()
     optimizer.zero_grad()
-    with mixed:
-        if warm:
-            logits = model.logits_of_frozen_backbone(inputs)
-        else:
-            logits = model(inputs, torch_generator(seed, DROPOUT, step, inputs.device), step)
-        loss = cross_entropy(logits, labels)
-        loss.backward()  # type: ignore[no-untyped-call]
+    if step < config.warm_start:
+        logits = model.logits_of_frozen_backbone(inputs)
+    else:
+        mixed = mixout.drawn(torch_generator(seed, MIXOUT, step, inputs.device)) if mixout else None
+        logits = model(inputs, torch_generator(seed, DROPOUT, step, inputs.device), step, mixed)
+    loss = cross_entropy(logits, labels)
+    loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     return loss.detach()
 
