@@ -14,7 +14,7 @@ variant=${GPU_CHECK_VARIANT:-40} # seconds for each
 slower=${GPU_CHECK_SLOWER:-1} # times all limits, for rehearsals on a slow machine
 all=$((530 * slower)) # no part goes on for longer
 
-part() { # NAME SECONDS FILE COMMAND...: SIGINT at the limit, which commands of ours take as Ctrl-C
+part() { # NAME SECONDS FILE COMMAND...: SIGTERM at the limit, as from a scheduler
     local name=$1 limit=$(($2 * slower)) file=$3 began=$SECONDS code=0
     shift 3
     [ "$limit" -le $((all - SECONDS)) ] || limit=$((all - SECONDS))
@@ -22,69 +22,110 @@ part() { # NAME SECONDS FILE COMMAND...: SIGINT at the limit, which commands of 
         echo "$name: left out, $all s are over" | tee -a "$out/parts.txt"
         return
     fi
-    echo "== $name: $*" >>"$out/$file"
-    timeout --signal=INT --kill-after=10 "$limit" "$@" >>"$out/$file" 2>&1 || code=$?
+    timeout --kill-after=10 "$limit" "$@" >"$work/$name.log" 2>&1 || code=$?
+    { echo "== $name: $*" && cat "$work/$name.log"; } >>"$out/$file"
     echo "$name: exit code $code after $((SECONDS - began)) s (limit $limit s; details in $file)" | tee -a "$out/parts.txt"
-    $python -m vld.commands.benchmark.gpu_summary "$work" "$out" || echo "no summary yet"
 }
 
+summarise() { $python -m vld.commands.benchmark.gpu_summary "$work" "$out" || echo "no summary yet"; }
+
 machine() {
-    $python -m pip install --quiet --no-index --no-deps --find-links "$pack/wheels" --target "$work/site" "$pack"/wheels/*.whl
-    $python -c 'import platform, torch, torchvision, timm; print(platform.python_version(), torch.__version__, torchvision.__version__, timm.__version__)'
+    $python -m pip install --quiet --no-index --no-deps --find-links "$pack/wheels" --target "$work/site" "$pack"/wheels/*.whl &
     # Batch norm is frozen as with ImageNet's weights, whose values change no time.
-    $python -c 'import sys, timm, torch, torchvision
-for name in sys.argv[2:]:
-    network = timm.create_model("tf_efficientnet_lite0") if name == "efficientnet_lite0" else getattr(torchvision.models, name)()
-    torch.save(network.state_dict(), f"{sys.argv[1]}/{name}.pth")' "$work" $large $other efficientnet_lite0
+    for network in $large $other efficientnet_lite0; do
+        $python -c 'import sys, timm, torch, torchvision
+name = sys.argv[2]
+network = timm.create_model("tf_efficientnet_lite0") if name == "efficientnet_lite0" else getattr(torchvision.models, name)()
+torch.save(network.state_dict(), f"{sys.argv[1]}/{name}.pth")' "$work" "$network" &
+    done
+    $python -c 'import platform, torch, torchvision, timm; print(platform.python_version(), torch.__version__, torchvision.__version__, timm.__version__)'
     nvidia-smi
+    wait
+}
+
+until_line() { # PATTERN COMMAND...: SIGTERM once it has said a line like this
+    local pattern=$1 log process
+    shift
+    log=$(mktemp)
+    "$@" >"$log" 2>&1 &
+    process=$!
+    until grep -q "$pattern" "$log" || ! kill -0 $process 2>/dev/null; do sleep 0.2; done
+    kill -TERM $process
+    wait $process
+    local code=$?
+    cat "$log"
+    return $code
 }
 
 if [ "${GPU_CHECK_SMALL:-}" ]; then
-    size=(image_size=32 dataset.store_size=32 batch_size=4 compile=false)
-    steps=4 few=2 run=6 every=2 interrupted=20 large=resnet18 other=mobilenet_v2 mixout=filter small=32
+    size=(image_size=32 dataset.store_size=32 batch_size=4)
+    steps=4 few=2 run=6 large=resnet18 other=mobilenet_v2 kind=filter small=32 compile=false
 else
     size=(image_size=224)
-    steps=150 few=30 run=600 every=150 interrupted=35 large=resnet50 other=vit_b_16 mixout=point small=96
+    steps=75 few=30 run=300 large=resnet50 other=vit_b_16 kind=point small=96 compile=true
 fi
+every=$((run / 3))
 export PYTHONPATH=$work/site:$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 COLUMNS=150
-export -f machine
+export TORCHINDUCTOR_CACHE_DIR=$work/compiled # what one part has compiled the next one finds
+export -f machine until_line
 export python pack work large other
 common=(dataset=pacs dataset.verify=warn data_dir="$pack/data" test_domain=sketch device=cuda wandb.mode=disabled)
 on() { echo "backbone=$1 backbone.weights=$work/$1.pth"; }
+# shellcheck disable=SC2046
+main=($(on $large) "${size[@]}" compile=$compile)
+# shellcheck disable=SC2046
+transformer=($(on $other) "${size[@]}" compile=$compile mixout=0.9 mixout_kind=$kind)
+# shellcheck disable=SC2046
+tiny=($(on efficientnet_lite0) image_size=$small dataset.store_size=$small compile=$compile)
+graphs=(compile=graphs)
 
-benchmark() { # NAME SECONDS PROGRAM OPTION...: what it has measured by then is in its file
-    local name=$1 limit=$2
-    shift 2
-    part "$name" "$limit" benchmarks.txt $python "$@" "${common[@]}" output_dir="$work/benchmark/$name"
+compiled() { # NAME OPTION...: as a training does it, which takes a core for a minute and a half
+    local name=$1
+    shift
+    part "compile_$name" 170 compiling.txt $python scripts/train.py "${common[@]}" "$@" optim.steps=1 eval_every=1 output_dir="$work/$name"
 }
 
-variant() { # NAME NETWORK tried|first OPTION...: the steps alone
-    local name=$1 network=$2 algorithms=$3
+benchmark() { # NAME SECONDS WHAT OPTION...: what it has measured by then is in its file
+    local name=$1 limit=$2 what=$3
     shift 3
-    # shellcheck disable=SC2046
-    benchmark "$name" $variant -m vld.commands.benchmark.variant "$algorithms" $(on $network) "${size[@]}" optim.steps=$few "$@"
+    part "$name" "$limit" benchmarks.txt $python -m vld.commands.benchmark.variant "$what" "${common[@]}" "$@" output_dir="$work/benchmark/$name"
+    summarise
+}
+
+training=($python scripts/train.py "${common[@]}" "${main[@]}" optim.steps=$run eval_every=$every averaging.start=$every ensemble.start=$every
+    ensemble.every=$every swad.enabled=true mixout=0.9 backbone.feature_scale=0.004 "optim.milestones=[$((run / 2))]")
+interrupted() { # NAME SECONDS OPTION...
+    local name=$1 limit=$2
+    shift 2
+    part "${name}interrupted" "$limit" training.txt bash -c 'until_line "$@"' until_line " step $every/" "${training[@]}" "$@" output_dir="$work/${name}second"
+    part "${name}resumed" "$limit" training.txt "${training[@]}" "$@" output_dir="$work/${name}second"
 }
 
 part machine 60 machine.txt bash -c machine
-part tests 90 tests.txt $python -m pytest -q -p no:cacheprovider tests/training/test_gpu.py
-# shellcheck disable=SC2046
-benchmark main 170 scripts/benchmark.py $(on $large) "${size[@]}" optim.steps=$steps
-variant eager $large tried compile=false
-variant graphs $large tried compile=graphs
-variant fp32 $large tried precision=fp32
+# All that is not timed, at once.
+export TORCHINDUCTOR_COMPILE_THREADS=4
+compiled main "${main[@]}" &
+compiled mixout "${main[@]}" mixout=0.9 &
+compiled graphs "${main[@]}" "${graphs[@]}" &
+compiled fp32 "${main[@]}" precision=fp32 &
+compiled $other "${transformer[@]}" &
+compiled ${other}_plain "${transformer[@]}" mixout=0 &
+compiled small_images "${tiny[@]}" &
+compiled small_images_in_graphs "${tiny[@]}" "${graphs[@]}" &
+part tests 170 tests.txt $python -m pytest -q -p no:cacheprovider -p no:logging tests/training/test_gpu.py &
+part commands 170 tests.txt $python -m pytest -q -p no:cacheprovider -p no:logging tests/null_gpu/every_command.py -k "not benchmark" &
+part deterministic_first 120 training.txt "${training[@]}" compile=false deterministic=true output_dir="$work/deterministic_first" &
+interrupted deterministic_ 120 compile=false deterministic=true &
+wait
+summarise
 
-training=($python scripts/train.py "${common[@]}" $(on $large) "${size[@]}" optim.steps=$run eval_every=$every averaging.start=$every ensemble.start=$every
-    "optim.milestones=[$((run / 2))]")
-part interrupted $interrupted training.txt "${training[@]}" output_dir="$work/interrupted"
-part resumed 60 training.txt "${training[@]}" output_dir="$work/interrupted"
-for time in first second; do
-    part "deterministic_$time" 40 training.txt "${training[@]}" "optim.steps=$((run / 6 + 1))" "optim.milestones=[1]" \
-        eval_every=$((run / 6 + 1)) deterministic=true output_dir="$work/deterministic_$time"
-done
-
-variant $other $other tried mixout_kind=$mixout
-variant small_images efficientnet_lite0 tried image_size=$small dataset.store_size=$small
-variant small_images_in_graphs efficientnet_lite0 tried image_size=$small dataset.store_size=$small compile=graphs
-variant cudnn_untried $large first
-variant 160_images $large tried batch_size=53
+benchmark main 150 all "${main[@]}" optim.steps=$steps
+interrupted "" 50
+benchmark small_images "$variant" steps "${tiny[@]}" optim.steps=$few
+benchmark small_images_in_graphs "$variant" steps "${tiny[@]}" "${graphs[@]}" optim.steps=$few
+benchmark graphs "$variant" steps "${main[@]}" "${graphs[@]}" optim.steps=$few
+benchmark eager "$variant" steps "${main[@]}" compile=false mixout=0.9 optim.steps=$few
+benchmark fp32 "$variant" steps "${main[@]}" precision=fp32 optim.steps=$few
+benchmark $other "$variant" steps "${transformer[@]}" optim.steps=$few
+benchmark cudnn_untried "$variant" untried "${main[@]}" optim.steps=$few
 cat "$out/summary.txt"

@@ -187,6 +187,32 @@ def test_ratios_are_the_benchmark_s() -> None:
     )
 
 
+def test_the_gpu_s_figures_are_those_of_its_benchmark() -> None:
+    figures = json.loads((FOLDER / "benchmark_h100.json").read_text())
+    compiled, eager, again = figures.values()
+    section = PAGE.partition("## On a GPU")[2]
+    rows = {"full (": "full step", "the same on": "bare step", "full, images": "step from host memory"}
+    rows |= {"conventional (": "conventional step", "DomainBed's way (": "DomainBed-style step"}
+    for words, step in rows.items():
+        [shown] = re.findall(rf"^\| {re.escape(words)}.* \| ([\d,]+) \| ([\d,]+|–) \|$", section, re.MULTILINE)
+        rates = [its["images_per_second"].get(step) for its in (compiled, eager)]
+        assert shown == tuple(f"{rate:,.0f}" if rate else "–" for rate in rates)
+    ratios = [compiled[f"{step}_to_full_step"] for step in ("conventional_step", "DomainBed-style_step")]
+    assert (
+        f"{ratios[0]:.2f} times as fast as the conventional one and {ratios[1]:.2f} times as fast as DomainBed's"
+        in section
+    )
+    rate = f"{compiled['images_per_second']['full step']:,.0f} images/s"
+    assert (
+        f"{rate}, {ratios[0]:.2f} times as many as the conventional pipeline and {ratios[1]:.2f} times" in DOCUMENTATION
+    )
+    assert f"The first compilation takes {again['compile_seconds']:.0f} s" in section
+    assert f"{again['evaluation']['images_per_second_and_network']:,.0f} images/s of a network" in section
+    mixout = again["seconds_of_the_kernels"]["Mixout"]
+    assert f"took {compiled['mixout_step_to_bare_step']:.2f} times as long" in section
+    assert f"{1e3 * mixout:.1f} ms of {1e3 * compiled['median_seconds']['bare step']:.0f}" in section
+
+
 def test_links_lead_somewhere_and_no_machine_is_named() -> None:
     found = 0
     for page in (FOLDER / "README.md", *PAGES):

@@ -40,7 +40,7 @@ class Classifier(nn.Module):
         self.pretrained, self.autocast = pretrained, autocast
         self.resized_from: int | None = None
         """The image size that its weights are of, where their position embeddings were resized."""
-        self.compute: Callable[..., Tensor] = represent
+        self.compute: Callable[[nn.Module, Tensor, Tensor, Tensor, float, bool, Mixed | None], Tensor] = represent
         """`represent`, or what it was compiled to."""
         self.register_buffer("mean", torch.tensor(settings.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(settings.std).view(1, 3, 1, 1), persistent=False)

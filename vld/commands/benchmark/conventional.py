@@ -163,7 +163,7 @@ def domainbed_style(trajectory: Trajectory, batches: ConventionalBatches) -> Loo
     return Loop(trajectory, batches, reads_loss=True)
 
 
-def _nchw(backbone: nn.Module, images: Tensor, mean: Tensor, std: Tensor, scale: float, autocast: bool) -> Tensor:  # noqa: ARG001
+def _nchw(backbone: nn.Module, images: Tensor, mean: Tensor, std: Tensor, scale: float, *_: object) -> Tensor:
     features: Tensor = backbone((images - mean) / std)
     return features * scale
 

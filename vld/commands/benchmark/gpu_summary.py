@@ -22,10 +22,12 @@ def line_of(name: str, figures: dict[str, Any]) -> str:
     words += [text.format(figures[ratio]) for ratio, text in RATIOS.items() if ratio in figures]
     if evaluation := figures.get("evaluation_images_per_second"):
         words.append(f"evaluation {evaluation['both networks in one pass']:,.0f} images/s")
+    if isinstance(kernels := figures.get("kernels_of_a_full_step"), dict):
+        words.append(f"its kernels {kernels['seconds'] / seconds['full step']:.3f} of a full step")
     if forecast := figures.get("forecast"):
         words.append(f"the paper's study {sum(entry['hours'] for entry in forecast) / 24:,.1f} GPU-days")
     if isinstance(first := figures.get("seconds_to_first_step"), dict):
-        words.append(f"first step after {first['cold']:.0f} s, with everything compiled {first['warm']:.0f} s")
+        words.append(f"first step after {first['warm']:.0f} s with everything compiled")
     return ", ".join(words)
 
 

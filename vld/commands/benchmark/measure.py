@@ -5,6 +5,7 @@ import resource
 import statistics
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -25,7 +26,7 @@ from vld.commands.benchmark.conventional import (
 from vld.commands.benchmark.costs import WANDB_STEPS, time_checkpoint, time_wandb
 from vld.commands.benchmark.figures import Figures
 from vld.commands.benchmark.forecast import EXPERIMENTS, forecast
-from vld.commands.benchmark.on_gpu import dearest_kernels, device_and_host_seconds
+from vld.commands.benchmark.on_gpu import device_and_host_seconds, kernels_of
 from vld.commands.benchmark.outside import images_per_second_beside, seconds_to_first_step
 from vld.commands.benchmark.show import show
 from vld.config.checked import accumulated
@@ -45,12 +46,14 @@ from vld.training.evaluation import IMAGES_AT_ONCE, IN, OUT, EvaluationSet, pred
 from vld.training.loop import Trajectory, update
 from vld.training.methods import WEIGHT_AVERAGING
 
-STEPS_AT_ONCE = {"cpu": 1, "cuda": 30}
+STEPS_AT_ONCE = {"cpu": 1, "cuda": 15}
 """Steps between two looks at the clock: a GPU is only busy when it need not be looked at."""
 EVALUATED_CHUNKS = {"cpu": 4, "cuda": 40}
 EVALUATION_ROUNDS = 3
 STEPS_ONLY = False
-"""For variants (`variant.py`): no conventional step beside ours, and no other part."""
+"""For variants (`variant.py`): no conventional step beside ours, no other part, and Mixout only where the settings have it."""
+OWN_PROGRAMS = True
+"""What is compiled is compiled anew, so that it can be timed; a variant takes what others have compiled."""
 ALGORITHMS_TRIED = True
 """By cuDNN; a variant takes the first that it proposes for a convolution."""
 MIXOUT_STEP, MIXOUT = "step with Mixout", 0.9
@@ -66,8 +69,9 @@ def run_benchmark(config: Config, options: Sequence[str], terminal: Terminal) ->
     output_dir.mkdir(parents=True, exist_ok=True)
     figures = Figures(output_dir / "benchmark.json", terminal.say)
     with tempfile.TemporaryDirectory() as folder:
-        # Nothing is compiled yet in this process; what it compiles, the processes that it starts find.
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+        if OWN_PROGRAMS:
+            # Nothing is compiled yet in this process; what it compiles, the processes that it starts find.
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
         measured = Measured(config, figures, terminal)
         try:
             measured.steps()
@@ -160,9 +164,10 @@ class Measured:
             self.ours.mixout = None
 
         parts: dict[str, Callable[[int], object]] = {"full step": full, "bare step": bare}
-        with suppress(UserError):  # a backbone that has nothing to mask
-            mixout = Mixout(self.ours.model.backbone, self.config.mixout or MIXOUT, self.config.mixout_kind)
-            parts[MIXOUT_STEP] = with_mixout
+        if self.config.mixout or not STEPS_ONLY:
+            with suppress(UserError):  # a backbone that has nothing to mask
+                mixout = Mixout(self.ours.model.backbone, self.config.mixout or MIXOUT, self.config.mixout_kind)
+                parts[MIXOUT_STEP] = with_mixout
         if self.batches.resident and self.device.type == "cuda":
             parts["step from host memory"] = from_host
         parts["input"] = self.batches.batch
@@ -175,6 +180,7 @@ class Measured:
         rounds = max(1, self.config.optim.steps // at_once)
         parts = self.measured = self.parts()
         times: dict[str, list[float]] = {name: [] for name in (*parts, *self.usual)}
+        order = deque(parts)
 
         def time_steps(name: str, part: Callable[[int], object], first: int) -> None:
             seconds = timed(lambda: [part(step) for step in range(first, first + at_once)], self.device)
@@ -183,8 +189,9 @@ class Measured:
         with self.terminal.counting("timing") as progress:
             for number in range(rounds + 1):
                 parts["bare step"](0)  # not counted: caches hold another network
-                for name, part in parts.items():
-                    time_steps(name, part, max(0, number - 1) * at_once)
+                for name in order:
+                    time_steps(name, parts[name], max(0, number - 1) * at_once)
+                order.rotate()  # each has each place in turn: a GPU's clock falls while it is busy
                 for name, loop in self.usual.items():
                     # What its workers had ready by then does not count; then they fill up again, out of the way.
                     for _ in range(loop.batches.waiting):
@@ -201,7 +208,7 @@ class Measured:
     def profile(self) -> None:
         """The last part: a profiler may take the process with it."""
         if self.device.type == "cuda":
-            self.figures.attempt("dearest_kernels", lambda: dearest_kernels(self.measured["full step"]))
+            self.figures.attempt("kernels_of_a_full_step", lambda: kernels_of(self.measured["full step"]))
 
     def add_steps(self, times: dict[str, list[float]], steps: int) -> None:
         seconds = self.seconds = {name: statistics.median(values) for name, values in times.items()}
@@ -256,12 +263,12 @@ class Measured:
         return [*own, f"test_domain={self.test_domain}", f"batch_size={self.config.batch_size}"]
 
     def start(self, options: Sequence[str]) -> None:
-        """Seconds from the command to the first step; cold: and those that compiling took this process."""
+        """Seconds from the command to the first step; cold: and those that compiling anew took this process."""
         self.terminal.say("starting train.py, for the time to the first step")
 
         def measured() -> dict[str, float]:
             warm = seconds_to_first_step(self.own(options))
-            return {"cold": warm + self.compiling, "warm": warm}
+            return ({"cold": warm + self.compiling} if OWN_PROGRAMS else {}) | {"warm": warm}
 
         self.figures.attempt("seconds_to_first_step", measured)
 

@@ -1,6 +1,7 @@
-"""A variant of a benchmark, its steps alone: python -m vld.commands.benchmark.variant tried|first OPTION...
+"""A variant of a benchmark, with what others have compiled: python -m vld.commands.benchmark.variant all|steps|untried OPTION...
 
-tried, first: whether cuDNN tries its algorithms for a convolution, as training has it, or takes the first that it proposes.
+all: the whole benchmark. steps: the steps alone. untried: these where cuDNN takes the first algorithm that it proposes for a
+convolution; else it tries them, as in training.
 """
 
 import sys
@@ -8,6 +9,7 @@ import sys
 from vld.commands.benchmark import measure
 from vld.commands.main import benchmark
 
-measure.STEPS_ONLY = True
-measure.ALGORITHMS_TRIED = sys.argv.pop(1) == "tried"
+what = sys.argv.pop(1)
+measure.OWN_PROGRAMS = False
+measure.STEPS_ONLY, measure.ALGORITHMS_TRIED = what != "all", what != "untried"
 benchmark()
