@@ -54,7 +54,7 @@ def main(architecture: str, image_size: int, *what: str) -> None:
     trajectory = Trajectory(model, config)
     how = "graphs" if "graphs" in what else "true" if "compile" in what else "false"
     images = evaluation_set(dataset, "c", 0, device, memory=MemoryBudget(device, str))
-    compiled.compile_network(how, model, images, sys.exit, batches, trajectory.mixout)
+    compiled.compile_network(how, model, images, sys.exit, (trajectory, batches))
     for step in range(WARM_UP + STEPS):
         if step == WARM_UP:
             before, convolutions, programs = list(counts), asked["convolutions"], counters["stats"]["unique_graphs"]

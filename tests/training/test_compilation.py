@@ -25,7 +25,9 @@ from torch._inductor.utils import clear_caches
 
 from vld.config.settings import AveragingConfig, EnsembleConfig
 from vld.data.augment import augment_together, draw_parameters
+from vld.data.batches import TrainingBatches
 from vld.data.views import CHUNKS_AHEAD, EvaluationViews
+from vld.model.classifier import Classifier
 from vld.training import compiled as compilation
 from vld.training.evaluation import predict
 from vld.training.loop import Evaluation, Trajectory, train
@@ -55,7 +57,13 @@ def own_cache(programs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compilation._compiled.cache_clear()
 
 
-def trained(*, compiled: bool, **network: Any) -> tuple[list[Evaluation], list[str], int]:
+def in_training(model: Classifier) -> tuple[Trajectory, TrainingBatches]:
+    return Trajectory(model, settings()), make_batches()
+
+
+def trained(
+    *, compiled: bool, mixout: float = 0.0, warm_start: int = 0, **network: Any
+) -> tuple[list[Evaluation], list[str], int]:
     """Evaluations without dropout (its masks are drawn outside), what was said, and the programs made after the trial."""
     model, batches, images, said = (
         make_model(**network, dropout=0),
@@ -63,17 +71,20 @@ def trained(*, compiled: bool, **network: Any) -> tuple[list[Evaluation], list[s
         make_evaluation_set(),
         [],
     )
+    along = {"averaging": AveragingConfig(1, 1), "ensemble": EnsembleConfig(4, 4)}
+    trajectory = Trajectory(model, settings(steps=8, **along, mixout=mixout, warm_start=warm_start))
     if compiled:
-        compilation.compile_network("true", model, images, said.append, batches)
+        compilation.compile_network("true", model, images, said.append, (trajectory, batches))
     programs = counters["stats"]["unique_graphs"]
-    config = settings(steps=8, averaging=AveragingConfig(1, 1), ensemble=EnsembleConfig(4, 4))
-    evaluations = list(train(Trajectory(model, config), batches, images))
+    evaluations = list(train(trajectory, batches, images))
     assert model.compiled == (compiled and not said)
     return evaluations, said, counters["stats"]["unique_graphs"] - programs
 
 
 @compiler
-@pytest.mark.parametrize("network", [{"pretrained": True}, {"pretrained": False}, {"batch_norm": "trained"}])
+@pytest.mark.parametrize(
+    "network", [{}, {"pretrained": False}, {"batch_norm": "trained", "mixout": 0.5}, {"mixout": 0.5, "warm_start": 3}]
+)
 def test_a_compiled_run_has_the_same_logits_and_compiles_nothing_on_the_way(network: dict[str, Any]) -> None:
     eager, _, _ = trained(compiled=False, **network)
     compiled, said, programs = trained(compiled=True, **network)
@@ -95,7 +106,7 @@ def test_the_next_job_finds_what_the_first_one_compiled(tmp_path: Path, monkeypa
         compilation._compiled.cache_clear()
         clear_caches()
         counters.clear()
-        compilation.compile_network("true", make_model(), make_evaluation_set(), print, make_batches())
+        compilation.compile_network("true", make_model(), make_evaluation_set(), print, in_training(make_model()))
         compiled.append(counters["inductor"]["fxgraph_cache_miss"])
         found.append(counters["inductor"]["fxgraph_cache_hit"])
         libraries.append({path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.so")})
@@ -110,7 +121,7 @@ def test_trying_leaves_the_network_as_it_was() -> None:
     model = make_model(pretrained=False)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.random.get_rng_state()
-    compilation.compile_network("true", model, make_evaluation_set(), print, make_batches())
+    compilation.compile_network("true", model, make_evaluation_set(), print, in_training(model))
     assert model.compiled
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -129,7 +140,7 @@ def test_the_last_chunk_is_filled_up_and_cut_again(monkeypatch: pytest.MonkeyPat
     images = replace(images, images=views)
     eager = predict([model], images)[0]
     assert len(images.images) % 8
-    compilation.compile_network("true", model, images, print, make_batches())
+    compilation.compile_network("true", model, images, print, in_training(model))
     programs = counters["stats"]["unique_graphs"]
     compiled = predict([model], images)[0]
     assert counters["stats"]["unique_graphs"] == programs
@@ -169,7 +180,7 @@ def test_no_memory_for_the_trial_may_be_enough_for_the_run(monkeypatch: pytest.M
     monkeypatch.setattr(compilation, "predict", full)
     monkeypatch.setattr(compilation, "_compiled", lambda function, graphs=False: function)  # noqa: ARG005
     model, said = make_model(), []
-    compilation.compile_network("true", model, make_evaluation_set(), said.append, make_batches())
+    compilation.compile_network("true", model, make_evaluation_set(), said.append, in_training(model))
     assert not model.compiled
     assert "OutOfMemoryError: full" in said[0]
 
@@ -188,7 +199,8 @@ def test_what_takes_long_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compilation, "ANNOUNCED_SECONDS", 0)
     monkeypatch.setattr(compilation, "predict", slow)
     monkeypatch.setattr(compilation, "_compiled", lambda function, graphs=False: function)  # noqa: ARG005
-    compilation.compile_network("true", make_model(), make_evaluation_set(), say, make_batches())
+    model = make_model()
+    compilation.compile_network("true", model, make_evaluation_set(), say, in_training(model))
     assert [line.split()[0] for line in said] == ["compiling,", "compiled"]
 
 

@@ -68,11 +68,11 @@ def test_nothing_between_evaluations_waits_for_the_gpu(resident: bool, compiled:
     """PyTorch raises where the host would wait."""
     model, batches = make_model().cuda(), gpu_batches(resident=resident)
     images = gpu_images(resident=resident)
-    if compiled:
-        compilation.compile_network("true", model, images, print, batches)
-        assert model.compiled
     config = settings(steps=20, eval_every=20, averaging=AveragingConfig(2, 1), ensemble=EnsembleConfig(20, 20))
     trajectory = Trajectory(model, config)
+    if compiled:
+        compilation.compile_network("true", model, images, print, (trajectory, batches))
+        assert model.compiled
 
     def on_step(step: int) -> None:
         torch.cuda.set_sync_debug_mode("error" if 5 <= step < 20 else "default")

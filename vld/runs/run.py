@@ -141,8 +141,8 @@ class Session:
         if saved is None and (warning := noise_warning(self.model, self.noise)):
             self.warn(warning)
         self.trajectory = Trajectory(self.model, config)
-        mixout, check = self.trajectory.mixout, self.check
-        compile_network(config.compile, self.model, self.images, self.say, self.batches, mixout, check)
+        training = self.trajectory, self.batches
+        compile_network(config.compile, self.model, self.images, self.say, training, self.check)
         self.environments = [environment_now(self.device, config.deterministic, self.model.compiled)]
         if saved is not None:
             self.resume(saved)

@@ -17,8 +17,8 @@ from vld.data.augment import augment_together
 from vld.data.batches import TrainingBatches
 from vld.machine.signals import heeded_at_once
 from vld.model.classifier import Classifier, represent
-from vld.model.mixout import Mixout
 from vld.training.evaluation import EvaluationSet, predict
+from vld.training.loop import Trajectory, logits_in_training
 
 ANNOUNCED_SECONDS = 10
 """What takes longer is announced, and its time said: a first compilation takes a minute or two, from the cache it is seconds."""
@@ -36,14 +36,13 @@ def compile_network(
     model: Classifier,
     images: EvaluationSet,
     say: Callable[[str], None],
-    batches: TrainingBatches | None = None,
-    mixout: Mixout | None = None,
+    training: tuple[Trajectory, TrainingBatches] | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> None:
     """Have `model` compute by a compiled program, after trying that on a copy; or as before where it fails.
 
     how: the setting `compile`; graphs: the network's kernels are recorded and launched as one CUDA graph, which spares the host.
-    batches: of a model that is to be trained; on a GPU their augmentation is compiled as well. mixout: of its steps.
+    training: of a model that is to be trained; on a GPU the augmentation of the batches is compiled as well.
     check: called as soon as a signal comes, which the compiler's own processes get as well, and may end by; what it raises ends
     the compilation.
     """
@@ -52,10 +51,13 @@ def compile_network(
         return
     # A choice: `set_up` keeps float32 what it says.
     warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # no CUDA on a CPU machine is no news
+    # That a CPU machine has no CUDA is no news, nor that a signal ended the compiler's processes as well.
+    for quiet in ("torch.utils.cpp_extension", "torch._inductor.compile_worker.subproc_pool"):
+        logging.getLogger(quiet).setLevel(logging.ERROR)
     torch._dynamo.config.recompile_limit = 64  # a sweep in one process has many networks and sizes
     began = time.perf_counter()
     compute = _compiled(represent, how == "graphs")
+    trajectory, batches = training or (None, None)
     augment = batches.augment if batches else augment_together
     news = "compiling, which takes a minute or two the first time; compile=false begins at once, with slower steps"
     announcement = threading.Timer(ANNOUNCED_SECONDS, say, [news])
@@ -64,12 +66,12 @@ def compile_network(
         with heeded_at_once(check):
             trial = copy.deepcopy(model)
             trial.compute = compute
-            if batches:
+            if trajectory and batches:
                 if device.type != "cpu":
                     batches.augment = _compiled(augment_together)
-                generator = torch.Generator(device)
-                mixed = mixout.drawn(generator) if mixout else None
-                trial.train()(batches.batch(0)[0], generator, mixed=mixed).sum().backward()
+                trial.train()
+                for step in {0, trajectory.config.warm_start}:
+                    logits_in_training(trial, trajectory, batches.batch(0)[0], step).sum().backward()  # type: ignore[no-untyped-call]
             predict([trial], images, at_most=1)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)

@@ -190,19 +190,25 @@ def add_logits(trajectory: Trajectory, predictions: Mapping[str, Prediction]) ->
             method.add(predictions[ERM].logits)
 
 
+def logits_in_training(model: Classifier, trajectory: Trajectory, inputs: Tensor, step: int) -> Tensor:
+    """What a network like the trajectory's says of a batch, float32 [B, classes], with all that acts on it at this step."""
+    seed, mixout = trajectory.config.seed, trajectory.mixout
+    if step < trajectory.config.warm_start:
+        return model.logits_of_frozen_backbone(inputs)
+    mixed = mixout.drawn(torch_generator(seed, MIXOUT, step, inputs.device)) if mixout else None
+    logits: Tensor = model(inputs, torch_generator(seed, DROPOUT, step, inputs.device), step, mixed)
+    return logits
+
+
 def update(trajectory: Trajectory, inputs: Tensor, labels: Tensor, step: int) -> Tensor:
     """One step of the optimiser on one batch; its loss, detached."""
-    model, optimizer, mixout = trajectory.model, trajectory.optimizer, trajectory.mixout
-    config, seed = trajectory.config, trajectory.config.seed
+    optimizer, config = trajectory.optimizer, trajectory.config
     set_learning_rate(optimizer, config.optim, step)
-    torch.manual_seed(derived_seed(seed, BACKBONE, step))  # for what a backbone draws itself (`vld.model.dropout`)
+    torch.manual_seed(
+        derived_seed(config.seed, BACKBONE, step)
+    )  # for what a backbone draws itself (`vld.model.dropout`)
     optimizer.zero_grad()
-    if step < config.warm_start:
-        logits = model.logits_of_frozen_backbone(inputs)
-    else:
-        mixed = mixout.drawn(torch_generator(seed, MIXOUT, step, inputs.device)) if mixout else None
-        logits = model(inputs, torch_generator(seed, DROPOUT, step, inputs.device), step, mixed)
-    loss = cross_entropy(logits, labels)
+    loss = cross_entropy(logits_in_training(trajectory.model, trajectory, inputs, step), labels)
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     return loss.detach()

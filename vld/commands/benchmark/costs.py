@@ -1,4 +1,4 @@
-"""What keeping record of runs costs: checkpoints, copies in W&B."""
+"""What keeping record of runs costs: checkpoints, copies in W&B; and the memory that all takes."""
 
 import json
 import resource
@@ -6,6 +6,8 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+
+import torch
 
 from vld.config.checked import accumulated
 from vld.config.errors import UserError
@@ -78,3 +80,11 @@ def time_wandb(config: Config) -> dict[str, float]:
 def cpu_of_children() -> float:
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """Bytes. The host's counts the pages of memory maps that are in memory, too; on a GPU the usual networks are in it."""
+    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    if device.type == "cuda":
+        peak["gpu"] = torch.cuda.max_memory_reserved(device)
+    return peak

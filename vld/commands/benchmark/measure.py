@@ -1,7 +1,6 @@
 """The benchmark: every part is measured in one run, in turn, and compared as medians, since machines are shared and noisy."""
 
 import os
-import resource
 import statistics
 import tempfile
 import time
@@ -23,7 +22,7 @@ from vld.commands.benchmark.conventional import (
     chosen_files,
     domainbed_style,
 )
-from vld.commands.benchmark.costs import WANDB_STEPS, time_checkpoint, time_wandb
+from vld.commands.benchmark.costs import WANDB_STEPS, peak_memory, time_checkpoint, time_wandb
 from vld.commands.benchmark.figures import Figures
 from vld.commands.benchmark.forecast import EXPERIMENTS, forecast
 from vld.commands.benchmark.on_gpu import device_and_host_seconds, kernels_of
@@ -120,7 +119,7 @@ class Measured:
     def compile(self) -> float:
         """Seconds that it takes where nothing has been compiled before."""
         began = time.perf_counter()
-        compile_network(self.config.compile, self.ours.model, self.images, self.terminal.say, self.batches)
+        compile_network(self.config.compile, self.ours.model, self.images, self.terminal.say, (self.ours, self.batches))
         return time.perf_counter() - began if self.ours.model.compiled else 0.0
 
     def chosen_files(self, part: str) -> list[Any]:
@@ -345,11 +344,3 @@ def input_per_core(
         torch.set_num_threads(threads)
     ratio = statistics.median(one / other for one, other in zip(ours, usual, strict=True))
     return {"ours": statistics.median(ours), "conventional": statistics.median(usual), "ratio": ratio}
-
-
-def peak_memory(device: torch.device) -> dict[str, int]:
-    """Bytes. The host's counts the pages of memory maps that are in memory, too; on a GPU the usual networks are in it."""
-    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
-    if device.type == "cuda":
-        peak["gpu"] = torch.cuda.max_memory_reserved(device)
-    return peak
