@@ -78,6 +78,7 @@ transformer=($(on $other) "${size[@]}" compile=$compile mixout=0.9 mixout_kind=$
 # shellcheck disable=SC2046
 tiny=($(on efficientnet_lite0) image_size=$small dataset.store_size=$small compile=$compile)
 graphs=(compile=graphs)
+eager=(compile=false deterministic=true batch_size=4) # beside others in the GPU's memory
 
 compiled() { # NAME OPTION...: as a training does it, which takes a core for a minute and a half
     local name=$1
@@ -114,8 +115,8 @@ compiled small_images "${tiny[@]}" &
 compiled small_images_in_graphs "${tiny[@]}" "${graphs[@]}" &
 part tests 170 tests.txt $python -m pytest -q -p no:cacheprovider -p no:logging tests/training/test_gpu.py &
 part commands 170 tests.txt $python -m pytest -q -p no:cacheprovider -p no:logging tests/null_gpu/every_command.py -k "not benchmark" &
-part deterministic_first 120 training.txt "${training[@]}" compile=false deterministic=true output_dir="$work/deterministic_first" &
-interrupted deterministic_ 120 compile=false deterministic=true &
+part deterministic_first 120 training.txt "${training[@]}" "${eager[@]}" output_dir="$work/deterministic_first" &
+interrupted deterministic_ 120 "${eager[@]}" &
 wait
 summarise
 
