@@ -121,10 +121,10 @@ wait
 summarise
 
 benchmark main 150 all "${main[@]}" optim.steps=$steps
-interrupted "" 50
 benchmark small_images "$variant" steps "${tiny[@]}" optim.steps=$few
 benchmark small_images_in_graphs "$variant" steps "${tiny[@]}" "${graphs[@]}" optim.steps=$few
 benchmark graphs "$variant" steps "${main[@]}" "${graphs[@]}" optim.steps=$few
+interrupted "" 60
 benchmark eager "$variant" steps "${main[@]}" compile=false mixout=0.9 optim.steps=$few
 benchmark fp32 "$variant" steps "${main[@]}" precision=fp32 optim.steps=$few
 benchmark $other "$variant" steps "${transformer[@]}" optim.steps=$few
