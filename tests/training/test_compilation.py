@@ -173,14 +173,16 @@ def test_without_a_compiler_a_run_goes_on_and_says_so(monkeypatch: pytest.Monkey
         assert all(torch.equal(same.logits[method], logits) for method, logits in one.logits.items())
 
 
-def test_no_memory_for_the_trial_may_be_enough_for_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("part", ["copy.deepcopy", "predict"])
+def test_no_memory_for_the_trial_may_be_enough_for_the_run(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("full")
 
-    monkeypatch.setattr(compilation, "predict", full)
+    monkeypatch.setattr(f"vld.training.compiled.{part}", full)
     monkeypatch.setattr(compilation, "_compiled", lambda function, graphs=False: function)  # noqa: ARG005
-    model, said = make_model(), []
-    compilation.compile_network("true", model, make_evaluation_set(), said.append, in_training(model))
+    model, images, said = make_model(), make_evaluation_set(), []
+    training = in_training(model)
+    compilation.compile_network("true", model, images, said.append, training)
     assert not model.compiled
     assert "OutOfMemoryError: full" in said[0]
 

@@ -62,6 +62,7 @@ def compile_network(
     news = "compiling, which takes a minute or two the first time; compile=false begins at once, with slower steps"
     announcement = threading.Timer(ANNOUNCED_SECONDS, say, [news])
     announcement.start()
+    trial: Classifier | None = None
     try:
         with heeded_at_once(check):
             trial = copy.deepcopy(model)
@@ -77,7 +78,7 @@ def compile_network(
                 torch.cuda.synchronize(device)
     except Exception as error:
         # Whatever a compiler and its tools may raise. The trial also takes memory, which the run may do without.
-        del trial
+        trial = None
         if device.type == "cuda":
             torch.cuda.empty_cache()
         if batches:
