@@ -41,3 +41,11 @@ def study_jobs(study: str, *words: str) -> list[Job]:
         axes = study_axes(study, list(words))
     assert axes is not None
     return jobs(*axes)
+
+
+def command_jobs(study: str, *words: str) -> list[Job]:
+    """Those of `train.py study=… WORDS`, which may take other values than the study's."""
+    with presets():
+        axes = study_axes(study, [])
+    assert axes is not None
+    return jobs(*{word.partition("=")[0]: word for word in (*axes, *words)}.values())
