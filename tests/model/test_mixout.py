@@ -77,17 +77,23 @@ def test_from_zero_it_is_dropout_on_weights() -> None:
     assert torch.allclose(mixout(backbone, factors, images), expected, rtol=1e-12)
 
 
-def test_attention_s_input_projection_is_a_linear_layer_and_a_shared_weight_is_masked_once() -> None:
+def test_attention_s_input_projection_is_a_linear_layer() -> None:
     attention = nn.MultiheadAttention(8, 2)
     assert {id(w) for w in masked_weights(attention, "point")} == {
         id(attention.in_proj_weight),
         id(attention.out_proj.weight),
     }
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_shared_weight_is_masked_once(twice: bool) -> None:
+    """By two layers, or by one that is used twice."""
     layer = nn.Linear(3, 3)
-    twin = nn.Linear(3, 3)
+    twin = layer if twice else nn.Linear(3, 3)
     twin.weight = layer.weight
     both = nn.Sequential(layer, twin)
     assert len(masked_weights(both, "point")) == 1
+    before = dict(both.named_parameters())
     mixout = Mixout(both, P, "point")
     with torch.no_grad():
         layer.weight += 1
@@ -96,6 +102,7 @@ def test_attention_s_input_projection_is_a_linear_layer_and_a_shared_weight_is_m
     mixed = (layer.weight - initial) * factor + initial
     expected = nn.functional.linear(nn.functional.linear(torch.ones(1, 3), mixed, layer.bias), mixed, twin.bias)
     assert torch.equal(mixout(both, [factor], torch.ones(1, 3)), expected)
+    assert all(parameter is before[name] for name, parameter in both.named_parameters())
 
 
 def test_a_kind_without_a_layer_is_refused() -> None:

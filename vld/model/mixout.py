@@ -42,12 +42,14 @@ class Mixout(nn.Module):
     def __init__(self, backbone: nn.Module, rate: float, kind: str) -> None:
         super().__init__()
         self.rate, self.kind = rate, kind
-        places = {id(weight): place for place, weight in enumerate(masked_weights(backbone, kind))}
-        named = backbone.named_parameters(remove_duplicate=False)
+        weights = masked_weights(backbone, kind)
+        places = {id(weight): place for place, weight in enumerate(weights)}
+        layers = list(backbone.named_modules())  # a layer that is used twice once
+        named = [(f"{of}.{name}".lstrip("."), its) for of, layer in layers for name, its in layer._parameters.items()]
         self.places = {name: places[id(weight)] for name, weight in named if id(weight) in places}
-        """Of each masked weight among w₀, by its names: a shared one has several."""
+        """Of each masked weight among w₀, by its names: one that two layers share has two."""
         # Buffers, since recorded programs (CUDA graphs) read those of a module where they are.
-        for place, weight in enumerate(masked_weights(backbone, kind)):
+        for place, weight in enumerate(weights):
             self.register_buffer(f"initial_{place}", weight.detach().clone(), persistent=False)
 
     def drawn(self, generator: torch.Generator) -> "Mixed":

@@ -204,9 +204,8 @@ def update(trajectory: Trajectory, inputs: Tensor, labels: Tensor, step: int) ->
     """One step of the optimiser on one batch; its loss, detached."""
     optimizer, config = trajectory.optimizer, trajectory.config
     set_learning_rate(optimizer, config.optim, step)
-    torch.manual_seed(
-        derived_seed(config.seed, BACKBONE, step)
-    )  # for what a backbone draws itself (`vld.model.dropout`)
+    # For what a backbone draws itself (`vld.model.dropout`).
+    torch.manual_seed(derived_seed(config.seed, BACKBONE, step))
     optimizer.zero_grad()
     loss = cross_entropy(logits_in_training(trajectory.model, trajectory, inputs, step), labels)
     loss.backward()  # type: ignore[no-untyped-call]
