@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from composed import command_jobs, study_jobs
+from composed import command_jobs
 from run_command import DOCUMENTATION, PAGES, REPOSITORY
 
 from vld.study.planned import planned_runs
@@ -19,6 +19,7 @@ REPORTS = ("pacs_cpu", "pacs_cpu_rates")
 TABLES = {name: FOLDER / name / "tables" for name in REPORTS}
 RUNS = {name: pd.read_csv(tables / "runs.csv") for name, tables in TABLES.items()}
 TABLE = {name: pd.read_csv(tables / "results_pacs.csv") for name, tables in TABLES.items()}
+MORE = FOLDER / "pacs_cpu_seeds"
 RIVALS = FOLDER / "rivals_pacs_cpu/tables"
 LABELS = {"erm": "ERM", "weight_averaging": "weight averaging", "ensemble": "ensemble"}
 
@@ -94,15 +95,37 @@ def test_the_readme_s_table_is_the_page_s() -> None:
 
 def test_the_runs_are_those_of_the_commands() -> None:
     commands = re.findall(r"^    python scripts/(\w+)\.py study=pacs_cpu ?(.*)$", PAGE, re.MULTILINE)
-    assert [name for name, _ in commands] == ["train", "combine", "report"] * len(REPORTS)
-    for report, (_, options) in zip(np.repeat(REPORTS, 3), commands, strict=True):
+    of_reports, of_more = commands[: 3 * len(REPORTS)], commands[3 * len(REPORTS) :]
+    assert [name for name, _ in of_reports] == ["train", "combine", "report"] * len(REPORTS)
+    assert [name for name, _ in of_more] == ["train", "report"]
+    published = [*np.repeat(REPORTS, 3), *[MORE.name] * 2]
+    for report, (_, options) in zip(published, commands, strict=True):
         axes = [word for word in options.split() if not word.startswith("hydra")]
         wanted = {
             (run.test_domain, run.config.dropout, run.config.optim.lr, run.config.seed, run.config.optim.steps)
-            for run in planned_runs(study_jobs("pacs_cpu", *axes))
+            for run in planned_runs(command_jobs("pacs_cpu", *axes))
         }
-        there = RUNS[report][RUNS[report].members.isna()][["test_domain", "dropout", "lr", "seed", "steps"]]
+        runs = pd.read_csv(FOLDER / report / "tables/runs.csv")
+        there = runs[runs.members.isna()][["test_domain", "dropout", "lr", "seed", "steps"]]
         assert set(there.itertuples(index=False, name=None)) == wanted
+
+
+def test_the_pair_with_more_seeds_follows_from_its_runs() -> None:
+    """Means over domains of each seed, and their standard error; on the page as the report has them, with its sentences."""
+    tables = MORE / "tables"
+    runs, table = pd.read_csv(tables / "runs.csv"), pd.read_csv(tables / "results_pacs.csv")
+    assert len(table) == 2 * len(LABELS)
+    for row in table.itertuples():
+        mine = runs[(runs.method == row.method) & (runs.dropout == row.dropout) & (runs.selection == "iid")]
+        by_seed = 100 * mine.groupby("seed")[["iid_acc", "ood_acc"]].mean()
+        assert row.runs == row.expected == len(mine) == 4 * len(by_seed)
+        assert (row.iid, row.ood) == pytest.approx(tuple(by_seed.mean()))
+        assert (row.iid_se, row.ood_se) == pytest.approx(tuple(by_seed.sem()))
+    assert (tables / "results_pacs.md").read_text().strip() in PAGE
+    differences = pd.read_csv(tables / "differences.csv")
+    sentences = differences[differences.headline].sentence.str.removeprefix("PACS: ")
+    assert len(sentences) == 3
+    assert all(f"- {sentence}\n" in PAGE for sentence in sentences)
 
 
 def test_the_rivals_table_follows_from_their_runs() -> None:
