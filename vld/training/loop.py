@@ -207,7 +207,8 @@ def update(trajectory: Trajectory, inputs: Tensor, labels: Tensor, step: int) ->
     # For what a backbone draws itself (`vld.model.dropout`).
     torch.manual_seed(derived_seed(config.seed, BACKBONE, step))
     optimizer.zero_grad()
-    loss = cross_entropy(logits_in_training(trajectory.model, trajectory, inputs, step), labels)
+    logits = logits_in_training(trajectory.model, trajectory, inputs, step)
+    loss = cross_entropy(logits, labels)
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     return loss.detach()
