@@ -46,7 +46,7 @@ torch.save(network.state_dict(), f"{sys.argv[1]}/{name}.pth")' "$work" "$network
 until_line() { # PATTERN COMMAND...: SIGTERM once it has said a line like this
     local pattern=$1 log process
     shift
-    log=$(mktemp)
+    log=$(mktemp -p "$work")
     "$@" >"$log" 2>&1 &
     process=$!
     until grep -q "$pattern" "$log" || ! kill -0 $process 2>/dev/null; do sleep 0.2; done

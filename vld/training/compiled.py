@@ -70,9 +70,10 @@ def compile_network(
             if trajectory and batches:
                 if device.type != "cpu":
                     batches.augment = _compiled(augment_together)
+                inputs, _ = batches.batch(0)
                 trial.train()
                 for step in {0, trajectory.config.warm_start}:
-                    logits_in_training(trial, trajectory, batches.batch(0)[0], step).sum().backward()  # type: ignore[no-untyped-call]
+                    logits_in_training(trial, trajectory, inputs, step).sum().backward()  # type: ignore[no-untyped-call]
             predict([trial], images, at_most=1)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
