@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
-from run_command import TINY_NETWORK, script
+from run_command import SMALLEST, TINY_NETWORK, script
 from torch.utils.data import DataLoader
 
 from vld.commands.benchmark import measure, outside
@@ -110,6 +110,22 @@ def test_each_figure_is_written_at_once_and_what_cannot_run_says_why(tmp_path: P
     reason = "not measured: No module named 'wandb'"
     assert json.loads(figures.path.read_text()) == {"steps": 3, "seconds_for_wandb": reason}
     assert said == [f"seconds_for_wandb: {reason}"]
+
+
+@pytest.mark.parametrize("option", ["recipe=lp_ft", "optim.warm_up=500"])
+def test_a_training_that_is_measured_has_neither_warm_start_nor_warm_up(option: str, small_glyphs: Path) -> None:
+    options = [*SMALLEST[:-1], "batch_size=2", f"data_dir={small_glyphs}", "test_domain=0", option, "device=cpu"]
+    assert seconds_to_first_step(options) > 0
+
+
+def test_the_benchmark_of_a_recipe_is_of_steps_in_which_everything_trains(small_glyphs: Path, tmp_path: Path) -> None:
+    """And of one setting: of several, the last would have written over the others' figures."""
+    places = (f"data_dir={small_glyphs}", f"output_dir={tmp_path}")
+    done = script("benchmark.py", "--cfg", "job", "dataset=glyphs", "recipe=erm_plus_plus", *places)
+    assert "warm_start: 0\n" in done.stdout and "warm_up: 0\n" in done.stdout
+    refused = script("benchmark.py", "-m", "dataset=glyphs", "dropout=0,0.9", *places)
+    assert refused.returncode == 2
+    assert "benchmark.py measures one setting at a time" in refused.stderr and not list(tmp_path.iterdir())
 
 
 def test_why_a_training_did_not_start() -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from run_command import REPOSITORY, TINY_NETWORK, train
+from run_command import REPOSITORY, SMALLEST, TINY_NETWORK, before_step, train
 from safetensors.torch import load_file
 from tiny import decode_dataset
 
@@ -514,3 +514,16 @@ def test_missing_weights_are_named_with_those_kept(finished: tuple[Path, str]) -
         load_model(run_dir, "weight_averaging-iid")
     with pytest.raises(UserError, match="not a run directory"):
         load_model(finished[0])
+
+
+def test_a_job_without_the_command_s_environment_keeps_programs_for_later_jobs(
+    small_glyphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a scheduler may start it: not where torch would put them, in a /tmp that is this job's own."""
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setattr("vld.commands.main.place_caches", lambda *_: None)
+    options = (*SMALLEST, "test_domain=0", "optim.steps=2", f"data_dir={small_glyphs}", f"output_dir={tmp_path}")
+    places: list[str | None] = []
+    with before_step(1, lambda: places.append(os.environ.get("TORCHINDUCTOR_CACHE_DIR"))):
+        assert train(*options).returncode == 0
+    assert places[0] is not None and places[0].endswith("vld/compiled")

@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -57,6 +58,27 @@ def test_what_has_nothing_to_save_is_left_at_once(number: int) -> None:
         os.kill(os.getpid(), number)  # waits again
     with pytest.raises(Interrupted):
         guard.check()
+
+
+def test_a_signal_is_heeded_as_soon_as_its_handler_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One comes with each handler that is installed, before anything else is done."""
+    install, heard = signal.signal, list[int]()
+
+    def install_and_send(number: int, handler: Any) -> Any:
+        before = install(number, handler)
+        os.kill(os.getpid(), number)
+        return before
+
+    def check() -> None:
+        if heard:
+            raise Interrupted
+
+    signal.signal(SIGNALS[0], lambda number, _: heard.append(number))
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(signal, "signal", install_and_send)
+        with heeded_at_once(check):
+            pytest.fail("goes on")
+    assert heard == [SIGNALS[0]]
 
 
 def test_without_a_handler_the_process_ends_with_the_signal_s_exit_code() -> None:

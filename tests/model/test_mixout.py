@@ -1,6 +1,7 @@
 """Mixout and the warm start of the last layer, against their formulas."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -115,6 +116,24 @@ def test_a_kind_without_a_layer_is_refused() -> None:
 def test_a_kind_that_masks_little_is_warned_of() -> None:
     assert masked_share(network(), "filter") == 1080 / (1080 + 40 + 80 + 7200 + 5)
     assert masked_share(network(), "point") == 7200 / (1080 + 40 + 80 + 7200 + 5)
+
+
+def test_the_warning_says_how_little(small_glyphs: Path, tmp_path: Path) -> None:
+    """Of a transformer `filter` masks the patches' convolution alone; `point` in bf16 trains, too."""
+    vit = (
+        "backbone=timm",
+        "backbone.name=test_vit.r160_in1k",
+        "backbone.weights=none",
+        "dataset=glyphs",
+        "image_size=32",
+    )
+    small = ("batch_size=2", "test_domain=0", "optim.steps=2", "device=cpu", f"data_dir={small_glyphs}")
+    options = (*vit, *small, f"output_dir={tmp_path}", "mixout=0.8")
+    warned, right = (train(*options, f"mixout_kind={kind}", "precision=bf16") for kind in ("filter", "point"))
+    assert (warned.returncode, right.returncode) == (0, 0), warned.stderr + right.stderr
+    assert "of the weights of test_vit.r160_in1k; filter is meant for networks of convolutions" in warned.stdout
+    assert "is meant for" not in right.stdout
+    assert load_results(tmp_path).iid_acc.notna().all()
 
 
 def test_kept_is_one_copy_of_the_masked_weights() -> None:

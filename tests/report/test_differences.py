@@ -1,5 +1,6 @@
 """Paired bootstrap over seeds within cells, against exact distributions and moments."""
 
+import itertools
 import math
 from pathlib import Path
 
@@ -39,6 +40,22 @@ def test_one_cell_of_two_seeds_has_the_exact_distribution() -> None:
     assert row is not None
     wider = math.sqrt(2) * 12.7062 / 1.959964
     assert (row["ood_low"], row["ood"], row["ood_high"]) == pytest.approx((25 - 15 * wider, 25.0, 25 + 15 * wider))
+
+
+def test_one_plus_minus_says_whether_zero_is_in_the_interval() -> None:
+    """Also where resampled means are skewed: it is as wide on both sides as on the wider one."""
+    random = np.random.default_rng(6)
+    for _ in range(10):
+        differences = random.exponential(0.01, (1, 2, 4)) - 0.004
+        a, b = (grid(0.5 + added, repeats=(*SEEDS, (3, 0))) for added in (differences, 0 * differences))
+        row = difference(a, b)
+        assert row is not None
+        half = (row["ood_high"] - row["ood_low"]) / 2
+        assert (row["ood_low"], row["ood_high"]) == pytest.approx((row["ood"] - half, row["ood"] + half))
+        resampled = [[np.mean(some) for some in itertools.product(cell, repeat=4)] for cell in 100 * differences[0]]
+        means = np.add.outer(*resampled).ravel() / 2  # all of them
+        ends = np.quantile(means, [0.025, 0.975])
+        assert half == pytest.approx(widened(2, 4) * max(abs(ends - row["ood"])), rel=0.1)
 
 
 def test_the_interval_s_width_is_that_of_resampled_seeds_within_cells() -> None:

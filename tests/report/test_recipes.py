@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from composed import command_jobs
 from report_store import study_runs, write_run
 from run_command import script
 
@@ -14,6 +15,7 @@ from vld.report import read_store
 from vld.report.build import make_report
 from vld.report.grid import Grid
 from vld.report.recipes import at_chosen_pair
+from vld.study.planned import planned_runs
 
 NARROW = ("recipe=erm,mixout_08", "test_domain=0,1")
 SEEDS = {0: 0.0, 1: 0.01, 2: -0.01}
@@ -70,6 +72,40 @@ def test_the_page_shows_recipes_by_their_names_in_one_table_and_one_figure(repor
     ):
         assert sum(f"PACS, {said}" in sentence for sentence in differences.sentence) == 1
         assert said in page
+
+
+def test_tables_are_at_the_chosen_rate_and_only_its_runs_are_to_do(report: Path) -> None:
+    """Of the other rate there is one seed, from which it was chosen."""
+    results = pd.read_csv(report / "tables/results_pacs.csv").set_index(["recipe", "method", "dropout"])
+    recipes = pd.read_csv(report / "tables/recipes_pacs.csv").set_index(["recipe", "method", "dropout"])
+    for name in ("ood", "iid", "runs", "expected"):
+        assert np.allclose(results[name], recipes[name][results.index])
+    assert "each recipe is at the chosen one alone" in (report / "tables/results_pacs.md").read_text()
+    more = planned_runs(command_jobs("rivals_pacs_cpu_rates", *NARROW, "seed=0,1,2"))
+    planned = [*study_runs("rivals_pacs_cpu", *NARROW), *more]
+    missing = make_report(read_store(report.parents[1], planned)).missing
+    assert set(missing.lr) == {3e-4}
+    assert missing.settings.str.contains("recipe mixout_08").all()
+    assert len(missing) == 8  # two seeds, domains and dropout rates
+
+
+def test_before_a_seed_has_both_rates_the_runs_of_both_are_to_do(tmp_path: Path) -> None:
+    runs = [run for study in ("rivals_pacs_cpu", "rivals_pacs_cpu_rates") for run in study_runs(study, *NARROW)]
+    for run in runs:
+        if run.config.optim.lr == 1e-3 and run.config.seed == 0:
+            write_run(tmp_path, run, curves=False)
+    missing = make_report(read_store(tmp_path, runs)).missing
+    assert len(missing) > 8 and set(missing.lr) == {1e-3, 3e-4}
+
+
+def test_the_row_that_is_the_rival_is_named(tmp_path: Path) -> None:
+    runs = study_runs("rivals", "recipe=erm_plus_plus,paper", "seed=0")
+    for run in runs:
+        write_run(tmp_path, run, curves=False)
+    note = make_report(read_store(tmp_path, runs)).tables["recipes_pacs"].note
+    assert (
+        "The rival itself is the row of its method: weight averaging that of erm_plus_plus; ERM of all others." in note
+    )
 
 
 def test_one_recipe_alone_is_named(tmp_path: Path) -> None:

@@ -123,9 +123,11 @@ def test_what_needs_held_out_images_is_refused(option: str, line: str) -> None:
 def test_a_report_by_i_i_d_accuracy_of_such_runs_is_refused_and_their_analysis(
     trained: tuple[Path, list[str], str],
 ) -> None:
-    refused = script("report.py", f"output_dir={trained[0]}", "holdout=0", "selection=iid")
-    assert refused.returncode == 2
-    assert "selection=iid: needs held-out images, of which holdout=0 leaves none; use selection=last" in refused.stderr
+    for narrowed in ("holdout=0", "seed=1"):  # which those alone have
+        refused = script("report.py", f"output_dir={trained[0]}", narrowed, "selection=iid")
+        assert refused.returncode == 2
+        why = "needs held-out images, of which holdout=0 leaves none; use selection=last"
+        assert f"selection=iid: {why}" in refused.stderr
     run_id = load_results(trained[0], every_setting=True).query("holdout == 0").run_id.iloc[0]
     refused = script("analyse.py", f"output_dir={trained[0]}", f"run={run_id}")
     assert refused.returncode == 2

@@ -580,6 +580,20 @@ def test_a_run_that_goes_on_elsewhere_says_so_and_leaves_what_others_left(
     assert same_run(run_dir, whole)
 
 
+def test_while_it_is_compiled_an_interrupted_run_has_its_evaluations(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which takes minutes, in which it may be killed: those of its checkpoint, not those after it."""
+    stopped_at(15, *command)
+    metrics = the_run(tmp_path / "outputs") / "metrics.jsonl"
+    before = metrics.read_text()
+    assert {json.loads(line)["step"] for line in before.splitlines()} == {0, 10}
+    metrics.write_text(before + before.splitlines()[-1].replace('"step": 10', '"step": 20') + "\n")
+    monkeypatch.setattr("vld.runs.run.compile_network", lambda *_: pytest.fail("compiles"))
+    train(*command)
+    assert metrics.read_text() == before
+
+
 def test_an_interrupted_run_needs_no_more_disk_than_it_has(
     command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

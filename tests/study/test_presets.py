@@ -43,6 +43,15 @@ def test_a_recipe_follows_the_dataset(recipe: str, dataset: str, steps: int, eva
     assert (config.optim.steps, config.eval_every, config.swad.threshold) == (steps, eval_every, threshold)
 
 
+@pytest.mark.parametrize(
+    ("backbone", "mixout", "kind", "weight_decay"),
+    [("resnet50", 0.8, "filter", 1e-4), ("vit_b_16", 0.9, "point", 1e-6), ("vit_l_16", 0.9, "point", 1e-6)],
+)
+def test_mixout_s_recipe_follows_the_backbone(backbone: str, mixout: float, kind: str, weight_decay: float) -> None:
+    config = composed("recipe=high_rate_mixout", f"backbone={backbone}")
+    assert (config.mixout, config.mixout_kind, config.optim.weight_decay) == (mixout, kind, weight_decay)
+
+
 def test_options_win_over_a_recipe_s() -> None:
     config = composed("recipe=high_rate_mixout", "optim=sgd", "optim.steps=7", "mixout=0.5")
     assert (config.optim.name, config.optim.steps, config.mixout) == ("sgd", 7, 0.5)

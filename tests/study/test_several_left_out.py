@@ -183,6 +183,9 @@ def test_pairs_are_chosen_by_the_accuracy_on_other_domains_left_out_as_well(tmp_
         rows = rows[rows.method == "erm"]
         found[choose] = {(r.test_domain, r.seed): (r.lr, r.ood_acc) for r in rows.itertuples()}
     assert found["leave_one_out"] == expected
+    by_validation = reports["leave_one_out"].data["chosen_pairs"].query("method == 'erm'")
+    assert by_validation.validation_acc.between(0, 1).all()  # written beside it
+    assert "validation_acc" not in reports["iid"].data["chosen_pairs"]
     assert found["iid"] != expected
     table = reports["leave_one_out"].tables["results_pacs"]
     chosen = table.numbers.set_index("method").chosen_ood["erm"]

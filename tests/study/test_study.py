@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 import yaml
-from composed import composed, jobs, presets, study_jobs
+from composed import command_jobs, composed, jobs, presets, study_jobs
 from hydra import compose
 from omegaconf import OmegaConf, open_dict
 from run_command import REPOSITORY, TINY, script, tiny_weights, train
 
 from vld.commands.status import show_status
 from vld.commands.train import at_a_time
+from vld.config.errors import UserError
 from vld.config.options import flat_settings
 from vld.machine.lock import LOCK
 from vld.machine.terminal import Terminal
@@ -200,12 +201,19 @@ def test_rivals_on_a_cpu_differ_in_their_part_alone_and_come_a_seed_after_anothe
 
 
 def test_rivals_are_crossed_with_dropout() -> None:
-    runs = planned_runs(study_jobs("rivals", "seed=0", "test_domain=0"))
+    runs = planned_runs(study_jobs("rivals", "seed=0"))
     assert len({run.key for run in runs}) == len(runs)
     assert all(run.config.swad.enabled == (run.config.recipe.name == "swad") for run in runs)
     recipes = {run.config.recipe.name for run in runs}
     assert {(run.config.recipe.name, run.config.dropout) for run in runs} == set(itertools.product(recipes, (0.0, 0.9)))
     assert {"paper", "swad", "erm_plus_plus", "high_rate_mixout", "lp_ft"} <= recipes
+    warm = [run.config for run in runs if run.config.warm_start]
+    assert warm and all(min(one.averaging.start, one.ensemble.start) > one.warm_start for one in warm)
+
+
+def test_rivals_leave_out_every_domain_that_a_dataset_has() -> None:
+    runs = planned_runs(command_jobs("rivals", "dataset=domain_net", "seed=0", "recipe=swad", "dropout=0"))
+    assert len({run.test_domain for run in runs}) == len(runs) == 6
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -366,6 +374,26 @@ def test_a_dry_run_without_images_refuses_what_does_not_suit_the_network(
     assert [path.name for path in tmp_path.iterdir()] == ["weights.pth"]
 
 
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (("backbone=mobilenet_v2", "backbone.tuning=linear"), "backbone.tuning=linear: mobilenet_v2 has no three last"),
+        (
+            ("backbone=mobilenet_v2", "backbone.stochastic_depth=0.1"),
+            "stochastic_depth=0.1: not known for mobilenet_v2",
+        ),
+        (("backbone=vit_b_16", "image_size=100"), "image_size=100: vit_b_16 cannot be made for it"),
+    ],
+)
+def test_so_does_one_of_a_published_network_that_is_changed(
+    options: tuple[str, ...], line: str, tmp_path: Path
+) -> None:
+    places = (f"data_dir={tmp_path / 'data'}", f"output_dir={tmp_path / 'o'}", "device=cpu")
+    refused = train("dataset=pacs", *options, *places, "dry_run=true")
+    assert refused.returncode == 2, refused.stdout
+    assert line in refused.stderr and len(refused.stderr.splitlines()) == 1
+
+
 def test_random_and_published_weights_are_other_runs() -> None:
     words = ("dropout=0", "seed=0", "test_domain=0", "backbone.weights=null,none", "precision=fp32,bf16")
     assert len(planned_runs(jobs_of_command("demo", *words))) == 4
@@ -382,6 +410,19 @@ def test_the_domains_are_those_of_the_folder_that_is_there(tmp_path: Path) -> No
     there = replace(here.config, data_dir=str(tmp_path))
     assert left_out_domains(there) == ("CALTECH",)
     assert left_out_domains(replace(there, test_domain="all")) == ("CALTECH", "LABELME")
+
+
+def test_a_domain_of_an_own_dataset_may_have_a_plus_in_its_name(tmp_path: Path) -> None:
+    """As training takes it: not as two domains that are left out at once."""
+    [job] = jobs_of_command("demo", "dataset=folder", "dataset.name=mine", "dropout=0", "seed=0", "test_domain=b+a")
+    config = replace(job.config, data_dir=str(tmp_path))
+    assert left_out_domains(config) == ("a+b",)  # two, as far as is known here
+    for domain in ("b+a", "c", "d"):
+        (tmp_path / config.dataset.folder / domain).mkdir(parents=True)
+    assert left_out_domains(config) == ("b+a",)
+    assert left_out_domains(replace(config, test_domain="d+b+a")) == ("b+a+d",)
+    with pytest.raises(UserError, match="test_domain=a: must be all or one of"):
+        left_out_domains(replace(config, test_domain="a"))
 
 
 def test_all_cores_are_so_many_jobs_at_a_time() -> None:
@@ -512,6 +553,21 @@ def test_status_of_a_plain_sweep_and_of_one_command(tmp_path: Path) -> None:
         done = script("status.py", *options, *words)
         assert done.returncode == 1, done.stderr
         assert f"this sweep: {runs}, 0 finished" in done.stdout
+
+
+def test_each_run_is_named_by_what_tells_it_from_the_others(tmp_path: Path) -> None:
+    """In a dry run; and status counts recipes apart."""
+    places = (f"data_dir={tmp_path / 'data'}", f"output_dir={tmp_path / 'o'}", "dry_run=true")
+    one = ("dataset=glyphs", "backbone=resnet18", "test_domain=0")
+    shown = train("-m", *one, "mixout=0,0.8", "warm_start=0,2", *places).stdout
+    lines = [line for line in shown.splitlines() if line.startswith("missing")]
+    assert len(set(lines)) == 4
+    assert lines[-1].endswith("seed 0, mixout 0.8, warm start 2")
+    [line] = [line for line in train(*one, *places).stdout.splitlines() if line.startswith("missing")]
+    assert line == "missing: glyphs/chalk resnet18 dropout 0.9 lr 0.001 wd 0.0001 seed 0"
+    counted = script("status.py", "study=rivals_pacs_cpu", "recipe=erm,mixout_05", places[1]).stdout
+    rows = [line.replace("│", " ").split() for line in counted.splitlines() if "pacs" in line and "│" in line]
+    assert [row[1:3] for row in rows] == [["erm", "0"], ["erm", "0.9"], ["mixout_05", "0"], ["mixout_05", "0.9"]]
 
 
 def planned(**changes: Any) -> PlannedRun:

@@ -91,12 +91,14 @@ def _sweep_jobs(command: str, config: DictConfig, problems: dict[str, None]) -> 
 
 def _not_allowed(command: str, jobs: Sequence[Job], *, sweep: bool) -> Iterator[str]:
     """A line for everything that this command cannot do with these jobs."""
+    if command == "benchmark" and sweep:
+        yield "benchmark.py measures one setting at a time: give each option one value, and neither -m nor a study"
     if command in ("combine", "benchmark") and any(job.config.dry_run for job in jobs):
         yield "dry_run=true: only train.py has it; status.py shows what is finished"
     for config in (job.config for job in jobs):
         method, study = config.method.name, config.study.name if sweep else None
         if method in COMBINATIONS:
-            if study and command in ("train", "benchmark"):
+            if study and command == "train":
                 yield f"method={method}: train.py trains a study's runs; combine.py study={study} combines them"
             try:
                 member_configs(config)

@@ -30,11 +30,11 @@ def make_and_show(command: Command) -> int:
     words, output_dir = words_without(["output_dir"], config), Path(command.jobs[0].config.output_dir)
     how = {"selection": config.selection or SELECTION_OF_STUDY.get(study or "", "iid"), "choose": config.choose}
     check_values(ReportConfig, how)
-    if config.selection not in (None, "last") and any(job.config.holdout == 0 for job in command.jobs):
+    store = _store(command, output_dir, words)
+    if config.selection not in (None, "last") and (store.results.holdout == 0).all():
         raise UserError(
             f"selection={config.selection}: needs held-out images, of which holdout=0 leaves none; use selection=last"
         )
-    store = _store(command, output_dir, words)
     folder, terminal = output_dir / "report" / folder_name(words), Terminal()
     with terminal.doing("report") as progress:
         report = make_report(store, **how, study=study, run=config.run)

@@ -3,7 +3,7 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vld.commands.preflight import Command
@@ -11,7 +11,9 @@ from vld.config.command_settings import LOOKING, StatusConfig
 from vld.config.errors import FAILED
 from vld.config.options import check_values, flat_settings
 from vld.machine.terminal import Terminal, counted, duration
+from vld.report.labels import NONE, RECIPE, described, distinguishing
 from vld.report.summary import counts_table
+from vld.runs.identity import NOT_IDENTITY
 from vld.runs.results import named_settings
 from vld.study.jobs import words_without
 from vld.study.planned import shared_runs
@@ -19,6 +21,7 @@ from vld.study.progress import FAILED as RUN_FAILED
 from vld.study.progress import FINISHED, INTERRUPTED, RUNNING, STATES, Progress, progress_of, seconds_to_go
 
 SECONDS_BETWEEN_LOOKS = 5.0
+IN_A_LINE = ("dataset.name", "backbone.name", "dropout", "optim.lr", "optim.weight_decay", "seed")
 LISTED = 20
 """Runs of a state that are named; the others are counted."""
 
@@ -47,13 +50,16 @@ def _show(
     progress: Sequence[Progress], others: Mapping[str, Sequence[Progress]], title: str, terminal: Terminal
 ) -> None:
     rows: dict[tuple[str, ...], Counter[str]] = {}
+    with_recipes = any(one.run.config.recipe.name for one in progress)
     for one in progress:
         config = one.run.config
-        rows.setdefault((config.dataset.name, f"{config.dropout:g}"), Counter())[one.state] += 1
-    terminal.show(counts_table(("dataset", "dropout"), STATES, rows))
+        recipe = [config.recipe.name or NONE] * with_recipes
+        rows.setdefault((config.dataset.name, *recipe, f"{config.dropout:g}"), Counter())[one.state] += 1
+    terminal.show(counts_table(("dataset", *[RECIPE] * with_recipes, "dropout"), STATES, rows))
+    lines = list(zip(progress, _described(progress), strict=True))
     for state in (RUNNING, INTERRUPTED, RUN_FAILED):
-        in_it = [one for one in progress if one.state == state]
-        terminal.show(*map(_described, in_it[:LISTED]))
+        in_it = [line for one, line in lines if one.state == state]
+        terminal.show(*in_it[:LISTED])
         if len(in_it) > LISTED:
             terminal.say(f"{state}: {len(in_it) - LISTED} more")
     terminal.say(summary(progress, title))
@@ -75,21 +81,30 @@ def summary(progress: Sequence[Progress], title: str) -> str:
 
 def show_unfinished(progress: Sequence[Progress], terminal: Terminal) -> None:
     """A line for each run that is not finished."""
-    terminal.show(*(_described(one) for one in progress if one.state != FINISHED))
+    lines = zip(progress, _described(progress), strict=True)
+    terminal.show(*(line for one, line in lines if one.state != FINISHED))
 
 
 def _finished(progress: Sequence[Progress]) -> int:
     return sum(one.state == FINISHED for one in progress)
 
 
-def _described(one: Progress) -> str:
-    """A run in one line."""
+def _described(progress: Sequence[Progress]) -> Iterator[str]:
+    """A line for each run, with what tells it from the others."""
+    settings = [{RECIPE: one.run.config.recipe.name, **flat_settings(one.run.config)} for one in progress]
+    more = [name for name in distinguishing(settings) if name not in (RECIPE, *IN_A_LINE, *NOT_IDENTITY)]
+    for one, its in zip(progress, settings, strict=True):
+        yield _line(one, described({name: its.get(name) for name in more}))
+
+
+def _line(one: Progress, more: Sequence[str]) -> str:
     config = one.run.config
     recipe = f" {config.recipe.name}" if config.recipe.name else ""
     line = (
         f"{one.state}: {config.dataset.name}/{one.run.test_domain} {config.backbone.name}{recipe} dropout"
         f" {config.dropout:g} lr {config.optim.lr:g} wd {config.optim.weight_decay:g} seed {config.seed}"
     )
+    line = ", ".join([line, *more])
     if one.step is not None:
         line += f", step {one.step} of {config.optim.steps}"
     if one.seconds_left is not None:

@@ -16,6 +16,7 @@ from vld.config.errors import FAILED, USER_ERROR, UserError
 from vld.config.names import COMBINATIONS
 from vld.config.settings import Config
 from vld.machine.all_runs import STEP_LOG, AllRuns, StepLog
+from vld.machine.streams import place_caches
 from vld.machine.terminal import Terminal
 from vld.study.jobs import JOBLIB_LAUNCHER
 from vld.study.typed_settings import typed_config
@@ -63,6 +64,9 @@ class Task:
         os.chdir(HydraConfig.get().runtime.cwd)  # relative paths mean the command's folder, with hydra.job.chdir too
         try:
             config: Any = typed_config(composed, schema_of(self.command))
+            place_caches(
+                os.environ, Path(config.output_dir)
+            )  # a scheduler may start jobs without the command's environment
             if self.command in ("train", "combine"):
                 return self._runs(config)
             return Ended(code=FAILED if self._work_without_runs(config) else 0)

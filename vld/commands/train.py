@@ -25,6 +25,9 @@ from vld.tracking.variables import check_environment
 if TYPE_CHECKING:
     from vld.runs.inputs import Inputs
 
+PUBLISHED_IMAGE_SIZE = 224
+"""Of which every published network can be built, in pixels."""
+
 
 def check(command: Command) -> int | None:
     """Exit code 0 after a dry run, None if the jobs can start. Raises `UserError` for everything that they lack."""
@@ -90,11 +93,13 @@ def _check_networks(configs: Sequence[Config]) -> None:
 
     Published networks as they are need no check: building one takes longer than all else in a dry run.
     """
-    unsure = [
-        config
-        for config in configs
-        if (of := config.backbone).weights or of.published == "timm" or of.stage_dropout or config.mixout
-    ]
+
+    def as_it_is(config: Config) -> bool:
+        its = config.backbone
+        changed = its.weights or its.stage_dropout or its.stochastic_depth or its.tuning == "linear" or config.mixout
+        return not changed and its.published != "timm" and config.image_size == PUBLISHED_IMAGE_SIZE
+
+    unsure = [config for config in configs if not as_it_is(config)]
     if not unsure:
         return
     from vld.runs.inputs import check_without_images, inputs_key

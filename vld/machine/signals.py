@@ -76,7 +76,8 @@ def heeded_at_once(check: Callable[[], None]) -> Iterator[None]:
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             if callable(signal.getsignal(number)):
-                previous[number] = signal.signal(number, heed)
+                previous[number] = signal.getsignal(number)  # known before `heed` can be called
+                signal.signal(number, heed)
     try:
         check()
         yield

@@ -7,7 +7,7 @@ import pandas as pd
 
 from vld.config.names import COMBINATIONS, SETTING_COLUMNS
 from vld.report.grid import PAIR, REPEAT, average
-from vld.report.labels import NONE
+from vld.report.labels import NONE, RECIPE
 from vld.report.leave_one_out import LEAVE_ONE_OUT
 from vld.report.series import Series
 from vld.report.table import Table, complete
@@ -24,6 +24,8 @@ CHOICE_NOTES = {
     LEAVE_ONE_OUT: " chosen: for each test domain and seed, the pair of best accuracy on the other domains where those are left"
     " out as well (leave-one-domain-out validation).",
 }
+
+CHOSEN_NOTE = " Of several pairs each recipe is at the chosen one alone, which the recipes' table names."
 
 
 def results_table(series: Sequence[Series]) -> pd.DataFrame:
@@ -55,13 +57,15 @@ def _row(one: Series) -> dict[str, object]:
 def runs_table(results: pd.DataFrame, varied: Sequence[str]) -> pd.DataFrame:
     """`load_results`' rows, accuracies as fractions, with every setting that differs and each run's seconds."""
     others = [name for name in varied if name not in (*COLUMNS, *SETTING_COLUMNS.values())]
+    others += ["converged"] * bool(results.converged.notna().any())
     table = results[[*COLUMNS, "seconds", "evaluated_on", *others]]
     table = table.assign(members=[" ".join(members or []) for members in results.members])
     return table.sort_values(["dataset", "method", "dropout", "test_domain", "lr", "seed", "selection"], kind="stable")
 
 
 def chosen_pairs(series: Sequence[Series]) -> pd.DataFrame:
-    """DomainBed's choice for each series along a run, test domain and repeat: lr, weight_decay, and the run's accuracies."""
+    """DomainBed's choice for each series along a run, test domain and repeat: lr, weight_decay, the run's accuracies, and the
+    validation accuracy if that has chosen."""
     rows = []
     for one in series:
         grid, about = one.grid, {"dataset": one.dataset, "method": one.method, "selection": one.selection}
@@ -69,7 +73,8 @@ def chosen_pairs(series: Sequence[Series]) -> pd.DataFrame:
             pair = grid.chosen[d, r]
             its = dict(zip(REPEAT + PAIR, (*grid.repeats[r], *grid.pairs[pair]), strict=True))
             where = {"dropout": one.dropout, **one.others, "test_domain": grid.test_domains[d], **its}
-            rows.append(about | where | {f"{side}_acc": of[d, pair, r] for side, of in grid.accuracies.items()})
+            by = {} if grid.validation_acc is None else {"validation": grid.validation_acc}
+            rows.append(about | where | {f"{side}_acc": of[d, pair, r] for side, of in (grid.accuracies | by).items()})
     return pd.DataFrame(rows)
 
 
@@ -88,6 +93,7 @@ def readable_results(table: pd.DataFrame, selection: str, choose: str = "iid") -
         for row in _best(table[name].where(complete(table, name)), contents)
     }
     note = _note(table, selection) + choice
+    note += CHOSEN_NOTE * (RECIPE in table and choose != LEAVE_ONE_OUT)
     note += f" {NONE} no run of a test domain has finished." * bool(table.ood.isna().any())
     return Table.of(table, columns, len(settings) + 1, note, best=frozenset(best))
 

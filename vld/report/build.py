@@ -20,7 +20,13 @@ from vld.report.labels import distinguishing, in_order, text
 from vld.report.leave_one_out import LEAVE_ONE_OUT, chosen_by_validation
 from vld.report.paper import against_the_paper_tables, not_compared
 from vld.report.points import learning_curves
-from vld.report.recipes import at_chosen_pairs, readable_recipes, recipes_figures, recipes_table
+from vld.report.recipes import (
+    at_chosen_pairs,
+    readable_recipes,
+    recipes_figures,
+    recipes_table,
+    without_other_pairs,
+)
 from vld.report.richness import richness_figures, richness_points, richness_tables
 from vld.report.select import Store
 from vld.report.series import (
@@ -98,19 +104,20 @@ def make_report(
     series = series_of(results, expected, selection)
     if choose == LEAVE_ONE_OUT:
         series = chosen_by_validation(series, leaving_two_out)
+    shown = series if choose == LEAVE_ONE_OUT else at_chosen_pairs(series)
     recipes, analysed = recipes_table(series, results), richness_points(series, runs, damaged)
     figures = recipes_figures(recipes) if len(recipes) else list(drawn_figures(series, results, study))
     figures += richness_figures(analysed)
     if study is None or run:
         figures += _learning_curves(_with_curves(with_pairs, results, selection, run), run is None, damaged)
     common, varied = _settings(runs)
-    missing = missing_runs(results, store.unfinished, expected)
+    missing = missing_runs(results, store.unfinished, without_other_pairs(expected, series, results))
     data = {"runs": runs_table(results, list(varied)), "chosen_pairs": chosen_pairs(series)}
     return Report(
         title,
         [f"selection {selection}: {SELECTION_NOTES[selection]}", *_facts(results, runs, missing, not_averaged)],
-        warnings=[*store.notes, *_warnings(store, runs, missing, series), *damaged],
-        tables=_tables(series, selection, choose) | readable_recipes(recipes) | richness_tables(analysed, series),
+        warnings=[*store.notes, *_warnings(store, runs, missing, shown), *damaged],
+        tables=_tables(shown, selection, choose) | readable_recipes(recipes) | richness_tables(analysed, series),
         not_compared=not_compared(series),
         figures=figures,
         common=common,

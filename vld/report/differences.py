@@ -24,8 +24,9 @@ def difference(a: Grid, b: Grid, *, draws: int = DRAWS) -> dict[str, float | int
     """Accuracy of `a` minus that of `b`, in percentage points, over the cells (test domain × pair) that both have.
 
     Repeats are paired: within each cell those of both are resampled together, with replacement, and the cells' means are
-    averaged over pairs and then over test domains. iid and ood, each with `_low` and `_high`, the ends of the 95 % percentile
-    interval, `widened` since repeats are few (null with fewer than two); cells; repeats, the fewest in a cell. None if a test
+    averaged over pairs and then over test domains. iid and ood, each with `_low` and `_high`, the ends of the 95 % interval (null
+    with fewer than two repeats): on either side as far as the farther end of the percentile interval, so that one ± tells all,
+    and `widened` since repeats are few; cells; repeats, the fewest in a cell. None if a test
     domain has no common cell. Where a combination's members vary in them, there is nothing to pair: the difference of means.
     """
     if a.test_domains != b.test_domains:
@@ -42,8 +43,9 @@ def difference(a: Grid, b: Grid, *, draws: int = DRAWS) -> dict[str, float | int
         mean = float(mean_there(mean_there(values)).mean())
         there = repeats > 1 and np.isfinite(values).any()  # not i.i.d. accuracies without held-out images
         sampled = _bootstrap(values, draws) if there else np.array([math.nan])
-        low, high = mean + widened(cells, repeats) * (np.quantile(sampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) - mean)
-        row |= {side: percent(mean), f"{side}_low": percent(low), f"{side}_high": percent(high)}
+        ends = np.quantile(sampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        half = widened(cells, repeats) * float(np.abs(ends - mean).max())
+        row |= {side: percent(mean), f"{side}_low": percent(mean - half), f"{side}_high": percent(mean + half)}
     return row
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from vld.config.names import METHOD_COLORS, METHOD_MARKERS, METHOD_NAMES
 from vld.report.differences import difference
 from vld.report.figures import OOD, ReportFigure, panels, report_figure, styled
-from vld.report.grid import CHOSEN, Grid, Pair, average, without_rounding
+from vld.report.grid import CHOSEN, PAIR, Grid, Pair, average, tuples, without_rounding
 from vld.report.labels import INCOMPLETE, RECIPE, described
 from vld.report.series import Series, large_rate
 from vld.report.table import Table
@@ -20,11 +20,14 @@ from vld.report.table import Table
 OR = " or "
 PLAIN = ("erm", "paper")
 """The recipes of plain fine-tuning: with very large dropout they are what all others are compared with."""
+RIVALS = {"swad": METHOD_NAMES["swad"], "erm_plus_plus": METHOD_NAMES["weight_averaging"]}
+"""Recipes whose rival is another method than the network itself."""
 NOTE = (
     "Of the (lr, weight decay) pairs that of best i.i.d. accuracy over the test domains and seeds that all pairs have (if there"
     " are none, that of most runs), for each recipe, method and dropout rate. ± is the standard error over seeds; of"
     " differences, in o.o.d. points, half the 95 % interval of a paired bootstrap over seeds: in bold where the interval does not"
-    " contain 0. Hours: of a run (median), with the evaluation of all methods along it, on"
+    " contain 0. Hours: of a run (median, wall time: they compare recipes where no other work shared the machine), with the"
+    " evaluation of all methods along it, on"
 )
 CAPTION = (
     "o.o.d. accuracy of each recipe and method, hollow without dropout and filled with very large dropout, at the chosen (lr,"
@@ -88,6 +91,18 @@ def at_chosen_pairs(series: Sequence[Series]) -> list[Series]:
     ]
 
 
+def without_other_pairs(expected: pd.DataFrame, series: Sequence[Series], results: pd.DataFrame) -> pd.DataFrame:
+    """The expected runs, but of recipes not those at a pair that none of its methods has chosen, once a seed has all pairs: they
+    would change nothing that is shown."""
+    plain = results.drop_duplicates("condition").set_index("condition").plain
+    chosen: dict[Any, set[Pair]] = {}
+    for one in series:
+        if one.others.get(RECIPE) and np.isfinite(one.grid.iid_acc).all((0, 1)).any():
+            chosen.setdefault(plain[one.condition], set()).add(at_chosen_pair(one.grid)[1])
+    places = zip(expected.plain, tuples(expected[PAIR]), strict=True)
+    return expected[[pair in chosen.get(its, {pair}) for its, pair in places]]
+
+
 def readable_recipes(recipes: pd.DataFrame) -> dict[str, Table]:
     """`recipes_table` for people, a table for each dataset."""
     tables = {}
@@ -102,6 +117,8 @@ def readable_recipes(recipes: pd.DataFrame) -> dict[str, Table]:
             for row in np.flatnonzero(table[f"{name}_low"] * table[f"{name}_high"] > 0)
         }
         note = f"{NOTE} {OR.join(sorted(set(OR.join(table.device).split(OR))))}."
+        its_own = [f"{RIVALS[name]} that of {name}" for name in dict.fromkeys(table[RECIPE]) if name in RIVALS]
+        note += f" The rival itself is the row of its method: {', '.join(its_own)}; ERM of all others." * bool(its_own)
         tables[f"recipes_{dataset}"] = Table.of(table, columns, len(others) + 2, note, best=frozenset(best))
     return tables
 

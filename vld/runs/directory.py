@@ -61,7 +61,8 @@ class RunDirectory:
             if TEMPORARY.fullmatch(left.name):
                 with suppress(OSError):
                     left.unlink()
-        (self.path / "metrics.jsonl").unlink(missing_ok=True)
+        if state is None:  # else there are the evaluations until the checkpoint
+            (self.path / "metrics.jsonl").unlink(missing_ok=True)
         write_text(config_file, yaml.safe_dump({"identity": identity, "other": other_settings}, sort_keys=True))
         (self.path / FAILURE).unlink(missing_ok=True)
         (self.path / ANALYSIS).unlink(missing_ok=True)  # of weights that are rebuilt

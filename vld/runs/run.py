@@ -133,6 +133,9 @@ class Session:
         outside = left_out(run.test_domain, run.dataset.sizes)
         several = {"left_out": list(outside)} if len(outside) > 1 else {}
         saved = self.directory.start(run.identity, other_settings | self.start | several)
+        if saved is not None:
+            self.record.load_state_dict(saved["record"])
+            self.directory.write_metrics(self.record.rows)
         started(self.directory.path)
         classes, precision = len(run.dataset.classes), run.inputs.precision
         self.model = build_classifier(config, run.inputs.weights, classes, precision).to(self.device)
@@ -151,9 +154,7 @@ class Session:
 
     def resume(self, saved: dict[str, Any]) -> None:
         self.trajectory.load_state_dict(saved["trajectory"])
-        self.record.load_state_dict(saved["record"])
         self.collapses.load_state_dict(saved["collapses"])
-        self.directory.write_metrics(self.record.rows)
         self.say(f"resuming at step {self.trajectory.step} of {self.config.optim.steps} (saved {saved['when']})")
         [here] = self.environments
         if here not in saved["environments"]:

@@ -72,11 +72,15 @@ def shared_runs(jobs: Sequence[Job], words: Iterable[str]) -> dict[str, list[Pla
 
 def left_out_domains(config: Config) -> tuple[str, ...]:
     """What `test_domain` stands for. Raises `UserError` if that is unknown."""
-    wanted = config.test_domain if isinstance(config.test_domain, list) else [config.test_domain]
-    parts = [part for entry in wanted for part in f"{entry}".split("+")]
-    if not _known(config) and not any(part in ("all", "pairs") or part.isdigit() for part in parts):
+    try:
+        names = domain_names(config)
+    except UserError:
+        wanted = config.test_domain if isinstance(config.test_domain, list) else [config.test_domain]
+        parts = [part for entry in wanted for part in f"{entry}".split("+")]
+        if any(part in ("all", "pairs") or part.isdigit() for part in parts):
+            raise
         return tuple(dict.fromkeys(joined(entry.split("+")) for entry in wanted))
-    return resolve_test_domains(config.test_domain, domain_names(config))
+    return resolve_test_domains(config.test_domain, names)
 
 
 def domain_names(config: Config) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision import transforms
 
+from vld.config.settings import Config
 from vld.data.augment import CROP_RATIO, CROP_SCALE, FLIP_PROBABILITY, GRAYSCALE_PROBABILITY, JITTER
 from vld.data.domains import left_out
 from vld.data.folder import DatasetFiles
@@ -40,14 +41,17 @@ class Examples(NamedTuple):
     labels: Sequence[int]
 
 
-def chosen_files(files: DatasetFiles, test_domain: str, split_seed: int, part: str) -> list[Examples]:
-    """For each domain, what a run trains on (IN) or is evaluated on (OUT)."""
+def chosen_files(files: DatasetFiles, test_domain: str, config: Config, part: str) -> list[Examples]:
+    """For each domain, what a run trains on (IN) or is evaluated on (OUT), if there is anything."""
     chosen, left = [], left_out(test_domain, files.domain_names)
     for index, domain in enumerate(files.domains):
         indices: Sequence[int] = range(len(domain.files))
         if domain.name not in left:
-            indices = split_indices(len(domain.files), index, split_seed)[part == OUT].tolist()
+            split = split_indices(len(domain.files), index, config.split_seed, config.holdout)
+            indices = split[part == OUT].tolist()
         elif part == IN:
+            continue
+        if not indices:  # holdout=0
             continue
         chosen.append(Examples([domain.files[i] for i in indices], [domain.labels[i] for i in indices]))
     return chosen

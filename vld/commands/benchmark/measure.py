@@ -123,7 +123,7 @@ class Measured:
         return time.perf_counter() - began if self.ours.model.compiled else 0.0
 
     def chosen_files(self, part: str) -> list[Any]:
-        return chosen_files(self.inputs.files, self.test_domain, self.config.split_seed, part)
+        return chosen_files(self.inputs.files, self.test_domain, self.config, part)
 
     def usual_loops(self) -> dict[str, Loop]:
         """By the names of their steps. DomainBed's processes are too many for a machine without a GPU."""
@@ -152,7 +152,8 @@ class Measured:
 
         def full(step: int) -> None:
             update(self.ours, *self.batches.batch(step), step)
-            self.average.after_step(step + 1)
+            for method in self.ours.methods.values():
+                method.after_step(step + 1)
 
         def from_host(step: int) -> None:
             update(self.ours, *self.from_host.batch(step), step)

@@ -68,6 +68,8 @@ def _last_step(options: Sequence[str], steps: int, environment: Mapping[str, str
             f"optim.steps={steps}",
             f"eval_every={steps}",
             "optim.milestones=[1]",
+            "optim.warm_up=0",
+            "warm_start=0",
             "dataset.curve_images=1",
             "keep=[]",
         ]
