@@ -224,6 +224,20 @@ def test_ratios_are_the_benchmark_s() -> None:
     )
 
 
+def test_what_mixout_costs_is_the_benchmark_s() -> None:
+    figures = json.loads((FOLDER / "benchmark_mixout.json").read_text())
+    ratios = {}
+    for name, its in figures.items():
+        seconds = its["median_seconds"]
+        ratios[name] = seconds["step with Mixout"] / seconds["bare step"]
+        assert its["device"].endswith("1 thread(s)") and not its["compiled"]
+        assert ratios[name] < 1.1  # what it may cost
+    assert f"takes {ratios['efficientnet_lite0']:.2f} times as long as one without it" in PAGE
+    assert f"24 images at 96 pixels) {ratios['resnet50']:.2f} times" in PAGE
+    said = f"takes {ratios['efficientnet_lite0']:.2f} times as long (`efficientnet_lite0` with 48 images at\n48 pixels)"
+    assert f"{said} and {ratios['resnet50']:.2f} times (ResNet50 with 24 at 96" in DOCUMENTATION
+
+
 def test_the_gpu_s_figures_are_those_of_its_benchmark() -> None:
     figures = json.loads((FOLDER / "benchmark_h100.json").read_text())
     compiled, eager, again = figures.values()
