@@ -10,6 +10,8 @@ import pytest
 from composed import command_jobs
 from run_command import DOCUMENTATION, PAGES, REPOSITORY
 
+from vld.report.differences import difference
+from vld.report.grid import CHOSEN, Grid
 from vld.study.planned import planned_runs
 
 FOLDER = REPOSITORY / "outputs/published"
@@ -128,6 +130,43 @@ def test_the_pair_with_more_seeds_follows_from_its_runs() -> None:
     assert all(f"- {sentence}\n" in PAGE for sentence in sentences)
 
 
+def test_what_is_said_of_the_rivals_across_rows_is_within_or_beyond_its_interval() -> None:
+    runs = pd.read_csv(RIVALS / "runs.csv")
+    table = pd.read_csv(RIVALS / "recipes_pacs.csv").set_index(["recipe", "method", "dropout"])
+
+    def grid(row: tuple[str, str, float]) -> Grid:
+        recipe, method, rate = row
+        its = runs[
+            (runs.recipe == recipe) & (runs.method == method) & (runs.dropout == rate) & (runs.selection == "iid")
+        ]
+        its = its[its.lr == table.lr[row]]
+        cells = [its.pivot(index="test_domain", columns="seed", values=f"{side}_acc") for side in ("iid", "ood")]
+        repeats = tuple((seed, 0) for seed in cells[0].columns)
+        return Grid(tuple(cells[0].index), CHOSEN, repeats, *(of.to_numpy()[:, None] for of in cells))
+
+    def between(a: tuple[str, str, float], b: tuple[str, str, float]) -> tuple[float, float]:
+        found = difference(grid(a), grid(b))
+        assert found is not None and found["repeats"] == 3
+        return found["ood"], (found["ood_high"] - found["ood_low"]) / 2
+
+    plain = ("erm", "erm", 0.0)
+    value, half = between(("mixout_05", "erm", 0.0), plain)
+    assert (
+        abs(value) < half
+        and f"cannot be told apart from plain fine-tuning without it\n  (+{value:.1f} ± {half:.1f})" in PAGE
+    )
+    beaten = [between((*one, 0.0), ("erm", "erm", 0.9)) for one in (("erm", "swad"), ("erm", "ensemble"))]
+    assert all(value > half for value, half in beaten)
+    said = " and ".join(f"{value:.1f} ± {half:.1f}" for value, half in beaten)
+    assert f"ensemble without dropout beat it by {said}" in PAGE
+    rows = [(recipe, rate) for recipe, method, rate in table.index if method == "swad"]
+    above = [between((recipe, "swad", rate), (recipe, "weight_averaging", rate)) for recipe, rate in rows]
+    assert f"in {sum(value > half for value, half in above)} of the {len(rows)} by more than its interval" in PAGE
+    assert all(abs(value) < half for value, half in (between((of, "swad", r), (of, "erm", r)) for of, r in rows))
+    known = runs[(runs.method == "swad") & (runs.selection == "last") & runs.converged.notna()]
+    assert len(known) == 64 and f"in {57 + (known.converged == False).sum()} of the 128\n" in PAGE  # noqa: E712
+
+
 def test_the_rivals_table_follows_from_their_runs() -> None:
     """Means over domains of means over seeds, at the learning rate of best i.i.d. accuracy on the seed that both have, and their
     differences; on the page as the report has it."""
@@ -169,9 +208,10 @@ def test_the_rivals_table_follows_from_their_runs() -> None:
     for said in (
         f"has {plain.ood_acc[0.9]:.1f} with it and {plain.ood_acc[0.0]:.1f} without",
         f"is {plain.iid_acc[0.0] - plain.iid_acc[0.9]:.1f} points lower here",
-        f"which cannot be told apart (−{beside[0]})",
+        f"which three seeds cannot tell apart (−{beside[0]})",
         f"loses {beside[1]} points (rate 0.5) and {beside[2]} (0.8), more than alone; after a warm start {beside[3]}, no more",
-        f"it beats plain fine-tuning with dropout 0.9 by {beside[4]} points. Mixout 0.8 is below that by {beside[5]}.",
+        f"it beats plain fine-tuning with dropout 0.9 by {beside[4]} points, but",
+        f"Mixout 0.8 without dropout is below plain fine-tuning with dropout 0.9 by {beside[5]}.",
         f"by {swad.min():.1f} to {swad.max():.1f} points",
         f"{highest[0].replace('mixout_05', 'Mixout 0.5')} without dropout, {means.ood_acc[highest]:.1f}",
     ):
