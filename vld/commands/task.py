@@ -64,10 +64,9 @@ class Task:
         os.chdir(HydraConfig.get().runtime.cwd)  # relative paths mean the command's folder, with hydra.job.chdir too
         try:
             config: Any = typed_config(composed, schema_of(self.command))
-            place_caches(
-                os.environ, Path(config.output_dir)
-            )  # a scheduler may start jobs without the command's environment
             if self.command in ("train", "combine"):
+                # A scheduler's job may lack the command's environment.
+                place_caches(os.environ, Path(config.output_dir))
                 return self._runs(config)
             return Ended(code=FAILED if self._work_without_runs(config) else 0)
         except UserError as error:  # else Hydra would print it
