@@ -7,14 +7,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from composed import command_jobs
+from composed import command_jobs, composed
 from report_store import study_runs, write_run
-from run_command import script
+from run_command import REPOSITORY, script
 
+from vld.config.names import METHOD_NAMES
 from vld.report import read_store
 from vld.report.build import make_report
 from vld.report.grid import Grid
-from vld.report.recipes import at_chosen_pair
+from vld.report.recipes import RIVALS, at_chosen_pair
 from vld.study.planned import planned_runs
 
 NARROW = ("recipe=erm,mixout_08", "test_domain=0,1")
@@ -106,6 +107,12 @@ def test_the_row_that_is_the_rival_is_named(tmp_path: Path) -> None:
     assert (
         "The rival itself is the row of its method: weight averaging that of erm_plus_plus; ERM of all others." in note
     )
+
+
+@pytest.mark.parametrize("recipe", [path.stem for path in (REPOSITORY / "conf/recipe").glob("*.yaml")])
+def test_the_rival_is_the_method_that_its_recipe_puts_forward(recipe: str) -> None:
+    method = composed(f"recipe={recipe}").method.name
+    assert RIVALS.get(recipe, METHOD_NAMES["erm"]) == METHOD_NAMES[method]
 
 
 def test_one_recipe_alone_is_named(tmp_path: Path) -> None:

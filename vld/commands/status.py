@@ -56,7 +56,7 @@ def _show(
         recipe = [config.recipe.name or NONE] * with_recipes
         rows.setdefault((config.dataset.name, *recipe, f"{config.dropout:g}"), Counter())[one.state] += 1
     terminal.show(counts_table(("dataset", *[RECIPE] * with_recipes, "dropout"), STATES, rows))
-    lines = list(zip(progress, _described(progress), strict=True))
+    lines = list(_described(progress))
     for state in (RUNNING, INTERRUPTED, RUN_FAILED):
         in_it = [line for one, line in lines if one.state == state]
         terminal.show(*in_it[:LISTED])
@@ -81,20 +81,19 @@ def summary(progress: Sequence[Progress], title: str) -> str:
 
 def show_unfinished(progress: Sequence[Progress], terminal: Terminal) -> None:
     """A line for each run that is not finished."""
-    lines = zip(progress, _described(progress), strict=True)
-    terminal.show(*(line for one, line in lines if one.state != FINISHED))
+    terminal.show(*(line for one, line in _described(progress) if one.state != FINISHED))
 
 
 def _finished(progress: Sequence[Progress]) -> int:
     return sum(one.state == FINISHED for one in progress)
 
 
-def _described(progress: Sequence[Progress]) -> Iterator[str]:
-    """A line for each run, with what tells it from the others."""
+def _described(progress: Sequence[Progress]) -> Iterator[tuple[Progress, str]]:
+    """Each run with a line about it, in which is what tells it from the others."""
     settings = [{RECIPE: one.run.config.recipe.name, **flat_settings(one.run.config)} for one in progress]
     more = [name for name in distinguishing(settings) if name not in (RECIPE, *IN_A_LINE, *NOT_IDENTITY)]
     for one, its in zip(progress, settings, strict=True):
-        yield _line(one, described({name: its.get(name) for name in more}))
+        yield one, _line(one, described({name: its.get(name) for name in more}))
 
 
 def _line(one: Progress, more: Sequence[str]) -> str:

@@ -104,7 +104,8 @@ def make_report(
     series = series_of(results, expected, selection)
     if choose == LEAVE_ONE_OUT:
         series = chosen_by_validation(series, leaving_two_out)
-    shown = series if choose == LEAVE_ONE_OUT else at_chosen_pairs(series)
+    at_chosen = at_chosen_pairs(series)
+    shown = series if choose == LEAVE_ONE_OUT else at_chosen
     recipes, analysed = recipes_table(series, results), richness_points(series, runs, damaged)
     figures = recipes_figures(recipes) if len(recipes) else list(drawn_figures(series, results, study))
     figures += richness_figures(analysed)
@@ -123,7 +124,7 @@ def make_report(
         common=common,
         varied=varied,
         software=_software(runs),
-        data=data | {"differences": differences_table(at_chosen_pairs(series)), "missing": missing},
+        data=data | {"differences": differences_table(at_chosen), "missing": missing},
     )
 
 

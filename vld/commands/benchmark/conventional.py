@@ -50,10 +50,9 @@ def chosen_files(files: DatasetFiles, test_domain: str, config: Config, part: st
             split = split_indices(len(domain.files), index, config.split_seed, config.holdout)
             indices = split[part == OUT].tolist()
         elif part == IN:
-            continue
-        if not indices:  # holdout=0
-            continue
-        chosen.append(Examples([domain.files[i] for i in indices], [domain.labels[i] for i in indices]))
+            indices = ()
+        if indices:
+            chosen.append(Examples([domain.files[i] for i in indices], [domain.labels[i] for i in indices]))
     return chosen
 
 
