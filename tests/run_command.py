@@ -69,14 +69,17 @@ def script(
 
 
 def changed_copy(folder: Path, *changes: tuple[str, str, str]) -> "Callable[..., subprocess.CompletedProcess[str]]":
-    """`script`, in a process of its own, of a copy of the sources. changes: (file, what stands there once, what instead)."""
+    """`script`, in a process of its own, of a copy of the sources.
+
+    changes: (file, what stands there once, what instead); (new file, "", its text).
+    """
     sources = folder / "sources"
     for name in ("vld", "conf", "scripts"):
         shutil.copytree(REPOSITORY / name, sources / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name, before, after in changes:
-        text = (sources / name).read_text()
-        assert text.count(before) == 1, (name, before)
-        (sources / name).write_text(text.replace(before, after))
+        text = (sources / name).read_text() if before else ""
+        assert not before or text.count(before) == 1, (name, before)
+        (sources / name).write_text(text.replace(before, after) if before else after)
 
     def run(name: str, *options: str) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, str(sources / "scripts" / name), *options]

@@ -11,7 +11,7 @@ from tiny import CPU, SEED, make_batches, make_model, settings
 from torch import Tensor, nn
 
 from vld.config.errors import UserError
-from vld.machine.seeds import MIXOUT, torch_generator
+from vld.machine.seeds import WEIGHTS, torch_generator
 from vld.model.mixout import Mixout, masked_share, masked_weights
 from vld.runs import load_results
 from vld.training.loop import Trajectory, update
@@ -34,7 +34,7 @@ def masked(weight: Tensor, kind: str, generator: torch.Generator) -> Tensor:
 
 
 def generator() -> torch.Generator:
-    return torch_generator(SEED, MIXOUT, 3, CPU)
+    return torch_generator(SEED, WEIGHTS, 3, CPU)
 
 
 @pytest.mark.parametrize(("kind", "name"), [("filter", "0.weight"), ("point", "3.weight")])
@@ -55,7 +55,7 @@ def test_weights_and_gradients_are_the_formula_s(kind: str, name: str) -> None:
     torch.func.functional_call(plain, {name: mixed}, images).square().sum().backward()
 
     assert mixout.places == {name: 0}
-    _, factors = mixout.drawn(generator())
+    factors = mixout.drawn(generator())
     features = mixout(backbone, factors, images)
     assert torch.allclose(features, torch.func.functional_call(plain, {name: mixed}, images), rtol=1e-12)
     features.square().sum().backward()
@@ -74,7 +74,7 @@ def test_from_zero_it_is_dropout_on_weights() -> None:
     weight, bias, images = backbone[3].weight, backbone[3].bias, torch.ones(1, 3, 8, 8, dtype=torch.float64)
     dropped = weight * masked(weight, "point", generator()) / (1 - P)
     expected = nn.functional.linear(backbone[:3](images), dropped, bias)
-    _, factors = mixout.drawn(generator())
+    factors = mixout.drawn(generator())
     assert torch.allclose(mixout(backbone, factors, images), expected, rtol=1e-12)
 
 
@@ -98,7 +98,7 @@ def test_a_shared_weight_is_masked_once(twice: bool) -> None:
     mixout = Mixout(both, P, "point")
     with torch.no_grad():
         layer.weight += 1
-    _, [factor] = mixout.drawn(generator())
+    [factor] = mixout.drawn(generator())
     [initial] = mixout.buffers()
     mixed = (layer.weight - initial) * factor + initial
     expected = nn.functional.linear(nn.functional.linear(torch.ones(1, 3), mixed, layer.bias), mixed, twin.bias)

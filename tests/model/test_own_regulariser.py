@@ -1,4 +1,4 @@
-"""A custom regulariser, added to a copy of the sources as vld/model/README.md says: every line that it takes is here."""
+"""Custom regularisers, added to a copy of the sources as vld/model/README.md says: every line that they take is here."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from run_command import SMALLEST, changed_copy
 
-ADDED = (
+# (file, what stands there, what the regulariser puts before it)
+WITHIN_THE_BACKBONE = (
     (
         "vld/config/settings.py",
         "    stochastic_depth: float = option(",
@@ -22,22 +23,67 @@ ADDED = (
     ),
     ("vld/model/dropout.py", "from torch import Tensor, nn\n", "from torch.nn.functional import dropout2d\n"),
 )
+OF_WEIGHTS = (
+    (
+        "vld/model/weight_noise.py",
+        "",
+        """import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from vld.config.settings import Config
+
+
+class WeightNoise:
+    remarks = ()
+
+    def __init__(self, backbone: nn.Module, config: Config) -> None:
+        self.size, self.parameters = config.weight_noise, dict(backbone.named_parameters())
+
+    def drawn(self, generator: torch.Generator) -> list[Tensor]:
+        return [torch.randn(len(its), generator=generator) for its in self.parameters.values()]
+
+    def __call__(self, backbone: nn.Module, drawn: list[Tensor], images: Tensor) -> Tensor:
+        noise = {name: 1 + self.size * its for name, its in zip(self.parameters, drawn, strict=True)}
+        weights = {name: its * noise[name].view(-1, *[1] * (its.dim() - 1)) for name, its in backbone.named_parameters()}
+        return functional_call(backbone, weights, (images,))
+""",
+    ),
+    (
+        "vld/config/settings.py",
+        "    mixout: float = option(",
+        '    weight_noise: float = option(0.0, "relative noise of weights", must.RATE, identity=IF_CHANGED)\n',
+    ),
+    ("vld/config/names.py", '"mixout",)\n', '"weight_noise", '),
+    ("vld/model/regularisers.py", '"mixout": mixout}\n', '"weight_noise": WeightNoise, '),
+    ("vld/model/regularisers.py", "\n\nclass ", "from vld.model.weight_noise import WeightNoise\n"),
+)
+Added = tuple[tuple[str, str, str], ...]
 
 
 @pytest.mark.slow
-def test_a_regulariser_of_one_s_own(tmp_path: Path, small_glyphs: Path) -> None:
+@pytest.mark.parametrize(("name", "added"), [("backbone.drop_maps", WITHIN_THE_BACKBONE), ("weight_noise", OF_WEIGHTS)])
+def test_a_regulariser_of_one_s_own(tmp_path: Path, small_glyphs: Path, name: str, added: Added) -> None:
     """It is checked, acts in training, gives the same again, and is part of the id where it is set."""
-    run = changed_copy(tmp_path, *((name, before, added + before) for name, before, added in ADDED))
-    refused = run("train.py", "backbone.drop_maps=1")
-    assert (refused.returncode, refused.stderr) == (2, "backbone.drop_maps=1.0: must be in [0, 1)\n")
+    run = changed_copy(tmp_path, *((file, before, added + before) for file, before, added in added))
+    refused = run("train.py", f"{name}=1")
+    assert (refused.returncode, refused.stderr) == (2, f"{name}=1.0: must be in [0, 1)\n")
+    if added is OF_WEIGHTS:
+        refused = run("train.py", "weight_noise=0.1", "mixout=0.8")
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+        assert refused.stderr.startswith("weight_noise, mixout: each has weights stand in")
+        refused = run("train.py", "weight_noise=0.1", "backbone.tuning=head")
+        assert refused.stderr.startswith(
+            "weight_noise=0.1: acts on weights that are trained; needs backbone.tuning=full"
+        )
     options = (*SMALLEST, f"data_dir={small_glyphs}", "test_domain=chalk", "optim.steps=6", "eval_every=3")
     for folder, rates in (("with", "0,0.5"), ("again", "0.5")):
         out = (f"output_dir={tmp_path / folder}", "wandb.mode=disabled")
-        done = run("train.py", "-m", f"backbone.drop_maps={rates}", *options, *out)
+        done = run("train.py", "-m", f"{name}={rates}", *options, *out)
         assert done.returncode == 0, done.stderr
     results = {
         folder: {
-            result["settings"].get("backbone.drop_maps"): (path.parent.name, result["results"], path.parent)
+            result["settings"].get(name): (path.parent.name, result["results"], path.parent)
             for path in (tmp_path / folder / "runs").glob("*/*/*/result.json")
             for result in [json.loads(path.read_text())]
         }

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from vld.commands.preflight import Command
 from vld.commands.status import show_unfinished, summary
 from vld.config.errors import UserError
+from vld.config.names import WEIGHT_REGULARISERS
 from vld.config.settings import Config
 from vld.machine.terminal import Terminal, size_text
 from vld.model.published import weights_to_come
@@ -96,7 +97,8 @@ def _check_networks(configs: Sequence[Config]) -> None:
 
     def as_it_is(config: Config) -> bool:
         its = config.backbone
-        changed = its.weights or its.stage_dropout or its.stochastic_depth or its.tuning == "linear" or config.mixout
+        changed = its.weights or its.stage_dropout or its.stochastic_depth or its.tuning == "linear"
+        changed = changed or any(getattr(config, name) for name in WEIGHT_REGULARISERS)
         return not changed and its.published != "timm" and config.image_size == PUBLISHED_IMAGE_SIZE
 
     unsure = [config for config in configs if not as_it_is(config)]

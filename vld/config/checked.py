@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import TypeVar
 
 from vld.config.command_settings import AnalyseConfig
-from vld.config.names import COMBINATIONS, METHODS, ON_REQUEST
+from vld.config.names import COMBINATIONS, METHODS, ON_REQUEST, WEIGHT_REGULARISERS
 from vld.config.options import check_values, flat_settings
 from vld.config.settings import Config, option_names, unknown_option
 
@@ -51,8 +51,12 @@ def _contradictions(config: Config) -> Iterator[str]:
     if backbone.last_layer == "given" and backbone.weights in (None, "none"):
         has = "random initial values" if backbone.weights else "published weights"
         yield f"backbone.last_layer=given: {has} come without; needs backbone.weights=<run directory or file>"
-    if config.mixout and backbone.tuning != "full":
-        yield f"mixout={config.mixout}: masks weights that are trained; needs backbone.tuning=full (it is {backbone.tuning})"
+    regularisers = {name: value for name in WEIGHT_REGULARISERS if (value := getattr(config, name))}
+    for name, value in regularisers.items():
+        if backbone.tuning != "full":
+            yield f"{name}={value}: acts on weights that are trained; needs backbone.tuning=full (it is {backbone.tuning})"
+    if len(regularisers) > 1:
+        yield f"{', '.join(regularisers)}: each has weights stand in for the backbone's; use one of them"
     for name, steps in (("warm_start", config.warm_start), ("optim.warm_up", config.optim.warm_up)):
         if 0 < config.optim.steps <= steps:  # a number of steps below 1 has its own line
             yield f"{name}={steps}: must be below optim.steps={config.optim.steps}"

@@ -37,6 +37,10 @@ METHOD_NAMES = {method.name: method.label for method in ALL_METHODS}
 METHOD_COLORS = {method.name: method.color for method in ALL_METHODS}
 METHOD_MARKERS = {method.name: method.marker for method in ALL_METHODS}
 
+WEIGHT_REGULARISERS = ("mixout",)
+"""Settings, 0 for none: of what has other weights stand in for the backbone's in a training step. Further settings of one begin
+with its name."""
+
 SELECTIONS = ("iid", "last", "oracle_step")
 """Which evaluation step stands for a run."""
 KEEPABLE = tuple(

@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-BATCHES, DROPOUT, BACKBONE, MIXOUT = range(4)
+BATCHES, DROPOUT, BACKBONE, WEIGHTS = range(4)
+"""WEIGHTS: of what regularises them (`vld.model.regularisers`)."""
 
 
 def numpy_generator(seed: int, stream: int, step: int) -> np.random.Generator:

@@ -9,7 +9,7 @@ from vld.config.settings import BackboneConfig, Config
 from vld.model.backbones import build_backbone
 from vld.model.dropout import RepresentationDropout, place_dropout
 from vld.model.linear import tuned
-from vld.model.mixout import Mixed, masked_weights
+from vld.model.regularisers import Drawn, weight_regulariser
 from vld.model.weights import load_into, load_last_layer
 
 
@@ -40,7 +40,7 @@ class Classifier(nn.Module):
         self.pretrained, self.autocast = pretrained, autocast
         self.resized_from: int | None = None
         """The image size that its weights are of, where their position embeddings were resized."""
-        self.compute: Callable[[nn.Module, Tensor, Tensor, Tensor, float, bool, Mixed | None], Tensor] = represent
+        self.compute: Callable[[nn.Module, Tensor, Tensor, Tensor, float, bool, Drawn | None], Tensor] = represent
         """`represent`, or what it was compiled to."""
         self.register_buffer("mean", torch.tensor(settings.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(settings.std).view(1, 3, 1, 1), persistent=False)
@@ -54,19 +54,19 @@ class Classifier(nn.Module):
     def compiled(self) -> bool:
         return self.compute is not represent
 
-    def representation(self, images: Tensor, mixed: Mixed | None = None) -> Tensor:
+    def representation(self, images: Tensor, drawn: Drawn | None = None) -> Tensor:
         """The penultimate representation, float32 [B, d], before dropout."""
-        return self.compute(self.backbone, images, self.mean, self.std, self.feature_scale, self.autocast, mixed)
+        return self.compute(self.backbone, images, self.mean, self.std, self.feature_scale, self.autocast, drawn)
 
     def forward(
         self,
         images: Tensor,
         generator: torch.Generator | None = None,
         step: int | None = None,
-        mixed: Mixed | None = None,
+        drawn: Drawn | None = None,
     ) -> Tensor:
-        """Logits, float32 [B, classes]. step: of training, where the rate of dropout depends on it. mixed: where Mixout acts."""
-        logits: Tensor = self.head(self.dropout(self.representation(images, mixed), generator, step))
+        """Logits, float32 [B, classes]. step: of training, where the rate of dropout depends on it. drawn: of a regulariser."""
+        logits: Tensor = self.head(self.dropout(self.representation(images, drawn), generator, step))
         return logits
 
     def logits_of_frozen_backbone(self, images: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ def represent(
     std: Tensor,
     feature_scale: float,
     autocast: bool,
-    mixed: Mixed | None = None,
+    drawn: Drawn | None = None,
 ) -> Tensor:
     """Images, float [B, 3, h, w] in [0, 1] or as they are stored (uint8 [B, h, w, 3]), to features, float32 [B, d].
 
@@ -106,7 +106,7 @@ def represent(
         images = images.permute(0, 3, 1, 2).float() / 255
     normalised = ((images - mean) / std).contiguous(memory_format=torch.channels_last)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=autocast):
-        features: Tensor = mixed[0](backbone, mixed[1], normalised) if mixed else backbone(normalised)
+        features: Tensor = drawn[0](backbone, drawn[1], normalised) if drawn else backbone(normalised)
     return features.float() * feature_scale
 
 
@@ -139,8 +139,7 @@ def build_classifier(
     if weights is not None:
         resized_from = load_into(backbone, weights, settings, config.image_size)
         load_last_layer(head, weights, settings)
-    if config.mixout:
-        masked_weights(backbone, config.mixout_kind)
+    weight_regulariser(backbone, config)
     place_dropout(backbone, settings)
     backbone = tuned(backbone, settings, features).to(memory_format=torch.channels_last)
     dropout = RepresentationDropout(config.dropout, config.dropout_schedule, config.optim.steps)

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from vld.config.errors import UserError
+from vld.config.settings import Config
 
 
 def masked_weights(backbone: nn.Module, kind: str) -> list[Tensor]:
@@ -39,6 +40,8 @@ class Mixout(nn.Module):
     weights.
     """
 
+    remarks: tuple[str, ...] = ()
+
     def __init__(self, backbone: nn.Module, rate: float, kind: str) -> None:
         super().__init__()
         self.rate, self.kind = rate, kind
@@ -52,7 +55,7 @@ class Mixout(nn.Module):
         for place, weight in enumerate(weights):
             self.register_buffer(f"initial_{place}", weight.detach().clone(), persistent=False)
 
-    def drawn(self, generator: torch.Generator) -> "Mixed":
+    def drawn(self, generator: torch.Generator) -> list[Tensor]:
         """For a step: m/(1−p) of every masked weight, to be broadcast."""
         initial = list(self.buffers())
         shapes = [
@@ -61,7 +64,7 @@ class Mixout(nn.Module):
         counts = [torch.Size(shape).numel() for shape in shapes]
         kept = torch.empty(sum(counts), device=initial[0].device).bernoulli_(1 - self.rate, generator=generator)
         factors = torch.split(kept / (1 - self.rate), counts)
-        return self, [factor.view(shape) for factor, shape in zip(factors, shapes, strict=True)]
+        return [factor.view(shape) for factor, shape in zip(factors, shapes, strict=True)]
 
     def forward(self, backbone: nn.Module, factors: list[Tensor], images: Tensor) -> Tensor:
         """The features of images, by w'; the gradients are those of w.
@@ -76,5 +79,10 @@ class Mixout(nn.Module):
         return features
 
 
-Mixed = tuple[Mixout, list[Tensor]]
-"""Mixout, and what it has drawn for a step."""
+def mixout(backbone: nn.Module, config: Config) -> Mixout:
+    """As the settings say. Raises `UserError` for a kind of which the backbone has no layer."""
+    made = Mixout(backbone, config.mixout, config.mixout_kind)
+    if (share := masked_share(backbone, config.mixout_kind)) < 0.5:
+        few = f"mixout_kind={config.mixout_kind}: masks {share:.1%} of the weights of {config.backbone.name}"
+        made.remarks = (f"{few}; filter is meant for networks of convolutions, point for transformers",)
+    return made

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vld.config.errors import UserError
+from vld.config.names import WEIGHT_REGULARISERS
 from vld.config.settings import Config
 from vld.data import glyphs
 from vld.data.catalog import CONTENTS
@@ -19,8 +20,8 @@ from vld.data.verify import check_content
 from vld.machine.device import resolve_device, resolve_precision
 from vld.model.backbones import LAST_LAYER
 from vld.model.classifier import build_classifier
-from vld.model.mixout import masked_share
 from vld.model.published import weights_to_come
+from vld.model.regularisers import weight_regulariser
 from vld.model.weights import load_backbone_weights
 from vld.runs.identity import weights_fingerprint
 from vld.runs.starting_weights import check_start
@@ -46,11 +47,13 @@ class Inputs:
 
 def inputs_key(config: Config) -> str:
     """Equal for settings that need the same inputs, which then are checked once."""
+    own = {name: its for name, its in vars(config).items() if name.startswith(WEIGHT_REGULARISERS)}
+    regularisation = [its if name not in WEIGHT_REGULARISERS else bool(its) for name, its in own.items()]
     parts = (
         *(config.dataset, config.data_dir, config.output_dir, config.backbone),
         *(config.device, config.precision, config.test_domain),
         (config.split_seed, config.holdout) if config.backbone.weights else None,  # which a run may have trained with
-        *(bool(config.mixout), config.mixout_kind),
+        *regularisation,
         config.image_size,  # which weights may not fit
     )
     return repr(parts)
@@ -79,9 +82,8 @@ def check_inputs(config: Config, *, here: bool = True) -> Inputs:
         source = config.backbone.weights or config.backbone.name
         resized = f"position embeddings resized to image_size={config.image_size} (bicubic)"
         warnings = [*warnings, f"{source}: weights of {size} pixel images; {resized}"]
-    if config.mixout and (share := masked_share(network.backbone, config.mixout_kind)) < 0.5:
-        few = f"mixout_kind={config.mixout_kind}: masks {share:.1%} of the weights of {config.backbone.name}"
-        warnings = [*warnings, f"{few}; filter is meant for networks of convolutions, point for transformers"]
+    if regulariser := weight_regulariser(network.backbone, config):
+        warnings = [*warnings, *regulariser.remarks]
     files = files or _listed(config, root, draw=True)
     return Inputs(device, precision, files, test_domains, weights, warnings, start)
 

@@ -15,9 +15,9 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from vld.config.checked import accumulated
 from vld.config.settings import Config, OptimConfig
 from vld.data.batches import TrainingBatches
-from vld.machine.seeds import BACKBONE, DROPOUT, MIXOUT, derived_seed, torch_generator
+from vld.machine.seeds import BACKBONE, DROPOUT, WEIGHTS, derived_seed, torch_generator
 from vld.model.classifier import Classifier
-from vld.model.mixout import Mixout
+from vld.model.regularisers import weight_regulariser
 from vld.training.collapse import Health, measure
 from vld.training.evaluation import EvaluationSet, Prediction, Scores, predict, score, validation_loss
 from vld.training.methods import ENSEMBLE, ERM, METHODS_ALONG, WEIGHT_AVERAGING, Method
@@ -59,7 +59,7 @@ class Trajectory:
     def __init__(self, model: Classifier, config: Config) -> None:
         self.model, self.config, self.step = model, config, 0
         self.optimizer = make_optimizer(model, config.optim)
-        self.mixout = Mixout(model.backbone, config.mixout, config.mixout_kind) if config.mixout else None
+        self.regulariser = weight_regulariser(model.backbone, config)
         """Its starting values are those of the network here, before a checkpoint is loaded."""
         self.methods = {name: METHODS_ALONG[name](model, config) for name in accumulated(config)}
         self.losses: list[Tensor] = []
@@ -192,11 +192,13 @@ def add_logits(trajectory: Trajectory, predictions: Mapping[str, Prediction]) ->
 
 def logits_in_training(model: Classifier, trajectory: Trajectory, inputs: Tensor, step: int) -> Tensor:
     """What a network like the trajectory's says of a batch, float32 [B, classes], with all that acts on it at this step."""
-    seed, mixout = trajectory.config.seed, trajectory.mixout
+    seed, regulariser = trajectory.config.seed, trajectory.regulariser
     if step < trajectory.config.warm_start:
         return model.logits_of_frozen_backbone(inputs)
-    mixed = mixout.drawn(torch_generator(seed, MIXOUT, step, inputs.device)) if mixout else None
-    logits: Tensor = model(inputs, torch_generator(seed, DROPOUT, step, inputs.device), step, mixed)
+    drawn = (
+        (regulariser, regulariser.drawn(torch_generator(seed, WEIGHTS, step, inputs.device))) if regulariser else None
+    )
+    logits: Tensor = model(inputs, torch_generator(seed, DROPOUT, step, inputs.device), step, drawn)
     return logits
 
 

@@ -159,9 +159,9 @@ class Measured:
             update(self.ours, *self.from_host.batch(step), step)
 
         def with_mixout(step: int) -> None:
-            self.ours.mixout = mixout
+            self.ours.regulariser = mixout
             bare(step)
-            self.ours.mixout = None
+            self.ours.regulariser = None
 
         parts: dict[str, Callable[[int], object]] = {"full step": full, "bare step": bare}
         if self.config.mixout or not STEPS_ONLY:
