@@ -29,6 +29,7 @@ from vld.runs.inputs import check_inputs
 from vld.study.jobs import Job, axes_of, jobs_of
 from vld.study.member_axes import member_configs
 from vld.study.typed_settings import typed_config, with_values
+from vld.model.regularisers import OF_WEIGHTS
 from vld.training.methods import METHODS_ALONG
 
 # The command of the design's contract, and what else a run is made of.
@@ -150,6 +151,10 @@ def test_two_backbones_have_their_features_scaled() -> None:
         "efficientnet_lite0": 0.1,
         "mobilenet_v2": 0.1,
     }
+
+
+def test_every_regulariser_of_weights_is_in_both_tables() -> None:
+    assert tuple(OF_WEIGHTS) == WEIGHT_REGULARISERS
 
 
 def test_a_method_needs_no_more_than_documented() -> None:
