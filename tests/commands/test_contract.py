@@ -21,15 +21,15 @@ from vld.commands.benchmark.forecast import EXPERIMENTS
 from vld.commands.report import folder_name
 from vld.commands.train import check_needed
 from vld.config.errors import UserError
-from vld.config.names import ALL_METHODS
+from vld.config.names import ALL_METHODS, WEIGHT_REGULARISERS
 from vld.config.options import flat_settings
 from vld.config.settings import Config
 from vld.machine.device import MemoryBudget, resolve_precision, set_up
+from vld.model.regularisers import OF_WEIGHTS
 from vld.runs.inputs import check_inputs
 from vld.study.jobs import Job, axes_of, jobs_of
 from vld.study.member_axes import member_configs
 from vld.study.typed_settings import typed_config, with_values
-from vld.model.regularisers import OF_WEIGHTS
 from vld.training.methods import METHODS_ALONG
 
 # The command of the design's contract, and what else a run is made of.
