@@ -47,8 +47,11 @@ class Inputs:
 
 def inputs_key(config: Config) -> str:
     """Equal for settings that need the same inputs, which then are checked once."""
-    own = {name: its for name, its in vars(config).items() if name.startswith(WEIGHT_REGULARISERS)}
-    regularisation = [its if name not in WEIGHT_REGULARISERS else bool(its) for name, its in own.items()]
+    regularisation = [
+        bool(its) if name in WEIGHT_REGULARISERS else its  # whether there is one; how strong does not matter
+        for name, its in vars(config).items()
+        if name.startswith(WEIGHT_REGULARISERS)
+    ]
     parts = (
         *(config.dataset, config.data_dir, config.output_dir, config.backbone),
         *(config.device, config.precision, config.test_domain),
