@@ -5,6 +5,7 @@ WHAT: compile, graphs, mixout, swad.
 
 import ctypes
 import json
+import os
 import sys
 import threading
 
@@ -65,7 +66,9 @@ def main(architecture: str, image_size: int, *what: str) -> None:
     made = {name: (now - then) / STEPS for name, now, then in zip(NAMES, counts, before, strict=True)}
     made["convolutions"] = (asked["convolutions"] - convolutions) / STEPS
     made["compiled"] = counters["stats"]["unique_graphs"] - programs
-    print(json.dumps(made | {"graph_breaks": sum(counters["graph_break"].values())}))
+    print(json.dumps(made | {"graph_breaks": sum(counters["graph_break"].values())}), flush=True)
+    # autograd's thread frees what the last step's Python functions held, and an interpreter at its end aborts a thread that asks for it
+    os._exit(0)
 
 
 main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])
