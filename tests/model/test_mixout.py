@@ -11,6 +11,7 @@ from tiny import CPU, SEED, make_batches, make_model, settings
 from torch import Tensor, nn
 
 from vld.config.errors import UserError
+from vld.config.settings import Config
 from vld.machine.seeds import WEIGHTS, torch_generator
 from vld.model.mixout import Mixout, masked_share, masked_weights
 from vld.runs import load_results
@@ -25,6 +26,10 @@ def network(seed: int = 0) -> nn.Sequential:
         return (
             nn.Sequential(nn.Conv2d(3, 40, 3), nn.BatchNorm2d(40), nn.Flatten(), nn.Linear(40 * 36, 5)).double().eval()
         )
+
+
+def at_rate(kind: str) -> Config:
+    return Config(mixout=P, mixout_kind=kind)
 
 
 def masked(weight: Tensor, kind: str, generator: torch.Generator) -> Tensor:
@@ -44,7 +49,7 @@ def test_weights_and_gradients_are_the_formula_s(kind: str, name: str) -> None:
         torch.randn(4, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1)),
     )
     initial = {key: value.clone() for key, value in backbone.state_dict().items()}
-    mixout = Mixout(backbone, P, kind)
+    mixout = Mixout(backbone, at_rate(kind))
     backbone.load_state_dict(network(1).state_dict())  # trained away from its start
     before = copy.deepcopy(backbone.state_dict())
 
@@ -69,7 +74,7 @@ def test_from_zero_it_is_dropout_on_weights() -> None:
     backbone = network()
     for parameter in backbone.parameters():
         nn.init.zeros_(parameter)
-    mixout = Mixout(backbone, P, "point")
+    mixout = Mixout(backbone, at_rate("point"))
     backbone.load_state_dict(network(1).state_dict())
     weight, bias, images = backbone[3].weight, backbone[3].bias, torch.ones(1, 3, 8, 8, dtype=torch.float64)
     dropped = weight * masked(weight, "point", generator()) / (1 - P)
@@ -95,7 +100,7 @@ def test_a_shared_weight_is_masked_once(twice: bool) -> None:
     both = nn.Sequential(layer, twin)
     assert len(masked_weights(both, "point")) == 1
     before = dict(both.named_parameters())
-    mixout = Mixout(both, P, "point")
+    mixout = Mixout(both, at_rate("point"))
     with torch.no_grad():
         layer.weight += 1
     [factor] = mixout.drawn(generator())
@@ -138,9 +143,9 @@ def test_the_warning_says_how_little(small_glyphs: Path, tmp_path: Path) -> None
 
 def test_kept_is_one_copy_of_the_masked_weights() -> None:
     backbone = make_model().backbone
-    kept = [tensor for tensor in Mixout(backbone, P, "filter").buffers() if tensor.numel()]
+    kept = [tensor for tensor in Mixout(backbone, at_rate("filter")).buffers() if tensor.numel()]
     assert [tensor.shape for tensor in kept] == [weight.shape for weight in masked_weights(backbone, "filter")]
-    assert not Mixout(backbone, P, "filter").state_dict()  # it is in the weights that a run starts from
+    assert not Mixout(backbone, at_rate("filter")).state_dict()  # it is in the weights that a run starts from
 
 
 def begin(**choices: Any) -> Trajectory:

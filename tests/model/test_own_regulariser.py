@@ -31,14 +31,19 @@ OF_WEIGHTS = (
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from vld.config.errors import UserError
 from vld.config.settings import Config
 
 
 class WeightNoise:
-    remarks = ()
-
     def __init__(self, backbone: nn.Module, config: Config) -> None:
         self.size, self.parameters = config.weight_noise, dict(backbone.named_parameters())
+
+    @staticmethod
+    def check(backbone: nn.Module, config: Config) -> list[str]:
+        if config.image_size > 16:
+            raise UserError("weight_noise: for small images")
+        return ["weight_noise: to be read before training"]
 
     def drawn(self, generator: torch.Generator) -> list[Tensor]:
         return [torch.randn(len(its), generator=generator) for its in self.parameters.values()]
@@ -55,7 +60,7 @@ class WeightNoise:
         '    weight_noise: float = option(0.0, "relative noise of weights", must.RATE, identity=IF_CHANGED)\n',
     ),
     ("vld/config/names.py", '"mixout",)\n', '"weight_noise", '),
-    ("vld/model/regularisers.py", '"mixout": mixout}\n', '"weight_noise": WeightNoise, '),
+    ("vld/model/regularisers.py", '"mixout": Mixout}\n', '"weight_noise": WeightNoise, '),
     ("vld/model/regularisers.py", "\n\nclass ", "from vld.model.weight_noise import WeightNoise\n"),
 )
 Added = tuple[tuple[str, str, str], ...]
@@ -77,10 +82,14 @@ def test_a_regulariser_of_one_s_own(tmp_path: Path, small_glyphs: Path, name: st
             "weight_noise=0.1: acts on weights that are trained; needs backbone.tuning=full"
         )
     options = (*SMALLEST, f"data_dir={small_glyphs}", "test_domain=chalk", "optim.steps=6", "eval_every=3")
+    if added is OF_WEIGHTS:
+        refused = run("train.py", "weight_noise=0.1", *options, "image_size=32", "dry_run=true")
+        assert (refused.returncode, refused.stderr) == (2, "weight_noise: for small images\n")
     for folder, rates in (("with", "0,0.5"), ("again", "0.5")):
         out = (f"output_dir={tmp_path / folder}", "wandb.mode=disabled")
         done = run("train.py", "-m", f"{name}={rates}", *options, *out)
         assert done.returncode == 0, done.stderr
+        assert ("to be read before training" in done.stdout) is (added is OF_WEIGHTS)
     results = {
         folder: {
             result["settings"].get(name): (path.parent.name, result["results"], path.parent)

@@ -67,7 +67,7 @@ def main(architecture: str, image_size: int, *what: str) -> None:
     made["convolutions"] = (asked["convolutions"] - convolutions) / STEPS
     made["compiled"] = counters["stats"]["unique_graphs"] - programs
     print(json.dumps(made | {"graph_breaks": sum(counters["graph_break"].values())}), flush=True)
-    # autograd's thread frees what the last step's Python functions held, and an interpreter at its end aborts a thread that asks for it
+    # autograd's thread may still have Python objects to free, and an interpreter at its end aborts a thread that asks for it.
     os._exit(0)
 
 

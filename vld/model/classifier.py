@@ -9,7 +9,7 @@ from vld.config.settings import BackboneConfig, Config
 from vld.model.backbones import build_backbone
 from vld.model.dropout import RepresentationDropout, place_dropout
 from vld.model.linear import tuned
-from vld.model.regularisers import Drawn, weight_regulariser
+from vld.model.regularisers import Drawn, check_weight_regulariser
 from vld.model.weights import load_into, load_last_layer
 
 
@@ -139,7 +139,7 @@ def build_classifier(
     if weights is not None:
         resized_from = load_into(backbone, weights, settings, config.image_size)
         load_last_layer(head, weights, settings)
-    weight_regulariser(backbone, config)
+    check_weight_regulariser(backbone, config)
     place_dropout(backbone, settings)
     backbone = tuned(backbone, settings, features).to(memory_format=torch.channels_last)
     dropout = RepresentationDropout(config.dropout, config.dropout_schedule, config.optim.steps)

@@ -40,12 +40,10 @@ class Mixout(nn.Module):
     weights.
     """
 
-    remarks: tuple[str, ...] = ()
-
-    def __init__(self, backbone: nn.Module, rate: float, kind: str) -> None:
+    def __init__(self, backbone: nn.Module, config: Config) -> None:
         super().__init__()
-        self.rate, self.kind = rate, kind
-        weights = masked_weights(backbone, kind)
+        self.rate, self.kind = config.mixout, config.mixout_kind
+        weights = masked_weights(backbone, self.kind)
         places = {id(weight): place for place, weight in enumerate(weights)}
         layers = list(backbone.named_modules())  # a layer that is used twice once
         named = [(f"{of}.{name}".lstrip("."), its) for of, layer in layers for name, its in layer._parameters.items()]
@@ -54,6 +52,14 @@ class Mixout(nn.Module):
         # Buffers, since recorded programs (CUDA graphs) read those of a module where they are.
         for place, weight in enumerate(weights):
             self.register_buffer(f"initial_{place}", weight.detach().clone(), persistent=False)
+
+    @staticmethod
+    def check(backbone: nn.Module, config: Config) -> list[str]:
+        """A line where little is masked. Raises `UserError` for a kind of which the backbone has no layer."""
+        if (share := masked_share(backbone, config.mixout_kind)) >= 0.5:
+            return []
+        few = f"mixout_kind={config.mixout_kind}: masks {share:.1%} of the weights of {config.backbone.name}"
+        return [f"{few}; filter is meant for networks of convolutions, point for transformers"]
 
     def drawn(self, generator: torch.Generator) -> list[Tensor]:
         """For a step: m/(1−p) of every masked weight, to be broadcast."""
@@ -77,12 +83,3 @@ class Mixout(nn.Module):
         by_name = {name: mixed[place] for name, place in self.places.items()}
         features: Tensor = functional_call(backbone, by_name, (images,), tie_weights=False)
         return features
-
-
-def mixout(backbone: nn.Module, config: Config) -> Mixout:
-    """As the settings say. Raises `UserError` for a kind of which the backbone has no layer."""
-    made = Mixout(backbone, config.mixout, config.mixout_kind)
-    if (share := masked_share(backbone, config.mixout_kind)) < 0.5:
-        few = f"mixout_kind={config.mixout_kind}: masks {share:.1%} of the weights of {config.backbone.name}"
-        made.remarks = (f"{few}; filter is meant for networks of convolutions, point for transformers",)
-    return made

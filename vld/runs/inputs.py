@@ -21,7 +21,7 @@ from vld.machine.device import resolve_device, resolve_precision
 from vld.model.backbones import LAST_LAYER
 from vld.model.classifier import build_classifier
 from vld.model.published import weights_to_come
-from vld.model.regularisers import weight_regulariser
+from vld.model.regularisers import check_weight_regulariser
 from vld.model.weights import load_backbone_weights
 from vld.runs.identity import weights_fingerprint
 from vld.runs.starting_weights import check_start
@@ -85,8 +85,7 @@ def check_inputs(config: Config, *, here: bool = True) -> Inputs:
         source = config.backbone.weights or config.backbone.name
         resized = f"position embeddings resized to image_size={config.image_size} (bicubic)"
         warnings = [*warnings, f"{source}: weights of {size} pixel images; {resized}"]
-    if regulariser := weight_regulariser(network.backbone, config):
-        warnings = [*warnings, *regulariser.remarks]
+    warnings = [*warnings, *check_weight_regulariser(network.backbone, config)]
     files = files or _listed(config, root, draw=True)
     return Inputs(device, precision, files, test_domains, weights, warnings, start)
 

@@ -166,7 +166,8 @@ class Measured:
         parts: dict[str, Callable[[int], object]] = {"full step": full, "bare step": bare}
         if self.config.mixout or not STEPS_ONLY:
             with suppress(UserError):  # a backbone that has nothing to mask
-                mixout = Mixout(self.ours.model.backbone, self.config.mixout or MIXOUT, self.config.mixout_kind)
+                settings = replace(self.config, mixout=self.config.mixout or MIXOUT)
+                mixout = Mixout(self.ours.model.backbone, settings)
                 parts[MIXOUT_STEP] = with_mixout
         if self.batches.resident and self.device.type == "cuda":
             parts["step from host memory"] = from_host
