@@ -389,6 +389,7 @@ class Bomb:
         return Path.write_text, (self.trace, "code of the file ran")
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("form", ["pickle", "torch.save", "old format", "in a state_dict"])
 def test_a_file_cannot_run_code(tmp_path: Path, form: str) -> None:
     path, trace = tmp_path / "weights.pth", tmp_path / "trace"
