@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from vld.config.names import dataset_name
+from vld.config.names import WEIGHT_REGULARISERS, dataset_name
 from vld.config.options import flat_settings
 from vld.config.settings import Config
 from vld.data.catalog import CONTENTS
@@ -42,7 +42,7 @@ BACKBONES = ("resnet50", "resnet50_v1")
 """ResNet50 #2 and #1."""
 KNOWN = (
     *("backbone.tuning", "batch_size", "optim.name", "optim.momentum", "optim.milestones", "optim.gamma"),
-    *("optim.schedule", "optim.warm_up", "optim.last_layer_lr_factor", "dropout_schedule", "mixout", "warm_start"),
+    *("optim.schedule", "optim.warm_up", "optim.last_layer_lr_factor", "dropout_schedule", *WEIGHT_REGULARISERS, "warm_start"),
     *("backbone.batch_norm", "backbone.feature_scale", "backbone.stage_dropout", "backbone.stochastic_depth"),
     *("holdout", "eval_every"),
 )
