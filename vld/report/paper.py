@@ -42,9 +42,9 @@ BACKBONES = ("resnet50", "resnet50_v1")
 """ResNet50 #2 and #1."""
 KNOWN = (
     *("backbone.tuning", "batch_size", "optim.name", "optim.momentum", "optim.milestones", "optim.gamma"),
-    *("optim.schedule", "optim.warm_up", "optim.last_layer_lr_factor", "dropout_schedule", *WEIGHT_REGULARISERS, "warm_start"),
+    *("optim.schedule", "optim.warm_up", "optim.last_layer_lr_factor", "dropout_schedule", "warm_start"),
     *("backbone.batch_norm", "backbone.feature_scale", "backbone.stage_dropout", "backbone.stochastic_depth"),
-    *("holdout", "eval_every"),
+    *("holdout", "eval_every", *WEIGHT_REGULARISERS),
 )
 """The other settings of the runs behind the cloud means that are known: they are the defaults."""
 PAPERS_PAIRS = {(lr, weight_decay) for lr in (1e-3, 5e-4) for weight_decay in (1e-4, 5e-5, 1e-5)}
