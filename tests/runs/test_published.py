@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,32 @@ TABLES = {name: FOLDER / name / "tables" for name in REPORTS}
 RUNS = {name: pd.read_csv(tables / "runs.csv") for name, tables in TABLES.items()}
 TABLE = {name: pd.read_csv(tables / "results_pacs.csv") for name, tables in TABLES.items()}
 MORE = FOLDER / "pacs_cpu_seeds"
-RIVALS = FOLDER / "rivals_pacs_cpu/tables"
+RIVALS, LONGER = FOLDER / "rivals_pacs_cpu/tables", FOLDER / "mixout_pacs_cpu/tables"
+Row = tuple[str, str, float]
+"""Of a table of recipes: recipe, method, dropout rate."""
 LABELS = {"erm": "ERM", "weight_averaging": "weight averaging", "ensemble": "ensemble"}
+
+
+@cache
+def runs_of_recipes(tables: Path) -> pd.DataFrame:
+    """Of each row, at its learning rate."""
+    runs, table = pd.read_csv(tables / "runs.csv"), pd.read_csv(tables / "recipes_pacs.csv")
+    names = ["recipe", "method", "dropout"]
+    return runs[runs.selection == "iid"].merge(table[[*names, "lr"]]).set_index(names).sort_index()
+
+
+def grid(tables: Path, row: Row) -> Grid:
+    its = runs_of_recipes(tables).loc[row]
+    cells = [its.pivot(index="test_domain", columns="seed", values=f"{side}_acc") for side in ("iid", "ood")]
+    repeats = tuple((seed, 0) for seed in cells[0].columns)
+    return Grid(tuple(cells[0].index), CHOSEN, repeats, *(of.to_numpy()[:, None] for of in cells))
+
+
+def between(tables: Path, a: Row, b: Row) -> tuple[float, float]:
+    """The paired difference, o.o.d., and half its interval."""
+    found = difference(grid(tables, a), grid(tables, b))
+    assert found is not None and found["repeats"] == 3
+    return found["ood"], (found["ood_high"] - found["ood_low"]) / 2
 
 
 def of_method(report: str, name: str, rate: float) -> pd.Series:
@@ -138,36 +163,22 @@ def test_the_pair_with_more_seeds_follows_from_its_runs() -> None:
 def test_what_is_said_of_the_rivals_across_rows_is_within_or_beyond_its_interval() -> None:
     runs = pd.read_csv(RIVALS / "runs.csv")
     table = pd.read_csv(RIVALS / "recipes_pacs.csv").set_index(["recipe", "method", "dropout"])
-
-    def grid(row: tuple[str, str, float]) -> Grid:
-        recipe, method, rate = row
-        its = runs[
-            (runs.recipe == recipe) & (runs.method == method) & (runs.dropout == rate) & (runs.selection == "iid")
-        ]
-        its = its[its.lr == table.lr[row]]
-        cells = [its.pivot(index="test_domain", columns="seed", values=f"{side}_acc") for side in ("iid", "ood")]
-        repeats = tuple((seed, 0) for seed in cells[0].columns)
-        return Grid(tuple(cells[0].index), CHOSEN, repeats, *(of.to_numpy()[:, None] for of in cells))
-
-    def between(a: tuple[str, str, float], b: tuple[str, str, float]) -> tuple[float, float]:
-        found = difference(grid(a), grid(b))
-        assert found is not None and found["repeats"] == 3
-        return found["ood"], (found["ood_high"] - found["ood_low"]) / 2
-
     plain = ("erm", "erm", 0.0)
-    value, half = between(("mixout_05", "erm", 0.0), plain)
+    value, half = between(RIVALS, ("mixout_05", "erm", 0.0), plain)
     assert (
         abs(value) < half
         and f"cannot be told apart from plain fine-tuning without it\n  (+{value:.1f} ± {half:.1f})" in PAGE
     )
-    beaten = [between((*one, 0.0), ("erm", "erm", 0.9)) for one in (("erm", "swad"), ("erm", "ensemble"))]
+    beaten = [between(RIVALS, (*one, 0.0), ("erm", "erm", 0.9)) for one in (("erm", "swad"), ("erm", "ensemble"))]
     assert all(value > half for value, half in beaten)
     said = " and ".join(f"{value:.1f} ± {half:.1f}" for value, half in beaten)
     assert f"ensemble without dropout beat it by {said}" in PAGE
     rows = [(recipe, rate) for recipe, method, rate in table.index if method == "swad"]
-    above = [between((recipe, "swad", rate), (recipe, "weight_averaging", rate)) for recipe, rate in rows]
+    above = [between(RIVALS, (recipe, "swad", rate), (recipe, "weight_averaging", rate)) for recipe, rate in rows]
     assert f"in {sum(value > half for value, half in above)} of the {len(rows)} by more than its interval" in PAGE
-    assert all(abs(value) < half for value, half in (between((of, "swad", r), (of, "erm", r)) for of, r in rows))
+    assert all(
+        abs(value) < half for value, half in (between(RIVALS, (of, "swad", r), (of, "erm", r)) for of, r in rows)
+    )
     known = runs[(runs.method == "swad") & (runs.selection == "last") & runs.converged.notna()]
     assert len(known) == 64 and f"in {57 + (known.converged == False).sum()} of the 128\n" in PAGE  # noqa: E712
 
