@@ -121,7 +121,7 @@ def test_the_readme_s_table_is_the_page_s() -> None:
 
 
 def test_the_runs_are_those_of_the_commands() -> None:
-    commands = re.findall(r"^    python scripts/(\w+)\.py study=pacs_cpu ?(.*)$", PAGE, re.MULTILINE)
+    commands = re.findall(r"^    python scripts/(\w+)\.py study=pacs_cpu ?((?!.*recipe=).*)$", PAGE, re.MULTILINE)
     of_reports, of_more = commands[: 3 * len(REPORTS)], commands[3 * len(REPORTS) :]
     assert [name for name, _ in of_reports] == ["train", "combine", "report"] * len(REPORTS)
     assert [name for name, _ in of_more] == ["train", "report"]
@@ -259,6 +259,50 @@ def test_the_rivals_are_the_runs_of_their_commands() -> None:
             wanted.add((run.test_domain, config.dropout, config.seed, config.optim.lr, config.recipe.name))
     there = pd.read_csv(RIVALS / "runs.csv")[["test_domain", "dropout", "seed", "lr", "recipe"]]
     assert set(there.itertuples(index=False, name=None)) == wanted
+
+
+def test_mixout_after_2_000_steps_follows_from_its_runs() -> None:
+    """Table, differences and what is said of them; the runs are those of the section's commands."""
+    table = pd.read_csv(LONGER / "recipes_pacs.csv").set_index(["recipe", "method", "dropout"])
+    assert len(table) == 2 * 2 * len(LABELS) and (LONGER / "recipes_pacs.md").read_text().strip() in PAGE
+    for row, its in table.iterrows():
+        mine = grid(LONGER, row)  # type: ignore[arg-type]
+        assert its.runs == its.expected == 12
+        assert (its.iid, its.ood) == pytest.approx((100 * mine.iid_acc.mean(), 100 * mine.ood_acc.mean()))
+    train, report = re.findall(r"^    python scripts/\w+\.py study=pacs_cpu (.*recipe=.*)$", PAGE, re.MULTILINE)
+    runs = pd.read_csv(LONGER / "runs.csv")
+    names = ["test_domain", "recipe", "dropout", "lr", "seed", "steps"]
+    there = set(runs[names].itertuples(index=False, name=None))
+    for options, recipes in ((report, {"erm", "mixout_05"}), (train, {"mixout_05"})):
+        axes = [word for word in options.split() if not word.startswith("hydra")]
+        configs = [(run.test_domain, run.config) for run in planned_runs(command_jobs("pacs_cpu", *axes))]
+        wanted = {(name, c.recipe.name, c.dropout, c.optim.lr, c.seed, c.optim.steps) for name, c in configs}
+        assert {one for one in there if one[1] in recipes} == wanted
+    mixout, both, dropout = ("mixout_05", "erm", 0.0), ("mixout_05", "erm", 0.9), ("erm", "erm", 0.9)
+    level, gain, *lost, plain = (
+        between(LONGER, *pair)
+        for pair in (
+            (mixout, dropout),
+            (mixout, ("erm", "erm", 0.0)),
+            (mixout, both),
+            (dropout, both),
+            (dropout, ("erm", "erm", 0.0)),
+        )
+    )
+    assert abs(level[0]) < level[1] and gain[0] > gain[1] and all(value > half for value, half in lost)
+    first, second, higher = (f"{value:.1f} ± {half:.1f}" for value, half in (*lost, gain))
+    accuracy, its = (f"{table.ood[row]:.1f}" for row in (mixout, dropout))
+    seeds = pd.read_csv(MORE / "tables/results_pacs.csv").set_index(["method", "dropout"])
+    five = seeds.loc["erm", 0.0]
+    for said in (
+        f"Mixout 0.5 without dropout ({accuracy}) beats plain fine-tuning without it by {higher}, and cannot",
+        f"fine-tuning with dropout 0.9 ({its}; {'+' if level[0] >= 0 else '−'}{abs(level[0]):.1f} ± {level[1]:.1f})",
+        f"the network loses {first} points against Mixout alone and {second} against dropout alone",
+        f"The plain pair differs by {plain[0]:.1f} ± {plain[1]:.1f} on these three seeds",
+        f"without dropout these three are {table.ood['erm', 'erm', 0.0]:.1f}, all five {five.ood:.1f}",
+    ):
+        assert said in PAGE
+    assert f"is level with it ({accuracy} and {its}), and both together are worse" in README
 
 
 def test_ratios_are_the_benchmark_s() -> None:
