@@ -13,7 +13,7 @@ from run_command import DOCUMENTATION, PAGES, REPOSITORY
 
 from vld.report.differences import difference
 from vld.report.grid import CHOSEN, Grid
-from vld.study.planned import planned_runs
+from vld.study.planned import PlannedRun, planned_runs
 
 FOLDER = REPOSITORY / "outputs/published"
 PAGE = (FOLDER / "README.md").read_text()
@@ -49,6 +49,11 @@ def between(tables: Path, a: Row, b: Row) -> tuple[float, float]:
     found = difference(grid(tables, a), grid(tables, b))
     assert found is not None and found["repeats"] == 3
     return found["ood"], (found["ood_high"] - found["ood_low"]) / 2
+
+
+def trained_by(study: str, options: str) -> list[PlannedRun]:
+    """The runs of a command on the page."""
+    return planned_runs(command_jobs(study, *(word for word in options.split() if not word.startswith("hydra"))))
 
 
 def of_method(report: str, name: str, rate: float) -> pd.Series:
@@ -127,10 +132,9 @@ def test_the_runs_are_those_of_the_commands() -> None:
     assert [name for name, _ in of_more] == ["train", "report"]
     published = [*np.repeat(REPORTS, 3), *[MORE.name] * 2]
     for report, (_, options) in zip(published, commands, strict=True):
-        axes = [word for word in options.split() if not word.startswith("hydra")]
         wanted = {
             (run.test_domain, run.config.dropout, run.config.optim.lr, run.config.seed, run.config.optim.steps)
-            for run in planned_runs(command_jobs("pacs_cpu", *axes))
+            for run in trained_by("pacs_cpu", options)
         }
         runs = pd.read_csv(FOLDER / report / "tables/runs.csv")
         there = runs[runs.members.isna()][["test_domain", "dropout", "lr", "seed", "steps"]]
@@ -253,8 +257,7 @@ def test_the_rivals_are_the_runs_of_their_commands() -> None:
     commands = re.findall(r"^    python scripts/train\.py study=(rivals_pacs_cpu\S*) (.*)$", PAGE, re.MULTILINE)
     wanted = set()
     for study, options in commands:
-        axes = [word for word in options.split() if not word.startswith("hydra")]
-        for run in planned_runs(command_jobs(study, *axes)):
+        for run in trained_by(study, options):
             config = run.config
             wanted.add((run.test_domain, config.dropout, config.seed, config.optim.lr, config.recipe.name))
     there = pd.read_csv(RIVALS / "runs.csv")[["test_domain", "dropout", "seed", "lr", "recipe"]]
@@ -274,8 +277,7 @@ def test_mixout_after_2_000_steps_follows_from_its_runs() -> None:
     names = ["test_domain", "recipe", "dropout", "lr", "seed", "steps"]
     there = set(runs[names].itertuples(index=False, name=None))
     for options, recipes in ((report, {"erm", "mixout_05"}), (train, {"mixout_05"})):
-        axes = [word for word in options.split() if not word.startswith("hydra")]
-        configs = [(run.test_domain, run.config) for run in planned_runs(command_jobs("pacs_cpu", *axes))]
+        configs = [(run.test_domain, run.config) for run in trained_by("pacs_cpu", options)]
         wanted = {(name, c.recipe.name, c.dropout, c.optim.lr, c.seed, c.optim.steps) for name, c in configs}
         assert {one for one in there if one[1] in recipes} == wanted
     mixout, both, dropout = ("mixout_05", "erm", 0.0), ("mixout_05", "erm", 0.9), ("erm", "erm", 0.9)
