@@ -8,7 +8,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -111,6 +111,18 @@ def wait_for(process: "subprocess.Popen[str]", text: str) -> None:
         if text in line:
             return
     raise AssertionError(f"ended without printing {text!r}: {''.join(printed)}")
+
+
+def processes_of(session: int) -> list[str]:
+    """The names of the programs of a session that have not ended. One that has, but nobody has asked how, is a zombie."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended meanwhile
+            name, _, fields = path.read_text().partition("(")[2].rpartition(")")
+            state, _, _, its_session = fields.split()[:4]
+            if int(its_session) == session and state != "Z":
+                found.append(name)
+    return found
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from hydra.core.plugins import Plugins
-from run_command import REPOSITORY, TINY_NETWORK, start, train, wait_for
+from run_command import REPOSITORY, TINY_NETWORK, processes_of, start, train, wait_for
 
 from vld.machine.device import keep_to_one_gpu
 from vld.machine.terminal import CLEAR_LINE
@@ -131,18 +131,6 @@ def test_jobs_side_by_side_share_a_terminal(small_glyphs: Path, tmp_path: Path) 
     for job, domain in enumerate(("chalk", "mosaic")):
         [line] = [line for line in lines if f"{domain}  step 30/30" in line]
         assert line.startswith(f"[{job}] {domain}")
-
-
-def processes_of(session: int) -> list[str]:
-    """The processes of a session that have not ended."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it has ended meanwhile
-            name, fields = path.read_text().rsplit(")", 1)
-            state, _, _, its_session = fields.split()[:4]
-            if int(its_session) == session and state != "Z":
-                found.append(name)
-    return found
 
 
 @pytest.mark.slow
