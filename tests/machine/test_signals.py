@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -141,3 +143,32 @@ def test_in_a_thread_nothing_is_taken_over() -> None:
     thread.start()
     thread.join()
     assert failures == []
+
+
+LINGERING = """
+import atexit, sys, time
+def tidy_up():
+    print("its last line", file=sys.stderr, flush=True)
+    time.sleep(600)
+atexit.register(tidy_up)
+from vld.commands.main import train
+sys.argv = ["train.py", *{words}]
+train()
+"""
+
+
+@pytest.mark.parametrize(("words", "code"), [(["--help"], 0), (["nothing=1"], 2)])
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_command_that_is_done_ends_at_once_with_its_own_code(number: int, words: list[str], code: int) -> None:
+    """Though a library tidies up: without a traceback, and with all that it has said."""
+    command = [sys.executable, "-c", LINGERING.format(words=words)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        said = iter(process.stderr.readline, "its last line\n")
+        errors = list(said)
+        process.send_signal(number)
+        out, after = process.communicate()
+    assert process.returncode == code
+    assert after == ""
+    assert ("nothing" in "".join(errors)) == (code == 2)
+    assert ("compile" in out) == (code == 0)

@@ -49,7 +49,7 @@ def test_they_are_compiled_and_their_images_held_as_in_training(
     seen: list[int] = []
     held: list[str] = []
 
-    def counted(function: Callable[..., Tensor], graphs: bool) -> Callable[..., Tensor]:  # noqa: ARG001
+    def counted(function: Callable[..., Tensor], graphs: bool = False) -> Callable[..., Tensor]:  # noqa: ARG001
         return lambda backbone, images, *others: (seen.append(len(images)), function(backbone, images, *others))[1]
 
     monkeypatch.setattr(compiled, "_compiled", counted)

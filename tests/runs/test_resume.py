@@ -24,6 +24,7 @@ import torch
 import yaml
 from run_command import (
     DOCUMENTATION,
+    SMALLEST,
     TINY_NETWORK,
     before_step,
     script,
@@ -204,6 +205,21 @@ def test_times_add_up_over_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
     fresh.clock.load_state_dict({"seconds": state["seconds"] + 100, "aside": state["aside"] + 30})
     assert fresh.clock.seconds() == state["seconds"] + 100 + 1
     assert fresh.clock.train_seconds() == (state["seconds"] - state["aside"]) + 70 + 2
+
+
+def test_compiling_is_no_training(monkeypatch: pytest.MonkeyPatch, small_glyphs: Path, tmp_path: Path) -> None:
+    """A million seconds of it are not in the time that the run took, nor in its speed."""
+
+    def slow(*given: Any) -> None:
+        trajectory, _ = given[4]
+        trajectory.clock.load_state_dict({"seconds": 1e6, "aside": 0.0})
+
+    monkeypatch.setattr("vld.runs.run.compile_network", slow)
+    places = [f"data_dir={small_glyphs}", f"output_dir={tmp_path}", "wandb.mode=disabled"]
+    done = train(*SMALLEST, *places, "test_domain=0", "optim.steps=2", "optim.milestones=[1]")
+    assert done.returncode == 0, done.stderr
+    [path] = tmp_path.rglob("result.json")
+    assert json.loads(path.read_text())["seconds"] < 1e6
 
 
 class Evil:

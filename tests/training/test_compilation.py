@@ -19,6 +19,7 @@ import pytest
 import torch
 from run_command import ENVIRONMENT, REPOSITORY, SMALLEST, processes_of
 from tiny import make_batches, make_evaluation_set, make_model, settings
+from torch import Tensor
 from torch._dynamo.utils import counters
 from torch._inductor.utils import clear_caches
 
@@ -208,19 +209,66 @@ def test_what_takes_long_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("wanted", "device", "deterministic", "expected"),
     [
-        ("auto", "cuda", False, True),
-        ("auto", "cuda", True, False),
-        ("auto", "cpu", False, False),
-        ("true", "cpu", True, True),
-        ("false", "cuda", False, False),
-        ("graphs", "cuda", True, True),
+        ("auto", "cuda", False, ("graphs", "true")),
+        ("auto", "cuda", True, ()),
+        ("auto", "cpu", False, ()),
+        ("true", "cpu", True, ("true",)),
+        ("true", "cuda", False, ("true",)),
+        ("false", "cuda", False, ()),
+        ("graphs", "cuda", True, ("graphs", "true")),
     ],
 )
-def test_who_compiles(
-    wanted: str, device: str, deterministic: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+def test_who_compiles_and_how(
+    wanted: str, device: str, deterministic: bool, expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.are_deterministic_algorithms_enabled", lambda: deterministic)
-    assert compilation.is_wanted(wanted, torch.device(device)) == expected
+    assert compilation.ways(wanted, torch.device(device)) == expected
+
+
+def plain_or_failing(failing: Exception, called: list[str]) -> Callable[..., Callable[..., Tensor]]:
+    """In place of `_compiled`: what is to be recorded fails."""
+
+    def made(function: Callable[..., Tensor], graphs: bool = False) -> Callable[..., Tensor]:
+        def compute(*inputs: Any) -> Tensor:
+            called.append("recorded" if graphs else "compiled")
+            if graphs:
+                raise failing
+            return function(*inputs)
+
+        return compute
+
+    return made
+
+
+def test_what_cannot_be_recorded_is_compiled_and_a_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    called: list[str] = []
+    monkeypatch.setattr(compilation, "_compiled", plain_or_failing(RuntimeError("no graph\nat all"), called))
+    model, images = make_model(), make_evaluation_set()
+    trajectory, batches = in_training(model)
+    compilation.compile_network("graphs", model, images, said.append, (trajectory, batches))
+    assert said == ["not launched as CUDA graphs, which is slower and changes nothing else (RuntimeError: no graph)"]
+    assert model.compiled
+    called.clear()
+    list(train(trajectory, batches, images))
+    assert set(called) == {"compiled"}
+
+
+def test_a_graph_is_of_steps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tried twice, first its program, then its recording. Neither an evaluation nor a warm start is recorded."""
+    called: list[str] = []
+
+    def made(function: Callable[..., Tensor], graphs: bool = False) -> Callable[..., Tensor]:
+        return lambda *inputs: (called.append("recorded" if graphs else "compiled"), function(*inputs))[1]
+
+    monkeypatch.setattr(compilation, "_compiled", made)
+    model, batches, images = make_model(), make_batches(), make_evaluation_set()
+    trajectory = Trajectory(model, settings(steps=3, eval_every=3, warm_start=1, averaging=AveragingConfig(1, 1)))
+    compilation.compile_network("graphs", model, images, print, (trajectory, batches))
+    assert called == ["compiled", "recorded"] * 2 + ["compiled"]
+    called.clear()
+    list(train(trajectory, batches, images))
+    assert called == ["compiled", "compiled", "recorded", "recorded", "compiled", "compiled"]
 
 
 @compiler

@@ -1,7 +1,10 @@
 """What only a GPU can show: the same numbers by either way to it, no waiting for it, bf16 beside float32."""
 
+import gc
 import json
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,8 +24,9 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 
 
 @pytest.fixture(autouse=True)
-def float32_without_tf32() -> None:
+def float32_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     set_up(torch.device("cuda"), deterministic=False)
+    monkeypatch.setattr(compilation, "ANNOUNCED_SECONDS", threading.TIMEOUT_MAX)  # what is said is why it failed
 
 
 OPTIONS = [
@@ -62,17 +66,22 @@ def test_evaluation_is_that_of_a_cpu(resident: bool) -> None:
     torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+def compiled(how: str, trajectory: Trajectory, batches: TrainingBatches, images: EvaluationSet) -> None:
+    said: list[str] = []
+    compilation.compile_network(how, trajectory.model, images, said.append, (trajectory, batches))
+    assert said == []
+    assert trajectory.model.compiled == (how != "false")
+
+
+@pytest.mark.parametrize("how", ["false", "true", "graphs"])
 @pytest.mark.parametrize("resident", [True, False])
-def test_nothing_between_evaluations_waits_for_the_gpu(resident: bool, compiled: bool) -> None:
+def test_nothing_between_evaluations_waits_for_the_gpu(resident: bool, how: str) -> None:
     """PyTorch raises where the host would wait."""
     model, batches = make_model().cuda(), gpu_batches(resident=resident)
     images = gpu_images(resident=resident)
     config = settings(steps=20, eval_every=20, averaging=AveragingConfig(2, 1), ensemble=EnsembleConfig(20, 20))
     trajectory = Trajectory(model, config)
-    if compiled:
-        compilation.compile_network("true", model, images, print, (trajectory, batches))
-        assert model.compiled
+    compiled(how, trajectory, batches, images)
 
     def on_step(step: int) -> None:
         torch.cuda.set_sync_debug_mode("error" if 5 <= step < 20 else "default")
@@ -82,6 +91,62 @@ def test_nothing_between_evaluations_waits_for_the_gpu(resident: bool, compiled:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert [evaluation.step for evaluation in evaluations] == [0, 20]
+
+
+@pytest.mark.parametrize("changes", [{}, {"mixout": 0.5, "warm_start": 3}, {"batch_norm": "trained"}])
+def test_recorded_steps_come_to_the_same_as_others(changes: dict[str, Any]) -> None:
+    losses, logits = [], []
+    batch_norm = {name: changes[name] for name in changes if name == "batch_norm"}
+    others = {name: changes[name] for name in changes if name != "batch_norm"}
+    for how in ("false", "graphs"):
+        model, batches, images = make_model(**batch_norm).cuda(), gpu_batches(), gpu_images(resident=True)
+        config = settings(averaging=AveragingConfig(2, 1), ensemble=EnsembleConfig(4, 4), **others)
+        trajectory = Trajectory(model, config)
+        compiled(how, trajectory, batches, images)
+        evaluations = list(train_from(trajectory, batches, images))
+        losses.append([evaluation.train_loss for evaluation in evaluations[1:]])
+        logits.append(evaluations[-1].logits)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    for method, values in logits[0].items():
+        torch.testing.assert_close(logits[1][method], values, rtol=1e-2, atol=1e-3)
+
+
+def test_a_backbone_draws_anew_in_recorded_steps() -> None:
+    """By the seed of the step, as it is set before each."""
+    model, batches, images = make_model(dropout=0.0).cuda(), gpu_batches(), gpu_images(resident=True)
+    model.backbone.append(torch.nn.Dropout(0.5))  # type: ignore[operator]
+    compiled("graphs", Trajectory(model, settings()), batches, images)
+    inputs, _ = batches.batch(0)
+
+    def logits(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        model.zero_grad()
+        made: torch.Tensor = model.train()(inputs)
+        made.sum().backward()
+        return made.detach().clone()
+
+    made = [logits(seed) for seed in (0, 1, 2, 1, 0)]
+    assert torch.equal(made[0], made[4])
+    assert torch.equal(made[1], made[3])
+    assert not torch.equal(made[1], made[2])
+
+
+def test_recorded_networks_one_after_another_take_no_more_memory() -> None:
+    """As the runs of a sweep in one process. By all that the GPU has given away, recordings included."""
+    used = []
+    for _ in range(8):
+        model, batches, images = make_model().cuda(), gpu_batches(), gpu_images(resident=True)
+        trajectory = Trajectory(model, settings(steps=6, eval_every=3))
+        compiled("graphs", trajectory, batches, images)
+        list(train_from(trajectory, batches, images))
+        batches.close()
+        del model, batches, images, trajectory
+        gc.collect()
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info()
+        used.append((total - free) / 2**20)
+    assert used[-1] - used[1] <= 16, used
 
 
 def test_a_deterministic_run_is_the_same_again(tmp_path: Path) -> None:

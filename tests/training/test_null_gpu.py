@@ -49,7 +49,10 @@ def test_what_a_step_asks_of_the_gpu(
 
 @pytest.mark.parametrize(
     ("file", "names", "passed"),
-    [("null_gpu/every_command.py", "test", 9), ("training/test_gpu.py", "nothing_between or deterministic", 5)],
+    [
+        ("null_gpu/every_command.py", "test", 9),
+        ("training/test_gpu.py", "nothing_between or deterministic or memory", 8),
+    ],
 )
 def test_commands_and_tests_run_to_their_end(library: Path, file: str, names: str, passed: int) -> None:
     command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", str(null_gpu.HERE.parent / file), "-k", names]

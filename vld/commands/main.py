@@ -29,7 +29,7 @@ from vld.config.command_settings import LOOKING
 from vld.config.errors import USER_ERROR, UserError
 from vld.config.settings import option_names
 from vld.machine.processes import import_nothing_from_here
-from vld.machine.signals import Stopped, stop_on_signals
+from vld.machine.signals import Stopped, end_on_signals, stop_on_signals
 from vld.machine.streams import make_streams_usable, place_caches
 from vld.machine.waiting import spin_briefly
 from vld.study.jobs import overrides_parser
@@ -169,7 +169,13 @@ def _without_jobs(command: Command) -> int | None:
 
 def _entry(name: str) -> Callable[[], NoReturn]:
     """A command as `vld-NAME` and `scripts/NAME.py` call it."""
-    return lambda: sys.exit(main(name, sys.argv))
+
+    def run() -> NoReturn:
+        code = main(name, sys.argv)
+        end_on_signals(code)
+        sys.exit(code)
+
+    return run
 
 
 train = _entry("train")

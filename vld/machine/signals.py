@@ -1,9 +1,11 @@
 """Signals that wait for a safe moment: the run is saved between two steps, then the earlier handlers are called."""
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
@@ -105,3 +107,17 @@ def stop_on_signals(first: Callable[[], object] = lambda: None) -> None:
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, stop)
+
+
+def end_on_signals(code: int) -> None:
+    """From now on they end the process, with this exit code: for a command that has done all it had to, while libraries tidy up
+    (torch waits for compilers that it has begun)."""
+
+    def end(*_: object) -> NoReturn:
+        with suppress(Exception):  # nobody may be reading, or this came amid such a write
+            sys.stdout.flush()
+        os._exit(code)
+
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, end)

@@ -34,7 +34,7 @@ from vld.runs.reevaluate import SUBSET, evaluate_in_full, kept_while_training
 from vld.training.collapse import CollapseWatch, dropout_noise, noise_warning
 from vld.training.compiled import compile_network
 from vld.training.evaluation import EvaluationSet, evaluation_images, evaluation_set, predict
-from vld.training.loop import Evaluation, Trajectory, is_evaluated, train
+from vld.training.loop import Clock, Evaluation, Trajectory, is_evaluated, train
 
 
 @dataclass(frozen=True)
@@ -147,6 +147,7 @@ class Session:
         training = self.trajectory, self.batches
         compile_network(config.compile, self.model, self.images, self.say, training, self.check)
         self.environments = [environment_now(self.device, config.deterministic, self.model.compiled)]
+        self.trajectory.clock = Clock()  # which counts no compiling
         if saved is not None:
             self.resume(saved)
         drop_stale(self.directory, self.record)

@@ -26,8 +26,6 @@ def line_of(name: str, figures: dict[str, Any]) -> str:
         words.append(f"its kernels {kernels['seconds'] / seconds['full step']:.3f} of a full step")
     if forecast := figures.get("forecast"):
         words.append(f"the paper's study {sum(entry['hours'] for entry in forecast) / 24:,.1f} GPU-days")
-    if isinstance(first := figures.get("seconds_to_first_step"), dict):
-        words.append(f"first step after {first['warm']:.0f} s with everything compiled")
     return ", ".join(words)
 
 

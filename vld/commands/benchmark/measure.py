@@ -77,7 +77,8 @@ def run_benchmark(config: Config, options: Sequence[str], terminal: Terminal) ->
             if not STEPS_ONLY:
                 measured.evaluation()
                 measured.forecast()
-                measured.start(options)
+                if OWN_PROGRAMS:
+                    measured.start(options)
                 measured.bookkeeping(output_dir)
                 measured.beside(options)
             measured.profile()
@@ -269,7 +270,7 @@ class Measured:
 
         def measured() -> dict[str, float]:
             warm = seconds_to_first_step(self.own(options))
-            return ({"cold": warm + self.compiling} if OWN_PROGRAMS else {}) | {"warm": warm}
+            return {"cold": warm + self.compiling, "warm": warm}
 
         self.figures.attempt("seconds_to_first_step", measured)
 

@@ -24,8 +24,8 @@ def show(report: dict[str, Any], terminal: Terminal) -> None:
             f"input pipeline on one core: {per_core['ours']:.0f} images/s, {per_core['ratio']:.1f} times the conventional"
         )
     if first := _measured(report, "seconds_to_first_step"):
-        cold = f"{first['cold']:.1f} s, " if "cold" in first else ""
-        say(f"from the command to the first step: {cold}with everything compiled {first['warm']:.1f} s")
+        said = f"{first['cold']:.1f} s, with everything compiled {first['warm']:.1f} s"
+        say(f"from the command to the first step: {said}")
     for name, its in _measured(report, "device_and_host_seconds").items():
         say(f"  {name:21s} {1e3 * its['device']:9.2f} ms of the GPU, {1e3 * its['host']:.2f} ms of the host")
     if kernels := _measured(report, "kernels_of_a_full_step"):
