@@ -342,28 +342,45 @@ def test_what_mixout_costs_is_the_benchmark_s() -> None:
 
 def test_the_gpu_s_figures_are_those_of_its_benchmark() -> None:
     figures = json.loads((FOLDER / "benchmark_h100.json").read_text())
-    compiled, eager, again = figures.values()
+    columns = [figures[name] for name in ("graphs", "compiled", "eager")]
+    graphs, compiled = columns[:2]
     section = PAGE.partition("## On a GPU")[2]
     rows = {"full (": "full step", "the same on": "bare step", "full, images": "step from host memory"}
+    rows |= {"with Mixout": "step with Mixout"}
     rows |= {"conventional (": "conventional step", "DomainBed's way (": "DomainBed-style step"}
     for words, step in rows.items():
-        [shown] = re.findall(rf"^\| {re.escape(words)}.* \| ([\d,]+) \| ([\d,]+|–) \|$", section, re.MULTILINE)
-        rates = [its["images_per_second"].get(step) for its in (compiled, eager)]
-        assert shown == tuple(f"{rate:,.0f}" if rate else "–" for rate in rates)
-    ratios = [compiled[f"{step}_to_full_step"] for step in ("conventional_step", "DomainBed-style_step")]
+        [line] = re.findall(rf"^\| {re.escape(words)}.*$", section, re.MULTILINE)
+        rates = [its["images_per_second"].get(step) for its in columns]
+        assert line.split(" | ", 1)[1] == " | ".join(f"{rate:,.0f}" if rate else "–" for rate in rates) + " |"
+    ratios = [graphs[f"{step}_to_full_step"] for step in ("conventional_step", "DomainBed-style_step")]
     assert (
         f"{ratios[0]:.2f} times as fast as the conventional one and {ratios[1]:.2f} times as fast as DomainBed's"
         in section
     )
-    rate = f"{compiled['images_per_second']['full step']:,.0f} images/s"
+    rate = f"{graphs['images_per_second']['full step']:,.0f} images/s"
     assert (
         f"{rate}, {ratios[0]:.2f} times as many as the conventional pipeline and {ratios[1]:.2f} times" in DOCUMENTATION
     )
-    assert f"The first compilation takes {again['compile_seconds']:.0f} s" in section
-    assert f"{again['evaluation']['images_per_second_and_network']:,.0f} images/s of a network" in section
-    mixout = again["seconds_of_the_kernels"]["Mixout"]
-    assert f"took {compiled['mixout_step_to_bare_step']:.2f} times as long" in section
-    assert f"{1e3 * mixout:.1f} ms of {1e3 * compiled['median_seconds']['bare step']:.0f}" in section
+    assert f"Mixout takes {graphs['mixout_step_to_bare_step']:.2f} times as long as the bare" in section
+    kernels, full, small = (
+        [1e3 * seconds for seconds in (its["kernels_of_a_full_step"]["seconds"], its["median_seconds"]["full step"])]
+        for its in (graphs, compiled, figures["small images"])
+    )
+    assert (
+        f"{kernels[0]:.1f} of the {kernels[1]:.1f} ms; launched one by one they take {full[0]:.1f} of {full[1]:.1f}"
+        in section
+    )
+    assert f"{small[0] / small[1]:.0%}".replace("%", " %") + " of the step" in section.replace("\n", " ")
+    host = 1e3 * compiled["device_and_host_seconds"]["full step"]["host"]
+    assert f"the host needs {host:.1f} ms to launch them" in section
+    assert f"the host launches ResNet50's in {host:.0f} ms, which an H100 computes in {full[0]:.0f}" in DOCUMENTATION
+    assert f"at 96 pixels trains {figures['small images']['images_per_second']['full step']:,.0f} images/s" in section
+    assert (
+        f"{graphs['evaluation_images_per_second']['both networks in one pass']:,.0f} images/s of a network" in section
+    )
+    assert f"takes {60 * graphs['paper_run_hours']['ours']:.1f} minutes with its evaluations" in section
+    assert f"{sum(entry['hours'] for entry in graphs['forecast']) / 24:.1f} days of the GPU" in section
+    assert f"The first compilation takes {figures['first compilation']['one core']:.0f} s" in section
 
 
 def test_links_lead_somewhere_and_no_machine_is_named() -> None:

@@ -295,7 +295,7 @@ class Config:
     )  # the precision that auto stands for is part of the identity
     compile: str = choice(
         "auto|true|false|graphs",
-        "compile network and augmentation; auto: on a GPU, unless deterministic; graphs: true, with the network as CUDA graphs",
+        "compile network and augmentation; graphs: and launch steps as CUDA graphs; auto: graphs on a GPU, unless deterministic",
         identity=NEVER,
     )
     deterministic: bool = option(False, "the same numbers from every repetition on a GPU, too (slower)", identity=NEVER)

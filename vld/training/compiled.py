@@ -25,6 +25,10 @@ ANNOUNCED_SECONDS = 10
 """What takes longer is announced, and its time said: a first compilation takes a minute or two, from the cache it is seconds."""
 TIMES = {"true": 1, "graphs": 2}
 """That a step is tried: of a graph, its program first, then its recording."""
+KEPT = 0.05
+"""Of a GPU's memory: recordings keep the weights that they are of, also of networks that are gone."""
+recorded: list[int] = []
+"""Bytes of such weights, of this process."""
 
 
 def ways(how: str, device: torch.device) -> tuple[str, ...]:
@@ -63,6 +67,8 @@ def compile_network(
     torch._dynamo.config.recompile_limit = 64
     torch._inductor.config.triton.cudagraph_unexpected_rerecord_limit = 1 << 30
     began = time.perf_counter()
+    if device.type == "cuda" and "graphs" in to_try and training:
+        make_room(model)
     news = "compiling, which takes a minute or two the first time; compile=false begins at once, with slower steps"
     announcement = threading.Timer(ANNOUNCED_SECONDS, say, [news])
     announcement.start()
@@ -116,6 +122,18 @@ def _failure(
             training[1].augment = augment_together
         return f"{type(error).__name__}: {first_line(error)}"
     return None
+
+
+def make_room(model: Classifier) -> None:
+    """Before steps of a network are recorded: where recordings would keep too many weights, as in a sweep of many runs, all are
+    dropped, and programs are loaded from the disk again. Kept may be its own weights, its trial's and a regulariser's."""
+    size = 3 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    total = torch.cuda.get_device_properties(model.head.weight.device).total_memory
+    if sum(recorded) + size > KEPT * total:
+        torch.compiler.reset()
+        _compiled.cache_clear()
+        recorded.clear()
+    recorded.append(size)
 
 
 def program(way: str) -> Callable[..., Tensor]:
