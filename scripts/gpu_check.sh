@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What only a GPU can show, within nine minutes on a machine that has torch, torchvision and timm but no network; gpu_pack.sh fills the
 # folder that it needs. Each part has a time limit and says at once in $OUT (default outputs/gpu_check) what it found, the most valuable
-# first; one that fails or lacks something stops no other. With names of parts (of parts.txt), these alone, within GPU_CHECK_SECONDS.
+# first; one that fails or lacks something stops no other. With names of parts (of parts.txt; all need `machine`), these alone.
+# GPU_CHECK_SECONDS=530: for all.
 # GPU_CHECK_SMALL=1: small networks, for rehearsals.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -16,9 +17,11 @@ slower=${GPU_CHECK_SLOWER:-1} # times all limits, for rehearsals on a slow machi
 all=$((${GPU_CHECK_SECONDS:-530} * slower)) # no part goes on for longer
 only=" $* "
 
+wanted() { [[ $only != *[![:space:]]* || $only == *" $1 "* ]]; }
+
 part() { # NAME SECONDS FILE COMMAND...: SIGTERM at the limit, as from a scheduler
     local name=$1 limit=$(($2 * slower)) file=$3 began=$SECONDS code=0
-    [[ $only == *[![:space:]]* && $only != *" $name "* ]] && return
+    wanted "$name" || return
     shift 3
     [ "$limit" -le $((all - SECONDS)) ] || limit=$((all - SECONDS))
     if [ "$limit" -le 0 ]; then
@@ -88,6 +91,7 @@ compiled() { # NAME OPTION...: as a training does it, which takes a core for a m
 
 benchmark() { # NAME SECONDS WHAT OPTION...: what it has measured by then is in its file
     local name=$1 limit=$2 what=$3
+    wanted "$name" || return
     shift 3
     part "$name" "$limit" benchmarks.txt $python -m vld.commands.benchmark.variant "$what" "${common[@]}" "$@" output_dir="$work/benchmark/$name"
     summarise
@@ -129,3 +133,6 @@ benchmark eager "$variant" steps "${main[@]}" compile=false mixout=0.9 optim.ste
 benchmark fp32 "$variant" steps "${main[@]}" precision=fp32 optim.steps=$few
 benchmark cudnn_untried "$variant" untried "${main[@]}" optim.steps=$few
 cat "$out/summary.txt"
+for name in "$@"; do
+    grep -q "^$name: " "$out/parts.txt" || { echo "$name: no such part" >&2 && exit 2; }
+done

@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import tomllib
 from collections.abc import Iterator
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from hydra import compose, initialize_config_dir
+from packaging.specifiers import SpecifierSet
 from run_command import DOCUMENTATION, REPOSITORY
 
 import vld.commands.main
@@ -200,9 +202,11 @@ def test_precision_on_a_cpu_and_a_gpu() -> None:
 
 
 def test_images_take_40_percent_of_free_gpu_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (700, 2000))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda *_: 500)  # of which 300 are free again
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda *_: 200)
+    """Of what is free once torch has given back what it keeps for later."""
+    free = [700]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (free[0], 2000))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: free.append(free.pop() + 300))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda *_: None)
     said: list[str] = []
     memory = MemoryBudget(torch.device("cuda"), said.append)
     assert [memory.on_device("some", 300), memory.on_device("more", 200), memory.on_device("few", 100)] == [
@@ -253,6 +257,17 @@ def test_an_older_python_is_refused_in_one_line(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("Python 3.11 or newer is needed; this is Python 3.10.1.")
     assert not (tmp_path / ".venv").exists()
+
+
+def test_pinned_packages_suit_the_oldest_python_that_is_accepted() -> None:
+    """3.11.0; Debian 12 has 3.11.2."""
+    accepted = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["requires-python"]
+    oldest = f"{accepted.removeprefix('>=')}.0"
+    pinned = set((REPOSITORY / "scripts/constraints.txt").read_text().lower().split())
+    here = [its for its in distributions() if f"{its.name}=={its.version}".lower() in pinned]
+    assert len(here) > 50
+    wanted = {its.name: its.metadata.get("Requires-Python") or "" for its in here}
+    assert {name: its for name, its in wanted.items() if not SpecifierSet(its).contains(oldest)} == {}
 
 
 @pytest.mark.parametrize("drawn", [False, True])

@@ -73,6 +73,12 @@ def test_parts_that_fail_or_do_not_end_leave_the_others_and_the_summary(tmp_path
     )
     assert "DIFFERENT" in said  # the stub's two deterministic runs
     assert said in done.stdout
+    again = ["bash", str(REPOSITORY / "scripts/gpu_check.sh"), "main", "nothing"]
+    (tmp_path / "out/parts.txt").unlink()
+    some = subprocess.run(again, env=environment, capture_output=True, text=True, check=False)
+    assert (some.returncode, some.stderr) == (2, "nothing: no such part\n")
+    assert [line.split(":")[0] for line in (tmp_path / "out/parts.txt").read_text().splitlines()] == ["main"]
+    assert json.loads((tmp_path / "out/benchmarks.json").read_text()).keys() >= {"main", "eager", "mobilenet_v2"}
 
 
 @pytest.mark.slow

@@ -140,21 +140,22 @@ def test_both_ways_to_a_batch_give_the_same() -> None:
         assert same(other.batch(step), plain.batch(step))
 
 
-def gpu_memory(free: int, monkeypatch: pytest.MonkeyPatch) -> tuple[MemoryBudget, list[str]]:
-    """As of a GPU with so much free memory, and what is said of it."""
+def gpu_memory(free: int, monkeypatch: pytest.MonkeyPatch, again: int = 0) -> tuple[MemoryBudget, list[str]]:
+    """As of a GPU with so much free memory, and what is said of it. again: what torch has given back of the most it had."""
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (free, 10 * free))
-    monkeypatch.setattr("torch.cuda.memory_reserved", lambda _: 0)
-    monkeypatch.setattr("torch.cuda.memory_allocated", lambda _: 0)
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda _: 500)
+    monkeypatch.setattr("torch.cuda.max_memory_reserved", lambda _: 500 + again)
+    monkeypatch.setattr("torch.cuda.reset_peak_memory_stats", lambda _: None)
     said: list[str] = []
     return MemoryBudget(torch.device("cuda"), said.append), said
 
 
-@pytest.mark.parametrize(("leaves", "held"), [(6500, True), (3000, False)])
+@pytest.mark.parametrize(("leaves", "again", "held"), [(6500, 0, True), (3000, 0, False), (9500, 6500, False)])
 def test_images_are_held_once_steps_have_shown_that_they_fit(
-    leaves: int, held: bool, monkeypatch: pytest.MonkeyPatch
+    leaves: int, again: int, held: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only what is drawn: 11 images of 12 x 13 pixels, 5,148 bytes. The batches stay the same."""
-    memory, said = gpu_memory(7000, monkeypatch)
+    memory, said = gpu_memory(7000, monkeypatch, again)
     plain, drawn = batches(3), batches(3, ahead=2)
     drawn.hold_if_it_fits(memory)
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (leaves, 70000))

@@ -80,14 +80,18 @@ class MemoryBudget:
         self.device, self.say = device, say
         self.budget = 0
         if device.type != "cpu":
-            free, _ = torch.cuda.mem_get_info(device)
-            free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-            self.budget = int(SHARE_FOR_IMAGES * free)
+            # What earlier runs of this process have left is free, except what recorded steps keep (`vld.training.compiled`).
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(device)
+            self.budget = int(SHARE_FOR_IMAGES * torch.cuda.mem_get_info(device)[0])
 
     def grow(self) -> None:
-        """To what training leaves: by now torch has reserved as much as a step takes at its peak, and gives nothing back."""
+        """To what training leaves: by now torch has reserved as much as steps and an evaluation take. What it gave back when a
+        step was recorded, the next evaluation takes again."""
         if self.device.type != "cpu":
-            self.budget = int(SHARE_OF_WHAT_IS_LEFT * torch.cuda.mem_get_info(self.device)[0])
+            again = torch.cuda.max_memory_reserved(self.device) - torch.cuda.memory_reserved(self.device)
+            left = torch.cuda.mem_get_info(self.device)[0] - again
+            self.budget = int(SHARE_OF_WHAT_IS_LEFT * max(0, left))
 
     def on_device(self, what: str, size: int, side: int | None = None, *, again: bool = False) -> bool:
         """Whether `size` bytes of images are to be held there.

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import gc
 import logging
 import os
 import threading
@@ -58,6 +59,8 @@ def compile_network(
     device = model.head.weight.device
     if not (to_try := ways(how, device)):
         return
+    if training is None:  # evaluation alone has no steps to record
+        to_try = to_try[-1:]
     # A choice: `set_up` keeps float32 what it says.
     warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
     # That a CPU machine has no CUDA is no news, nor that a signal ended the compiler's processes as well.
@@ -67,7 +70,7 @@ def compile_network(
     torch._dynamo.config.recompile_limit = 64
     torch._inductor.config.triton.cudagraph_unexpected_rerecord_limit = 1 << 30
     began = time.perf_counter()
-    if device.type == "cuda" and "graphs" in to_try and training:
+    if device.type == "cuda" and "graphs" in to_try:
         make_room(model)
     news = "compiling, which takes a minute or two the first time; compile=false begins at once, with slower steps"
     announcement = threading.Timer(ANNOUNCED_SECONDS, say, [news])
@@ -82,7 +85,7 @@ def compile_network(
                     say(f"compiled in {seconds:.0f} s; {folder} keeps it for the runs to come")
                 return
             if device.type == "cuda":
-                torch.cuda.empty_cache()
+                drop_recordings()
             what = {"graphs": "not launched as CUDA graphs", "true": "not compiled"}[way]
             say(f"{what}, which is slower and changes nothing else ({failure:.200})")
     finally:
@@ -130,10 +133,17 @@ def make_room(model: Classifier) -> None:
     size = 3 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     total = torch.cuda.get_device_properties(model.head.weight.device).total_memory
     if sum(recorded) + size > KEPT * total:
-        torch.compiler.reset()
-        _compiled.cache_clear()
-        recorded.clear()
+        drop_recordings()
     recorded.append(size)
+
+
+def drop_recordings() -> None:
+    """With the programs in this process, which keep them, and with the memory of the steps that they are of."""
+    torch.compiler.reset()
+    _compiled.cache_clear()
+    recorded.clear()
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def program(way: str) -> Callable[..., Tensor]:
