@@ -20,7 +20,13 @@ def options(small_glyphs: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
 
 
 @pytest.mark.parametrize(
-    "more", [[], ["deterministic=true", "seed=2"], ["swad.enabled=true", "mixout=0.9", "precision=fp32"]]
+    "more",
+    [
+        [],
+        ["deterministic=true", "seed=2"],
+        ["swad.enabled=true", "mixout=0.9", "precision=fp32"],
+        ["compile=auto", "mixout=0.9", "warm_start=2", "seed=3"],
+    ],
 )
 def test_a_run_is_interrupted_and_resumed(more: list[str], options: list[str]) -> None:
     stopped = stopped_at(3, *options, *more)
@@ -29,6 +35,7 @@ def test_a_run_is_interrupted_and_resumed(more: list[str], options: list[str]) -
     assert resumed.returncode == 0, resumed.stderr
     assert "step 0/6" not in resumed.stdout
     assert "step 6/6" in resumed.stdout
+    assert "which is slower" not in stopped.stdout + resumed.stdout  # nothing failed to compile or to be recorded
 
 
 @pytest.mark.parametrize("method", ["model_soup", "greedy_soup", "ensemble_of_runs", "connectivity"])

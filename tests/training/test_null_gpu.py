@@ -50,7 +50,7 @@ def test_what_a_step_asks_of_the_gpu(
 @pytest.mark.parametrize(
     ("file", "names", "passed"),
     [
-        ("null_gpu/every_command.py", "test", 9),
+        ("null_gpu/every_command.py", "test", 10),
         ("training/test_gpu.py", "nothing_between or deterministic or memory", 8),
     ],
 )
