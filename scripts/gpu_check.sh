@@ -80,7 +80,6 @@ main=($(on $large) "${size[@]}" compile=$compile backbone.feature_scale=0.004)
 transformer=($(on $other) "${size[@]}" compile=$compile mixout=0.9 mixout_kind=$kind)
 # shellcheck disable=SC2046
 tiny=($(on efficientnet_lite0) image_size=$small dataset.store_size=$small compile=$compile)
-plain=(compile=$without_graphs)
 eager=(compile=false deterministic=true batch_size=4) # beside others in the GPU's memory
 
 compiled() { # NAME OPTION...: as a training does it, which takes a core for a minute and a half
@@ -127,7 +126,7 @@ summarise
 benchmark main 150 all "${main[@]}" optim.steps=$steps
 benchmark small_images "$variant" steps "${tiny[@]}" optim.steps=$few
 benchmark $other "$variant" steps "${transformer[@]}" optim.steps=$few
-benchmark without_graphs "$variant" steps "${main[@]}" "${plain[@]}" optim.steps=$few
+benchmark without_graphs "$variant" steps "${main[@]}" compile=$without_graphs optim.steps=$few
 interrupted "" 60
 benchmark eager "$variant" steps "${main[@]}" compile=false mixout=0.9 optim.steps=$few
 benchmark fp32 "$variant" steps "${main[@]}" precision=fp32 optim.steps=$few

@@ -225,14 +225,14 @@ def test_who_compiles_and_how(
     assert compilation.ways(wanted, torch.device(device)) == expected
 
 
-def plain_or_failing(failing: Exception, called: list[str]) -> Callable[..., Callable[..., Tensor]]:
-    """In place of `_compiled`: what is to be recorded fails."""
+def noted(called: list[str], failure: Exception | None = None) -> Callable[..., Callable[..., Tensor]]:
+    """In place of `_compiled`: what would have been called; and what is to be recorded fails."""
 
     def made(function: Callable[..., Tensor], graphs: bool = False) -> Callable[..., Tensor]:
         def compute(*inputs: Any) -> Tensor:
             called.append("recorded" if graphs else "compiled")
-            if graphs:
-                raise failing
+            if graphs and failure:
+                raise failure
             return function(*inputs)
 
         return compute
@@ -243,7 +243,7 @@ def plain_or_failing(failing: Exception, called: list[str]) -> Callable[..., Cal
 def test_what_cannot_be_recorded_is_compiled_and_a_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     called: list[str] = []
-    monkeypatch.setattr(compilation, "_compiled", plain_or_failing(RuntimeError("no graph\nat all"), called))
+    monkeypatch.setattr(compilation, "_compiled", noted(called, RuntimeError("no graph\nat all")))
     model, images = make_model(), make_evaluation_set()
     trajectory, batches = in_training(model)
     compilation.compile_network("graphs", model, images, said.append, (trajectory, batches))
@@ -257,11 +257,7 @@ def test_what_cannot_be_recorded_is_compiled_and_a_line_says_so(monkeypatch: pyt
 def test_a_graph_is_of_steps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tried twice, first its program, then its recording. Neither an evaluation nor a warm start is recorded."""
     called: list[str] = []
-
-    def made(function: Callable[..., Tensor], graphs: bool = False) -> Callable[..., Tensor]:
-        return lambda *inputs: (called.append("recorded" if graphs else "compiled"), function(*inputs))[1]
-
-    monkeypatch.setattr(compilation, "_compiled", made)
+    monkeypatch.setattr(compilation, "_compiled", noted(called))
     model, batches, images = make_model(), make_batches(), make_evaluation_set()
     trajectory = Trajectory(model, settings(steps=3, eval_every=3, warm_start=1, averaging=AveragingConfig(1, 1)))
     compilation.compile_network("graphs", model, images, print, (trajectory, batches))

@@ -104,9 +104,7 @@ def stop_on_signals(first: Callable[[], object] = lambda: None) -> None:
         first()
         raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
 
-    for number in SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, stop)
+    _hear(stop)
 
 
 def end_on_signals(code: int) -> None:
@@ -118,6 +116,10 @@ def end_on_signals(code: int) -> None:
             sys.stdout.flush()
         os._exit(code)
 
+    _hear(end)
+
+
+def _hear(handler: Callable[..., NoReturn]) -> None:
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, end)
+            signal.signal(number, handler)
